@@ -1,0 +1,100 @@
+"""The carriers: one frozen dataclass a stage, `Prompt -> Rollout -> Scored -> Group -> TokenGroup`.
+
+No field is filled in later: a new stage makes a new object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rewards.base import RewardInput, RewardResult
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question as the policy sees it.
+
+    messages: chat messages; an image stands as `{"type": "image"}` in a content list, in the order of `images`.
+    images: file paths (str) or encoded image bytes; decoded only where pixels are needed.
+    """
+
+    id: str
+    messages: tuple[Mapping[str, Any], ...]
+    images: tuple[str | bytes, ...]
+    gold: Any
+    options: tuple[str, ...]
+    kind: str
+    meta: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The text of the last user turn."""
+        content = self.messages[-1]["content"]
+        if isinstance(content, str):
+            return content
+        return "\n".join(part["text"] for part in content if part["type"] == "text")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled completion. logprobs: nats under the sampling policy, one a completion token."""
+
+    prompt: Prompt
+    member: int
+    text: str
+    prompt_ids: tuple[int, ...]  # image placeholder tokens already expanded
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str  # "stop" or "length"
+    weight_version: int
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+    def reward_input(self) -> RewardInput:
+        p = self.prompt
+        return RewardInput(
+            completion=self.text,
+            gold=p.gold,
+            options=p.options,
+            prompt=p.text,
+            images=p.images,
+            kind=p.kind,
+            truncated=self.truncated,
+            meta=p.meta,
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A rollout with its reward. `result.value is None` means masked: out of the group's mean and of the loss."""
+
+    rollout: Rollout
+    result: RewardResult
+
+
+@dataclass(frozen=True)
+class Group:
+    """The G completions of one prompt."""
+
+    prompt: Prompt
+    members: tuple[Scored, ...]
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """One prompt and its completions as tokens: the unit that packing shares and that travels to the reference.
+
+    vision: the processor's tensors for this prompt's images (pixel_values, image_grid_thw, ...), empty without images.
+    """
+
+    key: str
+    prompt_ids: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+    vision: Mapping[str, torch.Tensor]
