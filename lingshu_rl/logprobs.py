@@ -1,0 +1,147 @@
+"""Log-probabilities of completions under a model: one forward through the model's own class, whatever wraps it.
+
+The output head is replaced for the length of the call by one that scores tokens instead of returning logits. It runs as
+the head module's forward, so that hooks of DeepSpeed and PEFT fire as usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lingshu_rl.families import ModelSpec, model_spec, placeholder_ids, supports_sharing, unwrap
+from lingshu_rl.packing import PackedRow
+from lingshu_rl.vocab import LogitTransform, logprobs_of
+
+__all__ = ["TokenScores", "completion_logprobs", "model_inputs", "placeholder_ids", "supports_sharing"]
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """logprobs_T: nats, float32, with gradient. entropy_T: nats, without gradient; None unless asked for."""
+
+    logprobs_T: Tensor
+    entropy_T: Tensor | None
+
+
+def completion_logprobs(
+    model: Any,
+    row: PackedRow,
+    *,
+    banned_ids: Sequence[int] = (),
+    entropy: bool = False,
+    temperature: float = 1.0,
+    chunk: int = 0,
+) -> TokenScores:
+    """log p(token | what precedes it) for the T completion tokens of `row`, in the order of `row.members`.
+
+    model: a transformers model or its DeepSpeed, DDP or PEFT wrapper; the call goes through the wrapper.
+    banned_ids: ids that sampling never returned; they are left out of the normalisation here as well.
+    temperature: of sampling; log-probs are those of the distribution that was sampled from.
+    chunk: places whose logits exist at once; 0 = bounded by memory.
+    Raises ValueError when a completion holds a banned id.
+    """
+    base = unwrap(model)
+    spec = model_spec(base)
+    device = next(base.parameters()).device
+    if banned_ids and (found := set(banned_ids).intersection(row.target_T.tolist())):
+        raise ValueError(f"completions hold the banned token id {min(found)}; ban it in sampling too (logit_bias -100)")
+    banned = torch.tensor(list(banned_ids), device=device) if banned_ids else None
+    transform = LogitTransform.of(base.config, temperature)
+    head = _linear_head(base.get_output_embeddings())
+    where = {"row_T": row.row_T.to(device), "target_T": row.target_T.to(device)}
+    keep_U = row.keep_U.to(device)
+
+    def score(hidden_1SH: Tensor) -> tuple[Tensor, Tensor | None]:
+        return logprobs_of(
+            hidden_1SH[0, keep_U], head.weight, head.bias, **where,
+            transform=transform, banned=banned, entropy=entropy, chunk=chunk,
+        )  # fmt: skip
+
+    with _scoring_head(head, score) as result:
+        model(**model_inputs(row, spec, device), use_cache=False)
+    return TokenScores(result["logprobs"], result["entropy"])
+
+
+def model_inputs(row: PackedRow, spec: ModelSpec, device: torch.device) -> dict[str, Any]:
+    """Arguments of the model's forward for one row."""
+    ids = row.input_ids_1S.to(device)
+    inputs: dict[str, Any] = {"input_ids": ids}
+    inputs |= {key: value.to(device) for key, value in row.vision.items()}
+    if row.dense:
+        inputs["attention_mask"] = torch.ones_like(ids)
+        if spec.token_types == "mm_token_type_ids" or spec.image_blocks:
+            inputs[str(spec.token_types)] = (row.image_S >= 0).long()[None].to(device)
+        elif spec.prefix_blocks:
+            inputs[str(spec.token_types)] = (row.branch_S >= 0).long()[None].to(device)
+        return inputs
+    assert row.positions is not None
+    inputs["position_ids"] = row.positions.to(device)
+    masks = {kind: attention_mask(row, spec, window, device) for kind, window in spec.windows.items()}
+    inputs["attention_mask"] = masks if spec.mask_is_dict else next(iter(masks.values()))
+    return inputs
+
+
+def attention_mask(row: PackedRow, spec: ModelSpec, window: int | None, device: torch.device) -> Tensor:
+    """(1, 1, S, S) bool, True = may attend: own group, the prompt or the own completion, not the future, in the window.
+
+    The window is counted in the unshared sequence, not in the row.
+    """
+    group, branch, logical = row.group_S.to(device), row.branch_S.to(device), row.logical_S.to(device)
+    distance = logical[:, None] - logical[None, :]
+    allowed = distance >= 0
+    if spec.image_blocks or spec.prefix_blocks:
+        block = row.image_S.to(device) if spec.image_blocks else torch.where(branch < 0, 0, -1)
+        allowed |= (block[:, None] == block[None, :]) & (block[:, None] >= 0)
+    if window is not None:
+        allowed &= distance < window
+    allowed &= (branch[None, :] < 0) | (branch[None, :] == branch[:, None])
+    allowed &= group[None, :] == group[:, None]
+    return allowed[None, None]
+
+
+def _linear_head(head: Any) -> nn.Linear:
+    """The linear layer that computes the logits, inside PEFT's modules_to_save when it is trained that way."""
+    if hasattr(head, "modules_to_save"):
+        active = [name for name in head.active_adapters if name in head.modules_to_save]
+        head = head.modules_to_save[active[0]] if active and not head.disable_adapters else head.original_module
+    if type(head) is not nn.Linear:
+        raise TypeError(
+            f"the output head is a {type(head).__name__}, not a linear layer; leave lm_head out of LoRA's target_modules "
+            "(modules_to_save: [lm_head] trains it in full)"
+        )
+    return head
+
+
+@contextmanager
+def _scoring_head(head: nn.Module, score: Any) -> Iterator[dict[str, Any]]:
+    """While open, `head(hidden)` scores tokens and the scores land in the yielded dict.
+
+    They are read in a forward hook rather than from the model's output: models scale or cap what the head returns, and
+    DeepSpeed's own hooks, registered earlier, have by then tied the tensor to the fetching of the head's weights.
+    """
+    result: dict[str, Any] = {}
+
+    def forward(hidden: Tensor) -> Tensor:
+        logprobs, result["entropy"] = score(hidden)
+        return logprobs[None, :, None]
+
+    def catch(module: nn.Module, args: Any, output: Tensor) -> None:
+        result["logprobs"] = output[0, :, 0]
+
+    patched = head.__dict__.get("forward")
+    head.forward = forward
+    handle = head.register_forward_hook(catch)
+    try:
+        yield result
+    finally:
+        handle.remove()
+        if patched is None:
+            del head.forward
+        else:
+            head.forward = patched

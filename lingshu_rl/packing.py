@@ -1,0 +1,277 @@
+"""Groups -> rows. A shared row is `[prompt, completion 1, ..., completion G]`, the prompt and its images once; several
+groups fill a row up to a token budget. Everything here is on the CPU and holds integers; masks are built where they are used.
+
+Shapes: S tokens in a row, T completion tokens scored by it, U places of the row whose output predicts a token (U <= T:
+the last prompt token predicts the first token of all G completions). The last token of a completion predicts
+nothing, so it is a target and not part of a shared row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lingshu_rl.families import ModelSpec, model_spec
+from lingshu_rl.types import TokenGroup
+
+# What processors return for each token of a prompt; rows make their own.
+_PER_TOKEN = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}
+
+
+@dataclass(frozen=True)
+class Span:
+    """One group's place in a row: the prompt is [start, start + prompt), then follow the branches."""
+
+    start: int
+    prompt: int
+    branches: tuple[int, ...]  # row tokens of each completion
+
+    @property
+    def end(self) -> int:
+        return self.start + self.prompt + sum(self.branches)
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Everything one forward needs.
+
+    positions: (1, S), or (3, 1, S) for models with multi-axis positions; None in a dense row, where the model makes its own.
+    group_S, branch_S, logical_S: group in the row, completion in the group (-1: prompt), place in the unshared sequence.
+    image_S: number of the image a token belongs to, -1 for text.
+    keep_U: places whose output predicts a token; row_T, target_T: for each completion token, which of the U and which id.
+    members: (group index, member index, completion tokens) in the order of the T tokens.
+    """
+
+    input_ids_1S: Tensor
+    positions: Tensor | None
+    group_S: Tensor
+    branch_S: Tensor
+    logical_S: Tensor
+    image_S: Tensor
+    vision: dict[str, Tensor]
+    keep_U: Tensor
+    row_T: Tensor
+    target_T: Tensor
+    members: tuple[tuple[int, int, int], ...]
+    spans: tuple[Span, ...]
+    dense: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the model reads in this row."""
+        return self.input_ids_1S.shape[1]
+
+    @property
+    def sequence_T(self) -> Tensor:
+        """(T,) index into `members` of each completion token."""
+        lengths = torch.tensor([length for _, _, length in self.members], dtype=torch.long)
+        return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+
+
+@dataclass
+class _Part:
+    """A group, or as many of its completions as fit a row."""
+
+    group: int
+    members: list[int] = field(default_factory=list)
+    tokens: int = 0
+
+
+def pack(groups: Sequence[TokenGroup], model: Any, token_budget: int, layout: str = "shared") -> list[PackedRow]:
+    """Rows that score every completion of `groups` once.
+
+    model: the model that will run the rows (wrapped or not) or its ModelSpec.
+    layout: "shared", or "dense" for one unshared row a completion. A family that cannot share gets dense rows.
+    token_budget: tokens of a row. A group over it is split over rows, each with the prompt; one sequence over it gets its own row.
+    Raises ValueError for a completion that holds an image placeholder, naming the group.
+    """
+    spec = model_spec(model)
+    if layout not in ("shared", "dense"):
+        raise ValueError(f"layout={layout!r} is not one of shared, dense")
+    for group in groups:
+        _check(group, spec)
+    if layout == "dense" or not spec.shareable:
+        return [_dense_row(group, g, m, spec) for g, group in enumerate(groups) for m in range(len(group.completions))]
+    prompts = {}  # a group may be split over several rows; its positions are computed once
+    rows = []
+    for parts in _fill(groups, token_budget):
+        for part in parts:
+            if part.group not in prompts:
+                prompts[part.group] = _prompt(groups[part.group], spec)
+        rows.append(_shared_row(groups, parts, prompts, spec))
+    return rows
+
+
+def _check(group: TokenGroup, spec: ModelSpec) -> None:
+    if not group.prompt_ids:
+        raise ValueError(f"group {group.key!r} has an empty prompt; at least one token must precede a completion")
+    banned = set(spec.placeholder_ids)
+    for member, completion in enumerate(group.completions):
+        if found := banned.intersection(completion):
+            raise ValueError(
+                f"group {group.key!r}, completion {member}: token {min(found)} is an image placeholder and has no pixels; "
+                "ban the ids of lingshu_rl.families.placeholder_ids in sampling"
+            )
+
+
+def _row_tokens(completion: Sequence[int]) -> int:
+    return max(len(completion) - 1, 0)
+
+
+def _fill(groups: Sequence[TokenGroup], budget: int) -> list[list[_Part]]:
+    """First fit: each part goes into the first row with room for it."""
+    rows: list[list[_Part]] = []
+    room: list[int] = []
+    for g, group in enumerate(groups):
+        for part in _split(g, group, budget):
+            for r, free in enumerate(room):
+                if part.tokens <= free:
+                    break
+            else:
+                r = len(rows)
+                rows.append([])
+                room.append(budget)
+            rows[r].append(part)
+            room[r] -= part.tokens
+    return rows
+
+
+def _split(index: int, group: TokenGroup, budget: int) -> list[_Part]:
+    prompt = len(group.prompt_ids)
+    parts: list[_Part] = []
+    for member, completion in enumerate(group.completions):
+        extra = _row_tokens(completion)
+        if not parts or parts[-1].tokens + extra > budget:
+            parts.append(_Part(index, tokens=prompt))
+        parts[-1].members.append(member)
+        parts[-1].tokens += extra
+    return parts
+
+
+@dataclass(frozen=True)
+class _PromptLayout:
+    ids: Tensor
+    positions: Tensor  # (axes, P)
+    next_position: int  # of the first completion token
+    image: Tensor  # (P,) number of the image, -1 for text
+
+
+def _prompt(group: TokenGroup, spec: ModelSpec) -> _PromptLayout:
+    ids = torch.tensor(group.prompt_ids, dtype=torch.long)
+    is_image = ids == spec.image_id if spec.image_id is not None else torch.zeros_like(ids, dtype=torch.bool)
+    # A run of placeholders is one image.
+    starts = is_image & ~torch.cat([is_image.new_zeros(1), is_image[:-1]])
+    image = torch.where(is_image, starts.cumsum(0) - 1, -1)
+    if is_image.any() and not _images(group):
+        raise ValueError(f"group {group.key!r}: the prompt has image placeholders, but `vision` holds no tensors")
+    if spec.rope_index is None:
+        positions = torch.arange(len(ids))[None] + spec.first_position
+        return _PromptLayout(ids, positions, len(ids) + spec.first_position, image)
+    if not is_image.any():
+        return _PromptLayout(ids, torch.arange(len(ids)).expand(3, -1), len(ids), image)
+    grids = {key: value for key, value in _images(group).items() if key.endswith("grid_thw")}
+    positions, _ = spec.rope_index(ids[None], mm_token_type_ids=is_image.int()[None], **grids)
+    positions = positions[:, 0]
+    return _PromptLayout(ids, positions, int(positions.max()) + 1, image)
+
+
+def _images(group: TokenGroup) -> dict[str, Tensor]:
+    return {key: value for key, value in group.vision.items() if key not in _PER_TOKEN}
+
+
+def _shared_row(
+    groups: Sequence[TokenGroup], parts: Sequence[_Part], prompts: dict[int, _PromptLayout], spec: ModelSpec
+) -> PackedRow:
+    ids: list[Tensor] = []
+    positions: list[Tensor] = []
+    group_of: list[Tensor] = []
+    branch_of: list[Tensor] = []
+    logical: list[Tensor] = []
+    image: list[Tensor] = []
+    keep: list[int] = []
+    row_of: list[int] = []
+    targets: list[int] = []
+    members = []
+    spans = []
+    start = 0
+    for n, part in enumerate(parts):
+        group, prompt = groups[part.group], prompts[part.group]
+        size = len(prompt.ids)
+        axes = prompt.positions.shape[0]
+        ids.append(prompt.ids)
+        positions.append(prompt.positions)
+        branch_of.append(torch.full((size,), -1))
+        logical.append(torch.arange(size))
+        image.append(prompt.image)
+        last_prompt = len(keep)
+        keep.append(start + size - 1)
+        place = start + size
+        branches = []
+        for b, member in enumerate(part.members):
+            completion = group.completions[member]
+            length = _row_tokens(completion)
+            steps = torch.arange(length)
+            ids.append(torch.tensor(completion[:length], dtype=torch.long))
+            positions.append((prompt.next_position + steps).expand(axes, -1))
+            branch_of.append(torch.full((length,), b))
+            logical.append(size + steps)
+            image.append(torch.full((length,), -1))
+            if completion:
+                row_of += [last_prompt, *range(len(keep), len(keep) + length)]
+                keep += range(place, place + length)
+                targets += completion
+            members.append((part.group, member, len(completion)))
+            branches.append(length)
+            place += length
+        spans.append(Span(start, size, tuple(branches)))
+        group_of.append(torch.full((place - start,), n))
+        start = place
+    positions_1S = torch.cat(positions, dim=1)[:, None]
+    return PackedRow(
+        input_ids_1S=torch.cat(ids)[None],
+        positions=positions_1S if spec.rope_index else positions_1S[0],
+        group_S=torch.cat(group_of),
+        branch_S=torch.cat(branch_of),
+        logical_S=torch.cat(logical),
+        image_S=torch.cat(image),
+        vision=_merge_vision([groups[part.group] for part in parts]),
+        keep_U=torch.tensor(keep),
+        row_T=torch.tensor(row_of, dtype=torch.long),
+        target_T=torch.tensor(targets, dtype=torch.long),
+        members=tuple(members),
+        spans=tuple(spans),
+        dense=False,
+    )
+
+
+def _dense_row(group: TokenGroup, index: int, member: int, spec: ModelSpec) -> PackedRow:
+    """One ordinary, unpadded sequence: positions and mask are left to the model, which makes it the oracle."""
+    only = replace(group, completions=(group.completions[member],))
+    completion = only.completions[0]
+    row = _shared_row([only], [_Part(0, [0])], {0: _prompt(only, replace(spec, rope_index=None))}, spec)
+    return replace(row, positions=None, members=((index, member, len(completion)),), dense=True)
+
+
+def _merge_vision(groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
+    """The images of several prompts as the processor would have returned them for one batch."""
+    merged: dict[str, list[Tensor]] = {}
+    for group in groups:
+        for key, value in _images(group).items():
+            merged.setdefault(key, []).append(value)
+    return {key: torch.cat(_pad_alike(values)) for key, values in merged.items()}
+
+
+def _pad_alike(values: list[Tensor]) -> list[Tensor]:
+    """Zero-pad all but the first axis to the largest size (Pixtral-style images of different sizes carry image_sizes)."""
+    largest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    if all(list(value.shape[1:]) == largest for value in values):
+        return values
+    padded = []
+    for value in values:
+        margins = [m for size, full in zip(value.shape[1:], largest, strict=True) for m in (full - size, 0)]
+        padded.append(torch.nn.functional.pad(value, margins[::-1]))
+    return padded

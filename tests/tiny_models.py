@@ -1,0 +1,141 @@
+"""Small random models of each family, and prompts for them, made by hand: no processor, no download."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch import Tensor
+
+from lingshu_rl.types import TokenGroup
+
+VOCAB = 160
+IMAGE, VIDEO, VISION_START, VISION_END = 150, 151, 152, 153
+TEXT = {
+    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+QWEN_IDS = {
+    "image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}  # fmt: skip
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+QWEN_VISION = {
+    "depth": 2,
+    "num_heads": 4,
+    "in_channels": 3,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+CLIP = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16,
+    "patch_size": 4,
+}  # fmt: skip
+
+WINDOW = 6  # shorter than every row, so that a wrong window shows
+
+
+def config_of(family: str) -> transformers.PretrainedConfig:
+    t = transformers
+    if family == "qwen2_vl":
+        vision = QWEN_VISION | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
+        return t.Qwen2VLConfig(text_config=TEXT | {"rope_parameters": MROPE}, vision_config=vision, **QWEN_IDS)
+    if family in ("qwen2_5_vl", "qwen2_5_vl_window"):
+        vision = QWEN_VISION | {
+            "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "window_size": 16,
+            "fullatt_block_indexes": [1],
+        }  # fmt: skip
+        text = TEXT | {"rope_parameters": MROPE}
+        if family == "qwen2_5_vl_window":
+            text |= {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+        return t.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **QWEN_IDS)
+    if family == "qwen3_vl":
+        vision = QWEN_VISION | {
+            "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1],
+            "num_position_embeddings": 64,
+        }  # fmt: skip
+        text = TEXT | {"rope_parameters": MROPE | {"mrope_interleaved": True}}
+        return t.Qwen3VLConfig(text_config=text, vision_config=vision, **QWEN_IDS)
+    if family == "llava":
+        return t.LlavaConfig(
+            text_config=t.LlamaConfig(**TEXT), vision_config=t.CLIPVisionConfig(**CLIP), image_token_index=IMAGE
+        )
+    if family == "internvl":
+        vision = t.InternVLVisionConfig(**CLIP)
+        return t.InternVLConfig(text_config=t.Qwen2Config(**TEXT), vision_config=vision, image_token_id=IMAGE)
+    if family == "gemma3":
+        text = t.Gemma3TextConfig(
+            **TEXT, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+        )
+        vision = t.SiglipVisionConfig(**CLIP)
+        return t.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=IMAGE)
+    if family == "llama":
+        return t.LlamaConfig(**TEXT)
+    if family == "mistral_window":
+        return t.MistralConfig(**TEXT, sliding_window=WINDOW)
+    if family == "qwen2":
+        return t.Qwen2Config(**TEXT)
+    if family == "qwen2_window":
+        return t.Qwen2Config(**TEXT, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
+    if family == "qwen3":
+        return t.Qwen3Config(**TEXT)
+    raise KeyError(family)
+
+
+VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen2_5_vl_window", "qwen3_vl", "llava", "internvl", "gemma3")
+TEXT_FAMILIES = ("llama", "mistral_window", "qwen2", "qwen2_window", "qwen3")
+
+
+def build(family: str, seed: int = 0, **changes: object) -> transformers.PreTrainedModel:
+    """A model in train mode whose attention is far from uniform.
+
+    With transformers' own initialisation every score is near 0, attention averages what it sees, and a wrong mask hardly
+    moves a log-prob. Weights are drawn again at 1/sqrt(fan-in), queries and keys at twice that.
+    """
+    torch.manual_seed(seed)
+    config = config_of(family)
+    config.get_text_config().update(changes)
+    cls = transformers.AutoModelForImageTextToText if family in VISION_FAMILIES else transformers.AutoModelForCausalLM
+    model = cls.from_config(config, attn_implementation="sdpa")
+    redraw(model)
+    return model.train()
+
+
+def redraw(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2:
+                if name.endswith("bias"):
+                    parameter.normal_(0, 0.1)
+                continue
+            fan_in = parameter[0].numel() if "embed" not in name else parameter.shape[-1]
+            gain = 2.0 if any(key in name for key in ("q_proj", "k_proj", "qkv")) else 1.0
+            parameter.normal_(0, gain * fan_in**-0.5)
+
+
+def image_of(family: str, height: int = 4, width: int = 4) -> tuple[list[int], dict[str, Tensor]]:
+    """The prompt ids of one random image and its tensors. height and width count merged patches (Qwen only)."""
+    if family.startswith("qwen"):
+        grid = torch.tensor([[1, 2 * height, 2 * width]])
+        pixels = torch.randn(int(grid.prod()), 3 * 2 * 4 * 4)
+        ids = [VISION_START, *[IMAGE] * (height * width), VISION_END]
+        return ids, {"pixel_values": pixels, "image_grid_thw": grid}
+    tokens = {"llava": 16, "internvl": 4, "gemma3": 4}[family]
+    return [VISION_START, *[IMAGE] * tokens, VISION_END], {"pixel_values": torch.randn(1, 3, 16, 16)}
+
+
+def words(count: int) -> list[int]:
+    return torch.randint(3, 140, (count,)).tolist()
+
+
+def group(family: str, key: str, completions: list[int], images: int = 0, text: int = 9) -> TokenGroup:
+    """A prompt with `images` images of different sizes and `text` words, and completions of the given lengths."""
+    ids, vision = words(3), []
+    for n in range(images):
+        image_ids, tensors = image_of(family, 2 + n, 3)
+        ids += image_ids + words(2)
+        vision.append(tensors)
+    ids += words(text)
+    merged = {name: torch.cat([tensors[name] for tensors in vision]) for name in vision[0]} if vision else {}
+    return TokenGroup(key, tuple(ids), tuple(tuple(words(length)) for length in completions), merged)
