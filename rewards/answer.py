@@ -1,0 +1,343 @@
+"""Where in a completion the answer stands: one channel decides, everything below it may only veto.
+
+Order: `<answer>` tag, `\\boxed{}`, JSON answer key, cue phrase ("the answer is"), bare last or only line. Nothing is
+guessed: a completion whose think block, tag, box or JSON answer is left open or empty has no answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from rewards.text import normalise, sentence_spans, strip_markup, unwrap_latex
+
+CLOSED_CHANNELS = ("tag", "boxed", "json")
+
+_END_OF_TURN = re.compile(
+    r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|end|endofturn|end_of_turn_token|start_header_id|user"
+    r"|return|call|diff_marker)\|>|<\|end▁of▁sentence\|>|</s>|<eos>|<end_of_turn>|<start_of_turn>|<turn\|>|<end_of_utterance>",
+    re.IGNORECASE,
+)
+_THINK = re.compile(
+    r"<\s*(/?)\s*(?:think|thinking|thought|reasoning|analysis|scratchpad|reflection)\s*>|(\[/?THINK\])|(◁/?think▷)"
+    r"|(<unused9[45]>)|(<\|(?:begin|end)_of_thought\|>)",
+    re.IGNORECASE,
+)
+_TAG = re.compile(r"<\s{0,3}(/?)\s{0,3}(?:answer|final[_ ]?answer|ans)\s{0,3}>", re.IGNORECASE)
+_OPEN_TAG_END = re.compile(r"<\s{0,3}/?\s{0,3}(?:final[_ ]?)?ans(?:w(?:er?)?)?\s{0,3}$", re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{")
+_BRACE = re.compile(r"\\[{}]|[{}]")
+_JSON_KEY = re.compile(
+    r"[\"'](?:(?:final|correct|selected|chosen|predicted|my|best)[_ -]?)?(?:answer|option|choice|letter|prediction)"
+    r"(?:[_ -](?:letter|choice|option|key|text))?[\"']\s{0,9}:\s{0,9}",
+    re.IGNORECASE,
+)
+_JSON_UNIT = re.compile(
+    r"\s{0,9},\s{0,9}[\"'](?:answer[_ -]?)?units?[\"']\s{0,9}:\s{0,9}[\"']([^\"'\n]{0,40})[\"']", re.IGNORECASE
+)
+_JSON_LOOSE = re.compile(r"'([^'\n]*)'(?=\s{0,9}[,}\]])|([A-Za-z0-9+.\-]+)(?=\s{0,9}[,}\]])")
+_JSON = json.JSONDecoder(
+    parse_float=lambda text: text,
+    parse_int=lambda text: text,
+    parse_constant=lambda text: text,
+    object_pairs_hook=lambda pairs: _JsonObject(pairs),
+)
+_CUE_TAIL = r"[*_`\"'\s]{0,12}(?:[:=|→]|->|=>)?[*_`\"\s]{0,12}"
+_LABEL_ONLY = re.compile(r"\W{0,6}[A-Za-z]\W{0,6}\.\W{0,3}")
+_ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&nbsp;": " ", "&amp;": "&"}
+_ENTITY = re.compile("|".join(_ENTITIES))
+
+
+class _JsonObject(list):
+    """Key-value pairs of a JSON object, duplicates kept."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One place where an answer is given: `text` is raw, `start:end` its place in `Answer.body`."""
+
+    text: str
+    channel: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a completion offers as its answer.
+
+    status: "ok", or "unparsed" when nothing may be read (see `reason`).
+    channel: tag | boxed | json | cue | bare, or "" when there is none. "bare" means: no mark at all; then `texts` holds
+    the last line, and a caller with a stricter or wider idea of a bare answer looks at `body`.
+    texts: all candidate texts of the deciding channel in order; the caller parses each and demands that they agree.
+    A cue text is the first sentence after the cue, which may say nothing ("the answer is clear").
+    lower: candidates of the channels below (never of "bare"); they may veto, not decide.
+    body: the completion without think blocks, cut at the first end-of-turn token.
+    rest: the body with tags, boxes and JSON answers blanked out (same length, same offsets).
+    """
+
+    status: str
+    channel: str = ""
+    texts: tuple[str, ...] = ()
+    lower: tuple[Candidate, ...] = ()
+    body: str = ""
+    rest: str = ""
+    candidates: tuple[Candidate, ...] = ()
+    reason: str = ""
+
+    @property
+    def closed(self) -> bool:
+        """True when the answer ends by its own mark, so that a cut at the length limit cannot have changed it."""
+        return self.status == "ok" and self.channel in CLOSED_CHANNELS
+
+
+def extract(completion: str) -> Answer:
+    """Find the answer candidates of a completion. Pure, never raises on text, linear in its length."""
+    text = normalise(completion)
+    if "&" in text:
+        text = _ENTITY.sub(lambda match: _ENTITIES[match.group()], text)
+    end = _END_OF_TURN.search(text)
+    if end is not None:
+        text = text[: end.start()]
+    stripped = _without_thoughts(text)
+    if stripped is None:
+        return Answer("unparsed", reason="the think block is never closed")
+    body = stripped.strip()
+    if not body:
+        return Answer(
+            "unparsed", reason="nothing stands outside the think block" if text.strip() else "empty completion"
+        )
+
+    rest = body
+    found: list[Candidate] = []
+    for find in (_tags, _boxes, _json_answers):
+        candidates, spans, problem = find(rest)
+        if problem:
+            return Answer("unparsed", channel=_CHANNEL_OF[find], body=body, rest=rest, reason=problem)
+        found += candidates
+        rest = _blank(rest, spans)
+    found += _cues(rest)
+
+    if not found:
+        last = body.rsplit("\n", 1)[-1].strip()
+        return Answer("ok", "bare", (last,), body=body, rest=rest)
+    channel = found[0].channel
+    deciding = tuple(candidate for candidate in found if candidate.channel == channel)
+    return Answer(
+        "ok",
+        channel,
+        tuple(candidate.text for candidate in deciding),
+        lower=tuple(found[len(deciding) :]),
+        body=body,
+        rest=rest,
+        candidates=deciding,
+    )
+
+
+def _without_thoughts(text: str) -> str | None:
+    """The text outside think blocks, or None when one is left open.
+
+    A closing mark without an opening one closes a block that the prompt opened: what stands before it is thought.
+    """
+    kept: list[str] = []
+    depth = 0
+    start = 0
+    opened = False
+    for match in _THINK.finditer(text):
+        mark = match.group().lower()
+        closing = "/" in mark or mark in ("<unused95>", "<|end_of_thought|>")
+        if not closing:
+            if depth == 0:
+                kept.append(text[start : match.start()])
+            depth += 1
+            opened = True
+        elif depth > 0:
+            depth -= 1
+            start = match.end()
+        else:
+            if opened:
+                kept.append(text[start : match.start()])
+            start = match.end()
+            opened = True
+    if depth > 0:
+        return None
+    kept.append(text[start:])
+    return "\n".join(kept)
+
+
+_Found = tuple[list[Candidate], list[tuple[int, int]], str]
+
+
+def _tags(text: str) -> _Found:
+    candidates: list[Candidate] = []
+    spans: list[tuple[int, int]] = []
+    pieces: list[tuple[int, int]] = []
+    depth = 0
+    start = outer = 0
+    for match in _TAG.finditer(text):
+        if not match.group(1):
+            if depth == 0:
+                outer = match.start()
+                pieces = []
+            else:
+                pieces.append((start, match.start()))
+            depth += 1
+        elif depth == 0:
+            return [], [], "a closing answer tag without an opening one"
+        else:
+            depth -= 1
+            pieces.append((start, match.start()))
+            if depth == 0:
+                filled = [(a, b) for a, b in pieces if text[a:b].strip()]
+                if not filled:
+                    return [], [], "an empty answer tag"
+                candidates += [Candidate(text[a:b].strip(), "tag", a, b) for a, b in filled]
+                spans.append((outer, match.end()))
+        start = match.end()
+    if depth > 0 or _OPEN_TAG_END.search(text, max(0, len(text) - 24)):
+        return [], [], "an answer tag is never closed"
+    return candidates, spans, ""
+
+
+def _boxes(text: str) -> _Found:
+    candidates: list[Candidate] = []
+    spans: list[tuple[int, int]] = []
+    match = _BOX.search(text)
+    while match is not None:
+        end = _closing_brace(text, match.end())
+        if end is None:
+            return [], [], "a box is never closed"
+        inner = text[match.end() : end].strip()
+        if not unwrap_latex(inner):
+            return [], [], "an empty box"
+        candidates.append(Candidate(inner, "boxed", match.end(), end))
+        spans.append((match.start(), end + 1))
+        match = _BOX.search(text, end + 1)
+    return candidates, spans, ""
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    depth = 1
+    for match in _BRACE.finditer(text, start):
+        if match.group() == "{":
+            depth += 1
+        elif match.group() == "}":
+            depth -= 1
+            if depth == 0:
+                return match.start()
+    return None
+
+
+def _json_answers(text: str) -> _Found:
+    candidates: list[Candidate] = []
+    spans: list[tuple[int, int]] = []
+    first_brace = text.find("{")
+    last_brace = text.rfind("}")
+    if first_brace < 0:
+        return [], [], ""
+    position = first_brace
+    while (match := _JSON_KEY.search(text, position)) is not None:
+        value: Any
+        try:
+            value, end = _JSON.raw_decode(text, match.end())
+        except (ValueError, RecursionError):
+            loose = _JSON_LOOSE.match(text, match.end())
+            if loose is None:
+                return [], [], "a JSON answer that cannot be read"
+            value, end = loose.group(1) if loose.group(1) is not None else loose.group(2), loose.end()
+        if end > last_brace:
+            return [], [], "a JSON answer is never closed"
+        answer = _json_text(value, 0)
+        unit = _JSON_UNIT.match(text, end)
+        if not answer:
+            return [], [], "an empty JSON answer"
+        if unit is not None:
+            answer = f"{answer} {unit.group(1)}"
+        candidates.append(Candidate(answer, "json", match.end(), end))
+        spans.append((match.start(), end))
+        position = end
+    return candidates, spans, ""
+
+
+def _json_text(value: Any, depth: int) -> str:
+    """A JSON value as an answer text; lists are joined by commas, objects by ". " in their own order."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None or depth > 3:
+        return ""
+    if isinstance(value, _JsonObject):
+        return ". ".join(part for part in (_json_text(item, depth + 1) for _, item in value) if part)
+    return ", ".join(part for part in (_json_text(item, depth + 1) for item in value) if part)
+
+
+_CHANNEL_OF = {_tags: "tag", _boxes: "boxed", _json_answers: "json"}
+
+
+def _blank(text: str, spans: list[tuple[int, int]]) -> str:
+    """`text` with the spans replaced by spaces of the same length, so that offsets stay valid."""
+    if not spans:
+        return text
+    parts: list[str] = []
+    position = 0
+    for start, end in spans:
+        parts += [text[position:start], " " * (end - start)]
+        position = end
+    return "".join([*parts, text[position:]])
+
+
+@cache
+def cue_table() -> dict[str, dict[str, Any]]:
+    """The cue phrases of all languages, normalised as completions are."""
+    source = resources.files("rewards") / "data" / "cues.json"
+    table: dict[str, dict[str, Any]] = json.loads(normalise(source.read_text(encoding="utf-8")))
+    table.pop("_about")
+    return table
+
+
+@cache
+def _cue_patterns() -> list[tuple[tuple[str, ...], re.Pattern[str]]]:
+    return [
+        (tuple(entry["hints"]), re.compile(f"(?:{'|'.join(entry['answer'])}){_CUE_TAIL}", re.IGNORECASE))
+        for entry in cue_table().values()
+    ]
+
+
+def _cues(text: str) -> list[Candidate]:
+    """What stands after each cue phrase: the rest of its sentence, or the next line when the cue is a heading."""
+    lowered = text.lower()
+    matches: list[re.Match[str]] = []
+    for hints, pattern in _cue_patterns():
+        if any(hint in lowered for hint in hints):
+            matches += pattern.finditer(text)
+    if not matches:
+        return []
+    matches.sort(key=lambda match: (match.start(), -match.end()))
+    kept: list[re.Match[str]] = []
+    for match in matches:
+        if not kept or match.start() >= kept[-1].end():
+            kept.append(match)
+    candidates: list[Candidate] = []
+    for index, match in enumerate(kept):
+        start = match.end()
+        stop = kept[index + 1].start() if index + 1 < len(kept) else len(text)
+        newline = text.find("\n", start, stop)
+        end = _sentence_stop(text, start, stop if newline < 0 else newline)
+        value = strip_markup(text[start:end])
+        # A question asks; it does not answer.
+        if re.search(r"\w", value) and not value.endswith("?"):
+            candidates.append(Candidate(value, "cue", start, end))
+    return candidates
+
+
+def _sentence_stop(text: str, start: int, stop: int) -> int:
+    """Where the sentence that starts at `start` ends; a leading label ("B.") does not end it."""
+    for _, end in sentence_spans(text[start:stop]):
+        if not _LABEL_ONLY.fullmatch(text[start : start + end]):
+            return start + end
+    return stop

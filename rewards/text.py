@@ -1,0 +1,137 @@
+"""Text normalisation shared by all rewards. Every function here is linear in its input."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Characters that show nothing: soft hyphen, joiners, bidi controls, fillers, variation selectors, tag characters, C0/C1
+# controls other than tab and newline.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
+)
+_NEWLINE = re.compile("\r\n?|\x85|\u2028|\u2029")
+# NFKC would turn 10⁹ into 109 and 2½ into 21/2: keep the power and the space apart before it runs.
+_SUPERSCRIPT = re.compile("(?<=[0-9])([⁺⁻]?[⁰¹²³⁴-⁹]+)")
+_FRACTION = re.compile("(?<=[0-9])(?=[¼-¾⅐-⅞↉])")
+
+_LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad\b|~")
+_LATEX_WRAP = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|mathrm|mathbf|mathit|mathsf|mathtt|mbox|hbox|boxed|fbox|bf|rm|bold"
+    r"|boldsymbol|operatorname|underline|emph|displaystyle|large|Large)(?![A-Za-z])\s*"
+)
+_MARKUP = re.compile(r"[*`#]+|_{2,}|(?<!\w)_|_(?!\w)|~~")
+_BULLET = re.compile(r"^(?:[>\-•‣◦▪●–—+]+\s+)+|^>+\s*")
+_QUOTES = "\"'“”„‟‘’‚‛«»‹›「」『』"
+_BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">", "【": "】", "〔": "〕", "《": "》", "〈": "〉"}
+_DASHES = re.compile("[‐‑‒–—―−﹣]")
+_KEY_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=\w)|(?<=\w)-(?=[^\W\d_])")
+_KEY_DROP = re.compile(rf"[{_QUOTES}`*,;:!?()\[\]{{}}。、，；：！？।]|\.(?!\d)|(?<!\w)_|_(?!\w)")
+# The look-behind keeps a long run of full stops linear.
+_SENTENCE_END = re.compile(r"[。！？।]|(?<![.!?])[.!?]++(?=[\"'”’)\]*_]*+(?:\s|$))")
+_ABBREVIATION = re.compile(r"\b(?:[ei]\.[ge]|vs|cf|st|dr|mr|mrs|no|fig|ca|approx|resp)$", re.IGNORECASE)
+_NEXT = re.compile(r"\s*(\S)")
+ARTICLES = ("a", "an", "the")
+
+
+def normalise(text: str) -> str:
+    """NFKC with invisible and bidi characters removed and newlines unified.
+
+    Look-alike letters of other scripts are left as they are: a Cyrillic letter is not a Latin one. A superscript after
+    a digit becomes `^n` and a vulgar fraction after a digit keeps a space, because plain NFKC would change the number.
+    """
+    if not text.isascii():
+        text = _SUPERSCRIPT.sub(r"^\1", text)
+        text = _FRACTION.sub(" ", text)
+        text = unicodedata.normalize("NFKC", text).replace("\u2044", "/")
+    text = _NEWLINE.sub("\n", text)
+    return _INVISIBLE.sub("", text)
+
+
+def unwrap_latex(text: str) -> str:
+    """Drop math delimiters, spacing and font commands: `$\\mathbf{(B)}$` becomes `(B)`. Other commands are kept."""
+    if "\\" not in text and "$" not in text:
+        return text
+    text = text.replace("\\(", "").replace("\\)", "").replace("\\[", "").replace("\\]", "").replace("$", "")
+    text = _LATEX_SPACE.sub(" ", text)
+    unwrapped = _LATEX_WRAP.sub("", text)
+    if unwrapped != text:
+        unwrapped = unwrapped.replace("{", "").replace("}", "")
+    return unwrapped.strip()
+
+
+def strip_markup(text: str) -> str:
+    """Remove markdown emphasis, code ticks, headings, bullets and table bars around one line."""
+    text = _MARKUP.sub("", text).strip(" \t|")
+    return _BULLET.sub("", text).strip()
+
+
+def strip_quotes(text: str) -> str:
+    """Remove quotes and bracket pairs that enclose the whole text, with surrounding space."""
+    for _ in range(8):  # deeper nesting is no answer, and unbounded peeling would be quadratic
+        text = text.strip()
+        if len(text) >= 2 and text[0] in _QUOTES and text[-1] in _QUOTES:
+            text = text[1:-1]
+        elif (
+            len(text) >= 2
+            and _BRACKETS.get(text[0]) == text[-1]
+            and text[0] not in text[1:-1]
+            and text[-1] not in text[1:-1]
+        ):
+            text = text[1:-1]
+        else:
+            break
+    return text
+
+
+def text_key(text: str) -> str:
+    """The form in which two short answers are compared: case, punctuation, quotes and hyphens between words ignored.
+
+    Signs, digits, comparison marks, accents and every word are kept: "+1" and "-1" stay different.
+    """
+    text = _DASHES.sub("-", normalise(text)).casefold()
+    text = _KEY_HYPHEN.sub(" ", text)
+    text = _KEY_DROP.sub(" ", text)
+    return " ".join(text.split())
+
+
+def drop_article(text: str) -> str:
+    """`text` without one leading English article. Case is ignored."""
+    head, space, rest = text.partition(" ")
+    return rest.lstrip() if space and head.lower() in ARTICLES else text
+
+
+def lines(text: str) -> list[str]:
+    """The lines of `text` that hold more than space, stripped."""
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def sentences(text: str) -> list[str]:
+    """Split into sentences, over line breaks too. Abbreviations and a leading label ("B. Pneumonia") do not end one."""
+    return [text[start:end].strip() for start, end in sentence_spans(text)]
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """(start, end) offsets of the sentences of `text`; between them lies only white space."""
+    spans: list[tuple[int, int]] = []
+    offset = 0
+    for line in text.split("\n"):
+        start = 0
+        for match in _SENTENCE_END.finditer(line):
+            if match.group() == "." and _goes_on(line, start, match):
+                continue
+            spans.append((offset + start, offset + match.end()))
+            start = match.end()
+        spans.append((offset + start, offset + len(line)))
+        offset += len(line) + 1
+    return [(start, end) for start, end in spans if text[start:end].strip()]
+
+
+def _goes_on(line: str, start: int, stop: re.Match[str]) -> bool:
+    following = _NEXT.match(line, stop.end())
+    if following is None:
+        return False
+    before = line[max(start, stop.start() - 8) : stop.start()]
+    is_label = stop.start() - start < 8 and len(before.strip(" (*_[")) == 1
+    return is_label or following.group(1).islower() or _ABBREVIATION.search(before) is not None
