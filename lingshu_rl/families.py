@@ -1,4 +1,4 @@
-"""What a model family needs for a shared-prefix row: mask form, positions, placeholder ids. Read from the model's config.
+"""What a model family needs for a shared-prefix row: mask form, positions, placeholders. Read from its config alone.
 
 A family that is not named here works when its layers are plain causal attention; the first-batch check of a run
 compares shared and dense log-probs, so a family that breaks the assumption is caught before it trains.
@@ -6,31 +6,33 @@ compares shared and dense log-probs, so a family that breaks the assumption is c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
-
-if TYPE_CHECKING:
-    from torch import nn
+from typing import Any
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
 
 # Rotary types whose angles depend on a token's position alone. `dynamic` and `longrope` also look at the row's length.
 _PLAIN_ROPE = {"default", "linear", "llama3", "yarn", "proportional", "mrope"}
-# State that runs along the row cannot be forked by a mask. Most families name such layers in `layer_types`; these do not.
+# State that runs along the row cannot be forked by a mask. Most families name such layers in `layer_types`; not these.
 _RECURRENT = {"recurrent_gemma", "rwkv", "xlstm", "lfm2_moe"}
+# Multi-axis positions as in Qwen2-VL: an image spans rows and columns, text goes on after the longer side.
+_MROPE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
+_SHARED_ATTENTION = ("sdpa", "shared_prefix", "shared_flex")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """How to lay out rows for one model.
 
+    placeholder_ids: stand for image or video features; image_id: the one for images.
     windows: layer type -> sliding window in tokens, None for full attention.
-    image_blocks: image tokens of one image see each other (Gemma 3). prefix_blocks: the whole prompt does (PaliGemma).
-    first_position: position of the first prompt token. rope_index: the family's own multi-axis positions, or None.
-    token_types: name of the per-token type input that the model wants in an ordinary row, or None.
+    image_blocks: tokens of one image see each other (Gemma 3). prefix_blocks: the whole prompt does (PaliGemma).
+    first_position: position of the first prompt token.
+    mrope_merge: patches merged along a side of the image in multi-axis positions, 0 for ordinary positions.
+    token_types: name of the per-token type input that the model wants in an ordinary row, "" for none.
+    shareable: whether completions can share the prompt's row; reason: why not.
     """
 
     model_type: str
@@ -40,110 +42,125 @@ class ModelSpec:
     image_blocks: bool
     prefix_blocks: bool
     first_position: int
-    rope_index: Callable[..., Any] | None
-    token_types: str | None
+    mrope_merge: int
+    token_types: str
     shareable: bool
-    reason: str  # why it is not shareable
+    reason: str
 
     @property
     def mask_is_dict(self) -> bool:
+        """Models with layers of several types take a mask for each type, all others one tensor."""
         return len(self.windows) > 1
 
 
 def unwrap(model: Any) -> Any:
     """The transformers model inside DeepSpeed, DDP, torch.compile and PEFT wrappers."""
-    while True:
+    while not hasattr(model, "get_output_embeddings") or hasattr(model, "get_base_model"):
         if hasattr(model, "get_base_model"):
             model = model.get_base_model()
         elif hasattr(model, "_orig_mod"):
             model = model._orig_mod
-        elif hasattr(model, "module") and not hasattr(model, "get_output_embeddings"):
-            model = model.module
-        elif type(model).__name__ == "DeepSpeedEngine" or type(model).__name__ == "DistributedDataParallel":
+        elif hasattr(model, "module"):
             model = model.module
         else:
-            return model
+            raise TypeError(f"{type(model).__name__} is not a transformers model, nor a wrapper of one")
+    return model
 
 
-def placeholder_ids(config: Any) -> tuple[int, ...]:
-    """Token ids that stand for image or video features. Never sample them: the forward would look for their pixels."""
-    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-    found = {value for name in names if isinstance(value := getattr(config, name, None), int)}
-    return tuple(sorted(found))
+def model_spec(model: Any) -> ModelSpec:
+    """The spec of a model (wrapped or not) or of its config."""
+    config = model if hasattr(model, "get_text_config") else unwrap(model).config
+    text = config.get_text_config()
+    family = config.model_type
+    shareable, reason = supports_sharing(config)
+    window = getattr(text, "sliding_window", None)
+    kinds = sorted(set(getattr(text, "layer_types", None) or []))
+    if not kinds:  # all layers are alike, so a window in the config holds for all of them
+        kinds = [SLIDING if window and getattr(text, "use_sliding_window", None) is not False else FULL]
+    image_id = _first(config, "image_token_id", "image_token_index")
+    video_id = _first(config, "video_token_id", "video_token_index")
+    mrope = family in _MROPE
+    return ModelSpec(
+        model_type=family,
+        placeholder_ids=tuple(i for i in (image_id, video_id) if i is not None),
+        image_id=image_id,
+        windows={kind: window if kind == SLIDING else None for kind in kinds},
+        image_blocks=family == "gemma3",
+        prefix_blocks=family == "paligemma",
+        first_position=1 if family == "paligemma" else 0,
+        mrope_merge=config.vision_config.spatial_merge_size if mrope else 0,
+        token_types="mm_token_type_ids" if mrope else "token_type_ids" if family in ("gemma3", "paligemma") else "",
+        shareable=shareable,
+        reason=reason,
+    )
 
 
 def supports_sharing(config: Any) -> tuple[bool, str]:
     """Whether completions can share a prompt's row in this family, and if not, why (for the one line a run prints)."""
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or [])
-    families = {config.model_type, text.model_type, text.model_type.removesuffix("_text")}
-    if recurrent := kinds - {FULL, SLIDING}:
-        return False, f"{config.model_type}: layers of type {', '.join(sorted(recurrent))} carry state along the row"
-    if families & _RECURRENT and not kinds:
-        return False, f"{config.model_type}: its layers carry state along the row"
-    for rope in _rope_types(getattr(text, "rope_parameters", None)):
-        if rope not in _PLAIN_ROPE:
-            return False, f"{config.model_type}: rotary type {rope!r} depends on the length of the row"
-    if getattr(text, "attn_temperature_tuning", False):
-        return False, f"{config.model_type}: attention temperature follows the place in the row, not the position"
-    if config.model_type == "paligemma" and SLIDING in kinds:
-        return False, "paligemma2: its sliding layers accept no mask of their own"
+    families = {config.model_type, text.model_type}
+    ropes = _rope_parameters(text)
     if getattr(config, "is_encoder_decoder", False):
-        return False, f"{config.model_type}: encoder-decoder models have no shared row"
-    implementation = getattr(text, "_attn_implementation", None) or "sdpa"
-    if implementation not in ("sdpa", "shared_prefix", "shared_flex"):
-        return (
-            False,
-            f"{config.model_type}: attention {implementation!r} cannot take the mask; load with attn_implementation='sdpa'",
-        )
-    return True, ""
+        reason = "the prompt is read by an encoder"
+    elif other := kinds - {FULL, SLIDING}:
+        reason = f"no mask can keep completions apart in layers of type {', '.join(sorted(other))}"
+    elif families & _RECURRENT and not kinds:
+        reason = "its layers carry state along the row"
+    elif odd := {rope.get("rope_type", "default") for rope in ropes} - _PLAIN_ROPE:
+        reason = f"rotary type {min(odd)!r} depends on the length of the row"
+    elif config.model_type not in _MROPE and any("mrope_section" in rope for rope in ropes):
+        reason = "its multi-axis positions are not known here"
+    elif getattr(text, "attn_temperature_tuning", False):
+        reason = "its attention temperature follows the place in the row, not the position"
+    elif config.model_type == "paligemma" and SLIDING in kinds:
+        reason = "its sliding layers accept no mask of their own"
+    elif (attention := getattr(text, "_attn_implementation", None) or "sdpa") not in _SHARED_ATTENTION:
+        reason = f"attention {attention!r} cannot take the mask (load it with attn_implementation='sdpa')"
+    else:
+        return True, ""
+    return False, f"{config.model_type}: {reason}"
 
 
-def _rope_types(parameters: Any) -> set[str]:
-    """Rotary types in `rope_parameters`, which is flat or has one entry for each layer type."""
-    if not isinstance(parameters, dict):
-        return set()
-    if any(isinstance(value, dict) for value in parameters.values()):
-        return set().union(*(_rope_types(value) for value in parameters.values()))
-    return {parameters.get("rope_type", "default")}
+def mrope_positions(
+    is_image: Sequence[bool], grids: Sequence[Sequence[int]], merge: int
+) -> tuple[list[list[int]], int]:
+    """Positions of a prompt on the (time, row, column) axes, and the position of the token after it.
+
+    is_image: one a token. grids: (frames, rows, columns) in patches, one an image. Source: Qwen2-VL, arXiv 2409.12191,
+    section 2.1. Raises ValueError when the placeholders and the grids do not match.
+    """
+    axes: list[list[int]] = [[], [], []]
+    place = position = 0
+    for frames, rows, columns in grids:
+        while place < len(is_image) and not is_image[place]:
+            for axis in axes:
+                axis.append(position)
+            place, position = place + 1, position + 1
+        rows, columns = rows // merge, columns // merge
+        size = frames * rows * columns
+        if not all(is_image[place : place + size]) or place + size > len(is_image):
+            raise ValueError(
+                f"an image needs {size} placeholder tokens in a row, the prompt has fewer at token {place}"
+            )
+        for f in range(frames):
+            for r in range(rows):
+                axes[0] += [position + f] * columns
+                axes[1] += [position + r] * columns
+                axes[2] += range(position, position + columns)
+        place, position = place + size, position + max(rows, columns)
+    if any(is_image[place:]):
+        raise ValueError(f"{sum(is_image[place:])} image placeholder tokens are left over after {len(grids)} images")
+    rest = range(position, position + len(is_image) - place)
+    return [axis + list(rest) for axis in axes], position + len(rest)
 
 
-_SPECS: WeakKeyDictionary[nn.Module, ModelSpec] = WeakKeyDictionary()
+def _first(config: Any, *names: str) -> int | None:
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
-def model_spec(model: Any) -> ModelSpec:
-    """The spec of a model, wrapped or not. A ModelSpec is returned as it is."""
-    if isinstance(model, ModelSpec):
-        return model
-    base = unwrap(model)
-    if base not in _SPECS:
-        _SPECS[base] = _read_spec(base)
-    return _SPECS[base]
-
-
-def _read_spec(base: Any) -> ModelSpec:
-    config = base.config
-    text = config.get_text_config()
-    shareable, reason = supports_sharing(config)
-    window = getattr(text, "sliding_window", None)
-    kinds = sorted(set(getattr(text, "layer_types", None) or []))
-    if not kinds:  # one kind of layer; a window in such a config holds for all of them
-        kinds = [SLIDING if window and getattr(text, "use_sliding_window", None) is not False else FULL]
-    family = config.model_type
-    image_id = getattr(config, "image_token_id", None)
-    inner = getattr(base, "model", None)
-    rope_index = getattr(inner, "get_rope_index", None)
-    token_types = "mm_token_type_ids" if rope_index else "token_type_ids" if family in ("gemma3", "paligemma") else None
-    return ModelSpec(
-        model_type=family,
-        placeholder_ids=placeholder_ids(config),
-        image_id=image_id if image_id is not None else getattr(config, "image_token_index", None),
-        windows={kind: window if kind == SLIDING else None for kind in kinds},
-        image_blocks=family == "gemma3",
-        prefix_blocks=family == "paligemma",
-        first_position=1 if family == "paligemma" else 0,
-        rope_index=rope_index,
-        token_types=token_types,
-        shareable=shareable,
-        reason=reason,
-    )
+def _rope_parameters(text: Any) -> list[dict[str, Any]]:
+    """`rope_parameters` is flat, or holds one dict for each layer type."""
+    parameters = getattr(text, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return nested or [parameters]

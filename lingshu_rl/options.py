@@ -1,4 +1,4 @@
-"""Options of the objective: what the update computes, as plain dataclasses. Loads no torch, so configs stay cheap to read."""
+"""Options of the objective, as plain dataclasses. Loads no torch, so that reading a config stays cheap."""
 
 from __future__ import annotations
 

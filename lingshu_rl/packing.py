@@ -1,5 +1,5 @@
 """Groups -> rows. A shared row is `[prompt, completion 1, ..., completion G]`, the prompt and its images once; several
-groups fill a row up to a token budget. Everything here is on the CPU and holds integers; masks are built where they are used.
+groups fill a row up to a token budget. Tensors here stay on the CPU; masks are built where they are used.
 
 Shapes: S tokens in a row, T completion tokens scored by it, U places of the row whose output predicts a token (U <= T:
 the last prompt token predicts the first token of all G completions). The last token of a completion predicts
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lingshu_rl.families import ModelSpec, model_spec
+from lingshu_rl.families import ModelSpec, model_spec, mrope_positions
 from lingshu_rl.types import TokenGroup
 
 # What processors return for each token of a prompt; rows make their own.
@@ -39,10 +39,11 @@ class Span:
 class PackedRow:
     """Everything one forward needs.
 
-    positions: (1, S), or (3, 1, S) for models with multi-axis positions; None in a dense row, where the model makes its own.
-    group_S, branch_S, logical_S: group in the row, completion in the group (-1: prompt), place in the unshared sequence.
+    positions: (1, S), or (3, 1, S) for models with multi-axis positions; None in a dense row: the model makes its own.
+    group_S: number of the group in the row. branch_S: of the completion in the group, -1 for the prompt.
+    logical_S: place in the unshared sequence.
     image_S: number of the image a token belongs to, -1 for text.
-    keep_U: places whose output predicts a token; row_T, target_T: for each completion token, which of the U and which id.
+    keep_U: places whose output predicts a token. row_T, target_T: which of the U, and which id, for each of the T.
     members: (group index, member index, completion tokens) in the order of the T tokens.
     """
 
@@ -84,10 +85,12 @@ class _Part:
 def pack(groups: Sequence[TokenGroup], model: Any, token_budget: int, layout: str = "shared") -> list[PackedRow]:
     """Rows that score every completion of `groups` once.
 
-    model: the model that will run the rows (wrapped or not) or its ModelSpec.
+    model: the model that will run the rows (wrapped or not) or its config.
     layout: "shared", or "dense" for one unshared row a completion. A family that cannot share gets dense rows.
-    token_budget: tokens of a row. A group over it is split over rows, each with the prompt; one sequence over it gets its own row.
-    Raises ValueError for a completion that holds an image placeholder, naming the group.
+    token_budget: tokens of a row. A group over it is split over rows, each with the prompt; a single sequence over it
+    gets a row of its own.
+    Raises ValueError naming the group for an empty prompt, an image placeholder in a completion, or placeholders that
+    do not match the images.
     """
     spec = model_spec(model)
     if layout not in ("shared", "dense"):
@@ -113,8 +116,8 @@ def _check(group: TokenGroup, spec: ModelSpec) -> None:
     for member, completion in enumerate(group.completions):
         if found := banned.intersection(completion):
             raise ValueError(
-                f"group {group.key!r}, completion {member}: token {min(found)} is an image placeholder and has no pixels; "
-                "ban the ids of lingshu_rl.families.placeholder_ids in sampling"
+                f"group {group.key!r}, completion {member}: token {min(found)} is an image placeholder, but "
+                "completions have no pixels; ban it in sampling (logit_bias)"
             )
 
 
@@ -128,11 +131,8 @@ def _fill(groups: Sequence[TokenGroup], budget: int) -> list[list[_Part]]:
     room: list[int] = []
     for g, group in enumerate(groups):
         for part in _split(g, group, budget):
-            for r, free in enumerate(room):
-                if part.tokens <= free:
-                    break
-            else:
-                r = len(rows)
+            r = next((r for r, free in enumerate(room) if part.tokens <= free), len(rows))
+            if r == len(rows):
                 rows.append([])
                 room.append(budget)
             rows[r].append(part)
@@ -168,15 +168,15 @@ def _prompt(group: TokenGroup, spec: ModelSpec) -> _PromptLayout:
     image = torch.where(is_image, starts.cumsum(0) - 1, -1)
     if is_image.any() and not _images(group):
         raise ValueError(f"group {group.key!r}: the prompt has image placeholders, but `vision` holds no tensors")
-    if spec.rope_index is None:
+    if not spec.mrope_merge:
         positions = torch.arange(len(ids))[None] + spec.first_position
         return _PromptLayout(ids, positions, len(ids) + spec.first_position, image)
-    if not is_image.any():
-        return _PromptLayout(ids, torch.arange(len(ids)).expand(3, -1), len(ids), image)
-    grids = {key: value for key, value in _images(group).items() if key.endswith("grid_thw")}
-    positions, _ = spec.rope_index(ids[None], mm_token_type_ids=is_image.int()[None], **grids)
-    positions = positions[:, 0]
-    return _PromptLayout(ids, positions, int(positions.max()) + 1, image)
+    grids = group.vision.get("image_grid_thw", torch.empty(0, 3)).tolist()
+    try:
+        axes, following = mrope_positions(is_image.tolist(), grids, spec.mrope_merge)
+    except ValueError as error:
+        raise ValueError(f"group {group.key!r}: {error}") from None
+    return _PromptLayout(ids, torch.tensor(axes), following, image)
 
 
 def _images(group: TokenGroup) -> dict[str, Tensor]:
@@ -233,7 +233,7 @@ def _shared_row(
     positions_1S = torch.cat(positions, dim=1)[:, None]
     return PackedRow(
         input_ids_1S=torch.cat(ids)[None],
-        positions=positions_1S if spec.rope_index else positions_1S[0],
+        positions=positions_1S if spec.mrope_merge else positions_1S[0],
         group_S=torch.cat(group_of),
         branch_S=torch.cat(branch_of),
         logical_S=torch.cat(logical),
@@ -252,7 +252,7 @@ def _dense_row(group: TokenGroup, index: int, member: int, spec: ModelSpec) -> P
     """One ordinary, unpadded sequence: positions and mask are left to the model, which makes it the oracle."""
     only = replace(group, completions=(group.completions[member],))
     completion = only.completions[0]
-    row = _shared_row([only], [_Part(0, [0])], {0: _prompt(only, replace(spec, rope_index=None))}, spec)
+    row = _shared_row([only], [_Part(0, [0])], {0: _prompt(only, spec)}, spec)
     return replace(row, positions=None, members=((index, member, len(completion)),), dense=True)
 
 
@@ -266,7 +266,7 @@ def _merge_vision(groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
 
 
 def _pad_alike(values: list[Tensor]) -> list[Tensor]:
-    """Zero-pad all but the first axis to the largest size (Pixtral-style images of different sizes carry image_sizes)."""
+    """Zero-pad all but the first axis to the largest (images of different sizes, as in Pixtral, carry image_sizes)."""
     largest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
     if all(list(value.shape[1:]) == largest for value in values):
         return values

@@ -1,4 +1,4 @@
-"""Log-probabilities over a large vocabulary, without a tensor of all logits and without a gradient of the head per chunk.
+"""Log-probabilities over a large vocabulary without a tensor of all logits, nor a gradient of the head per chunk.
 
 Shapes: U scored places, T (place, token) pairs, V vocabulary, H hidden size.
 """
@@ -21,7 +21,7 @@ _NEVER = -1e30  # a banned logit: far below any real one, yet finite, so that p 
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What the model and the sampler do between the head's product and the softmax: z = cap(scale * h W^T) / temperature."""
+    """From the head's product to the softmax: z = cap(scale * h W^T) / temperature, with cap(y) = c tanh(y / c)."""
 
     scale: float = 1.0
     softcap: float | None = None
@@ -66,9 +66,9 @@ def logprobs_of(
     entropy: bool = False,
     chunk: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """log softmax(z[row_T])[target_T] in nats, float32 (T,), and the entropy of those distributions (T,), without gradient.
+    """log softmax(z[row_T])[target_T] in nats, float32 (T,), and the entropy of those distributions (T,), no gradient.
 
-    banned: ids left out of the normalisation. chunk: places projected at once; 0 = as many as fit a fixed amount of memory.
+    banned: ids left out of the normalisation. chunk: places projected at once; 0 = what fits a fixed amount of memory.
     The backward pass computes the logits again, chunk by chunk, unless all of them were one chunk.
     """
     logp_T, entropy_U = _ChunkedLogProbs.apply(
@@ -183,7 +183,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 def _gathered(*parameters: Tensor | None) -> AbstractContextManager[Any]:
     """Under DeepSpeed ZeRO-3 the head is a shard outside its module's forward: fetch it for the recomputation."""
-    shards = [p for p in parameters if p is not None and getattr(p, "ds_status", None) is not None]
+    shards: list[Any] = [p for p in parameters if getattr(p, "ds_status", None) is not None]
     if not shards:
         return nullcontext()
     import deepspeed

@@ -90,8 +90,8 @@ TEXT_FAMILIES = ("llama", "mistral_window", "qwen2", "qwen2_window", "qwen3")
 def build(family: str, seed: int = 0, **changes: object) -> transformers.PreTrainedModel:
     """A model in train mode whose attention is far from uniform.
 
-    With transformers' own initialisation every score is near 0, attention averages what it sees, and a wrong mask hardly
-    moves a log-prob. Weights are drawn again at 1/sqrt(fan-in), queries and keys at twice that.
+    With transformers' own initialisation every score is near 0, attention averages what it sees, and a wrong mask
+    hardly moves a log-prob. Weights are drawn again at 1/sqrt(fan-in), queries and keys at twice that.
     """
     torch.manual_seed(seed)
     config = config_of(family)

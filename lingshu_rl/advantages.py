@@ -1,0 +1,89 @@
+"""Rewards of a group -> advantages. Pure functions on plain numbers; None stands for a reward that could not be judged.
+
+A None counts neither in the mean nor in the deviation and gets None back: the caller leaves that completion out.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from lingshu_rl.options import AdvantageConfig
+
+_EPSILON = 1e-4  # added to a deviation, as in TRL: near-equal rewards do not explode, exact ones give 0
+
+
+def group_advantages(rewards: Sequence[float | None], config: AdvantageConfig) -> list[float | None]:
+    """Advantages of one group's completions by `config.variant` (group, no_std or leave_one_out).
+
+    A group with fewer than two judged rewards has nothing to compare: its judged members get 0.
+    """
+    if config.variant == "gdpo":
+        raise ValueError("advantage.variant=gdpo looks at all groups at once; call gdpo_advantages")
+    judged = [reward for reward in rewards if reward is not None]
+    if len(judged) < 2:
+        return [None if reward is None else 0.0 for reward in rewards]
+    formula = {"group": _normalised, "no_std": _centred, "leave_one_out": _leave_one_out}[config.variant]
+    values = iter(formula(judged))
+    return [None if reward is None else next(values) for reward in rewards]
+
+
+def _normalised(rewards: Sequence[float]) -> list[float]:
+    """A_i = (R_i - mean R) / (std R + 1e-4), std with n - 1. GRPO, arXiv 2402.03300, section 4.1.2."""
+    mean, deviation = statistics.fmean(rewards), statistics.stdev(rewards)
+    return [(reward - mean) / (deviation + _EPSILON) for reward in rewards]
+
+
+def _centred(rewards: Sequence[float]) -> list[float]:
+    """A_i = R_i - mean R. Dr. GRPO, arXiv 2503.20783: a division by the deviation favours too easy and too hard ones."""
+    mean = statistics.fmean(rewards)
+    return [reward - mean for reward in rewards]
+
+
+def _leave_one_out(rewards: Sequence[float]) -> list[float]:
+    """A_i = R_i - mean of the others. RLOO, Kool et al. 2019, arXiv 2402.14740: a baseline free of the own reward."""
+    total, others = sum(rewards), len(rewards) - 1
+    return [reward - (total - reward) / others for reward in rewards]
+
+
+def gdpo_advantages(
+    components: Sequence[Sequence[Mapping[str, float] | None]], weights: Mapping[str, float]
+) -> list[list[float | None]]:
+    """Advantages of a batch with each reward component normalised on its own. GDPO, arXiv 2601.05242.
+
+        a_ik = (R_ik - mean_group R_k) / (std_group R_k + 1e-4)
+        A_i  = (S_i - mean_batch S) / (std_batch S + 1e-4),   S_i = sum_k weight_k a_ik
+
+    A rare component keeps its say: in a plain sum the component of larger spread drowns it.
+    components: for each group, for each completion, its component values, or None when it was not judged. A component
+    that a completion lacks counts neither in that component's mean nor in its sum.
+    """
+    sums: list[list[float | None]] = []
+    for group in components:
+        totals: list[float | None] = [None if member is None else 0.0 for member in group]
+        for name, weight in weights.items():
+            values = group_advantages([None if m is None else m.get(name) for m in group], AdvantageConfig("group"))
+            for i, value in enumerate(values):
+                if value is not None:
+                    totals[i] = (totals[i] or 0.0) + weight * value
+        sums.append(totals)
+    flat = [total for group_totals in sums for total in group_totals if total is not None]
+    if len(flat) < 2:
+        return [[None if total is None else 0.0 for total in group_totals] for group_totals in sums]
+    scaled = iter(_normalised(flat))
+    return [[None if total is None else next(scaled) for total in group_totals] for group_totals in sums]
+
+
+def overlong_penalty(tokens: int, max_tokens: int, config: AdvantageConfig) -> float:
+    """What a long completion loses, in reward (<= 0), before advantages are computed.
+
+        0                                            up to max_tokens - buffer
+        penalty * (max_tokens - buffer - n) / buffer up to max_tokens
+        -penalty                                     at max_tokens, where sampling was cut
+
+    Soft overlong punishment of DAPO, arXiv 2503.14476, equation 13, with overlong_penalty = 1.
+    """
+    if not config.overlong_buffer:
+        return 0.0
+    over = tokens - (max_tokens - config.overlong_buffer)
+    return -config.overlong_penalty * min(max(over / config.overlong_buffer, 0.0), 1.0)
