@@ -58,12 +58,16 @@ class _JsonObject(list):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One place where an answer is given: `text` is raw, `start:end` its place in `Answer.body`."""
+    """One place where an answer is given: `text` is raw, `start:end` its place in `Answer.body`.
+
+    lead: where its announcement (tag, box, cue phrase) begins.
+    """
 
     text: str
     channel: str
     start: int
     end: int
+    lead: int
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ def _tags(text: str) -> _Found:
                 filled = [(a, b) for a, b in pieces if text[a:b].strip()]
                 if not filled:
                     return [], [], "an empty answer tag"
-                candidates += [Candidate(text[a:b].strip(), "tag", a, b) for a, b in filled]
+                candidates += [Candidate(text[a:b].strip(), "tag", a, b, outer) for a, b in filled]
                 spans.append((outer, match.end()))
         start = match.end()
     if depth > 0 or _OPEN_TAG_END.search(text, max(0, len(text) - 24)):
@@ -214,7 +218,7 @@ def _boxes(text: str) -> _Found:
         inner = text[match.end() : end].strip()
         if not unwrap_latex(inner):
             return [], [], "an empty box"
-        candidates.append(Candidate(inner, "boxed", match.end(), end))
+        candidates.append(Candidate(inner, "boxed", match.end(), end, match.start()))
         spans.append((match.start(), end + 1))
         match = _BOX.search(text, end + 1)
     return candidates, spans, ""
@@ -257,7 +261,7 @@ def _json_answers(text: str) -> _Found:
             return [], [], "an empty JSON answer"
         if unit is not None:
             answer = f"{answer} {unit.group(1)}"
-        candidates.append(Candidate(answer, "json", match.end(), end))
+        candidates.append(Candidate(answer, "json", match.end(), end, match.start()))
         spans.append((match.start(), end))
         position = end
     return candidates, spans, ""
@@ -331,7 +335,7 @@ def _cues(text: str) -> list[Candidate]:
         value = strip_markup(text[start:end])
         # A question asks; it does not answer.
         if re.search(r"\w", value) and not value.endswith("?"):
-            candidates.append(Candidate(value, "cue", start, end))
+            candidates.append(Candidate(value, "cue", start, end, match.start()))
     return candidates
 
 

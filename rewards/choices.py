@@ -1,0 +1,619 @@
+"""Reading one phrase against a closed set of options: a letter, an option's text, both, a list, or a negation.
+
+A phrase is what stands in an answer tag, after a cue, or alone on a line. Nothing is guessed: a phrase that is not
+wholly explained by the grammar below reads as nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import resources
+from string import ascii_uppercase
+
+from rewards.text import drop_article, normalise, strip_markup, strip_quotes, text_key, unwrap_latex
+
+CHOSEN, NOTHING, EXCLUDED, CONFLICT = "chosen", "nothing", "excluded", "conflict"
+MAX_PHRASE = 2000
+
+
+@dataclass(frozen=True)
+class Reading:
+    """kind: chosen | nothing | excluded (a choice is denied) | conflict (several, or letter against text).
+
+    letters: the chosen letters. exact: the phrase is the answer and nothing else. by_letter: a letter was written.
+    """
+
+    kind: str
+    letters: frozenset[str] = frozenset()
+    exact: bool = False
+    by_letter: bool = False
+    reason: str = ""
+
+
+_NOTHING = Reading(NOTHING)
+
+
+@dataclass(frozen=True)
+class OptionSet:
+    """Options as they are compared. `keys` leaves out texts that two options share after normalisation."""
+
+    texts: tuple[str, ...]
+    letters: str
+    keys: dict[str, str]
+    tokens: tuple[tuple[str, tuple[str, ...]], ...]
+    yes_no: bool
+
+    def key_of(self, letter: str) -> str:
+        return text_key(self.texts[self.letters.index(letter)])
+
+
+_OWN_LABEL = re.compile(r"\s*\(?([A-Za-z])\s*[.):]\s+(?=\S)|\s*\(([A-Za-z])\)\s*(?=\S)")
+
+
+@lru_cache(maxsize=8192)
+def option_set(options: tuple[str, ...]) -> OptionSet:
+    """Prepare 2 to 26 options. Labels that the data already carries ("A. CT") are taken off."""
+    letters = ascii_uppercase[: len(options)]
+    texts = [" ".join(normalise(option).split()) for option in options]
+    labels = [_OWN_LABEL.match(text) for text in texts]
+    if all(m is not None and (m.group(1) or m.group(2)).upper() == x for m, x in zip(labels, letters, strict=True)):
+        texts = [text[m.end() :] for text, m in zip(texts, labels, strict=True) if m is not None]
+    keys: dict[str, str] = {}
+    shared: set[str] = set()
+    for letter, text in zip(letters, texts, strict=True):
+        for key in {text_key(text), text_key(drop_article(text))}:
+            if not key:
+                continue
+            if keys.setdefault(key, letter) != letter:
+                shared.add(key)
+    for key in shared:
+        del keys[key]
+    tokens = sorted(((letter, tuple(key.split())) for key, letter in keys.items()), key=lambda item: -len(item[1]))
+    yes_no = {"yes", "no"} <= set(keys) and len(options) <= 3
+    return OptionSet(tuple(texts), letters, keys, tuple(tokens), yes_no)
+
+
+class Words:
+    """The compiled word lists of data/choices.json."""
+
+    def __init__(self) -> None:
+        source = resources.files("rewards") / "data" / "choices.json"
+        table: dict[str, list[str]] = json.loads(normalise(source.read_text(encoding="utf-8")))
+
+        def alternatives(words: str, marks: str = "") -> str:
+            plain = sorted(table[words], key=len, reverse=True)
+            parts = [rf"(?<!\w)(?:{'|'.join(plain)})(?!\w)"] if plain else []
+            if marks:
+                parts.append("|".join(sorted(table[marks], key=len, reverse=True)))
+            return "(?:" + "|".join(parts) + ")"
+
+        flags = re.IGNORECASE
+        option = alternatives("option_words", "option_marks")
+        self.lead = re.compile(
+            rf"\s*(?:(?:{alternatives('leads')}|{alternatives('text_cues')})[\s:,]*"
+            rf"|{option}(?:\s?(?:is|no\.?|number|ist|est|es|é|è|là|adalah|ni)(?!\w))?\s*[:=]?\s*)",
+            flags,
+        )
+        self.join_word = re.compile(rf"\s*(?:{alternatives('joins', 'join_marks')}|[&/+|])\s*")
+        self.negator = re.compile(rf"\W{{0,3}}{alternatives('negators', 'negator_marks')}", flags)
+        self.only = re.compile(r"\s*(?:only|just|merely|nur|solo|seulement|sure|certain|clear)\b", flags)
+        self.negated_after = re.compile("|".join(table["negated_after"]), flags)
+        self.contrast = re.compile(alternatives("contrasts", "contrast_marks"), flags)
+        self.instead_of = re.compile(rf"\s*[,;(—–-]?\s*{alternatives('instead_of', 'instead_of_marks')}", flags)
+        self.because = re.compile(rf"\s*{alternatives('because')}", flags)
+        self.closer = re.compile(rf"\s*(?:{'|'.join(sorted(table['closers'], key=len, reverse=True))})")
+        self.closers_only = re.compile(
+            rf"(?:\s*(?:{'|'.join(sorted(table['closers'], key=len, reverse=True))}))*[\s.!。]*"
+        )
+        self.wrong_lead = re.compile(
+            rf"{alternatives('wrong_lead')}\s+(?:\w+\s+)?$|(?:{'|'.join(table['wrong_lead_marks'])})的?\s?$", flags
+        )
+        self.conditional = re.compile(alternatives("conditional", "conditional_marks"), flags)
+        self.soft_cue = re.compile(rf"{alternatives('soft_cues')}[\s,:*]*", flags)
+        self.text_cue = re.compile(rf"{alternatives('text_cues')}[\s:*]+", flags)
+        self.predicate = re.compile("|".join(table["predicates"]), flags)
+        self.bad_verdict = re.compile(rf"[\s,:;.()—–-]*{alternatives('bad_verdicts')}", flags)
+
+
+@cache
+def words() -> Words:
+    return Words()
+
+
+# A letter stands alone: no Latin, Greek or Cyrillic letter, digit or apostrophe-joined word touches it. Scripts written
+# without spaces may.
+_EDGE = r"A-Za-z0-9_\u00c0-\u052f"
+_LONE = re.compile(r"[\s(\[{<*\"']*([A-Za-z])[\s)\]}>*\"'.:,;!。、]*")
+_HEAD = re.compile(
+    rf"[\s(\[{{<\"'“‘「]*(?<![{_EDGE}])([A-Za-z])(?![{_EDGE}])(?![-‐‑–'’][A-Za-z0-9])(?!\.[A-Za-z0-9])(?P<close>[)\]}}>\"'”’」]*)"
+)
+_TURKISH_SUFFIX = re.compile(r"(?<![A-Za-z])([A-Z])['’](?:dir|dır|dur|dür|tir|tır|yi|i|ı|e|a)(?!\w)")
+_ARABIC_LETTERS = {"أ": "A", "ا": "A", "ب": "B", "ج": "C", "د": "D", "هـ": "E", "ه": "E"}
+_ARABIC_LONE = re.compile(r"\W{0,3}(أ|ا|ب|ج|د|هـ|ه)\W{0,3}")
+_LETTER_RUN = re.compile(r"[\s(\[{]*([A-Z]{2,26})[\s)\]}.!。]*")
+_TOKEN = re.compile(r"[^\W_]+(?:\.\d+)?|[^\w\s]|_")
+_IGNORED = frozenset("\"'“”„‟‘’‚‛«»‹›「」『』`*,;:!?()[]{}。、，；：！？।._")
+_DASH_CHARS = frozenset("-‐‑‒–—―−﹣")
+_LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
+_STRONG = re.compile(r"\s*[.):,;\-–—=>→]+\s*")
+_PLAIN_END = re.compile(r"[\s.,;:!)\]}>*\"'”’」。、]*")
+_SENTENCE_START = re.compile(r"[.;:。]\s|[:;—]|\s[–-]\s|。|\n")
+_HEDGE = re.compile(
+    r"\b(?:or|and|but|maybe|perhaps|possibly|alternatively|could be|might be|also|oder|ou|и|или)\b(?:\s+(?:it|is|it's|maybe|perhaps"
+    r"|possibly|also|even|option|choice|answer|could|might|be|the|a|an|probably)\b){0,4}\s*(?=\S)|或者?|또는|または|أو",
+    re.IGNORECASE,
+)
+_VERB = re.compile(
+    r"\s*(?:is|are|was|were|would|will|can|cannot|can't|could|does|do|did|has|have|had|should|may|might|isn't|aren't|doesn't"
+    r"|fits?|explains?|均|都|은|는|이|가|는)(?!\w)|\s*(?:均|都|也|不)",
+    re.IGNORECASE,
+)
+_ALSO_TRUE = re.compile(
+    r"\s*(?:is|are)(?: (?:also|both|all|equally))*(?: (?:correct|right|possible|true|plausible|likely|answers?))|\s*(?:都|均|也)(?:正确|对|有可能|可能)",
+    re.IGNORECASE,
+)
+_SAFE_AFTER_ARTICLE = re.compile(r"\s+(?:because|since|as|due to|based on|is|fits|matches)\b", re.IGNORECASE)
+
+
+def clean_phrase(phrase: str) -> str:
+    """One line without LaTeX, markdown and enclosing quotes; line breaks become sentence breaks."""
+    text = unwrap_latex(phrase[:MAX_PHRASE])
+    if "\n" in text:
+        text = ". ".join(part.strip().rstrip(".,;") for part in text.split("\n") if part.strip(" \t.*-_`#"))
+    return " ".join(strip_quotes(strip_markup(text)).split())
+
+
+def read_phrase(phrase: str, options: OptionSet, multi: bool = False) -> Reading:
+    """What `phrase` chooses. In `multi` mode a list of letters or texts is a set; otherwise it is a conflict."""
+    if len(phrase) > MAX_PHRASE:
+        return _NOTHING
+    text = clean_phrase(phrase)
+    whole = _whole(text, options)
+    if whole is not None:
+        return whole
+    for _ in range(6):
+        lead = words().lead.match(text)
+        if lead is None or lead.end() == 0:
+            break
+        # "a" and "the" also open option texts; a text match is tried again with every word taken off.
+        text = text[lead.end() :]
+        stripped = strip_quotes(text)
+        whole = _whole(stripped, options)
+        if whole is not None:
+            return whole
+    return _parse(text, options, multi, depth=0)
+
+
+def _whole(text: str, options: OptionSet) -> Reading | None:
+    """The phrase is exactly an option's text, or exactly one letter."""
+    key = text_key(text)
+    by_text = options.keys.get(key) or options.keys.get(text_key(drop_article(text)))
+    lone = _LONE.fullmatch(text)
+    if lone is None:
+        arabic = _ARABIC_LONE.fullmatch(text) if not text.isascii() else None
+        letter = _ARABIC_LETTERS[arabic.group(1)] if arabic else ""
+    else:
+        letter = lone.group(1).upper()
+    if by_text and letter and by_text != letter and letter in options.letters:
+        return Reading(CONFLICT, reason=f"{letter} is both a letter and the text of option {by_text}")
+    if by_text:
+        return Reading(CHOSEN, frozenset(by_text), exact=True)
+    if letter:
+        if letter not in options.letters:
+            return Reading(NOTHING, reason=f"letter {letter} is outside the {len(options.texts)} options")
+        return Reading(CHOSEN, frozenset(letter), exact=True, by_letter=True)
+    return None
+
+
+def _parse(text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
+    if not text or depth > 4:
+        return _NOTHING
+    at_text = _text_head(text, options)
+    if at_text is not None:
+        return _after_text(at_text[0], text[at_text[1] :], options, multi, depth)
+    if multi:
+        run = _LETTER_RUN.fullmatch(text)
+        if run is not None:
+            return _letters(run.group(1), options)
+    negator = words().negator.match(text)
+    if negator is not None:
+        return _denied(text[negator.end() :], options, multi, depth)
+    turkish = _TURKISH_SUFFIX.match(text)
+    if turkish is not None:
+        return _after_letter(turkish.group(1), text[turkish.end() :], False, options, multi, depth)
+    head = _HEAD.match(text)
+    if head is None:
+        return _NOTHING
+    return _after_letter(head.group(1), text[head.end() :], bool(head.group("close")), options, multi, depth)
+
+
+def _letters(run: str, options: OptionSet) -> Reading:
+    if any(letter not in options.letters for letter in run) or len(set(run)) != len(run):
+        return Reading(NOTHING, reason=f"{run[:12]} is not a set of option letters")
+    return Reading(CHOSEN, frozenset(run), exact=True, by_letter=True)
+
+
+def _denied(rest: str, options: OptionSet, multi: bool, depth: int) -> Reading:
+    """After "not": only what a contrast word brings back counts ("not B, but C")."""
+    if words().only.match(rest):
+        return _NOTHING
+    contrast = words().contrast.search(rest)
+    if contrast is None:
+        return Reading(EXCLUDED, reason="the choice is denied")
+    kept = _parse_after_lead(rest[contrast.end() :], options, multi, depth)
+    if kept.kind == CHOSEN:
+        return Reading(CHOSEN, kept.letters, exact=kept.exact, by_letter=kept.by_letter)
+    return kept if kept.kind == CONFLICT else Reading(EXCLUDED, reason="the choice is denied")
+
+
+def _parse_after_lead(text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
+    text = text.lstrip(" ,:;")
+    whole = _whole(strip_quotes(text), options)
+    if whole is not None:
+        return whole
+    for _ in range(4):
+        lead = words().lead.match(text)
+        if lead is None or lead.end() == 0:
+            break
+        text = text[lead.end() :]
+        whole = _whole(strip_quotes(text), options)
+        if whole is not None:
+            return whole
+    return _parse(text, options, multi, depth + 1)
+
+
+def _text_head(text: str, options: OptionSet) -> tuple[str, int] | None:
+    """(letter, end) of the longest option text that `text` begins with, an article aside."""
+    start = 0
+    article = text.split(" ", 1)
+    spans: list[tuple[str, int]] = []
+    limit = len(options.tokens[0][1]) * 3 + 8 if options.tokens else 0
+    for match in _TOKEN.finditer(text, start):
+        token = match.group()
+        if token in _IGNORED:
+            continue
+        if token in _DASH_CHARS:
+            # A hyphen between words is a space; before a number it is a sign.
+            joined = (
+                0 < match.start()
+                and text[match.start() - 1].isalnum()
+                and text[match.end() : match.end() + 1].isalnum()
+            )
+            if joined:
+                continue
+            token = "-"
+        spans.append((token.casefold(), match.end()))
+        if len(spans) >= limit:
+            break
+    offsets = (0, 1) if article[0].lower() in ("a", "an", "the") and len(article) > 1 else (0,)
+    for letter, tokens in options.tokens:
+        flat = _flat_tokens(tokens)
+        for offset in offsets:
+            if len(spans) < offset + len(flat):
+                continue
+            if all(spans[offset + i][0] == token for i, token in enumerate(flat)):
+                end = spans[offset + len(flat) - 1][1]
+                if not text[end : end + 1].isalnum() and not re.match(
+                    r"[.,/-]\d|[-/‐‑–][A-Za-z]|%", text[end : end + 2]
+                ):
+                    return letter, end
+            elif not flat[-1].isascii() and len(flat) == 1 and spans[offset][0].startswith(flat[0]):
+                begin = spans[offset][1] - len(spans[offset][0])
+                end = begin + len(flat[0])
+                if words().closer.match(text, end):
+                    return letter, end
+    return None
+
+
+@lru_cache(maxsize=16384)
+def _flat_tokens(tokens: tuple[str, ...]) -> tuple[str, ...]:
+    """Key tokens cut as `_TOKEN` cuts running text."""
+    return tuple(part for token in tokens for part in _TOKEN.findall(token) if part not in _IGNORED)
+
+
+def _first_clause(rest: str) -> str:
+    stop = re.search(r"[.!?](?=\s|$)|[。！？]", rest)
+    return rest if stop is None else rest[: stop.start()]
+
+
+def named_first(text: str, options: OptionSet) -> str:
+    """The letter that `text` begins with or names by its option text, or ""."""
+    head = _HEAD.match(text)
+    if head is not None:
+        letter = head.group(1)
+        rest = text[head.end() :]
+        sure = bool(head.group("close")) or letter.isupper()
+        articled = letter in "AIai" and re.match(r"\s+[a-z]", rest) and not _VERB.match(rest)
+        if sure and not articled and letter.upper() in options.letters:
+            return letter.upper()
+    at_text = _text_head(text, options)
+    return at_text[0] if at_text is not None else ""
+
+
+def _hedged(chosen: frozenset[str], rest: str, options: OptionSet) -> bool:
+    """The same sentence offers another option ("B, or maybe C")."""
+    clause = _first_clause(rest)
+    for hedge in _HEDGE.finditer(clause):
+        tail = clause[hedge.end() :]
+        other = named_first(tail, options)
+        if other and other not in chosen:
+            head = _HEAD.match(tail)
+            after = tail[head.end() :] if head is not None else tail
+            if head is not None and words().bad_verdict.match(after) or _bad_list(after, options):
+                continue
+            if words().instead_of.match(clause[hedge.start() :]):
+                continue
+            return True
+    return False
+
+
+def _bad_list(rest: str, options: OptionSet) -> bool:
+    """`rest` goes on to list letters and then rejects them (", C and D are wrong")."""
+    position = 0
+    while (item := _next_item(rest, position, options)) is not None:
+        position = item[1]
+    return bool(words().bad_verdict.match(rest, position))
+
+
+def _next_item(rest: str, start: int, options: OptionSet) -> tuple[str, int, bool] | None:
+    """The next member of a list: (letter, end, joined by a word or slash). Needs a separator before it."""
+    word = words().join_word.match(rest, start)
+    separator = re.compile(r"\s*[,;、，/.]?\s*").match(rest, start)
+    assert separator is not None  # every part is optional
+    position = word.end() if word is not None else separator.end()
+    if word is None:
+        second = words().join_word.match(rest, position)
+        if second is not None and position > start and separator.group().strip():
+            word, position = second, second.end()
+    if position == start:
+        return None
+    mark = re.compile(r"(?:options?|choices?|letters?|also|either)\s+", re.IGNORECASE).match(rest, position)
+    if mark is not None:
+        position = mark.end()
+    head = _HEAD.match(rest, position)
+    if head is None or head.group(1).upper() not in options.letters:
+        return None
+    letter = head.group(1)
+    if (
+        letter.islower()
+        and not head.group("close")
+        and not (word is not None and _PLAIN_END.fullmatch(rest, head.end()))
+    ):
+        return None
+    articled = letter in "AI" and re.match(r"\s+[a-z]", rest[head.end() : head.end() + 3])
+    if articled and not _VERB.match(rest, head.end()) and not words().join_word.match(rest, head.end()):
+        return None
+    return letter.upper(), head.end(), word is not None
+
+
+def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: bool, depth: int) -> Reading:
+    """Judge what follows a letter. `closed`: a bracket closed behind it, so it cannot be an article or a pronoun."""
+    letter = raw.upper()
+    if letter not in options.letters:
+        return Reading(NOTHING, reason=f"letter {letter} is outside the {len(options.texts)} options")
+    chosen = Reading(CHOSEN, frozenset(letter), by_letter=True)
+    exact = Reading(CHOSEN, frozenset(letter), exact=True, by_letter=True)
+    if _PLAIN_END.fullmatch(rest):
+        return exact
+    denied = words().negated_after.match(rest)
+    if denied is not None:
+        return _denied_after(rest[denied.end() :], options, multi, depth)
+    if words().instead_of.match(rest):
+        return chosen
+    own_text = _text_head(rest.lstrip(" .):,;-–—=>("), options)
+    articled = not closed and (raw in "AI" or raw.islower())
+    if own_text is None or own_text[0] != letter:
+        listed = _list(letter, rest, options, multi)
+        if listed is not None:
+            return listed
+    if own_text is not None:
+        after = rest.lstrip(" .):,;-–—=>(")[own_text[1] :]
+        strong = closed or _STRONG.match(rest)
+        if own_text[0] == letter:
+            if raw == "a" and not strong and not _PLAIN_END.fullmatch(after):
+                return _after_text(letter, after, options, multi, depth)
+            return _after_pair(letter, after, options, multi)
+        if not strong and raw in "Aa":
+            # "a CT angiography": the article of another option's text, not letter A.
+            return _after_text(own_text[0], after, options, multi, depth)
+        if strong and _VERB.match(after) and not _ALSO_TRUE.match(after):
+            return chosen
+        return Reading(CONFLICT, reason=f"letter {letter} with the text of option {own_text[0]}")
+    if words().bad_verdict.match(rest):
+        return Reading(EXCLUDED, reason=f"option {letter} is rejected")
+    if _hedged(chosen.letters, rest, options):
+        return Reading(CONFLICT, reason=f"{letter} is offered beside another option")
+    if not rest[0].isascii() and not rest[0].isspace() or (rest[0] == " " and not rest.lstrip()[:1].isascii()):
+        if words().closers_only.fullmatch(rest):
+            return exact
+        tight = not closed and not rest[0].isspace() and not words().closer.match(rest) and rest[0].isalpha()
+        return _NOTHING if tight else chosen
+    strong_sep = _STRONG.match(rest)
+    if strong_sep is None and not closed:
+        if articled:
+            return chosen if _SAFE_AFTER_ARTICLE.match(rest) else _NOTHING
+        return chosen if words().because.match(rest) else _NOTHING
+    tail = rest[strong_sep.end() :] if strong_sep is not None else rest.lstrip()
+    mark = strong_sep.group().strip() if strong_sep is not None else ")"
+    if _agrees(letter, tail, options):
+        return chosen
+    if words().because.match(tail):
+        return chosen
+    if articled and set(mark) <= set(",-–—"):
+        return _NOTHING
+    if _LATIN.match(tail) and tail[0].islower() and "." in mark and not closed:
+        return Reading(NOTHING, reason=f"'{raw}. {tail[:20]}' is a name, not an option")
+    if tail[:1].isdigit() or (_LATIN.match(tail) and not _is_sentence(tail)):
+        return Reading(CONFLICT, reason=f"letter {letter} with a text that is not its option's")
+    return chosen
+
+
+def _after_pair(letter: str, after: str, options: OptionSet, multi: bool) -> Reading:
+    """After a letter and its own text."""
+    if _PLAIN_END.fullmatch(after) or words().closers_only.fullmatch(after):
+        return Reading(CHOSEN, frozenset(letter), exact=True, by_letter=True)
+    listed = _list(letter, after, options, multi)
+    if listed is not None:
+        return listed
+    if _hedged(frozenset(letter), after, options):
+        return Reading(CONFLICT, reason=f"{letter} is offered beside another option")
+    clause = after.lstrip(" ,:;—–-(")
+    if words().bad_verdict.match(clause):
+        return Reading(EXCLUDED, reason=f"option {letter} is rejected")
+    if words().instead_of.match(after):
+        return Reading(CHOSEN, frozenset(letter), by_letter=True)
+    return Reading(CHOSEN, frozenset(letter), by_letter=True)
+
+
+def _list(first: str, rest: str, options: OptionSet, multi: bool) -> Reading | None:
+    """A list of letters, each perhaps with its own text. None when `rest` is no list."""
+    found = {first}
+    repeated = False
+    position = 0
+    while (item := _next_item(rest, position, options)) is not None:
+        letter, end, worded = item
+        tail = rest[end:]
+        if not worded and _VERB.match(tail) and "." in rest[position : end - 1]:
+            break  # a new sentence about another option
+        if not worded and words().bad_verdict.match(tail) and not re.match(r"\s*[,;/]", rest[position:end]):
+            break
+        if "." in rest[position:end] and (_bad_list(tail, options) or words().bad_verdict.match(tail)):
+            break
+        repeated = repeated or letter in found
+        found.add(letter)
+        position = end
+        pair = _text_head(tail.lstrip(" .):,;-–—=>("), options)
+        if pair is not None:
+            if pair[0] != letter:
+                return Reading(CONFLICT, reason=f"letter {letter} with the text of option {pair[0]}")
+            position = len(rest) - len(tail.lstrip(" .):,;-–—=>(")) + pair[1]
+    if position == 0:
+        return None
+    after = rest[position:]
+    denied = words().negated_after.match(after)
+    if words().bad_verdict.match(after) or denied is not None:
+        return Reading(EXCLUDED, reason="the listed options are rejected")
+    if not multi or (repeated and len(found) == 1):
+        return Reading(CONFLICT, reason="several options are listed")
+    exact = _PLAIN_END.fullmatch(after) is not None or words().closers_only.fullmatch(after) is not None
+    if not exact and not (
+        _VERB.match(after)
+        or _STRONG.match(after)
+        or words().because.match(after)
+        or words().closer.match(after)
+        or words().instead_of.match(after)
+    ):
+        return Reading(NOTHING, reason="a list that does not end")
+    if not exact and _hedged(frozenset(found), after, options):
+        return Reading(CONFLICT, reason="the list is hedged")
+    return Reading(CHOSEN, frozenset(found), exact=exact, by_letter=True)
+
+
+def _denied_after(rest: str, options: OptionSet, multi: bool, depth: int) -> Reading:
+    """After "B ..." was denied by a word behind it: what follows may name the right one (Korean, Japanese, Turkish)."""
+    rest = rest.lstrip(" ,;、，。")
+    contrast = words().contrast.match(rest)
+    if contrast is not None:
+        rest = rest[contrast.end() :]
+    kept = _parse_after_lead(rest, options, multi, depth) if rest else _NOTHING
+    if kept.kind in (CHOSEN, CONFLICT):
+        return kept
+    return Reading(EXCLUDED, reason="the choice is denied")
+
+
+def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: int) -> Reading:
+    """Judge what follows an option's text: the end, its letter, a reason; anything else changes its meaning."""
+    chosen = Reading(CHOSEN, frozenset(letter))
+    exact = Reading(CHOSEN, frozenset(letter), exact=True)
+    if _PLAIN_END.fullmatch(rest) or words().closers_only.fullmatch(rest):
+        return exact
+    denied = words().negated_after.match(rest)
+    if denied is not None:
+        return _denied_after(rest[denied.end() :], options, multi, depth)
+    if words().instead_of.match(rest):
+        return chosen
+    label = re.match(
+        r"\s*(?:[,:–—-]\s*|\(\s*|,?\s*(?:i\.e\.,?|that is,?|which is|or)\s+)?(?:option|choice|answer|letter)?\s*",
+        rest,
+        re.IGNORECASE,
+    )
+    if label is not None and label.end() > 0:
+        head = _HEAD.match(rest, label.end()) or _HEAD.match(rest)
+        if head is not None and head.group(1).isupper() and head.group(1) in options.letters:
+            if head.group(1) == letter:
+                after = rest[head.end() :]
+                return Reading(CHOSEN, frozenset(letter), exact=bool(_PLAIN_END.fullmatch(after)), by_letter=True)
+            articled = head.group(1) in "AI" and not head.group("close")
+            if not articled or _PLAIN_END.fullmatch(rest, head.end()):
+                return Reading(CONFLICT, reason=f"the text of option {letter} with letter {head.group(1)}")
+    join = words().join_word.match(rest) or re.match(r"\s*[,;、，]\s*(?:and|or|und|oder|y|e|et|ou)?\s*", rest)
+    if join is not None and join.end() > 0:
+        other = _text_head(rest[join.end() :], options)
+        if other is not None:
+            if not multi:
+                return Reading(CONFLICT, reason="several options are named")
+            more = (
+                _after_text(other[0], rest[join.end() + other[1] :], options, multi, depth + 1)
+                if depth < 26
+                else _NOTHING
+            )
+            if more.kind != CHOSEN:
+                return more
+            return Reading(CHOSEN, more.letters | {letter}, exact=more.exact)
+        if options.yes_no and rest.lstrip()[:1] == ",":
+            return (
+                Reading(CHOSEN, frozenset(letter))
+                if not _hedged(frozenset(letter), rest, options)
+                else Reading(CONFLICT)
+            )
+    if words().bad_verdict.match(rest):
+        return Reading(EXCLUDED, reason=f"option {letter} is rejected")
+    if _hedged(frozenset(letter), rest, options):
+        return Reading(CONFLICT, reason=f"{letter} is offered beside another option")
+    if re.match(
+        r"\s*[.;:。]\s|\s*[,;(—–]?\s*(?:because|since|as|due to|given|based on|which|weil|porque|car|perché|因为)\b|\s*[;(]|\s[—–-]\s|,\s",
+        rest,
+    ):
+        return chosen
+    if words().because.match(rest) and not re.match(r"\s*(?:with|for|it|the|this|these|best)\b", rest):
+        return chosen
+    return Reading(NOTHING, reason="more words follow the option's text")
+
+
+def _is_sentence(tail: str) -> bool:
+    """An explanation rather than a name: it has a verb or runs long."""
+    clause = _first_clause(tail)
+    return (
+        len(clause.split()) > 6
+        or re.search(
+            r"\b(?:is|are|was|were|has|have|had|shows?|showed|suggests?|indicates?|fits?|explains?|can|cannot|does|do|this|there|we|you|i|it"
+            r"|best|most|correct|right|because|since|reveals?|demonstrates?|supports?|rules?|the|see|final|explanation|reason|rationale)\b",
+            clause,
+            re.IGNORECASE,
+        )
+        is not None
+    )
+
+
+def _agrees(letter: str, tail: str, options: OptionSet) -> bool:
+    """`tail` is a shorter or longer form of the letter's own text, and of no other option's."""
+    own = options.key_of(letter).split()
+    said = text_key(_first_clause(tail)).split()
+    if not own or not said:
+        return not said
+    if said == [word[0] for word in own] or "".join(said) == "".join(
+        word[0] for word in own if word not in ("of", "the")
+    ):
+        return len(own) > 1
+    if set(said) <= set(own):
+        return True
+    flat = f" {' '.join(said)} "
+    if f" {' '.join(own)} " not in flat:
+        return False
+    return not any(
+        f" {key} " in flat and key not in " ".join(own) for key, other in options.keys.items() if other != letter
+    )

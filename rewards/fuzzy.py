@@ -1,0 +1,51 @@
+"""A misspelt option text, matched only inside the closed set of options and only when it cannot be another one."""
+
+from __future__ import annotations
+
+import re
+
+from rewards.choices import CHOSEN, OptionSet, Reading
+from rewards.text import text_key
+
+_SIDES = frozenset(
+    "left right bilateral unilateral upper lower middle mid anterior posterior superior inferior medial lateral proximal distal"
+    " dorsal ventral apical basal central peripheral internal external deep superficial ipsilateral contralateral"
+    " anteroposterior posteroanterior ap pa".split()
+)
+_NEGATORS = frozenset("no not non none without absent absence negative neither never normal abnormal".split())
+_PREFIXES = (
+    "hypo hyper intra inter extra infra supra sub super micro macro brady tachy endo exo epi hemi mono bi tri poly oligo"
+    " ante anti antero postero pre post para peri pro anis iso homo hetero ab ad an un in im dys eu".split()
+)
+_DIGITS = re.compile(r"\d+(?:\.\d+)?|[+<>=%-]|\b[ivx]+\b")
+
+
+def nearest_option(phrase: str, options: OptionSet, least: float = 85.0, margin: float = 10.0) -> Reading | None:
+    """The option that `phrase` misspells, or None.
+
+    Needs a rapidfuzz ratio of `least` (0-100), `margin` more than the runner-up's, the same first letter, and the same
+    digits, signs, sides, negators and opposing prefixes (hypo-/hyper-, intra-/inter- ...) in both texts.
+    """
+    from rapidfuzz import fuzz
+
+    said = text_key(phrase)
+    if len(said) < 5 or len(said) > 200:
+        return None
+    scored = sorted(((fuzz.ratio(said, key), letter, key) for key, letter in options.keys.items()), reverse=True)
+    if not scored or scored[0][0] < least:
+        return None
+    best, letter, key = scored[0]
+    runner_up = max((ratio for ratio, other, _ in scored if other != letter), default=0.0)
+    if best - runner_up < margin or said[0] != key[0] or _guarded(said) != _guarded(key):
+        return None
+    return Reading(CHOSEN, frozenset(letter), reason=f"taken as a misspelling of {key!r} ({best:.0f}/100)")
+
+
+def _guarded(text: str) -> tuple[list[str], list[str], list[str], list[str]]:
+    tokens = text.split()
+    return (
+        sorted(_DIGITS.findall(text)),
+        sorted(token for token in tokens if token in _SIDES),
+        sorted(token for token in tokens if token in _NEGATORS),
+        sorted(prefix for token in tokens for prefix in _PREFIXES if token.startswith(prefix)),
+    )

@@ -1,0 +1,166 @@
+"""OptionLetter: which of the given options a completion commits to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from rewards.answer import Answer, extract
+from rewards.base import Reward, RewardInput, RewardResult
+from rewards.choices import CHOSEN, CONFLICT, OptionSet, Reading, clean_phrase, option_set, read_phrase, words
+from rewards.fuzzy import nearest_option
+from rewards.statements import Statement, agree, find_statements
+from rewards.text import text_key
+
+
+class OptionLetter(Reward):
+    """1 when the completion commits to exactly the gold option (or set of options), else 0.
+
+    gold: a letter, an option's text, or both ("B. Pneumonia"); with `meta["multi"]` a run or list of them, compared as
+    a set. All places that commit to an answer must agree; letter and text must agree; nothing is guessed.
+    fuzzy: also accept a misspelt option text inside a tag, box, JSON answer or after a cue (see `nearest_option`).
+    """
+
+    name = "option"
+
+    def __init__(self, fuzzy: bool = False) -> None:
+        self.fuzzy = fuzzy
+
+    def check_gold(self, sample: RewardInput) -> str | None:
+        problem = _options_problem(tuple(sample.options))
+        if problem is not None:
+            return problem
+        try:
+            _gold_letters(sample.gold, option_set(tuple(sample.options)), bool(sample.meta.get("multi")))
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def score(self, sample: RewardInput) -> RewardResult:
+        raw = tuple(sample.options)
+        problem = _options_problem(raw)
+        if problem is not None:
+            return RewardResult(None, "gold_invalid", reason=problem)
+        options = option_set(raw)
+        multi = bool(sample.meta.get("multi"))
+        try:
+            gold = _gold_letters(sample.gold, options, multi)
+        except ValueError as error:
+            return RewardResult(None, "gold_invalid", reason=str(error))
+
+        answer = extract(sample.completion)
+        if sample.truncated and not answer.closed:
+            return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
+        status, letters, reason = self._decide(answer, options, multi)
+        if status != "ok":
+            return RewardResult(0.0, status, reason=reason)
+        parsed = "".join(sorted(letters))
+        right = letters == gold
+        return RewardResult(
+            float(right), parsed=parsed, reason=reason if right else f"{parsed} is not {''.join(sorted(gold))}"
+        )
+
+    def _decide(self, answer: Answer, options: OptionSet, multi: bool) -> tuple[str, frozenset[str], str]:
+        nobody: frozenset[str] = frozenset()
+        if answer.status != "ok":
+            return "unparsed", nobody, answer.reason
+        readings: list[Reading] = []
+        if answer.closed:
+            for text in answer.texts:
+                reading = self._closed(text, options, multi)
+                if reading.kind != CHOSEN:
+                    status = "conflict" if reading.kind == CONFLICT else "unparsed"
+                    return status, nobody, reading.reason or f"the {answer.channel} holds no option"
+                readings.append(reading)
+            for candidate in answer.lower:
+                if candidate.channel != "cue":
+                    lower = self._closed(candidate.text, options, multi)
+                    if lower.kind == CHOSEN:
+                        readings.append(lower)
+        statements = find_statements(answer, options, multi)
+        if not answer.closed:
+            statements += self._misspelt(answer, options, statements)
+            for channel in ("cue", "bare", "text"):
+                if any(s.channel == channel and s.reading.kind == CONFLICT for s in statements):
+                    return "conflict", nobody, "several options are offered"
+                if any(s.channel == channel and s.reading.kind == CHOSEN for s in statements):
+                    break
+            else:
+                return "unparsed", nobody, "no commitment to an option was found"
+        sets = {reading.letters for reading in readings} | agree(statements)
+        if len(sets) != 1:
+            shown = ", ".join(sorted("".join(sorted(letters)) for letters in sets))
+            return "conflict", nobody, f"different answers: {shown}"
+        channel = answer.channel if answer.closed else statements[0].channel
+        return "ok", sets.pop(), f"read from {channel}"
+
+    def _closed(self, text: str, options: OptionSet, multi: bool) -> Reading:
+        reading = read_phrase(text, options, multi)
+        if reading.kind == CHOSEN and not reading.exact and words().conditional.search(text):
+            return Reading(CONFLICT, reason="the answer is conditional")
+        if reading.kind != CHOSEN and self.fuzzy and not multi:
+            return nearest_option(clean_phrase(text), options) or reading
+        return reading
+
+    def _misspelt(self, answer: Answer, options: OptionSet, statements: Sequence[Statement]) -> list[Statement]:
+        if not self.fuzzy or statements or answer.channel != "cue":
+            return []
+        found = (nearest_option(clean_phrase(text), options) for text in answer.texts)
+        return [Statement(reading, "cue", 0) for reading in found if reading is not None]
+
+
+@lru_cache(maxsize=8192)
+def _options_problem(options: tuple[str, ...]) -> str | None:
+    if not 2 <= len(options) <= 26:
+        return f"{len(options)} options; a choice needs 2 to 26"
+    keys: dict[str, int] = {}
+    for index, text in enumerate(options):
+        if not isinstance(text, str) or not text.strip():
+            return f"option {index + 1} is empty or no text: {text!r}"
+        key = " ".join(text.casefold().split())
+        if key in keys:
+            return f"options {keys[key] + 1} and {index + 1} are the same: {text!r}"
+        keys[key] = index
+    return None
+
+
+def _gold_letters(gold: Any, options: OptionSet, multi: bool) -> frozenset[str]:
+    """The gold as letters; ValueError says what is wrong with it."""
+    if isinstance(gold, bool) or gold is None:
+        raise ValueError(f"gold {gold!r} is neither a letter nor an option's text")
+    if isinstance(gold, str | int | float):
+        return _gold_text(str(gold), options, multi)
+    if not multi:
+        raise ValueError(f"gold {gold!r} is a list; set meta['multi'] for several right options")
+    if not isinstance(gold, Iterable):
+        raise ValueError(f"gold {gold!r} is neither a letter nor an option's text")
+    parts = [_gold_text(str(item), options, multi=False) for item in gold]
+    letters: frozenset[str] = frozenset().union(*parts)
+    if not letters:
+        raise ValueError("gold is empty")
+    if len(letters) != len(parts):
+        raise ValueError(f"gold {gold!r} names an option twice")
+    return letters
+
+
+@lru_cache(maxsize=8192)
+def _one_gold(text: str, options: tuple[str, ...], multi: bool) -> frozenset[str] | str:
+    prepared = option_set(options)
+    if not text.strip():
+        return "gold is empty"
+    reading = read_phrase(text, prepared, multi)
+    if reading.kind == CHOSEN and reading.exact:
+        return reading.letters
+    if text_key(text) and len(text.strip()) == 1 and text.strip().isalpha() and reading.kind != CONFLICT:
+        return f"gold {text!r} is outside the {len(options)} options"
+    return f"gold {text!r} is neither one letter nor the text of one option" + (
+        f" ({reading.reason})" if reading.reason else ""
+    )
+
+
+def _gold_text(text: str, options: OptionSet, multi: bool) -> frozenset[str]:
+    letters = _one_gold(text, options.texts, multi)
+    if isinstance(letters, str):
+        raise ValueError(letters)
+    return letters

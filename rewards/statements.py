@@ -1,0 +1,236 @@
+"""Commitments in free text: after a cue, before a verdict, on a line of their own, or as the only sentence.
+
+Used by OptionLetter. A question, a condition or a denied cue commits to nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rewards.answer import Answer
+from rewards.choices import CHOSEN, CONFLICT, EXCLUDED, OptionSet, Reading, named_first, read_phrase, words
+from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A reading with its channel (cue | bare | text) and its place in the text."""
+
+    reading: Reading
+    channel: str
+    start: int
+
+
+_SPLIT = re.compile(
+    r"\b(that|because|so|therefore|thus|hence|but|while|whereas|and|since|only)\b|[,;:—]", re.IGNORECASE
+)
+_NEGATED = re.compile(r"\b(?:not|never|no(?! doubt)|neither|nor|unlikely|cannot|without|avoid)\b|n't\b", re.IGNORECASE)
+_NEGATED_CUE = re.compile(
+    r"(?:\b(?:not|never|no|cannot|without|avoid|rather than|instead of)|n't)\s+(?:\w+\s+){0,2}$", re.IGNORECASE
+)
+_DIFFERENTIAL = re.compile(
+    r"\b(?:differential|alternative|unlikely|less likely|other|wrong|possible)\s+$", re.IGNORECASE
+)
+_LOWER_LETTER = re.compile(r"\W*[a-z]\W*$")
+_COPULA = re.compile(
+    r"\b(?:is|are|was|were|shows?|reveals?|demonstrates?|suggests?|indicates?|represents?|depicts?|displays?|has|have)"
+    r"(?: (?:most likely|likely|probably|clearly|definitely|indeed|consistent with|most consistent with|diagnosed with))?\s+",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"^\s*(?:```\w*|-{3,}|={3,}|\*{3,}|_{3,})\s*$")
+_LONGEST_LINE = 300
+_LONGEST_SENTENCE = 2000
+
+
+def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Statement]:
+    """All commitments outside tags, boxes and JSON, in no particular order."""
+    rest = _without_echo(answer.rest, options)
+    if not rest.strip():
+        return []
+    spans = sentence_spans(rest)
+    usable = [_asserts(rest[start:end]) for start, end in spans]
+    found: list[Statement] = []
+    taken: set[int] = set()
+
+    starts = [start for start, _ in spans]
+    candidates = answer.candidates if answer.channel == "cue" else answer.lower
+    for candidate in candidates:
+        index = bisect_right(starts, candidate.lead) - 1
+        taken.add(index)
+        if candidate.channel != "cue" or (0 <= index < len(spans) and not usable[index]):
+            continue
+        if words().wrong_lead.search(answer.rest[max(0, candidate.lead - 40) : candidate.lead]):
+            continue
+        text = _with_following_lines(answer.rest, candidate.start, candidate.text, multi)
+        if words().conditional.search(text):
+            continue
+        reading = read_phrase(text, options, multi)
+        taken.update(i for i in (bisect_right(starts, candidate.start) - 1,) if i >= 0)
+        if reading.kind in (CHOSEN, CONFLICT):
+            found.append(Statement(reading, "cue", candidate.start))
+
+    for index, (start, end) in enumerate(spans):
+        if usable[index] and end - start <= _LONGEST_SENTENCE:
+            before = len(found)
+            found += (Statement(reading, "cue", start) for reading in _in_sentence(rest[start:end], options, multi))
+            if len(found) > before:
+                taken.add(index)
+
+    bare = list(_bare_lines(rest, options, multi))
+    found += bare
+    covered = {bisect_right(starts, statement.start) - 1 for statement in bare}
+    left = [i for i in range(len(spans)) if i not in taken and i not in covered]
+    if len(left) == 1 and usable[left[0]] and not multi:
+        start, end = spans[left[0]]
+        reading = _only_sentence(rest[start:end], options)
+        if reading is not None:
+            found.append(Statement(reading, "text", start))
+    return found
+
+
+def _asserts(sentence: str) -> bool:
+    return not sentence.rstrip(" *_)\"'").endswith("?") and words().conditional.search(sentence) is None
+
+
+def _with_following_lines(rest: str, start: int, text: str, multi: bool) -> str:
+    """In multi mode a heading may be followed by one option a line."""
+    if not multi or "\n" in text:
+        return text
+    block: list[str] = []
+    for line in rest[start : start + 2000].split("\n"):
+        if not line.strip():
+            break
+        block.append(strip_markup(line))
+    if len(block) < 2 or any(len(line) > 80 for line in block):
+        return text
+    return "; ".join(line.rstrip(".,; ") for line in block)
+
+
+def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Reading]:
+    plain = strip_markup(unwrap_latex(sentence))
+    for match in words().predicate.finditer(plain):
+        reading = _subject(plain[: match.start()], options, multi)
+        if reading is not None:
+            yield reading
+    for match in words().soft_cue.finditer(plain):
+        if _NEGATED_CUE.search(plain, max(0, match.start() - 40), match.start()):
+            continue
+        phrase = plain[match.end() :]
+        if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
+            continue
+        reading = read_phrase(phrase, options, multi)
+        if reading.kind == CHOSEN and (reading.exact or reading.by_letter):
+            yield reading
+    for match in words().text_cue.finditer(plain):
+        if _DIFFERENTIAL.search(plain, max(0, match.start() - 40), match.start()):
+            continue
+        phrase = plain[match.end() :]
+        if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
+            continue
+        reading = read_phrase(phrase, options, multi)
+        if reading.kind in (CHOSEN, CONFLICT):
+            yield reading
+
+
+def _subject(text: str, options: OptionSet, multi: bool) -> Reading | None:
+    """What stands before "is correct": the whole subject, or its last clause."""
+    text = text[-_LONGEST_LINE:]
+    whole = read_phrase(text, options, multi)
+    if whole.kind == CONFLICT or (whole.kind == CHOSEN and whole.exact):
+        return whole
+    if whole.kind == EXCLUDED and words().negator.match(text):
+        return None
+    splits = list(_SPLIT.finditer(text))
+    if not splits:
+        return None
+    last = splits[-1]
+    if last.group(1) and last.group(1).lower() == "that":
+        begin = splits[-2].end() if len(splits) > 1 else 0
+        if _NEGATED.search(text, begin, last.start()):
+            return None
+    tail = read_phrase(text[last.end() :], options, multi)
+    return tail if tail.kind == CONFLICT or (tail.kind == CHOSEN and tail.exact) else None
+
+
+def _bare_lines(rest: str, options: OptionSet, multi: bool) -> Iterator[Statement]:
+    """Lines that are an answer and nothing else; the first and last line may add a reason."""
+    offset = 0
+    places: list[tuple[int, str]] = []
+    for line in rest.split("\n"):
+        if line.strip() and not _FENCE.match(line):
+            places.append((offset, line))
+        offset += len(line) + 1
+    edges = {0, len(places) - 1}
+    seen: set[str] = set()
+    loose: list[Statement] = []
+    exact: list[Statement] = []
+    for index, (start, line) in enumerate(places):
+        plain = strip_markup(line[: _LONGEST_LINE * 4])
+        if plain in seen or (index not in edges and len(plain) > _LONGEST_LINE):
+            continue
+        seen.add(plain)
+        if not named_first(plain, options) and not words().negator.match(plain):
+            continue
+        reading = read_phrase(plain, options, multi)
+        if reading.kind == CONFLICT and index in edges:
+            loose.append(Statement(reading, "bare", start))
+        if reading.kind != CHOSEN:
+            continue
+        if reading.exact and (reading.by_letter or index in edges):
+            exact.append(Statement(reading, "bare", start))
+        elif index in edges and not words().conditional.search(plain):
+            loose.append(Statement(reading, "bare", start))
+    if multi and len(exact) == len(places) and len(exact) > 1:
+        letters = frozenset[str]().union(*(statement.reading.letters for statement in exact))
+        yield Statement(Reading(CHOSEN, letters, exact=True, by_letter=True), "bare", 0)
+        return
+    yield from exact
+    # "A. Unlikely ...", "B. Fits ...": a walk through the options is no answer.
+    if not _walks_through(places, options):
+        yield from loose
+
+
+def _walks_through(places: list[tuple[int, str]], options: OptionSet) -> bool:
+    letters = {named_first(strip_markup(line[:_LONGEST_LINE]), options) for _, line in places[:200]}
+    return len(letters - {""}) > 1
+
+
+def _only_sentence(sentence: str, options: OptionSet) -> Reading | None:
+    """ "The image shows pneumonia." as the only sentence: its predicate is exactly one option's text, undenied."""
+    plain = strip_markup(unwrap_latex(sentence))
+    if len(plain) > _LONGEST_LINE or _NEGATED.search(plain):
+        return None
+    copulas = list(_COPULA.finditer(plain))
+    if not copulas:
+        return None
+    reading = read_phrase(plain[copulas[-1].end() :], options)
+    if reading.kind != CHOSEN or not reading.exact or reading.by_letter:
+        return None
+    subject = f" {text_key(plain[: copulas[-1].start()])} "
+    if any(f" {key} " in subject for key in options.keys if len(key) > 1):
+        return None
+    return reading
+
+
+def _without_echo(rest: str, options: OptionSet) -> str:
+    """Blank out a copy of the whole option list, unless nothing follows it."""
+    lowered = rest.lower()
+    if any(text.lower() not in lowered for text in options.texts):
+        return rest
+    parts = (
+        rf"[\s\-*•]{{0,6}}(?:\(?{letter}[.):\]]*\)?)?[\s*_]{{0,4}}{re.escape(text)}[\s,;.|*_]{{0,6}}"
+        for letter, text in zip(options.letters, options.texts, strict=True)
+    )
+    echo = re.search("".join(parts), rest, re.IGNORECASE)
+    if echo is None or not rest[echo.end() :].strip():
+        return rest
+    blank = re.sub(r"[^\n]", " ", echo.group())
+    return rest[: echo.start()] + blank + rest[echo.end() :]
+
+
+def agree(statements: Iterable[Statement]) -> set[frozenset[str]]:
+    """The different letter sets that statements commit to."""
+    return {statement.reading.letters for statement in statements if statement.reading.kind == CHOSEN}
