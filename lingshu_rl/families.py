@@ -55,16 +55,21 @@ class ModelSpec:
 
 def unwrap(model: Any) -> Any:
     """The transformers model inside DeepSpeed, DDP, torch.compile and PEFT wrappers."""
-    while not hasattr(model, "get_output_embeddings") or hasattr(model, "get_base_model"):
-        if hasattr(model, "get_base_model"):
+    # DeepSpeed's engine answers for its module's attributes, so it is told by holding a child of that name.
+    while _is_wrapper(model) or not hasattr(model, "get_output_embeddings") or hasattr(model, "get_base_model"):
+        if _is_wrapper(model):
+            model = model.module
+        elif hasattr(model, "get_base_model"):
             model = model.get_base_model()
         elif hasattr(model, "_orig_mod"):
             model = model._orig_mod
-        elif hasattr(model, "module"):
-            model = model.module
         else:
             raise TypeError(f"{type(model).__name__} is not a transformers model, nor a wrapper of one")
     return model
+
+
+def _is_wrapper(model: Any) -> bool:
+    return "module" in getattr(model, "_modules", {})
 
 
 def model_spec(model: Any) -> ModelSpec:

@@ -98,3 +98,17 @@ class TokenGroup:
     prompt_ids: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
     vision: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TrainGroup:
+    """What the update needs of one group. Masked members are already left out; all tuples run over the rest.
+
+    advantages: one a completion. rollout_logprobs: nats, one a completion token, from the engine that sampled.
+    reference_logprobs: float32 tensors of the completions' lengths, or None without a KL term.
+    """
+
+    tokens: TokenGroup
+    advantages: tuple[float, ...]
+    rollout_logprobs: tuple[tuple[float, ...], ...]
+    reference_logprobs: tuple[torch.Tensor, ...] | None

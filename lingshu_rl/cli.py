@@ -1,0 +1,115 @@
+"""The commands. Each parses its words and calls the library; what a person did wrong is said in a line, not a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+EPILOG = "settings are given as key=value, for example train.lr=5e-7; --dry-run prints all of them"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="lingshu-rl", description="Reinforcement learning with verifiable rewards for medical vision-language models.")  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train in this process (several: accelerate launch recipes/grpo_medvqa.py)", epilog=EPILOG)  # fmt: skip
+    _train_arguments(train)
+    train.set_defaults(run=_train)
+    rewards = commands.add_parser("rewards", help="check labels and rewards before a run")
+    rewards.add_argument("arguments", nargs=argparse.REMAINDER)
+    rewards.set_defaults(run=_rewards)
+    report = commands.add_parser("report", help="write report.html of a run folder again")
+    report.add_argument("folder")
+    report.set_defaults(run=_report)
+    arguments = parser.parse_args(argv)
+    return arguments.run(arguments)
+
+
+def train_main(argv: Sequence[str]) -> int:
+    """The recipe's entry: `--config FILE`, `--dry-run`, and key=value settings."""
+    parser = argparse.ArgumentParser(prog="grpo_medvqa.py", epilog=EPILOG)
+    _train_arguments(parser)
+    return _train(parser.parse_args(argv))
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="YAML file over the defaults (the embedded demo)")
+    parser.add_argument("--dry-run", action="store_true", help="print the settings and the device placement, then stop")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.config import ConfigError, load_config, to_yaml
+
+    try:
+        config = load_config(arguments.config, arguments.settings)
+        if arguments.dry_run:
+            from lingshu_rl.placement import place, visible_gpus
+
+            print(to_yaml(config).rstrip())
+            for group, devices in place(config, visible_gpus()).describe().items():
+                print(f"# devices: {group}: {devices}")
+            return 0
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return run_training(config)
+
+
+def run_training(config) -> int:  # type: ignore[no-untyped-def]
+    """Train; errors that have a known cause become one message and exit code 1, Ctrl-C and SIGTERM 130."""
+    import asyncio
+
+    from lingshu_rl.workers import die_with_launcher
+
+    die_with_launcher()
+    from lingshu_rl.config import ConfigError
+    from lingshu_rl.data.load import DataError
+    from lingshu_rl.firstbatch import CheckError
+    from lingshu_rl.reference.client import ReferenceRequestError
+    from lingshu_rl.rollout.client import RolloutError
+    from lingshu_rl.train import train
+    from lingshu_rl.workers import WorkerError
+    from rewards.executor import RewardFailure
+
+    known = (ConfigError, DataError, CheckError, ReferenceRequestError, RolloutError, WorkerError, RewardFailure)
+    try:
+        asyncio.run(train(config))
+    except known as error:
+        print(f"\nthe run stopped: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("\nthe run was stopped; the same command goes on from its last checkpoint", file=sys.stderr)
+        code = 130
+    else:
+        code = 0
+    sys.stdout.flush()
+    _leave_process_group()
+    return code
+
+
+def _leave_process_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.destroy_process_group()
+
+
+def _rewards(arguments: argparse.Namespace) -> int:
+    from rewards.preflight import main as check
+
+    return check(arguments.arguments)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from lingshu_rl.report import write_report
+
+    print(write_report(Path(arguments.folder)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""The run's configuration: dataclasses, a YAML file, `key=value` overrides. Unknown keys fail with the nearest known one.
+
+Units stand in the names (`timeout_s`). What belongs to an engine is passed through under the engine's own names
+(`rollout.vllm`, `deepspeed`), not declared again here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from lingshu_rl.options import AdvantageConfig, LossConfig, PackingConfig
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be run; the message names the key and what to do."""
+
+
+@dataclass
+class RunConfig:
+    dir: str = "runs/demo"  # everything the run writes
+    trackers: list[str] = field(
+        default_factory=lambda: ["tensorboard"]
+    )  # accelerate's names: wandb, trackio, mlflow ...
+    stop_timeout_s: float = 10.0  # how long child processes may take to stop before they are killed
+
+
+@dataclass
+class DataConfig:
+    train: str = "demo:train"  # demo:SPLIT | file.jsonl | file.parquet | dataset folder | Hub id, with :split
+    test: str = "demo:test"
+    instruction: str = "auto"  # auto (short for the demo model, full else) | short | full | your own text
+    skip_bad_rows: bool = False  # go on without refused rows; they are listed in the run folder either way
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 100
+    prompts_per_step: int = 32
+    group_size: int = 8  # completions sampled for each prompt (G)
+    lr: float = 5e-4
+    warmup_steps: int = 5
+    lr_schedule: str = "constant"  # constant | linear | cosine, after the warm-up
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optimizer_steps: int = 1  # optimiser steps a batch; above 1 the old log-probs are kept and the ratio is clipped
+    dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on CUDA, float32 on CPU
+    gradient_checkpointing: bool = False
+    freeze: list[str] = field(default_factory=list)  # parameter name prefixes, e.g. [model.visual]
+    lora: dict[str, Any] = field(default_factory=dict)  # peft.LoraConfig arguments; empty = all weights are trained
+
+
+@dataclass
+class RolloutConfig:
+    temperature: float = 1.0  # the trained distribution is scaled alike
+    max_tokens: int = 40  # completion tokens
+    urls: list[str] = field(default_factory=list)  # running vLLM servers; empty = started by the run
+    request_timeout_s: float = 300.0
+    retries: int = 2  # a request that fails is sent again with the same seed
+    start_timeout_s: float = 300.0
+    concurrency: int = 256  # requests under way at once, over all servers
+    weight_transfer: str = "auto"  # auto | file | nccl
+    vllm: dict[str, Any] = field(default_factory=dict)  # vLLM's own options: {max_model_len: 4096, ...}
+    env: dict[str, str] = field(default_factory=dict)  # environment of the vLLM processes
+
+
+@dataclass
+class ReferenceConfig:
+    urls: list[str] = field(default_factory=list)  # running reference servers; empty = started by the run
+    model: str = ""  # "" = the model the run starts from
+    dtype: str = "auto"
+    request_timeout_s: float = 300.0
+    start_timeout_s: float = 300.0
+
+
+@dataclass
+class DevicesConfig:
+    """Each group: "auto", "cpu", "cpu:0-3" (those cores), or a list of GPU numbers."""
+
+    policy: Any = "auto"
+    rollout: Any = "auto"
+    reference: Any = "auto"
+
+
+@dataclass
+class RewardsConfig:
+    spec: dict[str, Any] = field(default_factory=dict)  # rewards.build; empty = the default composition
+    executor: str = "inline"  # inline | isolated (killable worker processes)
+    timeout_s: float = 10.0  # a sample's limit in isolated workers
+    workers: int = 1
+    max_failed_share: float = 0.05  # above this share of unjudged samples the run stops
+    preflight: bool = True  # check every training label before the engines start
+
+
+@dataclass
+class EvalConfig:
+    every: int = 0  # steps between evaluations during training; 0 = only before and after
+    limit: int = 0  # questions; 0 = all
+    controls: list[str] = field(default_factory=lambda: ["blank", "shuffled"])
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 50  # steps; 0 = only at the end
+    keep_last: int = 2
+
+
+@dataclass
+class CheckConfig:
+    """Limits of the checks on the first batch (firstbatch.py)."""
+
+    max_kl: float = 1e-5  # nats a token
+    max_logprob_gap: float = 1e-3  # nats, largest trainer/engine difference on the first batch, float32
+    max_logprob_gap_bf16: float = 0.5
+    max_dense_gap: float = 1e-4  # nats, shared rows against one row a completion, float32
+    on_failure: str = "stop"  # stop | dense: dense rows if only sharing is off | warn: say so and go on
+
+
+@dataclass
+class Config:
+    model: str = "demo"  # demo | folder | Hub id
+    seed: int = 0
+    resume: str = "auto"  # auto: go on from the newest checkpoint in run.dir | never | a checkpoint folder
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    loss: LossConfig = field(default_factory=lambda: LossConfig(kl_coef=1e-3))
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    devices: DevicesConfig = field(default_factory=DevicesConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
+    deepspeed: dict[str, Any] = field(default_factory=lambda: {"zero_optimization": {"stage": 2}})
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the YAML file, then the overrides. Raises ConfigError for an unknown key or an impossible value."""
+    config = OmegaConf.structured(Config)
+    if path is not None:
+        try:
+            loaded = OmegaConf.load(path)
+        except FileNotFoundError:
+            raise ConfigError(f"config file {path} does not exist") from None
+        except Exception as error:
+            raise ConfigError(f"config file {path} is not readable YAML: {error}") from error
+        if not isinstance(loaded, DictConfig):
+            raise ConfigError(f"config file {path} must hold keys and values at its top level")
+        config = _merge(config, loaded, f"in {path}")
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"override {override!r} is not of the form key=value, for example train.lr=5e-7")
+        try:
+            change = OmegaConf.from_dotlist([override])
+        except Exception as error:
+            raise ConfigError(f"override {override!r} cannot be read: {error}") from error
+        config = _merge(config, change, f"in override {override!r}")
+    try:
+        result = OmegaConf.to_object(config)
+    except ValueError as error:  # the option classes check themselves when built
+        raise ConfigError(str(error)) from None
+    assert isinstance(result, Config)
+    validate(result)
+    return result
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _merge(config: DictConfig, change: DictConfig, where: str) -> DictConfig:
+    try:
+        merged = OmegaConf.merge(config, change)
+    except ConfigKeyError as error:
+        raise ConfigError(f"unknown key {error.full_key!r} {where}{_nearest(error.full_key or '')}") from None
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise ConfigError(f"bad value for {key!r} {where}: {str(error).splitlines()[0]}") from None
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _nearest(key: str) -> str:
+    known = list(_keys(OmegaConf.structured(Config)))
+    match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not match:
+        # A right leaf under a wrong parent, e.g. lr for train.lr.
+        match = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
+    return f"; did you mean {match[0]!r}?" if match else "; see `lingshu-rl train --help`"
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Any:
+    for name in node:
+        child = node._get_node(name)
+        yield f"{prefix}{name}"
+        if isinstance(child, DictConfig):
+            yield from _keys(child, f"{prefix}{name}.")
+
+
+def validate(config: Config) -> None:
+    """Refuse what cannot work, before anything is loaded. Raises ConfigError naming the keys."""
+
+    def refuse(condition: bool, message: str) -> None:
+        if condition:
+            raise ConfigError(message)
+
+    def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+        near = difflib.get_close_matches(value, allowed, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        refuse(value not in allowed, f"{key}={value!r} is not one of {', '.join(allowed)}{hint}")
+
+    c = config
+    for key, number in {
+        "train.steps": c.train.steps,
+        "train.prompts_per_step": c.train.prompts_per_step,
+        "train.group_size": c.train.group_size,
+        "train.optimizer_steps": c.train.optimizer_steps,
+        "rollout.max_tokens": c.rollout.max_tokens,
+        "rollout.concurrency": c.rollout.concurrency,
+        "packing.token_budget": c.packing.token_budget,
+        "checkpoint.keep_last": c.checkpoint.keep_last,
+    }.items():
+        refuse(number < 1, f"{key}={number} must be at least 1")
+    refuse(c.train.lr <= 0, f"train.lr={c.train.lr} must be above 0")
+    refuse(c.loss.kl_coef < 0, f"loss.kl_coef={c.loss.kl_coef} must not be negative")
+    refuse(
+        c.train.group_size == 1,
+        "train.group_size=1 gives every advantage 0: a group is compared with itself. Use at least 2",
+    )
+    refuse(c.rollout.temperature <= 0, "rollout.temperature must be above 0: greedy samples of a group are all equal")
+    refuse(not 0 <= c.rewards.max_failed_share <= 1, "rewards.max_failed_share must be in [0, 1]")
+    one_of("train.dtype", c.train.dtype, ("auto", "float32", "bfloat16"))
+    one_of("reference.dtype", c.reference.dtype, ("auto", "float32", "bfloat16"))
+    one_of("train.lr_schedule", c.train.lr_schedule, ("constant", "linear", "cosine"))
+    one_of("rollout.weight_transfer", c.rollout.weight_transfer, ("auto", "file", "nccl"))
+    one_of("rewards.executor", c.rewards.executor, ("inline", "isolated"))
+    one_of("check.on_failure", c.check.on_failure, ("stop", "dense", "warn"))
+    for control in c.eval.controls:
+        one_of("eval.controls", control, ("blank", "shuffled"))
+    refuse(
+        bool(c.reference.urls or c.reference.model) and c.loss.kl_coef == 0,
+        "reference.urls or reference.model is set, but loss.kl_coef=0 uses no reference; unset one of them",
+    )
+    refuse(
+        bool(c.rollout.urls) and c.devices.rollout != "auto",
+        "rollout.urls names running servers, so devices.rollout has no effect; unset one of them",
+    )
+    refuse(
+        bool(c.reference.urls) and c.devices.reference != "auto",
+        "reference.urls names running servers, so devices.reference has no effect; unset one of them",
+    )
+    stage = (c.deepspeed.get("zero_optimization") or {}).get("stage", 0)
+    refuse(stage not in (0, 1, 2, 3), f"deepspeed.zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
+    refuse(MISSING in (c.model, c.run.dir) or not c.model or not c.run.dir, "model and run.dir must be set")

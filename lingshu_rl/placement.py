@@ -1,0 +1,156 @@
+"""Which device belongs to which group: policy, rollout, reference. Groups on GPUs never overlap."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from lingshu_rl.config import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class DeviceSet:
+    """Either GPU numbers, or CPU with the cores it is bound to (empty = all cores of the process)."""
+
+    gpus: tuple[int, ...] = ()
+    cores: tuple[int, ...] = ()
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(self.gpus)
+
+    def __str__(self) -> str:
+        if self.gpus:
+            return "cuda:" + ",".join(map(str, self.gpus))
+        return "cpu:" + ",".join(map(str, self.cores)) if self.cores else "cpu"
+
+    def env(self) -> dict[str, str]:
+        """What a child process of this group gets in its environment."""
+        if self.gpus:
+            return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, self.gpus))}
+        threads = len(self.cores) or available_cores()
+        return {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
+
+    def command_prefix(self) -> list[str]:
+        """Binds a child process to the group's cores."""
+        return ["taskset", "-c", ",".join(map(str, self.cores))] if self.cores else []
+
+
+@dataclass(frozen=True)
+class Placement:
+    """None stands for a group this run does not start: given by URLs, or not needed."""
+
+    policy: DeviceSet
+    rollout: DeviceSet | None
+    reference: DeviceSet | None
+    idle_gpus: tuple[int, ...]
+
+    def describe(self) -> dict[str, str]:
+        shown = {
+            "policy": str(self.policy),
+            "rollout": str(self.rollout or "elsewhere (rollout.urls)"),
+            "reference": str(self.reference or "none started (reference.urls, or loss.kl_coef=0)"),
+        }
+        if self.idle_gpus:
+            shown["idle"] = "cuda:" + ",".join(map(str, self.idle_gpus)) + " (no group uses these)"
+        return shown
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def visible_gpus() -> int:
+    """GPUs of this machine, without starting CUDA in this process."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def parse_devices(group: str, value: Any) -> DeviceSet | None:
+    """`auto` -> None; `cpu`, `cpu:0-3,6`, `cuda:0,1`, 0, [0, 1] -> the set. Raises ConfigError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [value]
+    if isinstance(value, (list, tuple)):
+        if not value or any(not isinstance(v, int) or v < 0 for v in value):
+            raise ConfigError(f"devices.{group}={value!r}: give GPU numbers, for example [0, 1]")
+        if len(set(value)) != len(value):
+            raise ConfigError(f"devices.{group}={value!r} names a GPU twice")
+        return DeviceSet(gpus=tuple(value))
+    text = str(value).replace(" ", "")
+    if text == "auto":
+        return None
+    if text == "cpu":
+        return DeviceSet()
+    match = re.fullmatch(r"(cpu|cuda):(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)", text)
+    if not match:
+        raise ConfigError(f"devices.{group}={value!r}: use auto, cpu, cpu:0-3, cuda:0,1 or a list of GPU numbers")
+    numbers: list[int] = []
+    for part in match[2].split(","):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    if match[1] == "cpu":
+        missing = set(numbers) - os.sched_getaffinity(0)
+        if missing:
+            raise ConfigError(f"devices.{group}={value!r}: this process may not use core(s) {sorted(missing)}")
+        return DeviceSet(cores=tuple(numbers))
+    return parse_devices(group, numbers)
+
+
+def place(config: Config, gpus: int, policy_ranks: int = 1) -> Placement:
+    """Give every group its devices. `gpus`: how many this machine has; `policy_ranks`: processes accelerate started here.
+
+    Raises ConfigError when groups overlap on a GPU, or there are too few GPUs to place them by themselves.
+    """
+    starts = {
+        "policy": True,
+        "rollout": not config.rollout.urls,
+        "reference": not config.reference.urls and config.loss.kl_coef > 0,
+    }
+    chosen: dict[str, DeviceSet | None] = {
+        group: parse_devices(group, getattr(config.devices, group)) if needed else None
+        for group, needed in starts.items()
+    }
+    taken: dict[int, str] = {}
+    for group, devices in chosen.items():
+        for gpu in devices.gpus if devices else ():
+            if gpu >= gpus:
+                raise ConfigError(f"devices.{group} names GPU {gpu}, but this machine has {gpus} (counted from 0)")
+            if gpu in taken:
+                raise ConfigError(
+                    f"GPU {gpu} is given to both devices.{taken[gpu]} and devices.{group}; every group needs its own"
+                )
+            taken[gpu] = group
+    automatic = [group for group, needed in starts.items() if needed and chosen[group] is None]
+    free = [gpu for gpu in range(gpus) if gpu not in taken]
+    if gpus == 0:
+        for group in automatic:
+            chosen[group] = DeviceSet()
+    elif automatic:
+        # accelerate numbers its ranks from GPU 0, so the policy takes the first free ones.
+        share = {"policy": policy_ranks, "reference": 1}
+        need = sum(share.get(group, 1) for group in automatic)
+        if need > len(free):
+            raise ConfigError(
+                f"{', '.join(automatic)} need at least {need} GPUs of their own, {len(free)} are free; "
+                "name them in devices.*, give servers by rollout.urls/reference.urls, or put a group on cpu"
+            )
+        if "policy" in automatic:
+            chosen["policy"] = DeviceSet(gpus=tuple(free[:policy_ranks]))
+            free = free[policy_ranks:]
+        if "reference" in automatic:
+            chosen["reference"] = DeviceSet(gpus=(free.pop(),))
+        if "rollout" in automatic:
+            chosen["rollout"] = DeviceSet(gpus=tuple(free))
+            free = []
+    assert chosen["policy"] is not None
+    if chosen["policy"].on_gpu and len(chosen["policy"].gpus) != policy_ranks:
+        raise ConfigError(
+            f"devices.policy names {len(chosen['policy'].gpus)} GPUs, but accelerate started {policy_ranks} "
+            "processes here; give --num_processes the same number"
+        )
+    used = {gpu for devices in chosen.values() if devices for gpu in devices.gpus}
+    idle = tuple(gpu for gpu in range(gpus) if gpu not in used)
+    return Placement(chosen["policy"], chosen["rollout"], chosen["reference"], idle)

@@ -1,0 +1,374 @@
+"""The trained model: DeepSpeed through accelerate. One `update` is one batch of groups, whatever the ranks and rows.
+
+Shapes: T = the completion tokens of one packed row, one after another.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lingshu_rl.config import Config
+from lingshu_rl.model import load_model, resolve_dtype
+from lingshu_rl.types import TrainGroup
+
+if TYPE_CHECKING:
+    import torch
+
+    from lingshu_rl.packing import PackedRow
+    from lingshu_rl.types import TokenGroup
+
+
+class Policy:
+    """All ranks hold one and call the same methods with the same arguments in the same order."""
+
+    def __init__(self, config: Config, *, on_gpu: bool) -> None:
+        import torch
+
+        from lingshu_rl.families import model_spec
+
+        self.config = config
+        self.accelerator = make_accelerator(config, on_gpu)
+        # The same start on every rank; sampling happens in the engines, so ranks need no seeds of their own.
+        torch.manual_seed(config.seed)
+        model = load_model(config.model, torch.float32 if not on_gpu else resolve_dtype(config.train.dtype, on_gpu))
+        self.banned = model_spec(model.config).placeholder_ids
+        self.layout = config.packing.layout
+        if config.train.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        for name, parameter in model.named_parameters():
+            if any(name.startswith(prefix) for prefix in config.train.freeze):
+                parameter.requires_grad_(False)
+        if config.train.lora:
+            from peft import LoraConfig, get_peft_model
+
+            model = get_peft_model(model, LoraConfig(**config.train.lora))
+        model.train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=config.train.lr, weight_decay=config.train.weight_decay, betas=(0.9, 0.95)
+        )
+        self.engine, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters())
+
+    @property
+    def module(self) -> Any:
+        return self.accelerator.unwrap_model(self.engine)
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def ranks(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    @property
+    def zero_stage(self) -> int:
+        return int(self.accelerator.state.deepspeed_plugin.zero_stage)
+
+    def update(self, groups: Sequence[TrainGroup], step: int) -> dict[str, float]:
+        """One batch: `train.optimizer_steps` optimiser steps, each over its share of the groups. Returns metrics.
+
+        A batch without groups (all of one opinion) changes nothing.
+
+        The gradient of a step is that of sum over all tokens / global count, equal for any packing and any ranks.
+        """
+        if not groups:
+            return {}
+        parts = [list(groups[i :: self.config.train.optimizer_steps]) for i in range(self.config.train.optimizer_steps)]
+        parts = [part for part in parts if part]
+        old = self.logprobs([g.tokens for g in groups]) if len(parts) > 1 else None
+        by_key = {g.tokens.key: o for g, o in zip(groups, old, strict=True)} if old is not None else {}
+        lr = self.lr_at(step)
+        totals: dict[str, float] = {}
+        for part in parts:
+            self._set_lr(lr)
+            metrics = self._optimizer_step(part, [by_key[g.tokens.key] for g in part] if by_key else None)
+            for key, value in metrics.items():
+                totals[key] = (
+                    max(totals.get(key, 0.0), value)
+                    if key.endswith("_max")
+                    else totals.get(key, 0.0) + value / len(parts)
+                )
+        return {**totals, "lr": lr}
+
+    def logprobs(self, groups: Sequence[TokenGroup], layout: str | None = None) -> list[tuple[torch.Tensor, ...]]:
+        """Per group, per completion, float32 log-probs without gradient. Every rank computes every row."""
+        from lingshu_rl.scoring import group_logprobs
+
+        return group_logprobs(
+            self.engine,
+            groups,
+            token_budget=self.config.packing.token_budget,
+            layout=layout or self.layout,
+            banned_ids=self.banned,
+            temperature=self.config.rollout.temperature,
+        )
+
+    def _optimizer_step(
+        self, groups: Sequence[TrainGroup], old: Sequence[tuple[torch.Tensor, ...]] | None
+    ) -> dict[str, float]:
+        import torch
+
+        from lingshu_rl.logprobs import completion_logprobs
+        from lingshu_rl.losses import policy_loss
+        from lingshu_rl.packing import pack
+
+        rows = pack([g.tokens for g in groups], self.engine, self.config.packing.token_budget, self.layout)
+        tokens = sum(len(c) for g in groups for c in g.tokens.completions)
+        sequences = sum(len(g.tokens.completions) for g in groups)
+        mine = share_rows(rows, self.rank, self.ranks)
+        sums: dict[str, torch.Tensor] = {}
+        for i, (row, counts) in enumerate(mine):
+            last = i == len(mine) - 1
+            self.engine.set_gradient_accumulation_boundary(is_boundary=last)
+            scores = completion_logprobs(
+                self.engine, row, banned_ids=self.banned, entropy=True, temperature=self.config.rollout.temperature
+            )
+            fields = row_tensors(row, groups, old, scores.logprobs_T.device)
+            loss, metrics = policy_loss(
+                scores.logprobs_T,
+                entropy_T=scores.entropy_T,
+                config=self.config.loss,
+                total_tokens=tokens,
+                total_sequences=sequences,
+                max_tokens=self.config.rollout.max_tokens,
+                **fields,
+            )
+            # DeepSpeed averages gradients over ranks; the loss is already divided by the global count.
+            self.accelerator.deepspeed_engine_wrapped.backward(
+                loss * (self.ranks if counts else 0.0), sync_gradients=last
+            )
+            if counts:
+                for key, value in metrics.items():
+                    value = value.detach().float()
+                    sums[key] = (
+                        torch.maximum(sums.get(key, value), value) if key.endswith("_max") else sums.get(key, 0) + value
+                    )
+        result = self._reduce(sums)
+        result["grad_norm"] = float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
+        result["rows"] = float(len(rows))
+        if not all(math.isfinite(v) for v in result.values()):
+            raise FloatingPointError(
+                f"the update gave a number that is not finite: { {k: v for k, v in result.items() if not math.isfinite(v)} }; "
+                "lower train.lr or look at the last rollouts"
+            )
+        return result
+
+    def _reduce(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Sum (or take the maximum of `_max` keys) over the ranks."""
+        import torch
+
+        every: list[dict[str, float]] = [{} for _ in range(self.ranks)]
+        mine = {key: float(value) for key, value in sums.items()}
+        if self.ranks == 1:
+            every = [mine]
+        else:
+            torch.distributed.all_gather_object(every, mine)
+        keys = sorted({key for one in every for key in one})
+        return {
+            key: (max if key.endswith("_max") else sum)(one[key] for one in every if key in one)  # type: ignore[operator]
+            for key in keys
+        }
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step 0, 1, ...: linear warm-up, then the schedule over `train.steps`."""
+        t = self.config.train
+        if step < t.warmup_steps:
+            return t.lr * (step + 1) / t.warmup_steps
+        done = (step - t.warmup_steps) / max(1, t.steps - t.warmup_steps)
+        factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+        return t.lr * factor[t.lr_schedule]
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name in the Hugging Face checkpoint, full tensor), one after another; a collective under ZeRO-3.
+
+        Tied output heads are left out, adapters are merged.
+        """
+        import torch
+
+        with merged_adapters(self.module) as model, torch.no_grad():
+            for name, tensor in checkpoint_tensors(model):
+                with gathered(tensor):
+                    yield name, tensor.detach()
+
+    def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """What `weights` will yield, without gathering anything."""
+        with merged_adapters(self.module, compute=False) as model:
+            return [(n, t.dtype, tuple(getattr(t, "ds_shape", t.shape))) for n, t in checkpoint_tensors(model)]
+
+    def save_hf(self, folder: Path) -> None:
+        """Write the model in Hugging Face form (all ranks call this; the main one writes)."""
+        state = {name: tensor.cpu().clone() for name, tensor in self.weights()}
+        if self.accelerator.is_main_process:
+            base = self.module.get_base_model() if self.config.train.lora else self.module
+            base.save_pretrained(folder, state_dict=state)
+        self.accelerator.wait_for_everyone()
+
+    def save_state(self, folder: Path) -> None:
+        self.accelerator.save_state(str(folder), safe_serialization=True)
+
+    def load_state(self, folder: Path) -> None:
+        self.accelerator.load_state(str(folder))
+
+    def start_trackers(self, folder: Path) -> None:
+        """Open accelerate's trackers; tensorboard writes into the run folder."""
+        self.accelerator.init_trackers(folder.name)
+
+    def share(self, value: Any) -> Any:
+        """The main rank's value on every rank."""
+        import torch
+
+        if self.ranks == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+
+def available_trackers(names: Sequence[str]) -> list[str]:
+    """The named trackers; tensorboard, the default, is left out quietly where it is not installed."""
+    import importlib.util
+
+    return [n for n in names if n != "tensorboard" or importlib.util.find_spec("tensorboard") is not None]
+
+
+def make_accelerator(config: Config, on_gpu: bool) -> Any:
+    """accelerate with DeepSpeed, also when launched plainly or without a launcher at all."""
+    from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+
+    from lingshu_rl.workers import free_port
+
+    for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, default)
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
+    bf16 = on_gpu and config.train.dtype != "float32"
+    settings = {
+        "gradient_clipping": config.train.max_grad_norm,
+        "bf16": {"enabled": bf16},
+        # The number of rows differs from step to step, so the boundary is set by hand and nothing is divided by it.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+        **config.deepspeed,
+    }
+    handlers = [] if on_gpu else [InitProcessGroupKwargs(backend="gloo")]
+    return Accelerator(
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings),
+        mixed_precision="bf16" if bf16 else "no",
+        kwargs_handlers=handlers,
+        log_with=available_trackers(config.run.trackers),
+        project_dir=config.run.dir,
+    )
+
+
+def share_rows(rows: Sequence[PackedRow], rank: int, ranks: int) -> list[tuple[PackedRow, bool]]:
+    """This rank's rows, largest first dealt to the least loaded rank. Deterministic, alike on every rank.
+
+    All ranks get equally many, because each forward is a collective under ZeRO-3: a rank that is short repeats a row
+    that does not count (False).
+    """
+    loads = [0] * ranks
+    shares: list[list[PackedRow]] = [[] for _ in range(ranks)]
+    for row in sorted(rows, key=lambda r: -r.tokens):
+        target = min(range(ranks), key=lambda r: (len(shares[r]) >= -(-len(rows) // ranks), loads[r]))
+        shares[target].append(row)
+        loads[target] += row.tokens
+    most = max(len(share) for share in shares)
+    smallest = min(rows, key=lambda r: r.tokens)
+    mine = [(row, True) for row in shares[rank]]
+    return mine + [(smallest, False)] * (most - len(mine))
+
+
+def row_tensors(
+    row: PackedRow, groups: Sequence[TrainGroup], old: Sequence[tuple[torch.Tensor, ...]] | None, device: Any
+) -> dict[str, Any]:
+    """The row's per-token and per-sequence fields, in the order of its completion tokens."""
+    import torch
+
+    members = [(groups[g], old[g] if old is not None else None, m) for g, m, _ in row.members]
+    rollout_T = torch.tensor([x for g, _, m in members for x in g.rollout_logprobs[m]], device=device)
+    with_reference = members[0][0].reference_logprobs is not None
+    return {
+        "sequence_T": row.sequence_T.to(device),
+        "advantages": torch.tensor([g.advantages[m] for g, _, m in members], device=device),
+        "rollout_logprobs_T": rollout_T,
+        "ref_logprobs_T": torch.cat([g.reference_logprobs[m] for g, _, m in members]).to(device)  # type: ignore[index]
+        if with_reference
+        else None,
+        "old_logprobs_T": torch.cat([o[m] for _, o, m in members]).to(device) if old is not None else None,  # type: ignore[index]
+    }
+
+
+def checkpoint_tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and persistent buffers under their checkpoint names, without a tied output head."""
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    for name, parameter in model.named_parameters():
+        if not (tied and name.endswith("lm_head.weight")):
+            yield name, parameter
+    persistent = set(model.state_dict().keys())
+    for name, buffer in model.named_buffers():
+        if name in persistent:
+            yield name, buffer
+
+
+@contextmanager
+def gathered(tensor: Any) -> Iterator[None]:
+    """Makes one ZeRO-3 partitioned parameter whole inside the block; nothing else is gathered at the same time."""
+    if not hasattr(tensor, "ds_id"):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([tensor]):
+        yield
+
+
+@contextmanager
+def merged_adapters(model: Any, compute: bool = True) -> Iterator[Any]:
+    """The base model with LoRA adapters merged in for the block's duration; plain models pass through."""
+    if not hasattr(model, "merge_adapter"):
+        yield model
+        return
+    if compute:
+        model.merge_adapter()
+    try:
+        yield _PlainNames(model.get_base_model())
+    finally:
+        if compute:
+            model.unmerge_adapter()
+
+
+class _PlainNames:
+    """A LoRA-wrapped base model that lists its parameters under the names the unwrapped one has."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.config = model, model.config
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        for name, parameter in self.model.named_parameters():
+            if "lora_" not in name:
+                yield name.replace(".base_layer.", "."), parameter
+
+    def named_buffers(self) -> Iterator[tuple[str, Any]]:
+        return self.model.named_buffers()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.model.state_dict()

@@ -1,0 +1,86 @@
+"""The reference group's messages: token groups in, log-probs out, as safetensors. Never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import torch
+from safetensors.torch import load, save
+
+from lingshu_rl.types import TokenGroup
+
+
+class WireError(ValueError):
+    """A message that is not what this protocol says; the text says where."""
+
+
+def encode_groups(groups: Sequence[TokenGroup]) -> bytes:
+    """Several groups in one body. Integer tensors for tokens, the vision tensors under `<i>/vision/<name>`."""
+    tensors: dict[str, torch.Tensor] = {}
+    for i, group in enumerate(groups):
+        tensors[f"{i}/prompt"] = torch.tensor(group.prompt_ids, dtype=torch.int64)
+        tensors[f"{i}/lengths"] = torch.tensor([len(c) for c in group.completions], dtype=torch.int64)
+        tensors[f"{i}/completions"] = torch.tensor([t for c in group.completions for t in c], dtype=torch.int64)
+        for name, value in group.vision.items():
+            tensors[f"{i}/vision/{name}"] = value.detach().cpu().contiguous()
+    return save(tensors, metadata={"keys": json.dumps([g.key for g in groups])})
+
+
+def decode_groups(body: bytes, *, vocabulary: int) -> list[TokenGroup]:
+    """Raises WireError for anything but what encode_groups makes, before any tensor reaches the model."""
+    tensors, keys = _load(body)
+    groups = []
+    for i, key in enumerate(keys):
+        try:
+            prompt, lengths, tokens = (tensors.pop(f"{i}/{part}") for part in ("prompt", "lengths", "completions"))
+        except KeyError as error:
+            raise WireError(f"group {i} lacks {error.args[0]!r}") from None
+        for name, value in (("prompt", prompt), ("lengths", lengths), ("completions", tokens)):
+            if value.dtype != torch.int64 or value.ndim != 1:
+                raise WireError(f"group {i}: {name} must be a list of int64")
+        if not len(prompt) or not len(lengths) or (lengths < 1).any() or int(lengths.sum()) != len(tokens):
+            raise WireError(f"group {i}: empty prompt or completion, or lengths that do not add up")
+        for value in (prompt, tokens):
+            if int(value.min()) < 0 or int(value.max()) >= vocabulary:
+                raise WireError(f"group {i}: token ids must be in [0, {vocabulary})")
+        marker = f"{i}/vision/"
+        names = [name for name in tensors if name.startswith(marker)]
+        vision = {name.removeprefix(marker): tensors.pop(name) for name in names}
+        completions = tuple(tuple(c.tolist()) for c in tokens.split(lengths.tolist()))
+        groups.append(TokenGroup(key, tuple(prompt.tolist()), completions, vision))
+    if tensors:
+        raise WireError(f"unknown tensors: {sorted(tensors)[:5]}")
+    if not groups:
+        raise WireError("no groups")
+    return groups
+
+
+def encode_logprobs(logprobs: Sequence[Sequence[torch.Tensor]]) -> bytes:
+    """One flat float32 tensor a group: its completions' log-probs one after another."""
+    return save({str(i): torch.cat(list(pieces)).float() for i, pieces in enumerate(logprobs)})
+
+
+def decode_logprobs(body: bytes, groups: Sequence[TokenGroup]) -> list[tuple[torch.Tensor, ...]]:
+    """Per group, per completion, a float32 tensor of its length."""
+    tensors = load(body)
+    result = []
+    for i, group in enumerate(groups):
+        lengths = [len(c) for c in group.completions]
+        value = tensors.get(str(i))
+        if value is None or value.shape != (sum(lengths),):
+            raise WireError(f"the answer for group {group.key!r} does not fit its completions")
+        result.append(tuple(value.split(lengths)))
+    return result
+
+
+def _load(body: bytes) -> tuple[dict[str, torch.Tensor], list[str]]:
+    try:
+        tensors = load(body)
+        size = int.from_bytes(body[:8], "little")
+        keys = json.loads(json.loads(body[8 : 8 + size])["__metadata__"]["keys"])
+    except Exception as error:
+        raise WireError(f"not a safetensors message of token groups: {type(error).__name__}: {error}") from None
+    if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys):
+        raise WireError("metadata.keys must be a list of strings")
+    return tensors, keys

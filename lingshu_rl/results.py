@@ -1,0 +1,95 @@
+"""What a run tells: one line and one metrics object a step, and the summary and report at its end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, defaultdict
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Any
+
+from lingshu_rl.evaluation import evaluate, summarise
+from lingshu_rl.progress import step_line
+from lingshu_rl.report import write_report
+from lingshu_rl.run import Run
+from lingshu_rl.runfolder import versions, write_text
+
+if TYPE_CHECKING:
+    from lingshu_rl.train import Experience
+
+
+def log_step(run: Run, step: int, batch: Experience, update: dict[str, float], seconds: float) -> None:
+    """Write the step's metrics and rollouts, feed the trackers, print a line. Main rank only; others return."""
+    if not run.is_main:
+        return
+    members = [m for g in batch.groups for m in g.members]
+    judged = [m.result.value for m in members if m.result.value is not None]
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    components: dict[str, list[float]] = defaultdict(list)
+    for m in members:
+        if m.result.value is not None:
+            by_kind[m.rollout.prompt.kind].append(m.result.value)
+            for name, value in m.result.components.items():
+                components[name].append(value)
+    lengths = [len(m.rollout.token_ids) for m in members]
+    statuses = Counter(m.result.status for m in members)
+    metrics: dict[str, Any] = {
+        "step": step,
+        "reward/mean": fmean(judged) if judged else 0.0,
+        "reward/std": pstdev(judged) if judged else 0.0,
+        "reward/masked": len(members) - len(judged),
+        **{f"reward/kind/{kind}": fmean(v) for kind, v in sorted(by_kind.items())},
+        **{f"reward/component/{name}": fmean(v) for name, v in sorted(components.items())},
+        **{f"reward/status/{status}": n / len(members) for status, n in sorted(statuses.items())},
+        "groups/zero_variance": sum(not any(a) for a in batch.advantages) / len(batch.groups),
+        "completion/tokens_mean": fmean(lengths),
+        "completion/truncated_share": sum(m.rollout.truncated for m in members) / len(members),
+        "tokens/generated": sum(lengths),
+        **{key if "/" in key or key == "lr" else f"policy/{key}": value for key, value in update.items()},
+        "weight_version": members[0].rollout.weight_version,
+        "cursor": run.cursor,
+        **{f"time/{name}": value for name, value in batch.seconds.items()},
+        **{f"time/{name}": run.last_seconds[name] for name in ("update", "weight_sync") if name in run.last_seconds},
+        "time/step": seconds,
+    }
+    run.folder.log_metrics(metrics)
+    run.folder.write_rollouts(step, batch.groups, batch.advantages)
+    run.policy.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=step)
+    run.progress.advance(note=f"reward {metrics['reward/mean']:.3f}")
+    run.progress.say(step_line(step, run.config.train.steps, metrics))
+
+
+async def finish(run: Run) -> dict[str, Any]:
+    """Evaluate the trained policy, write summary.json and report.html, and say where they are."""
+    before = run.folder.read_conditions("before", run.config.eval.controls)
+    with run.phase("evaluation"):
+        after = await evaluate(run, "after", run.config.eval.controls)
+    assert run.rollout is not None
+    total = run.seconds_before + time.monotonic() - run.started
+    summary = {
+        **summarise(before, after),
+        "steps": run.config.train.steps,
+        "seconds_total": round(total, 1),
+        "seconds_by_phase": {name: round(value, 2) for name, value in run.seconds.items()},
+        "versions": versions(),
+        **run.first_batch,
+        "zero_stage": run.policy.zero_stage,
+        "policy_ranks": run.policy.ranks,
+        "policy_parameters": run.policy.parameters,
+        "engine_generated_tokens": await run.rollout.generated_tokens(),
+    }
+    write_text(run.folder.summary, json.dumps(summary, indent=1))
+    report = write_report(run.folder.path)
+    gain = summary["gain"]
+    run.progress.say(
+        f"held-out accuracy {summary['before']['accuracy']:.3f} -> {summary['after']['accuracy']:.3f}, gain "
+        f"{gain['points']:.1f} points (95 % interval {gain['ci95'][0]:.1f} to {gain['ci95'][1]:.1f}); "
+        + "; ".join(
+            f"{name.replace('_', ' ')} {summary[name]['accuracy']:.3f}"
+            for name in ("blank_image", "shuffled_image")
+            if summary.get(name)
+        )
+    )
+    run.progress.say(f"the vLLM server counted {summary['engine_generated_tokens']} generated tokens")
+    run.progress.say(f"summary: {run.folder.summary}   report: {report}")
+    return summary

@@ -1,0 +1,65 @@
+"""The command line of one rollout worker: vLLM's own OpenAI server, with our plugin for weights and token check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lingshu_rl.placement import DeviceSet
+from lingshu_rl.rollout.vllm_plugin import BACKEND, TOKEN_ENV, TRANSFER_DIR_ENV
+from lingshu_rl.workers import python
+
+
+def vllm_command(
+    model: str, devices: DeviceSet, *, port: int, dtype: str, seed: int, transfer: str, options: dict[str, Any]
+) -> list[str]:
+    """The argv. `options` are vLLM's own (`max_model_len: 4096`) and win over what is chosen here.
+
+    The module is started rather than the `vllm` script, because the CPU package installs no working script.
+    """
+    chosen: dict[str, Any] = {
+        "model": model,
+        "served_model_name": "policy",
+        "host": "127.0.0.1",
+        "port": port,
+        "dtype": dtype,
+        "seed": seed,
+        # Log-probs after temperature and banned tokens: the distribution that was really sampled.
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": {"backend": BACKEND if transfer == "file" else transfer},
+        "middleware": "lingshu_rl.rollout.vllm_plugin.RequireToken",
+        "disable_uvicorn_access_log": True,
+        # The model's own generation_config would change temperature or top-p behind the trainer's back.
+        "generation_config": "vllm",
+    }
+    if devices.on_gpu:
+        chosen["tensor_parallel_size"] = len(devices.gpus)
+    else:
+        chosen["enforce_eager"] = True
+        # A prompt prefilled in pieces makes vLLM rewind the request's seeded generator, which CPU generators cannot do.
+        chosen["enable_chunked_prefill"] = False
+    chosen.update(options)
+    command = [*devices.command_prefix(), python(), "-m", "vllm.entrypoints.openai.api_server"]
+    for key, value in chosen.items():
+        flag = "--" + key.replace("_", "-")
+        if value is True:
+            command.append(flag)
+        elif value is False:
+            command.append("--no-" + flag[2:])
+        elif value is not None:
+            command += [flag, json.dumps(value) if isinstance(value, (dict, list)) else str(value)]
+    return command
+
+
+def vllm_env(devices: DeviceSet, *, token: str, transfer_dir: Path, extra: dict[str, str]) -> dict[str, str]:
+    env = {
+        **devices.env(),
+        "VLLM_SERVER_DEV_MODE": "1",  # the weight-transfer routes
+        "VLLM_NO_USAGE_STATS": "1",
+        TOKEN_ENV: token,
+        TRANSFER_DIR_ENV: str(transfer_dir),
+    }
+    if not devices.on_gpu:
+        env["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+    return {**env, **extra}

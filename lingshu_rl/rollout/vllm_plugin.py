@@ -1,0 +1,126 @@
+"""What vLLM loads into its own processes: a weight-transfer engine for hosts without NCCL, and the token check.
+
+`register` is the entry point of the group `vllm.general_plugins`; vLLM calls it in every process it starts.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+BACKEND = "lingshu_file"
+TOKEN_ENV = "LINGSHU_RL_TOKEN"
+TRANSFER_DIR_ENV = "LINGSHU_RL_TRANSFER_DIR"
+
+
+def register() -> None:
+    """Make the `lingshu_file` weight-transfer backend known to this vLLM process."""
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, file_engine_class())
+
+
+class RequireToken:
+    """ASGI middleware: every route but /health needs `Authorization: Bearer <token of this run>`.
+
+    vLLM's own --api-key guards only /v1; the weight routes are more dangerous than those.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        token = os.environ.get(TOKEN_ENV, "")
+        if not token:
+            raise RuntimeError(f"{TOKEN_ENV} must be set for the token check")
+        self.expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] != "/health":
+            headers = dict(scope["headers"])
+            if not hmac.compare_digest(headers.get(b"authorization", b""), self.expected):
+                await send({"type": "http.response.start", "status": 401, "headers": []})
+                await send({"type": "http.response.body", "body": b"missing or wrong token"})
+                return
+        await self.app(scope, receive, send)
+
+
+def file_engine_class() -> Any:
+    """The engine class, built here so that importing this module does not import vLLM."""
+    from vllm.distributed.weight_transfer.base import (
+        WeightTransferEngine,
+        WeightTransferInitInfo,
+        WeightTransferUpdateInfo,
+    )
+
+    @dataclass
+    class FileInitInfo(WeightTransferInitInfo):
+        pass
+
+    @dataclass
+    class FileUpdateInfo(WeightTransferUpdateInfo):
+        file: str  # a name inside the transfer folder, never a path
+
+    class FileWeightTransferEngine(WeightTransferEngine):
+        """Reads a safetensors file that the trainer wrote into the run's shared-memory folder."""
+
+        init_info_cls = FileInitInfo
+        update_info_cls = FileUpdateInfo
+
+        def init_transfer_engine(self, init_info: FileInitInfo) -> None:
+            self.folder = Path(os.environ[TRANSFER_DIR_ENV]).resolve()
+
+        def start_weight_update(self) -> None:
+            from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+            initialize_layerwise_reload(self.model)
+
+        def update_weights(self, update_info: dict[str, Any]) -> None:
+            # The base class ends in torch.accelerator.synchronize(), which does not exist on CPU.
+            self.receive_weights(self.parse_update_info(update_info))
+
+        def receive_weights(self, update_info: FileUpdateInfo) -> None:
+            from safetensors.torch import load_file
+
+            path = self.folder / update_info.file
+            if path.name != update_info.file or path.resolve().parent != self.folder:
+                raise ValueError(f"weight file {update_info.file!r} is not a plain name in the transfer folder")
+            self.model.load_weights(iter(load_file(path, device="cpu").items()))
+
+        def finish_weight_update(self) -> None:
+            from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+            finalize_layerwise_reload(self.model, self.model_config)
+            retie_heads(self.model)
+
+        def shutdown(self) -> None:
+            pass
+
+    return FileWeightTransferEngine
+
+
+def retie_heads(model: torch.nn.Module) -> None:
+    """Point tied output heads at the reloaded embedding again.
+
+    On CPU vLLM packs a tied head into a copy of its own while loading; a layer-wise reload renews the embedding but
+    not that copy, and the engine would go on sampling from the old head without an error.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    for module in model.modules():
+        head = getattr(module, "lm_head", None)
+        config = getattr(module, "config", None)
+        if not isinstance(head, ParallelLMHead) or not getattr(config, "tie_word_embeddings", False):
+            continue
+        embeddings = [
+            m for m in module.modules() if isinstance(m, VocabParallelEmbedding) and not isinstance(m, ParallelLMHead)
+        ]
+        if len(embeddings) != 1:
+            raise RuntimeError(f"a tied head needs exactly one embedding beside it, found {len(embeddings)}")
+        head.weight = embeddings[0].weight
+        head.quant_method.process_weights_after_loading(head)

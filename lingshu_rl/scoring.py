@@ -1,0 +1,32 @@
+"""Log-probs of whole groups: the one place where policy, reference and self-checks turn groups into numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lingshu_rl.logprobs import completion_logprobs
+from lingshu_rl.packing import pack
+from lingshu_rl.types import TokenGroup
+
+
+@torch.no_grad()
+def group_logprobs(
+    model: Any,
+    groups: Sequence[TokenGroup],
+    *,
+    token_budget: int,
+    layout: str,
+    banned_ids: Sequence[int],
+    temperature: float,
+) -> list[tuple[Tensor, ...]]:
+    """Per group, per completion, a float32 CPU tensor of its length, in nats."""
+    found: dict[tuple[int, int], Tensor] = {}
+    for row in pack(groups, model, token_budget, layout):
+        scores = completion_logprobs(model, row, banned_ids=banned_ids, temperature=temperature)
+        pieces = scores.logprobs_T.float().cpu().split([length for *_, length in row.members])
+        found |= {(g, m): piece for (g, m, _), piece in zip(row.members, pieces, strict=True)}
+    return [tuple(found[i, m] for m in range(len(group.completions))) for i, group in enumerate(groups)]
