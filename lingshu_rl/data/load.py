@@ -1,4 +1,4 @@
-"""Prompts from the demo, JSONL, parquet or a Hugging Face dataset. No row is dropped in silence: a bad one is refused."""
+"""Prompts from the demo, JSONL, parquet or a Hugging Face dataset. A bad row is refused, never dropped in silence."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lingshu_rl.demo import images, questions
+from lingshu_rl.demo import brain, images, questions, read, studies
 
 SEED = 20240611
 
@@ -24,7 +24,8 @@ def default_cache() -> Path:
 
 def version() -> str:
     """A hash of the code that makes the data: new code, new folder, never a stale one."""
-    code = b"".join(Path(module.__file__).read_bytes() for module in (images, questions)) + Path(__file__).read_bytes()
+    files = (__file__, *(module.__file__ for module in (brain, images, questions, read, studies)))
+    code = b"".join(Path(str(file)).read_bytes() for file in files)
     return hashlib.sha256(code).hexdigest()[:12]
 
 

@@ -1,14 +1,15 @@
-"""Questions from image facts: every answer is drawn evenly, so that a constant answer scores near chance."""
+"""Questions from image facts: answers are drawn evenly, so that a constant answer scores near chance."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lingshu_rl.demo.brain import FIELD_MM
 from lingshu_rl.demo.images import DemoImage
 
 Facts = Mapping[str, Any]
@@ -16,63 +17,101 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that can be asked about an image. `variant` fills `{x}` in the phrasing; answers are balanced within it."""
+    """One thing that can be asked about an image.
+
+    variant fills `{x}` in the question; answers are balanced within it. think: what an ideal reasoning says, in a word
+    or two. options: the label space that an option question draws its wrong options from.
+    """
 
     answer: str
     variant: str = ""
-    think: str = ""  # what an ideal reasoning says in a word or two
-    options: tuple[str, ...] = ()  # option tasks: the label space the distractors come from
+    think: str = ""
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Task:
-    """A question type. `cases` lists what may be asked about an image with these facts (nothing if it does not apply)."""
+    """A question type. count: training questions. cases: what can be asked about an image with such facts, if anything.
+
+    step: numeric answers are multiples of it, and the tolerance is 0.4 of it: the neighbouring multiple is wrong.
+    """
 
     name: str
     kind: str
-    count: int  # training questions; validation and test get 15 % and 20 % of it
-    phrasings: Sequence[str]
-    cases: Callable[[Facts], Iterator[Case]]
+    count: int
+    cases: Callable[[Facts], Iterable[Case]]
+    step: int = 0
     unit: str = ""
-    tolerance: float = 0.0
 
 
-LEVELS = {"axial": ("low", "middle", "high"), "coronal": ("back", "middle", "front")}
-# World coordinates (mm) where thirds of the brain meet, and the margin around them in which no level is asked.
-LEVEL_EDGES_MM = {"axial": (-14, 32), "coronal": (-58, 6)}
-LEVEL_MARGIN_MM = 4
+SHARES = {"train": 1.0, "validation": 0.15, "test": 0.2}  # of a task's count
+PLANES = ("axial", "coronal", "sagittal")
+MAPS = ("anatomy", "grey matter map", "white matter map")
+MODALITIES = ("CT", "MRI", "X-ray", "ultrasound", "fundus photo", "stained tissue", "fluorescence")
+PARTS = ("head", "chest", "abdomen", "leg", "eye")
+WINDOWS = ("bone window", "soft tissue window")
+STAINS = ("H&E", "immunostain", "fluorescence")
+WIDTHS_MM = range(60, 200, 20)
+# Thirds of the brain along two axes: names, and the world coordinates in mm where they meet.
+LEVELS = {"axial": (("low", "middle", "high"), (-14, 32)), "coronal": (("back", "middle", "front"), (-58, 6))}
+LEVEL_MARGIN_MM = 4  # no level is asked this close to a border
+VENTRICLE_SEEN_CM2 = 1.5
+
+
+def near(value: float, step: int) -> int:
+    """The nearest multiple of `step`."""
+    return round(value / step) * step
 
 
 def level(facts: Facts) -> str | None:
     """Which third of the brain an axial or coronal slice cuts; None near the borders and for other images."""
-    edges = LEVEL_EDGES_MM.get(facts.get("plane", ""))
-    if edges is None or min(abs(facts["position_mm"] - edge) for edge in edges) < LEVEL_MARGIN_MM:
+    names, edges = LEVELS.get(facts.get("plane", ""), ((), ()))
+    if not names or min(abs(facts["position_mm"] - edge) for edge in edges) < LEVEL_MARGIN_MM:
         return None
-    return LEVELS[facts["plane"]][sum(facts["position_mm"] >= edge for edge in edges)]
+    return names[sum(facts["position_mm"] >= edge for edge in edges)]
 
 
-def near(value: float, step: int) -> int:
-    return int(round(value / step)) * step
+def _label(key: str, labels: tuple[str, ...]) -> Callable[[Facts], Iterable[Case]]:
+    """Option cases: the fact itself, among the labels."""
+    return lambda facts: [Case(facts[key], options=labels)] if key in facts else []
 
 
-def _plane(facts: Facts) -> Iterator[Case]:
-    if "plane" in facts:
-        yield Case(facts["plane"], options=("axial", "coronal", "sagittal"))
+def _is_label(key: str, labels: tuple[str, ...]) -> Callable[[Facts], Iterable[Case]]:
+    """Yes/no cases: is the fact this label?"""
+
+    def cases(facts: Facts) -> Iterator[Case]:
+        for label in labels if key in facts else ():
+            yield Case("yes" if facts[key] == label else "no", variant=label, think=facts[key])
+
+    return cases
 
 
-def _is_plane(facts: Facts) -> Iterator[Case]:
-    for plane in ("axial", "coronal", "sagittal") if "plane" in facts else ():
-        yield Case("yes" if plane == facts["plane"] else "no", variant=plane, think=facts["plane"])
+def _number(key: str, step: int, unit: str = "") -> Callable[[Facts], Iterable[Case]]:
+    """Numeric cases: the fact to the nearest multiple of `step`, never 0."""
+
+    def cases(facts: Facts) -> Iterator[Case]:
+        if key in facts and near(facts[key], step) > 0:
+            yield Case(f"{near(facts[key], step)} {unit}".strip())
+
+    return cases
 
 
 def _map(facts: Facts) -> Iterator[Case]:
     if "map" in facts and not facts["inverted"]:
-        yield Case(facts["map"], options=("anatomy", "grey matter map", "white matter map"))
+        yield Case(facts["map"], options=MAPS)
 
 
 def _level(facts: Facts) -> Iterator[Case]:
-    if level(facts) is not None:
-        yield Case(str(level(facts)), variant=facts["plane"], options=LEVELS[facts["plane"]])
+    if third := level(facts):
+        yield Case(third, variant=facts["plane"], options=LEVELS[facts["plane"]][0])
+
+
+def _width_option(facts: Facts) -> Iterator[Case]:
+    if "width_mm" in facts:
+        right = near(facts["width_mm"], 20)
+        # The neighbours of the right width may be nearly as right.
+        others = [mm for mm in WIDTHS_MM if mm == right or abs(mm - right) >= 40]
+        yield Case(f"{right} mm", options=tuple(f"{mm} mm" for mm in others))
 
 
 def _inverted(facts: Facts) -> Iterator[Case]:
@@ -80,106 +119,136 @@ def _inverted(facts: Facts) -> Iterator[Case]:
         yield Case("yes" if facts["inverted"] else "no", think="white" if facts["inverted"] else "black")
 
 
-def _width_option(facts: Facts) -> Iterator[Case]:
-    if "width_mm" in facts:
-        yield Case(f"{near(facts['width_mm'], 20)} mm", options=tuple(f"{mm} mm" for mm in range(60, 181, 20)))
-
-
-def _length(key: str) -> Callable[[Facts], Iterator[Case]]:
-    def cases(facts: Facts) -> Iterator[Case]:
-        if key in facts:
-            yield Case(f"{near(facts[key], 10)} mm")
-
-    return cases
-
-
-def _area(facts: Facts) -> Iterator[Case]:
-    if "area_cm2" in facts:
-        yield Case(f"{near(facts['area_cm2'], 20)} cm2")
+def _ventricle(facts: Facts) -> Iterator[Case]:
+    area = facts.get("ventricle_cm2", 0.5)
+    if area == 0 or area >= VENTRICLE_SEEN_CM2:
+        yield Case("yes" if area else "no")
 
 
 def _volume(facts: Facts) -> Iterator[Case]:
     for thickness_mm in (5, 10) if "area_cm2" in facts else ():
-        yield Case(f"{near(facts['area_cm2'] * thickness_mm / 10, 20)} mL", variant=str(thickness_mm))
+        volume_ml = near(facts["area_cm2"] * thickness_mm / 10, 20)
+        if volume_ml:
+            yield Case(f"{volume_ml} mL", variant=str(thickness_mm), think=f"{near(facts['area_cm2'], 20)} cm2")
 
 
-def _grey_percent(facts: Facts) -> Iterator[Case]:
-    if "grey_percent" in facts and facts["map"] != "white matter map":
-        yield Case(f"{near(facts['grey_percent'], 10)} %")
+def _brain_report(facts: Facts) -> Iterator[Case]:
+    if (third := level(facts)) and "width_mm" in facts:
+        width = f"Width: {near(facts['width_mm'], 20)} mm"
+        lines = ("Modality: MRI", f"Plane: {facts['plane']}", f"Level: {third}", width)
+        yield Case(". ".join(lines) + ".", think=facts["plane"])
 
 
 def _report(facts: Facts) -> Iterator[Case]:
-    if level(facts) is not None:
-        text = f"Modality: {facts['modality']}. Plane: {facts['plane']}. Level: {level(facts)}. Width: {near(facts['width_mm'], 10)} mm."
-        yield Case(text, variant=f"{facts['plane']} {level(facts)}", think=facts["plane"])
+    lines = [f"Modality: {facts['modality']}"]
+    if "part" in facts:
+        lines.append(f"Part: {facts['part']}")
+    if "window" in facts:
+        lines.append(f"Window: {facts['window']}")
+    if "stain" in facts:
+        lines.append(f"Stain: {facts['stain']}")
+    if near(facts.get("nuclei", 0), 5):
+        lines.append(f"Nuclei: {near(facts['nuclei'], 5)}")
+    if "brown_percent" in facts:
+        lines.append(f"Brown: {near(facts['brown_percent'], 20)} %")
+    if len(lines) > 1 and "plane" not in facts:
+        yield Case(". ".join(lines) + ".", think=facts["modality"])
 
 
 TASKS = (
-    Task("plane", "option", 300, ("Which plane is this?", "What is the plane of this slice?"), _plane),
-    Task("map", "option", 200, ("What does this image show?", "Which kind of image is this?"), _map),
-    Task("level", "option", 200, ("Which level is this {x} slice?", "Where is this {x} slice?"), _level),
-    Task("width_option", "option", 200, ("How wide is the brain?", "What is the width of the brain?"), _width_option),
-    Task("is_plane", "yesno", 200, ("Is this a {x} slice?", "Is the plane {x}?"), _is_plane),
-    Task("inverted", "yesno", 160, ("Is this image inverted?", "Are black and white swapped?"), _inverted),
-    Task("width", "numeric", 200, ("How wide is the brain in mm?", "What is the width of the brain in mm?"), _length("width_mm"), "mm", 5),
-    Task("height", "numeric", 160, ("How high is the brain in mm?", "What is the height of the brain in mm?"), _length("height_mm"), "mm", 5),
-    Task("area", "numeric", 120, ("What is the area of the brain in cm2?",), _area, "cm2", 10),
-    Task("volume", "numeric", 80, ("The slice is {x} mm thick. What is its volume in mL?",), _volume, "mL", 10),
-    Task("grey", "numeric", 60, ("How much of the brain is grey matter in %?",), _grey_percent, "%", 5),
-    Task("report", "report", 200, ("Write a report.", "Describe this image."), _report),
+    Task("plane", "option", 200, _label("plane", PLANES)),
+    Task("map", "option", 120, _map),
+    Task("level", "option", 120, _level),
+    Task("width_option", "option", 100, _width_option),
+    Task("modality", "option", 180, _label("modality", MODALITIES)),
+    Task("part", "option", 80, _label("part", PARTS)),
+    Task("window", "option", 40, _label("window", WINDOWS)),
+    Task("stain", "option", 60, _label("stain", STAINS)),
+    Task("is_plane", "yesno", 120, _is_label("plane", PLANES)),
+    Task("inverted", "yesno", 80, _inverted),
+    Task("ventricle", "yesno", 90, _ventricle),
+    Task("is_modality", "yesno", 110, _is_label("modality", MODALITIES)),
+    Task("width", "numeric", 130, _number("width_mm", 10, "mm"), 10, "mm"),
+    Task("height", "numeric", 100, _number("height_mm", 10, "mm"), 10, "mm"),
+    Task("area", "numeric", 70, _number("area_cm2", 20, "cm2"), 20, "cm2"),
+    Task("volume", "numeric", 50, _volume, 20, "mL"),
+    Task("grey", "numeric", 30, _number("grey_percent", 10, "%"), 10, "%"),
+    Task("brown", "numeric", 50, _number("brown_percent", 10, "%"), 10, "%"),
+    Task("nuclei", "numeric", 50, _number("nuclei", 5), 5),
+    Task("brain_report", "report", 110, _brain_report),
+    Task("report", "report", 110, _report),
 )
-SHARES = {"train": 1.0, "validation": 0.15, "test": 0.2}
+# x: the case's variant. step: the task's. field: the image's width in mm, without which no length can be known.
+QUESTIONS = {
+    "plane": ("Which plane is this?", "What is the plane of this slice?"),
+    "map": ("What does this image show?", "Which kind of image is this?"),
+    "level": ("Which level is this {x} slice?", "Where is this {x} slice?"),
+    "width_option": ("The image is {field} mm wide. How wide is the brain?",),
+    "modality": ("Which modality is this?", "How was this image made?"),
+    "part": ("Which part of the body is this?", "What is the body part?"),
+    "window": ("Which window is this CT?", "What is the window of this CT?"),
+    "stain": ("Which stain is this?", "What is the stain?"),
+    "is_plane": ("Is this slice {x}?", "Is the plane {x}?"),
+    "inverted": ("Is this image inverted?", "Are black and white swapped?"),
+    "ventricle": ("Does this slice show the ventricles?", "Are the ventricles visible?"),
+    "is_modality": ("Is the modality {x}?", "Is this image {x}?"),
+    "width": ("The image is {field} mm wide. How wide is the brain to the nearest {step} mm?",),
+    "height": ("The image is {field} mm wide. How high is the brain to the nearest {step} mm?",),
+    "area": ("The image is {field} mm wide. What is the brain area to the nearest {step} cm2?",),
+    "volume": ("The image is {field} mm wide, the slice {x} mm thick. What is its volume to the nearest {step} mL?",),
+    "grey": ("How much of the brain is grey matter to the nearest {step} %?",),
+    "brown": ("How much of the image is brown to the nearest {step} %?",),
+    "nuclei": ("How many nuclei are there to the nearest {step}?",),
+    "brain_report": ("Write a report of this brain.", "Describe this brain."),
+    "report": ("Write a report.", "Describe this image."),
+}
 
 
 def make_rows(images: Sequence[DemoImage], split: str, rng: np.random.Generator) -> list[dict[str, Any]]:
     """The rows of one split, shuffled. Image paths are `images/<name>.png`, relative to the rows' file."""
     mine = [image for image in images if image.split == split]
     rows = [row for task in TASKS for row in _task_rows(task, mine, round(task.count * SHARES[split]), rng)]
-    rng.shuffle(rows)  # type: ignore[arg-type]
-    return [{"id": f"demo-{split}-{n:04d}", **row} for n, row in enumerate(rows)]
+    return [{"id": f"demo-{split}-{n:04d}", **rows[i]} for n, i in enumerate(rng.permutation(len(rows)))]
 
 
-def _task_rows(task: Task, images: Sequence[DemoImage], count: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    buckets: dict[tuple[str, str], list[tuple[DemoImage, Case]]] = defaultdict(list)
-    for image in images:
-        for case in task.cases(image.facts):
-            buckets[case.variant, case.answer].append((image, case))
-    for key in buckets:
-        buckets[key] = [buckets[key][i] for i in rng.permutation(len(buckets[key]))]
+def _task_rows(
+    task: Task, images: Sequence[DemoImage], count: int, rng: np.random.Generator
+) -> Iterator[dict[str, Any]]:
+    """Takes one case after another from every (variant, answer) in turn until there are enough; none is taken twice."""
+    cases: dict[tuple[str, str], list[tuple[DemoImage, Case]]] = defaultdict(list)
+    for i in rng.permutation(len(images)):
+        for case in task.cases(images[i].facts):
+            cases[case.variant, case.answer].append((images[i], case))
+    decks: dict[int, list[int]] = defaultdict(list)
     made = 0
-    while made < count and any(buckets.values()):
-        for key in sorted(buckets):
-            if buckets[key] and made < count:
-                yield _row(task, *buckets[key].pop(), made, rng)
-                made += 1
+    while made < count and any(cases.values()):
+        left = sorted(key for key in cases if cases[key])
+        for i in rng.permutation(len(left))[: count - made]:
+            yield _row(task, *cases[left[i]].pop(), made, decks, rng)
+            made += 1
 
 
-def _row(task: Task, image: DemoImage, case: Case, n: int, rng: np.random.Generator) -> dict[str, Any]:
-    phrasing = str(rng.choice(task.phrasings))
-    row: dict[str, Any] = {
-        "images": [f"images/{image.name}.png"],
-        "question": phrasing.format(x=case.variant).replace("a axial", "an axial"),
-        "answer": case.answer,
-        "kind": task.kind,
-        "meta": {**image.meta, "task": task.name, "think": case.think or case.answer},
-    }
+def _row(
+    task: Task, image: DemoImage, case: Case, n: int, decks: dict[int, list[int]], rng: np.random.Generator
+) -> dict[str, Any]:
+    question = str(rng.choice(QUESTIONS[task.name])).format(x=case.variant, step=task.step, field=FIELD_MM)
+    row: dict[str, Any] = {"images": [f"images/{image.name}.png"], "question": question, "kind": task.kind}
     if case.options:
-        row["options"], row["answer"] = _options(case, n, rng)
-    if task.unit:
-        row["unit"], row["tolerance"] = task.unit, {"abs": task.tolerance}
+        # Four options more often than two: fewer answers are right by luck. Each place holds the answer equally often.
+        size = min(len(case.options), (4, 3, 4, 2)[n % 4])
+        decks[size] = decks[size] or rng.permutation(size).tolist()
+        place = decks[size].pop()
+        others = [label for label in case.options if label != case.answer]
+        options = [str(label) for label in rng.choice(others, size - 1, replace=False)]
+        row |= {"options": [*options[:place], case.answer, *options[place:]], "answer": "ABCD"[place]}
+    else:
+        row["answer"] = case.answer
+    if task.step:
+        row |= {"tolerance": {"abs": 0.4 * task.step}, **({"unit": task.unit} if task.unit else {})}
+    row["meta"] = {**image.meta, "task": task.name, "think": case.think or case.answer}
     return row
 
 
-def _options(case: Case, n: int, rng: np.random.Generator) -> tuple[list[str], str]:
-    """Two to four options from the case's label space, and the right letter; letters come round evenly."""
-    size = min(len(case.options), 2 + n % 3)
-    others = [label for label in case.options if label != case.answer]
-    options = [str(label) for label in rng.choice(others, size - 1, replace=False)]
-    place = int(rng.integers(size))
-    options.insert(place, case.answer)
-    return options, "ABCD"[place]
-
-
 def sft_text(row: Mapping[str, Any]) -> str:
-    """The ideal completion of a row. An option's words are thought in the text of the option list, then its letter is answered."""
+    """The ideal completion of a demo row: a word or two of thought (an option in its own words), then the answer."""
     return f"<think> {row['meta']['think']} </think><answer> {row['answer']} </answer>"
