@@ -7,13 +7,14 @@ the head module's forward, so that hooks of DeepSpeed and PEFT fire as usual.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lingshu_rl.attention import attention_masks, use_shared_attention
 from lingshu_rl.families import ModelSpec, model_spec, supports_sharing, unwrap
 from lingshu_rl.packing import PackedRow, pack
 from lingshu_rl.types import TokenGroup
@@ -37,6 +38,7 @@ def completion_logprobs(
     banned_ids: Sequence[int] = (),
     entropy: bool = False,
     temperature: float = 1.0,
+    attention: str = "sdpa",
     chunk: int = 0,
 ) -> TokenScores:
     """log p(token | what precedes it) for the T completion tokens of `row`, in the order of `row.members`.
@@ -44,12 +46,15 @@ def completion_logprobs(
     model: a transformers model or its DeepSpeed, DDP or PEFT wrapper; the call goes through the wrapper.
     banned_ids: ids that sampling never returned; they are left out of the normalisation here as well.
     temperature: of sampling; log-probs are those of the distribution that was sampled from.
+    attention: "sdpa", or "flex" (block masks, CUDA).
     chunk: places whose logits exist at once; 0 = bounded by memory.
     Raises ValueError when a completion holds a banned id.
     """
     base = unwrap(model)
     spec = model_spec(base)
     device = next(base.parameters()).device
+    if not row.dense:
+        use_shared_attention(base)
     if banned_ids and (found := set(banned_ids).intersection(row.target_T.tolist())):
         raise ValueError(f"completions hold the banned token id {min(found)}; ban it in sampling too (logit_bias -100)")
     banned = torch.tensor(list(banned_ids), device=device) if banned_ids else None
@@ -58,14 +63,17 @@ def completion_logprobs(
     where = {"row_T": row.row_T.to(device), "target_T": row.target_T.to(device)}
     keep_U = row.keep_U.to(device)
 
+    last = _narrowable_layer(base) if not row.dense else None
+
     def score(hidden_1SH: Tensor) -> tuple[Tensor, Tensor | None]:
         return logprobs_of(
             hidden_1SH[0, keep_U], head.weight, head.bias, **where,
             transform=transform, banned=banned, entropy=entropy, chunk=chunk,
         )  # fmt: skip
 
-    with _scoring_head(head, score) as result:
-        model(**model_inputs(row, spec, device), use_cache=False)
+    inputs = model_inputs(row, spec, device, attention, last_layer=-1 if last is None else last.self_attn.layer_idx)
+    with _scoring_head(head, score) as result, _narrowed(last, keep_U):
+        model(**inputs, use_cache=False)
     return TokenScores(result["logprobs"], result["entropy"])
 
 
@@ -91,7 +99,9 @@ def group_logprobs(
     return [torch.cat([one[m] for m in range(len(one))]) if one else torch.empty(0) for one in scores]
 
 
-def model_inputs(row: PackedRow, spec: ModelSpec, device: torch.device) -> dict[str, Any]:
+def model_inputs(
+    row: PackedRow, spec: ModelSpec, device: torch.device, attention: str = "sdpa", last_layer: int = -1
+) -> dict[str, Any]:
     """Arguments of the model's forward for one row."""
     ids = row.input_ids_1S.to(device)
     inputs: dict[str, Any] = {"input_ids": ids}
@@ -105,27 +115,8 @@ def model_inputs(row: PackedRow, spec: ModelSpec, device: torch.device) -> dict[
         return inputs
     assert row.positions is not None
     inputs["position_ids"] = row.positions.to(device)
-    masks = {kind: attention_mask(row, spec, window, device) for kind, window in spec.windows.items()}
-    inputs["attention_mask"] = masks if spec.mask_is_dict else next(iter(masks.values()))
+    inputs["attention_mask"] = attention_masks(row, spec, device, attention, last_layer)
     return inputs
-
-
-def attention_mask(row: PackedRow, spec: ModelSpec, window: int | None, device: torch.device) -> Tensor:
-    """(1, 1, S, S) bool, True = may attend: own group, the prompt or the own completion, not the future, in the window.
-
-    The window is counted in the unshared sequence, not in the row.
-    """
-    group, branch, logical = row.group_S.to(device), row.branch_S.to(device), row.logical_S.to(device)
-    distance = logical[:, None] - logical[None, :]
-    allowed = distance >= 0
-    if spec.image_blocks or spec.prefix_blocks:
-        block = row.image_S.to(device) if spec.image_blocks else torch.where(branch < 0, 0, -1)
-        allowed |= (block[:, None] == block[None, :]) & (block[:, None] >= 0)
-    if window is not None:
-        allowed &= distance < window
-    allowed &= (branch[None, :] < 0) | (branch[None, :] == branch[:, None])
-    allowed &= group[None, :] == group[:, None]
-    return allowed[None, None]
 
 
 def _linear_head(head: Any) -> nn.Linear:
@@ -139,6 +130,55 @@ def _linear_head(head: Any) -> nn.Linear:
             "target_modules (modules_to_save: [lm_head] trains it in full)"
         )
     return head
+
+
+def _narrowable_layer(base: Any) -> Any:
+    """The last decoder layer, when its parts may be run on a selection of tokens; else None.
+
+    Nothing reads the last layer's output at prompt tokens but the last, so queries, output projection and MLP are
+    skipped there. Not under gradient checkpointing, which runs the layer again after this module's patches are gone.
+    """
+    if base.is_gradient_checkpointing:
+        return None
+    layers = getattr(base.get_decoder(), "layers", None)
+    last = layers[-1] if layers is not None and len(layers) else None
+    attention, mlp = getattr(last, "self_attn", None), getattr(last, "mlp", None)
+    plain = all(hasattr(attention, name) for name in ("q_proj", "o_proj", "layer_idx")) and hasattr(mlp, "down_proj")
+    return last if plain else None
+
+
+@contextmanager
+def _narrowed(layer: Any, keep_U: Tensor) -> Iterator[None]:
+    """While open, the layer's token-wise parts compute the places `keep_U` only and return 0 elsewhere."""
+    if layer is None:
+        yield
+        return
+    with ExitStack() as stack:
+        for module in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp):
+            stack.enter_context(_patched(module, _on_selection(module.forward, keep_U)))
+        yield
+
+
+def _on_selection(forward: Any, keep_U: Tensor) -> Any:
+    def selected(x_1SH: Tensor) -> Tensor:
+        y = forward(x_1SH[:, keep_U])
+        return y.new_zeros(1, x_1SH.shape[1], y.shape[2]).index_copy(1, keep_U, y)
+
+    return selected
+
+
+@contextmanager
+def _patched(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Replace the module's forward, under its hooks."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
 
 
 @contextmanager
@@ -157,14 +197,9 @@ def _scoring_head(head: nn.Module, score: Any) -> Iterator[dict[str, Any]]:
     def catch(module: nn.Module, args: Any, output: Tensor) -> None:
         result["logprobs"] = output[0, :, 0]
 
-    patched = head.__dict__.get("forward")
-    head.forward = forward
     handle = head.register_forward_hook(catch)
     try:
-        yield result
+        with _patched(head, forward):
+            yield result
     finally:
         handle.remove()
-        if patched is None:
-            del head.forward
-        else:
-            head.forward = patched
