@@ -1,0 +1,312 @@
+"""Composition as data: a plain mapping (from YAML or code) becomes one `Reward`.
+
+    reward = NAME                                  a reward of this package, or "module:Class"
+           | {class: NAME, args: {...}}            with keyword arguments
+           | {route: {kind: reward, ...}}          the reward for a sample's kind
+           | {parts: {name: part, ...}}            several rewards in one
+    part   = a reward with one of  weight: w  |  gate: t  |  multiply: s     (default weight: 1)
+
+The value of `parts` is  (sum of w_i v_i / sum of w_i) x factors.  A gate's factor is 1 when its value reaches t, else
+0; a multiplier's is 1 - s (1 - v). Factors only shrink: format and length can cost a right answer something, but pay
+nothing on their own. A weight of 0 makes a part a metric: its value is logged and changes nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rewards.base import Reward, RewardInput, RewardResult
+
+# Accuracy by kind is the whole pay. The think-answer format is watched, not paid: as an extra it would pay wrong
+# answers (0.5 x format + 1 x accuracy, as Lingshu-RL was trained, gives a third of the pay to any well-formed text), as
+# a gate it would starve a policy that has not learnt the format yet.
+DEFAULT_SPEC: Mapping[str, Any] = {
+    "parts": {
+        "answer": {
+            "route": {
+                "option": "OptionLetter",
+                "yesno": "YesNo",
+                "open": "OpenAnswer",
+                "numeric": "NumericUnits",
+                "report": "ReportEntities",
+            },
+            "weight": 1.0,
+        },
+        "format": {"class": "ThinkAnswerFormat", "weight": 0.0},
+    }
+}
+
+_FORMS = ("class", "route", "parts")
+_ROLES = ("weight", "gate", "multiply")
+
+
+class SpecError(ValueError):
+    """A spec that cannot be built; the message says where in it and what to write instead."""
+
+
+def build(spec: str | Mapping[str, Any]) -> Reward:
+    """The reward that a spec describes; the grammar stands at the top of this module. Raises SpecError."""
+    return _build(spec, "spec")
+
+
+def default_reward() -> Reward:
+    """What medical VQA rows are graded with: the reward of the row's kind; the format is a metric."""
+    return build(DEFAULT_SPEC)
+
+
+def is_batched(reward: Reward) -> bool:
+    """Whether `score_batch` does more than loop over `score`, so that samples are worth handing over together."""
+    if isinstance(reward, Compose):
+        return any(is_batched(part.reward) for part in reward.parts.values())
+    if isinstance(reward, Route):
+        return any(is_batched(inner) for inner in reward.routes.values())
+    return type(reward).score_batch is not Reward.score_batch
+
+
+class Route(Reward):
+    """Hands each sample to the reward of its kind. A kind without a reward cannot be judged (`gold_invalid`)."""
+
+    name = "route"
+
+    def __init__(self, routes: Mapping[str, Reward]) -> None:
+        if not routes:
+            raise SpecError("a route needs at least one kind")
+        self.routes = dict(routes)
+
+    def score(self, sample: RewardInput) -> RewardResult:
+        return self.score_batch([sample])[0]
+
+    def score_batch(self, samples: Iterable[RewardInput]) -> list[RewardResult]:
+        samples = list(samples)
+        results: list[RewardResult | None] = [None] * len(samples)
+        by_kind: dict[str, list[int]] = {}
+        for index, sample in enumerate(samples):
+            by_kind.setdefault(sample.kind, []).append(index)
+        for kind, indices in by_kind.items():
+            if kind not in self.routes:
+                for index in indices:
+                    results[index] = RewardResult(None, "gold_invalid", reason=self._unrouted(kind))
+                continue
+            scored = _scored(self.routes[kind], [samples[i] for i in indices], kind)
+            for index, result in zip(indices, scored, strict=True):
+                results[index] = replace(result, components=_named(kind, result))
+        return [result for result in results if result is not None]
+
+    def check_gold(self, sample: RewardInput) -> str | None:
+        if sample.kind not in self.routes:
+            return self._unrouted(sample.kind)
+        return self.routes[sample.kind].check_gold(sample)
+
+    def _unrouted(self, kind: str) -> str:
+        return f"no reward for kind {kind!r}; routed kinds: {', '.join(self.routes)}{_hint(kind, self.routes)}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A reward and its role in a composition. value: the weight, the gate's threshold or the multiplier's strength."""
+
+    reward: Reward
+    role: str = "weight"  # weight | gate | multiply
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.role not in _ROLES:
+            raise SpecError(f"unknown role {self.role!r}; use one of {', '.join(_ROLES)}{_hint(self.role, _ROLES)}")
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
+            raise SpecError(f"{self.role} must be a number, got {self.value!r}")
+        if self.role == "weight" and self.value < 0:
+            raise SpecError(f"a weight cannot be negative, got {self.value}; use `multiply` for a penalty")
+        if self.role != "weight" and not 0 < self.value <= 1:
+            raise SpecError(f"{self.role} must be in (0, 1], got {self.value}")
+
+    @property
+    def metric_only(self) -> bool:
+        return self.role == "weight" and self.value == 0
+
+    def factor(self, value: float) -> float:
+        if self.role == "gate":
+            return float(value >= self.value)
+        return 1.0 - self.value * (1.0 - value)
+
+
+class Compose(Reward):
+    """A weighted mean of parts, shrunk by gates and multipliers.
+
+    components: every part's value under its name, a part's own components as "name/...". A part that could not judge
+    masks the sample, unless it is only a metric. status and parsed are those of the first weighted part (or of the part
+    that masks); reason lists what each part that did not give full value said.
+    """
+
+    name = "compose"
+
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        self.parts = dict(parts)
+        self.weights = {name: p.value for name, p in self.parts.items() if p.role == "weight" and p.value > 0}
+        if not self.weights:
+            raise SpecError("a composition needs a part with a weight above 0: gates and multipliers pay nothing")
+
+    def score(self, sample: RewardInput) -> RewardResult:
+        return self.score_batch([sample])[0]
+
+    def score_batch(self, samples: Iterable[RewardInput]) -> list[RewardResult]:
+        samples = list(samples)
+        columns = [_scored(part.reward, samples, name) for name, part in self.parts.items()]
+        return [self._combine(dict(zip(self.parts, row, strict=True))) for row in zip(*columns, strict=True)]
+
+    def check_gold(self, sample: RewardInput) -> str | None:
+        for name, part in self.parts.items():
+            if not part.metric_only and (problem := part.reward.check_gold(sample)):
+                return f"{name}: {problem}"
+        return None
+
+    def _combine(self, results: Mapping[str, RewardResult]) -> RewardResult:
+        components: dict[str, float] = {}
+        for name, result in results.items():
+            components.update(_named(name, result))
+        reason = "; ".join(
+            f"{name}: {result.reason}" for name, result in results.items() if result.reason and result.value != 1.0
+        )
+        for name, result in results.items():
+            if result.value is None and not self.parts[name].metric_only:
+                return RewardResult(
+                    None, result.status, result.parsed, f"{name}: {result.reason}", components=components
+                )
+        total = sum(self.weights.values())
+        value = sum(weight * _value(results[name]) for name, weight in self.weights.items()) / total
+        for name, part in self.parts.items():
+            if part.role != "weight":
+                value *= part.factor(_value(results[name]))
+        first = results[next(iter(self.weights))]
+        # The sum of weights times ones can exceed their sum by a rounding step.
+        return RewardResult(min(1.0, value), first.status, first.parsed, reason, components)
+
+
+def _value(result: RewardResult) -> float:
+    assert result.value is not None
+    return result.value
+
+
+def _named(name: str, result: RewardResult) -> dict[str, float]:
+    """A part's value and its own components, prefixed with the part's name."""
+    named = {} if result.value is None else {name: result.value}
+    return named | {f"{name}/{key}": value for key, value in result.components.items()}
+
+
+def _scored(reward: Reward, samples: Sequence[RewardInput], name: str) -> list[RewardResult]:
+    try:
+        results = list(reward.score_batch(samples))
+    except Exception as error:
+        error.add_note(f"in reward part {name!r}")
+        raise
+    for result in results:
+        if not isinstance(result, RewardResult):
+            raise TypeError(f"reward part {name!r} returned {type(result).__name__} instead of RewardResult")
+    if len(results) != len(samples):
+        raise ValueError(f"reward part {name!r} returned {len(results)} results for {len(samples)} samples")
+    return results
+
+
+def _build(spec: Any, where: str) -> Reward:
+    if isinstance(spec, str):
+        return _instance(spec, {}, where)
+    if not isinstance(spec, Mapping):
+        raise SpecError(f"{where}: expected a name or a mapping, got {type(spec).__name__}")
+    forms = [form for form in _FORMS if form in spec]
+    if len(forms) != 1:
+        _refuse_unknown(spec, (*_FORMS, "args"), where)
+        raise SpecError(f"{where}: give exactly one of {', '.join(_FORMS)}, got {', '.join(forms) or 'none'}")
+    form = forms[0]
+    _refuse_unknown(spec, ("class", "args") if form == "class" else (form,), where)
+    if form == "class":
+        return _instance(spec["class"], spec.get("args") or {}, where)
+    inner = spec[form]
+    if not isinstance(inner, Mapping) or not inner:
+        raise SpecError(f"{where}.{form}: expected a mapping of names to rewards, got {inner!r}")
+    if form == "route":
+        return Route({str(kind): _build(value, f"{where}.route.{kind}") for kind, value in inner.items()})
+    for name in inner:
+        if not isinstance(name, str) or not name or "/" in name:
+            raise SpecError(f"{where}.parts: a part's name is a text without '/', got {name!r}")
+    return _at(where, Compose, {name: _part(value, f"{where}.parts.{name}") for name, value in inner.items()})
+
+
+def _part(spec: Any, where: str) -> Part:
+    if not isinstance(spec, Mapping):
+        return Part(_build(spec, where))
+    roles = [role for role in _ROLES if role in spec]
+    if len(roles) > 1:
+        raise SpecError(f"{where}: a part has one role, got {' and '.join(roles)}")
+    rest = {key: value for key, value in spec.items() if key not in _ROLES}
+    _refuse_unknown(rest, (*_FORMS, "args", *_ROLES), where)
+    reward = _build(rest, where)
+    return _at(where, Part, reward, roles[0], spec[roles[0]]) if roles else Part(reward)
+
+
+def _at(where: str, make: Any, *args: Any) -> Any:
+    try:
+        return make(*args)
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from None
+
+
+def _instance(name: Any, args: Any, where: str) -> Reward:
+    if not isinstance(name, str):
+        raise SpecError(f"{where}: a class is a text such as 'OptionLetter' or 'my_module:MyReward', got {name!r}")
+    if not isinstance(args, Mapping):
+        raise SpecError(f"{where}.args: expected a mapping of keyword arguments, got {type(args).__name__}")
+    cls = _imported(name, where) if ":" in name else _own(name, where)
+    if not (isinstance(cls, type) and issubclass(cls, Reward)):
+        raise SpecError(f"{where}: {name} is not a subclass of rewards.Reward")
+    parameters = inspect.signature(cls).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        _refuse_unknown(args, tuple(parameters), f"{where}.args", what=f"argument of {cls.__name__}")
+    try:
+        return cls(**args)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"{where}: {name} refused its arguments: {error}") from error
+
+
+def _own(name: str, where: str) -> Any:
+    package = importlib.import_module("rewards")
+    known = [n for n in package.__all__ if n[:1].isupper() and n not in ("Reward", "RewardInput", "RewardResult")]
+    if name not in known:
+        raise SpecError(f"{where}: no reward named {name!r}{_hint(name, known)}; own classes are named 'module:Class'")
+    return getattr(package, name)
+
+
+def _imported(path: str, where: str) -> Any:
+    module_name, _, class_name = path.partition(":")
+    if module_name == "__main__":
+        raise SpecError(f"{where}: a class in the running script cannot be imported elsewhere; move it to a module")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A module that is there but misses an import of its own must not be reported as absent.
+        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise SpecError(f"{where}: importing {module_name} failed: {error}") from error
+        raise SpecError(
+            f"{where}: no module {module_name!r} on the import path; start from its folder or set PYTHONPATH"
+        ) from error
+    except Exception as error:
+        raise SpecError(f"{where}: importing {module_name} failed: {type(error).__name__}: {error}") from error
+    if not hasattr(module, class_name):
+        names = [n for n, value in vars(module).items() if isinstance(value, type) and issubclass(value, Reward)]
+        raise SpecError(f"{where}: {module_name} has no {class_name!r}{_hint(class_name, names)}")
+    return getattr(module, class_name)
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str, what: str = "key") -> None:
+    for key in given:
+        if key not in known:
+            raise SpecError(f"{where}: unknown {what} {key!r}{_hint(key, known)}; known: {', '.join(known) or 'none'}")
+
+
+def _hint(word: Any, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
