@@ -55,12 +55,13 @@ def summarise(evals: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any
     """The accuracy part of summary.json from graded rows.
 
     evals: `before`, `after`, `before_blank`, `after_blank`, `before_shuffled`, `after_shuffled`, any of them absent;
-    rows need id, kind, task, image and value. Answers are paired by id, intervals clustered by image.
-    Returns `{"before", "after", "gain", "blank_image", "shuffled_image", "by_kind", "by_task"}` without what is absent;
+    rows need id and value, and may have image, kind, task and modality. Answers are paired by id, intervals are
+    clustered by image. Returns `{"before", "after", "gain", "blank_image", "shuffled_image", "by_kind", "by_task",
+    "by_modality"}` without what is absent;
     a control holds the trained policy's accuracy and, under "before", that of the policy the run started from.
     """
     out = _compare(evals)
-    for key in ("kind", "task"):
+    for key in ("kind", "task", "modality"):
         names = sorted({str(row.get(key) or "") for rows in evals.values() for row in rows} - {""})
         out[f"by_{key}"] = {
             name: _compare({e: [r for r in rows if str(r.get(key) or "") == name] for e, rows in evals.items()})

@@ -1,0 +1,155 @@
+"""What can go wrong in an RL run while its reward still rises, looked for in what the run wrote, and said in words."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import Any
+
+from lingshu_rl.eval.stats import gain_between
+
+Row = Mapping[str, Any]
+
+LENGTH_RATIO = 1.5  # mean completion length, late over early steps (or early over late)
+SHARE_LIMITS = {  # mean over the late steps
+    "completion/truncated_share": (0.10, "Truncated answers", "completions were cut off at the token limit"),
+    "groups/zero_variance": (0.80, "Groups without contrast", "groups had equal rewards throughout and taught nothing"),
+}
+UNPARSED_SHARE, MASKED_SHARE = 0.10, 0.05
+COLLAPSE_SHARE, COLLAPSE_EXCESS, COLLAPSE_ROWS = 0.60, 0.20, 20
+KL_SPIKE_RATIO, KL_SPIKE_FLOOR = 5.0, 0.05  # against the median of the ten steps before; nats
+BLANK_POINTS = 5.0
+
+
+@dataclass(frozen=True)
+class Alarm:
+    name: str
+    text: str
+
+
+def find_alarms(
+    metrics: Sequence[Row], evals: Mapping[str, Sequence[Row]], late_rollouts: Sequence[Row]
+) -> list[Alarm]:
+    """Alarms of one run, empty when there are none.
+
+    metrics: one mapping a step. evals: graded rows by evaluation name (`after`, `after_blank`, ...).
+    late_rollouts: completions of the last steps (kind, gold, parsed, status, value).
+    """
+    found = [*_not_finite(metrics), *_length_drift(metrics), *_kl_spikes(metrics), *_late_shares(metrics)]
+    for where, rows in (("the final evaluation", evals.get("after", ())), ("the last training steps", late_rollouts)):
+        found += [*_unreadable(rows, where), *_collapse(rows, where)]
+    return found + _blind(evals)
+
+
+def _late(metrics: Sequence[Row]) -> Sequence[Row]:
+    return metrics[-max(5, len(metrics) // 10) :]
+
+
+def _values(metrics: Sequence[Row], key: str) -> list[float]:
+    return [m[key] for m in metrics if isinstance(m.get(key), int | float) and math.isfinite(m[key])]
+
+
+def _not_finite(metrics: Sequence[Row]) -> list[Alarm]:
+    bad = [
+        f"{key} at step {m.get('step')}"
+        for m in metrics
+        for key, value in m.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return [Alarm("Values that are no numbers", f"{', '.join(bad[:3])}{more}.")] if bad else []
+
+
+def _length_drift(metrics: Sequence[Row]) -> list[Alarm]:
+    lengths = _values(metrics, "completion/tokens_mean")
+    if len(lengths) < 10:
+        return []
+    share = max(5, len(lengths) // 10)
+    early, late = mean(lengths[:share]), mean(lengths[-share:])
+    if min(early, late) <= 0 or 1 / LENGTH_RATIO <= late / early <= LENGTH_RATIO:
+        return []
+    way = "grew" if late > early else "shrank"
+    text = f"Completions {way} from {early:.0f} to {late:.0f} tokens on average: does the reward pay for length?"
+    return [Alarm("Length drift", text)]
+
+
+def _kl_spikes(metrics: Sequence[Row]) -> list[Alarm]:
+    points = [(m["step"], m["policy/kl"]) for m in metrics if _values([m], "policy/kl")]
+    spikes = []
+    for i in range(5, len(points)):
+        usual = median(kl for _, kl in points[max(0, i - 10) : i])
+        if points[i][1] > max(KL_SPIKE_FLOOR, KL_SPIKE_RATIO * usual):
+            spikes.append((*points[i], usual))
+    if not spikes:
+        return []
+    step, kl, usual = max(spikes, key=lambda spike: spike[1])
+    steps = ", ".join(str(spike[0]) for spike in spikes[:5]) + (" ..." if len(spikes) > 5 else "")
+    return [
+        Alarm("KL spikes", f"Step {steps}: at step {step} the KL was {kl:.3g} nats, against {usual:.3g} just before.")
+    ]
+
+
+def _late_shares(metrics: Sequence[Row]) -> list[Alarm]:
+    late, found = _late(metrics), []
+    for key, (limit, name, what) in SHARE_LIMITS.items():
+        values = _values(late, key)
+        if values and mean(values) > limit:
+            found.append(
+                Alarm(name, f"{mean(values):.0%} of {what} in the last {len(late)} steps (limit {limit:.0%}).")
+            )
+    return found
+
+
+def _unreadable(rows: Sequence[Row], where: str) -> list[Alarm]:
+    found, total = [], max(1, len(rows))
+    unparsed = sum(row.get("status") == "unparsed" for row in rows) / total
+    masked = sum(row.get("value") is None for row in rows) / total
+    if unparsed > UNPARSED_SHARE:
+        text = f"In {where} {unparsed:.0%} of the answers could not be read (limit {UNPARSED_SHARE:.0%})."
+        found.append(Alarm("Parse failures", text))
+    if masked > MASKED_SHARE:
+        text = (
+            f"In {where} {masked:.0%} of the answers could not be judged and were left out (limit {MASKED_SHARE:.0%})."
+        )
+        found.append(Alarm("Masked samples", text))
+    return found
+
+
+def _collapse(rows: Sequence[Row], where: str) -> list[Alarm]:
+    """One answer given most of the time, to questions whose right answers are spread."""
+    found = []
+    for kind, word in (("option", "Letter collapse"), ("yesno", "Answer collapse")):
+        mine = [row for row in rows if row.get("kind") == kind]
+        given = Counter(_plain(row.get("parsed")) for row in mine if row.get("status") == "ok")
+        if len(mine) < COLLAPSE_ROWS or not given:
+            continue
+        answer, count = given.most_common(1)[0]
+        share, gold = count / given.total(), sum(_plain(row.get("gold")) == answer for row in mine) / len(mine)
+        if share > COLLAPSE_SHARE and share > gold + COLLAPSE_EXCESS:
+            text = (
+                f"In {where} {share:.0%} of the {kind} answers are “{answer}”, which is right for {gold:.0%} of them."
+            )
+            found.append(Alarm(word, text))
+    return found
+
+
+def _blind(evals: Mapping[str, Sequence[Row]]) -> list[Alarm]:
+    if not evals.get("after") or not evals.get("after_blank"):
+        return []
+    sight = gain_between(evals["after_blank"], evals["after"])
+    if sight["points"] is None or (sight["points"] >= BLANK_POINTS and sight["ci95"][0] > 0):
+        return []
+    low, high = sight["ci95"]
+    text = (
+        f"With a blank image the trained policy loses only {sight['points']:.1f} points "
+        f"(95 % interval {low:.1f} to {high:.1f}): it answers mostly without looking."
+    )
+    return [Alarm("Answers without looking", text)]
+
+
+def _plain(parsed: Any) -> str:
+    """Parquet holds the parsed answer as JSON text, evaluation rows as a value: both become plain lower-case text."""
+    return str(parsed).strip().strip('"').strip().lower()

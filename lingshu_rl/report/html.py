@@ -1,0 +1,424 @@
+"""The report of one run: reads the run folder, writes `report.html`, one file that needs nothing else to be read.
+
+Whatever is missing (a run that was stopped, an evaluation that was not asked for) is left out and said so on the page.
+Model text is hostile: the template escapes everything, and the page's content policy lets only its own script run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from lingshu_rl.data.rows import LETTERS
+from lingshu_rl.eval.stats import gain_between, mean_ci, summarise
+from lingshu_rl.report import plots
+from lingshu_rl.report.alarms import find_alarms
+
+Row = Mapping[str, Any]
+
+IMAGE_PIXELS = 320  # longest side of an embedded image
+SAMPLES = {"fixed": 6, "broken": 4, "still wrong": 6}  # questions in the gallery
+GROUPS_SHOWN = 2  # training groups of the first and of the last step
+LATE_FILES = 5  # rollout files that stand for "the last steps"
+SCORES = (("Before", "before", "before"), ("After", "after", "after"), ("After, blank image", "blank", "blank_image"),
+          ("After, shuffled image", "shuffled", "shuffled_image"))  # fmt: skip
+# Title, metric key by label (a key that ends in "/" stands for all that start so), options of the chart.
+CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
+    ("Mean reward", {"mean": "reward/mean"}, {}),
+    ("Reward by kind of question", {"": "reward/kind/"}, {}),
+    ("Reward components", {"": "reward/component/"}, {}),
+    ("KL to the reference (nats a token)", {"KL": "policy/kl"}, {}),
+    ("Entropy (nats a token)", {"entropy": "policy/entropy"}, {}),
+    ("Completion length (tokens)", {"mean": "completion/tokens_mean"}, {}),
+    ("Gradient norm", {"norm": "policy/grad_norm"}, {"log": True}),
+    ("Log-prob gap, trainer to engine", {"largest": "policy/rollout_gap_max", "mean": "policy/rollout_gap"},
+     {"log": True}),
+    ("Truncated completions, flat groups", {"truncated": "completion/truncated_share",
+                                            "groups of equal rewards": "groups/zero_variance"}, {"percent": True}),
+    ("Clipped tokens", {"from below": "policy/clip_low", "from above": "policy/clip_high"}, {"percent": True}),
+)  # fmt: skip
+START_CHECKS = {"kl_first_step": "KL to the reference",
+                "max_logprob_gap_first_step": "trainer to engine gap",
+                "dense_gap_first_step": "shared to dense gap",
+                "blank_gap_first_step": "gap with blank images"}  # fmt: skip
+
+
+@dataclass
+class RunData:
+    """What a run folder holds; `notes` says in words what is missing or damaged."""
+
+    path: Path
+    config_text: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, Any] = field(default_factory=dict)  # summary.json
+    summary: dict[str, Any] = field(default_factory=dict)  # the same, or what eval/ gives when the run did not end
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    evals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    early: list[dict[str, Any]] = field(default_factory=list)  # rollouts of the first step
+    late: list[list[dict[str, Any]]] = field(default_factory=list)  # rollouts of the last steps, newest first
+    notes: list[str] = field(default_factory=list)
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `run_dir/report.html` and return its path. Raises FileNotFoundError when the folder holds no run."""
+    run = load_run(Path(run_dir))
+    images: dict[str, str] = {}  # data addresses by file, so that no image is read twice
+    here = Path(__file__).parent
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    env.filters |= {"pct": percent, "signed": signed, "duration": duration, "short": plots.short, "digest": digest}
+    page = env.get_template("template.html").render(
+        run=run,
+        name=run.path.resolve().name,
+        style=(here / "report.css").read_text(),
+        script=(here / "report.js").read_text(),
+        headline=headline(run),
+        facts=facts(run),
+        alarms=find_alarms(run.metrics, run.evals, [row for rows in run.late for row in rows]),
+        scores=score_rows(run.summary),
+        charts=charts(run),
+        phases=phases(run),
+        problems=problems(run.late),
+        moves=Counter(move(*pair) for pair in paired(run.evals)),
+        samples=samples(run.evals),
+        groups=[*pick_groups(run.early), *(pick_groups(run.late[0]) if len(run.late) > 1 else [])],
+        blank={row["id"]: row for row in run.evals.get("after_blank", ())},
+        picture=lambda path: images[path] if path in images else images.setdefault(path, embed(path)),
+        choices=choices,
+        stem=stem,
+        interval_plot=plots.interval_plot,
+    )
+    target = run.path / "report.html"
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def load_run(path: Path) -> RunData:
+    """Read a run folder, finished or not. Raises FileNotFoundError when it is none."""
+    if not any((path / name).exists() for name in ("config.yaml", "metrics.jsonl", "summary.json", "eval")):
+        raise FileNotFoundError(
+            f"{path} is no run folder (no config.yaml, no metrics.jsonl); give the run.dir of a run"
+        )
+    run = RunData(path)
+    if (path / "config.yaml").exists():
+        from omegaconf import OmegaConf
+
+        run.config_text = (path / "config.yaml").read_text()
+        run.config = OmegaConf.to_container(OmegaConf.create(run.config_text))  # type: ignore[assignment]
+    run.stored = _read_json(path / "summary.json", run.notes)
+    run.versions = run.stored.get("versions") or _read_json(path / "versions.json", run.notes)
+    run.metrics = [m for m in _read_jsonl(path / "metrics.jsonl", run.notes) if isinstance(m.get("step"), int)]
+    run.evals = {file.stem: _read_jsonl(file, run.notes) for file in sorted((path / "eval").glob("*.jsonl"))}
+    files = sorted((path / "rollouts").glob("step-*.parquet"))
+    run.early = _read_rollouts(files[0], run.notes) if files else []
+    run.late = [rows for file in files[: -LATE_FILES - 1 : -1] if (rows := _read_rollouts(file, run.notes))]
+    run.summary = run.stored if run.stored.get("by_kind") else {**summarise(run.evals), **run.stored}
+    done, planned = run.metrics[-1]["step"] if run.metrics else 0, _dig(run.config, "train.steps")
+    if not run.stored:
+        of = f" of {planned}" if planned else ""
+        run.notes.insert(
+            0, f"This run has not ended or was stopped: {done}{of} steps are logged, there is no summary.json."
+        )
+    if missing := [name for name in ("before", "after") if name not in run.evals]:
+        run.notes.append(f"There is no evaluation {' and none '.join(missing)} training.")
+    return run
+
+
+def headline(run: RunData) -> dict[str, Any]:
+    """The result in words (title, sentences), and the scores for the tiles."""
+    s, text = run.summary, []
+    before, after, gain = s.get("before"), s.get("after"), s.get("gain")
+    if before and after and gain and gain["points"] is not None:
+        low, high = gain["ci95"]
+        verb = "improved" if low > 0 else "got worse"
+        changed = f"The policy {verb} by {abs(gain['points']):.1f} points"
+        title = changed if low > 0 or high < 0 else "No change that can be told from noise"
+        text.append(
+            f"On {after['n']} held-out questions accuracy went from {percent(before['accuracy'])} to "
+            f"{percent(after['accuracy'])}: {signed(gain['points'])} points, "
+            f"95\N{NO-BREAK SPACE}% interval {signed(low)} to {signed(high)}."
+        )
+    elif score := after or before:
+        title = f"Accuracy {percent(score['accuracy'])} {'after' if after else 'before'} training"
+        text.append(f"On {score['n']} held-out questions. There is no second evaluation to compare with.")
+    else:
+        title = "Not evaluated on held-out questions"
+    rewards = [m["reward/mean"] for m in run.metrics if plots.finite(m.get("reward/mean")) is not None]
+    if rewards and not (before and after):
+        text.append(f"The mean training reward is {rewards[-1]:.3f}, after {rewards[0]:.3f} in the first step.")
+    blank, shuffled = s.get("blank_image") or {}, s.get("shuffled_image") or {}
+    if after and blank.get("accuracy") is not None:
+        text.append(f"With a blank image the trained policy scores {percent(blank['accuracy'])}")
+        if shuffled.get("accuracy") is not None:
+            text[-1] += f", with the image of another question {percent(shuffled['accuracy'])}"
+        text[-1] += f": {100 * (after['accuracy'] - blank['accuracy']):.1f} points"
+        if run.evals.get("after") and run.evals.get("after_blank"):
+            low, high = gain_between(run.evals["after_blank"], run.evals["after"])["ci95"]
+            text[-1] += f" (95\N{NO-BREAK SPACE}% interval {signed(low)} to {signed(high)})"
+        text[-1] += " come from looking at the image"
+        old = blank.get("before") or {}
+        if before and old.get("accuracy") is not None:
+            text[-1] += f", {100 * (before['accuracy'] - old['accuracy']):.1f} before training"
+        text[-1] += "."
+    tiles = [(label, css, s[key]) for label, css, key in SCORES if (s.get(key) or {}).get("accuracy") is not None]
+    return {"title": title, "text": text, "tiles": tiles}
+
+
+def facts(run: RunData) -> list[tuple[str, str]]:
+    """The run in short: model, data, settings, cost, checks of the first batch."""
+    s, config = run.stored, run.config
+    out = [("Model", _dig(config, "model")), ("Training data", _dig(config, "data.train"))]
+    out.append(("Test data", _dig(config, "data.test")))
+    if prompts := _dig(config, "train.prompts_per_step"):
+        out.append(("Batch", f"{prompts} prompts × {_dig(config, 'train.group_size')} completions"))
+    out += [("Learning rate", _dig(config, "train.lr")), ("KL weight", _dig(config, "loss.kl_coef"))]
+    out += [("Seed", _dig(config, "seed")), ("Steps", s.get("steps")), ("DeepSpeed ZeRO stage", s.get("zero_stage"))]
+    out.append(("Time", duration(s["seconds_total"]) if s.get("seconds_total") else None))
+    tokens = s.get("engine_generated_tokens")
+    out.append(("Generated, by the engine's count", f"{tokens:,.0f} tokens" if tokens else None))
+    for key, label in START_CHECKS.items():
+        if (value := plots.finite(s.get(key))) is not None:
+            out.append((f"First batch: {label}", f"{plots.short(value)} nats"))
+    return [(label, str(value)) for label, value in out if value not in (None, "")]
+
+
+def score_rows(summary: Row) -> list[dict[str, Any]]:
+    """The accuracy table: all questions, then by kind, task and modality where there is more than one."""
+    rows = [("all", "All questions", summary)]
+    for level in ("kind", "task", "modality"):
+        parts = summary.get(f"by_{level}") or {}
+        rows += [(level, name, parts[name]) for name in sorted(parts) if len(parts) > 1]
+    out = []
+    for level, name, s in rows:
+        scores = [(label, css, s.get(key) or {}) for label, css, key in SCORES]
+        n = max(score.get("n", 0) for _, _, score in scores)
+        out.append({"level": level, "name": name, "n": n, "scores": scores, "gain": s.get("gain")})
+    return [row for row in out if row["n"]]
+
+
+def charts(run: RunData) -> dict[str, Any]:
+    """Figures (title, legend, SVG): curves, seconds a step, reward statuses; without those that are all zero."""
+    steps = [m["step"] for m in run.metrics]
+
+    def figure(title: str, series: Mapping[str, Any], svg: str) -> dict[str, Any]:
+        return {
+            "title": title,
+            "legend": [name.replace("_", " ") for name in series] if len(series) > 1 else [],
+            "svg": svg,
+        }
+
+    curves = []
+    if len(seen := _accuracy_over_steps(run)) > 2:
+        at = [step for step, _ in seen]
+        curves.append(
+            figure(
+                "Held-out accuracy in training",
+                {},
+                plots.line_chart(at, {"accuracy": [a for _, a in seen]}, percent=True),
+            )
+        )
+    for title, wanted, options in CHARTS:
+        series = _series(run.metrics, wanted)
+        if any(any(values) for values in series.values()):
+            curves.append(figure(title, series, plots.line_chart(steps, series, **options)))
+    times = {name: values for name, values in _series(run.metrics, {"": "time/"}).items() if name != "step"}
+    statuses = dict(sorted(_series(run.metrics, {"": "reward/status/"}).items(), key=lambda item: item[0] != "ok"))
+    return {
+        "curves": curves,
+        "times": figure("Seconds a step", times, plots.column_chart(steps, times)) if times else None,
+        "statuses": figure("Reward statuses", statuses, plots.column_chart(steps, statuses, percent=True))
+        if statuses
+        else None,
+    }
+
+
+def phases(run: RunData) -> list[dict[str, Any]]:
+    """Seconds by phase over the run: first those of every step, in the order (and colours) of their chart."""
+    times = {name: values for name, values in _series(run.metrics, {"": "time/"}).items() if name != "step"}
+    logged = {name: sum(plots.finite(v) or 0.0 for v in values) for name, values in times.items()}
+    seconds = {**logged, **(run.stored.get("seconds_by_phase") or {})}
+    total, steps = sum(seconds.values()) or 1.0, len(run.metrics)
+    return [
+        {"name": name, "seconds": value, "share": value / total, "per_step": value / steps if name in logged else None}
+        for name, value in seconds.items()
+    ]
+
+
+def problems(late: Sequence[Sequence[Row]]) -> list[tuple[int, str, str]]:
+    """The commonest reasons for a status other than ok in the last steps: count, status, reason."""
+    reasons = Counter((row["status"], row["reason"] or "") for rows in late for row in rows if row["status"] != "ok")
+    return [(count, status, reason) for (status, reason), count in reasons.most_common(6)]
+
+
+def paired(evals: Mapping[str, Sequence[Row]]) -> list[tuple[Row, Row]]:
+    """Judged answers before and after training to the same question."""
+    old = {row["id"]: row for row in evals.get("before", ()) if row["value"] is not None}
+    return [(old[row["id"]], row) for row in evals.get("after", ()) if row["value"] is not None and row["id"] in old]
+
+
+def move(before: Row, after: Row) -> str:
+    """What training did to a question; right means a value of at least one half."""
+    names = {
+        (False, True): "fixed",
+        (True, False): "broken",
+        (False, False): "still wrong",
+        (True, True): "still right",
+    }
+    return names[before["value"] >= 0.5, after["value"] >= 0.5]
+
+
+def samples(evals: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """Questions for the gallery. Within each move the tasks take turns, all in the order of hashes: no one chose."""
+    out = []
+    for name, count in SAMPLES.items():
+        queues: dict[str, list[tuple[Row, Row]]] = defaultdict(list)
+        for pair in sorted(paired(evals), key=lambda pair: digest(str(pair[1]["id"]))):
+            if move(*pair) == name:
+                queues[pair[1]["task"] or pair[1]["kind"]].append(pair)
+        turns = sorted((n, digest(task + name), task) for task, queue in queues.items() for n in range(len(queue)))
+        out += [
+            {"move": name, "before": queues[task][n][0], "after": queues[task][n][1]} for n, _, task in turns[:count]
+        ]
+    return out
+
+
+def pick_groups(rows: Iterable[Row]) -> list[list[Row]]:
+    """The groups of one step with the widest spread of rewards, at most one a task."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["prompt_id"]].append(row)
+
+    def spread(members: Sequence[Row]) -> float:
+        return statistics.pstdev([m["value"] for m in members if m["value"] is not None] or [0.0])
+
+    best: dict[str, list[Row]] = {}
+    for group in sorted(groups.values(), key=lambda group: (-spread(group), digest(group[0]["prompt_id"]))):
+        best.setdefault(group[0]["task"] or group[0]["kind"], group)
+    return [sorted(group, key=lambda m: m["member"]) for group in list(best.values())[:GROUPS_SHOWN]]
+
+
+def choices(row: Row) -> list[tuple[str, str, bool]]:
+    """Letter, text and "is this the right answer" of every option."""
+    gold = {part.strip() for part in str(row["gold"]).split(",")}
+    return [(letter, text, letter in gold) for letter, text in zip(LETTERS, row["options"] or (), strict=False)]
+
+
+def stem(row: Row) -> list[str]:
+    """The question's first line and the rest, without the option lines, which are shown on their own."""
+    listed = {f"{letter}. {text}" for letter, text, _ in choices(row)}
+    first, *rest = [line for line in row["question"].splitlines() if line.strip() not in listed] or [""]
+    return [first, "\n".join(rest)]
+
+
+def embed(path: str) -> str:
+    """An image file as a data address, at most IMAGE_PIXELS on its longer side; "" when it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ""
+    small.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+
+
+def signed(points: float, digits: int = 1) -> str:
+    return f"{points:+.{digits}f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def digest(text: str) -> str:
+    """SHA-256 as a content policy writes it; also an order of ids that nobody chose."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _series(metrics: Sequence[Row], wanted: Mapping[str, str]) -> dict[str, list[float | None]]:
+    """Logged values by label, without what was never logged. A key that ends in "/" stands for all that start so."""
+    keys: dict[str, str] = {}
+    for label, key in wanted.items():
+        keys |= {k[len(key) :]: k for m in metrics for k in m if k.startswith(key)} if key[-1] == "/" else {label: key}
+    found = {label: [m.get(key) for m in metrics] for label, key in keys.items()}
+    return {label: values for label, values in found.items() if any(plots.finite(v) is not None for v in values)}
+
+
+def _accuracy_over_steps(run: RunData) -> list[tuple[int, float]]:
+    """Held-out accuracy at step 0, at the evaluations on the way, and at the end."""
+    last = run.metrics[-1]["step"] if run.metrics else 0
+    named = {"before": 0, "after": last} | {
+        n: int(n[5:]) for n in run.evals if n.startswith("step-") and n[5:].isdigit()
+    }
+    scores = [
+        (step, mean_ci([r["value"] for r in run.evals[n]])["accuracy"]) for n, step in named.items() if n in run.evals
+    ]
+    return sorted((step, accuracy) for step, accuracy in scores if accuracy is not None)
+
+
+def _dig(config: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
+
+
+def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        notes.append(f"{path.name} cannot be read and was left out.")
+        return {}
+
+
+def _read_jsonl(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The lines that are JSON objects; a run that was killed may leave the last one cut off."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    rows, bad = [], []
+    for n, line in enumerate(lines, 1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            bad.append(n)
+    if bad == [len(lines)]:
+        notes.append(f"The last line of {path.name} was cut off and left out.")
+    elif bad:
+        notes.append(f"{len(bad)} lines of {path.name} cannot be read and were left out; the first is line {bad[0]}.")
+    return rows
+
+
+def _read_rollouts(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError):
+        if (note := f"{path.name} cannot be read and was left out.") not in notes:
+            notes.append(note)
+        return []

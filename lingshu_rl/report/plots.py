@@ -1,0 +1,162 @@
+"""Charts as inline SVG, drawn by hand: no library and no network. Colours are the page's CSS variables, so that the
+same picture follows light mode, dark mode and print."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 360, 180  # viewBox units; the page scales them
+LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 22
+COLOURS = 8  # the page defines --s0 ... --s7
+
+Values = Sequence[float | None]
+
+
+def finite(value: Any) -> float | None:
+    """The value as float, or None when it is no finite number."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def short(value: float) -> str:
+    """Three significant digits: 0.0312, 4.1e-6, 1,230, 98.2."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+
+
+def line_chart(
+    steps: Sequence[int], series: Mapping[str, Values], *, percent: bool = False, log: bool = False
+) -> Markup:
+    """Lines over steps: the raw values faint, their moving average (a 15th of the run) strong. None leaves a gap.
+
+    log: a logarithmic axis when all values are positive and span at least two decades. The axis starts at 0 otherwise.
+    """
+    clean = {name: [finite(v) for v in values] for name, values in series.items()}
+    shown = [v for values in clean.values() for v in values if v is not None]
+    if not shown:
+        return Markup('<p class="muted">nothing was logged</p>')
+    low, high = min(shown), max(shown)
+    as_log = log and low > 0 and high / low >= 100
+    if as_log:
+        marks = [10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    else:
+        marks = ticks(min(low, 0.0), max(high, 0.0) or (low == high == 0) * 1.0)
+
+    def height(value: float) -> float:
+        a, b, v = (math.log10(x) for x in (marks[0], marks[-1], value)) if as_log else (marks[0], marks[-1], value)
+        return HEIGHT - BOTTOM - (v - a) / (b - a) * (HEIGHT - TOP - BOTTOM)
+
+    span = max(1, steps[-1] - steps[0])
+    across = [LEFT + (s - steps[0]) / span * (WIDTH - LEFT - RIGHT) for s in steps]
+    out = []
+    for mark in marks if len(marks) < 8 else marks[:: len(marks) // 4]:
+        y, text = height(mark), f"{100 * mark:g} %" if percent else short(mark)
+        out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        out.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
+    out.append(_step_labels(steps, across))
+    window = max(1, len(steps) // 15)
+    for n, values in enumerate(clean.values()):
+        style = f"stroke:var(--s{n % COLOURS})" + (";stroke-dasharray:5 3" if n >= COLOURS else "")
+        if window > 1:
+            out.append(_path(across, values, height, "raw", style))
+        out.append(_path(across, moving_average(values, window), height, "mean", style))
+    out.append(f'<line class="rule" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+    data = escape(json.dumps({"x": list(steps), "px": [round(x, 1) for x in across], "y": clean, "percent": percent}))
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-chart="{data}">{"".join(out)}</svg>'
+    )
+
+
+def column_chart(steps: Sequence[int], series: Mapping[str, Values], *, percent: bool = False) -> Markup:
+    """Stacked columns over steps, in at most 60 columns (each the mean of its steps). Missing values count as 0."""
+    count = min(60, len(steps))
+    edges = [round(i * len(steps) / count) for i in range(count + 1)]
+    means = {
+        name: [sum(finite(v) or 0.0 for v in values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+        for name, values in series.items()
+    }
+    marks = (
+        [0.0, 0.25, 0.5, 0.75, 1.0] if percent else ticks(0.0, max(sum(c) for c in zip(*means.values(), strict=True)))
+    )
+    scale = (HEIGHT - TOP - BOTTOM) / (marks[-1] or 1.0)
+    width = (WIDTH - LEFT - RIGHT) / count
+    out = []
+    for mark in marks:
+        y, text = HEIGHT - BOTTOM - mark * scale, f"{100 * mark:g} %" if percent else short(mark)
+        out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        out.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
+    floor = [HEIGHT - BOTTOM + 0.0] * count
+    for n, values in enumerate(means.values()):
+        boxes = []
+        for i, value in enumerate(values):
+            floor[i] -= value * scale
+            boxes.append(
+                f"M{LEFT + i * width:.1f} {floor[i]:.1f}h{width * 0.86:.1f}v{value * scale:.1f}h-{width * 0.86:.1f}z"
+            )
+        out.append(f'<path style="fill:var(--s{n % COLOURS})" d="{"".join(boxes)}"/>')
+    out.append(_step_labels(steps, [LEFT + width / 2, WIDTH - RIGHT - width / 2]))
+    return Markup(f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(out)}</svg>')
+
+
+def interval_plot(scores: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Markup:
+    """One lane a score on an axis from 0 to 100 %: a marker at the accuracy, a line over its interval.
+
+    scores: (label, CSS class, {"accuracy", "ci95"}, which may be empty). Positions are percentages, so that the plot
+    fills any width undistorted.
+    """
+    lane, top = 11, 4
+    bottom = top + lane * len(scores)
+    out = [f'<line class="grid" x1="{x}%" x2="{x}%" y1="0" y2="{bottom + 2}"/>' for x in (0, 25, 50, 75, 100)]
+    for n, (_, name, score) in enumerate(scores):
+        if score.get("accuracy") is None:
+            continue
+        y, x = top + lane * (n + 0.5), 100 * score["accuracy"]
+        low, high = (100 * v for v in score["ci95"])
+        out.append(f'<line class="ci {name}" x1="{low:.2f}%" x2="{high:.2f}%" y1="{y}" y2="{y}"/>')
+        out.append(f'<circle class="dot {name}" cx="{x:.2f}%" cy="{y}" r="4"/>')
+    return Markup(f'<svg class="intervals" height="{bottom + 4}" role="img">{"".join(out)}</svg>')
+
+
+def moving_average(values: Values, window: int) -> list[float | None]:
+    """Centred mean over `window` neighbours, over fewer at the ends and beside gaps; a gap stays a gap."""
+    out: list[float | None] = []
+    for i, value in enumerate(values):
+        around = [v for v in values[max(0, i - window // 2) : i + window // 2 + 1] if v is not None]
+        out.append(sum(around) / len(around) if value is not None else None)
+    return out
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round marks from at or below `low` to at or above `high`, about five of them."""
+    raw = (high - low) / 4 or 1.0
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(m for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, max(last, first + 1) + 1)]
+
+
+def _path(across: Sequence[float], values: Values, height: Any, name: str, style: str) -> str:
+    parts, pen = [], "M"
+    for x, value in zip(across, values, strict=True):
+        if value is None:
+            pen = "M"
+            continue
+        parts.append(f"{pen}{x:.1f} {height(value):.1f}")
+        pen = "L"
+    if len(parts) == 1:  # a single point has no line; draw a dot with a round cap
+        parts.append("h0")
+    return f'<path class="{name}" style="{style}" d="{"".join(parts)}"/>'
+
+
+def _step_labels(steps: Sequence[int], across: Sequence[float]) -> str:
+    y = HEIGHT - 6
+    last = f'<text x="{across[-1]:.1f}" y="{y}" text-anchor="end">{steps[-1]}</text>' if len(steps) > 1 else ""
+    return f'<text x="{across[0]:.1f}" y="{y}">step {steps[0]}</text>{last}'
