@@ -305,10 +305,11 @@ def cue_table() -> dict[str, dict[str, Any]]:
 
 
 @cache
-def _cue_patterns() -> list[tuple[tuple[str, ...], re.Pattern[str]]]:
+def _cue_patterns(ascii_only: bool) -> list[tuple[tuple[str, ...], re.Pattern[str]]]:
     return [
-        (tuple(entry["hints"]), re.compile(f"(?:{'|'.join(entry['answer'])}){_CUE_TAIL}", re.IGNORECASE))
+        (hints, re.compile(f"(?:{'|'.join(entry['answer'])}){_CUE_TAIL}", re.IGNORECASE))
         for entry in cue_table().values()
+        if (hints := tuple(hint for hint in entry["hints"] if hint.isascii() or not ascii_only))
     ]
 
 
@@ -316,7 +317,7 @@ def _cues(text: str) -> list[Candidate]:
     """What stands after each cue phrase: the rest of its sentence, or the next line when the cue is a heading."""
     lowered = text.lower()
     matches: list[re.Match[str]] = []
-    for hints, pattern in _cue_patterns():
+    for hints, pattern in _cue_patterns(text.isascii()):
         if any(hint in lowered for hint in hints):
             matches += pattern.finditer(text)
     if not matches:

@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from string import ascii_uppercase
 
-from rewards.text import drop_article, normalise, strip_markup, strip_quotes, text_key, unwrap_latex
+from rewards.text import ARTICLES, drop_article, normalise, strip_markup, strip_quotes, key_of_normalised, unwrap_latex
 
 CHOSEN, NOTHING, EXCLUDED, CONFLICT = "chosen", "nothing", "excluded", "conflict"
 MAX_PHRASE = 2000
@@ -44,13 +44,17 @@ class OptionSet:
     texts: tuple[str, ...]
     letters: str
     keys: dict[str, str]
-    tokens: tuple[tuple[str, tuple[str, ...]], ...]
+    heads: dict[str, list[tuple[str, tuple[str, ...]]]]
+    longest: int
     yes_no: bool
 
     def key_of(self, letter: str) -> str:
-        return text_key(self.texts[self.letters.index(letter)])
+        return key_of_normalised(self.texts[self.letters.index(letter)])
 
 
+_TOKEN = re.compile(r"[^\W_]+(?:\.\d+)?|[^\w\s]|_")
+_IGNORED = frozenset("\"'“”„‟‘’‚‛«»‹›「」『』`*,;:!?()[]{}。、，；：！？।._")
+_DASH_CHARS = frozenset("-‐‑‒–—―−﹣")
 _OWN_LABEL = re.compile(r"\s*\(?([A-Za-z])\s*[.):]\s+(?=\S)|\s*\(([A-Za-z])\)\s*(?=\S)")
 
 
@@ -65,16 +69,21 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     keys: dict[str, str] = {}
     shared: set[str] = set()
     for letter, text in zip(letters, texts, strict=True):
-        for key in {text_key(text), text_key(drop_article(text))}:
+        for key in {key_of_normalised(text), key_of_normalised(drop_article(text))}:
             if not key:
                 continue
             if keys.setdefault(key, letter) != letter:
                 shared.add(key)
     for key in shared:
         del keys[key]
-    tokens = sorted(((letter, tuple(key.split())) for key, letter in keys.items()), key=lambda item: -len(item[1]))
+    heads: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+    for key, letter in sorted(keys.items(), key=lambda item: -len(item[0])):
+        tokens = tuple(token for token in _TOKEN.findall(key) if token not in _IGNORED)
+        if tokens:
+            heads.setdefault(tokens[0], []).append((letter, tokens))
+    longest = max((len(tokens) for entries in heads.values() for _, tokens in entries), default=0)
     yes_no = {"yes", "no"} <= set(keys) and len(options) <= 3
-    return OptionSet(tuple(texts), letters, keys, tuple(tokens), yes_no)
+    return OptionSet(tuple(texts), letters, keys, heads, longest, yes_no)
 
 
 class Words:
@@ -95,16 +104,19 @@ class Words:
         option = alternatives("option_words", "option_marks")
         self.lead = re.compile(
             rf"\s*(?:(?:{alternatives('leads')}|{alternatives('text_cues')})[\s:,]*"
-            rf"|{option}(?:\s?(?:is|no\.?|number|ist|est|es|é|è|là|adalah|ni)(?!\w))?\s*[:=]?\s*)",
+            rf"|(?:(?<!\w)(?:a|o|la|el|le|die|der|the|na|l['’])\s*)?{option}(?:\s?(?:is|no\.?|number|ist|est|es|é|è|là|adalah|ni)(?!\w))?\s*[:=]?\s*)",
             flags,
         )
-        self.join_word = re.compile(rf"\s*(?:{alternatives('joins', 'join_marks')}|[&/+|])\s*")
+        self.join_word = re.compile(
+            rf"\s*(?:(?P<or>{alternatives('ors', 'or_marks')})|{alternatives('joins', 'join_marks')}|[&/+|])\s*"
+        )
         self.negator = re.compile(rf"\W{{0,3}}{alternatives('negators', 'negator_marks')}", flags)
         self.only = re.compile(r"\s*(?:only|just|merely|nur|solo|seulement|sure|certain|clear)\b", flags)
         self.negated_after = re.compile("|".join(table["negated_after"]), flags)
         self.contrast = re.compile(alternatives("contrasts", "contrast_marks"), flags)
         self.instead_of = re.compile(rf"\s*[,;(—–-]?\s*{alternatives('instead_of', 'instead_of_marks')}", flags)
         self.because = re.compile(rf"\s*{alternatives('because')}", flags)
+        self.verb = re.compile(rf"\s*{alternatives('verbs')}", flags)
         self.closer = re.compile(rf"\s*(?:{'|'.join(sorted(table['closers'], key=len, reverse=True))})")
         self.closers_only = re.compile(
             rf"(?:\s*(?:{'|'.join(sorted(table['closers'], key=len, reverse=True))}))*[\s.!。]*"
@@ -129,19 +141,18 @@ def words() -> Words:
 _EDGE = r"A-Za-z0-9_\u00c0-\u052f"
 _LONE = re.compile(r"[\s(\[{<*\"']*([A-Za-z])[\s)\]}>*\"'.:,;!。、]*")
 _HEAD = re.compile(
-    rf"[\s(\[{{<\"'“‘「]*(?<![{_EDGE}])([A-Za-z])(?![{_EDGE}])(?![-‐‑–'’][A-Za-z0-9])(?!\.[A-Za-z0-9])(?P<close>[)\]}}>\"'”’」]*)"
+    rf"[\s(\[{{<\"'“‘「]*(?<![{_EDGE}])([A-Za-z])(?![{_EDGE}])(?![-‐‑–'’][A-Za-z0-9])(?!\.(?:\d|[A-Za-z](?:\W|$)))(?P<close>[)\]}}>\"'”’」]*)"
 )
 _TURKISH_SUFFIX = re.compile(r"(?<![A-Za-z])([A-Z])['’](?:dir|dır|dur|dür|tir|tır|yi|i|ı|e|a)(?!\w)")
 _ARABIC_LETTERS = {"أ": "A", "ا": "A", "ب": "B", "ج": "C", "د": "D", "هـ": "E", "ه": "E"}
 _ARABIC_LONE = re.compile(r"\W{0,3}(أ|ا|ب|ج|د|هـ|ه)\W{0,3}")
 _LETTER_RUN = re.compile(r"[\s(\[{]*([A-Z]{2,26})[\s)\]}.!。]*")
-_TOKEN = re.compile(r"[^\W_]+(?:\.\d+)?|[^\w\s]|_")
-_IGNORED = frozenset("\"'“”„‟‘’‚‛«»‹›「」『』`*,;:!?()[]{}。、，；：！？।._")
-_DASH_CHARS = frozenset("-‐‑‒–—―−﹣")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 _STRONG = re.compile(r"\s*[.):,;\-–—=>→]+\s*")
 _PLAIN_END = re.compile(r"[\s.,;:!)\]}>*\"'”’」。、]*")
-_SENTENCE_START = re.compile(r"[.;:。]\s|[:;—]|\s[–-]\s|。|\n")
+# After an option text: a longer number, a compound or a percentage is another text.
+_GOES_ON = re.compile(r"[.,/-]\d|[-/‐‑–][A-Za-z]|%")
+_PAIR_MARKS = " .):,;-–—=>("
 _HEDGE = re.compile(
     r"\b(?:or|and|but|maybe|perhaps|possibly|alternatively|could be|might be|also|oder|ou|и|или)\b(?:\s+(?:it|is|it's|maybe|perhaps"
     r"|possibly|also|even|option|choice|answer|could|might|be|the|a|an|probably)\b){0,4}\s*(?=\S)|或者?|또는|または|أو",
@@ -159,9 +170,12 @@ _ALSO_TRUE = re.compile(
 _SAFE_AFTER_ARTICLE = re.compile(r"\s+(?:because|since|as|due to|based on|is|fits|matches)\b", re.IGNORECASE)
 
 
+_HTML = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|sub|sup|center|code|div|h[1-6])\s?/?>")
+
+
 def clean_phrase(phrase: str) -> str:
     """One line without LaTeX, markdown and enclosing quotes; line breaks become sentence breaks."""
-    text = unwrap_latex(phrase[:MAX_PHRASE])
+    text = _HTML.sub("", unwrap_latex(phrase))
     if "\n" in text:
         text = ". ".join(part.strip().rstrip(".,;") for part in text.split("\n") if part.strip(" \t.*-_`#"))
     return " ".join(strip_quotes(strip_markup(text)).split())
@@ -171,27 +185,27 @@ def read_phrase(phrase: str, options: OptionSet, multi: bool = False) -> Reading
     """What `phrase` chooses. In `multi` mode a list of letters or texts is a set; otherwise it is a conflict."""
     if len(phrase) > MAX_PHRASE:
         return _NOTHING
-    text = clean_phrase(phrase)
+    return _read(clean_phrase(phrase), options, multi, depth=0)
+
+
+def _read(text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
+    """Take leading words off ("the answer is probably option"); the whole phrase may be the choice at every point."""
     whole = _whole(text, options)
-    if whole is not None:
-        return whole
     for _ in range(6):
+        if whole is not None:
+            return whole
         lead = words().lead.match(text)
         if lead is None or lead.end() == 0:
             break
-        # "a" and "the" also open option texts; a text match is tried again with every word taken off.
         text = text[lead.end() :]
-        stripped = strip_quotes(text)
-        whole = _whole(stripped, options)
-        if whole is not None:
-            return whole
-    return _parse(text, options, multi, depth=0)
+        whole = _whole(strip_quotes(text), options)
+    return whole if whole is not None else _parse(text, options, multi, depth)
 
 
 def _whole(text: str, options: OptionSet) -> Reading | None:
     """The phrase is exactly an option's text, or exactly one letter."""
-    key = text_key(text)
-    by_text = options.keys.get(key) or options.keys.get(text_key(drop_article(text)))
+    key = key_of_normalised(text)
+    by_text = options.keys.get(key) or options.keys.get(key_of_normalised(drop_article(text)))
     lone = _LONE.fullmatch(text)
     if lone is None:
         arabic = _ARABIC_LONE.fullmatch(text) if not text.isascii() else None
@@ -214,6 +228,8 @@ def _parse(text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
         return _NOTHING
     at_text = _text_head(text, options)
     if at_text is not None:
+        if at_text[1] == 1 and text[0].upper() in options.letters:
+            return _letter_like_text(at_text[0], text, options, multi, depth)
         return _after_text(at_text[0], text[at_text[1] :], options, multi, depth)
     if multi:
         run = _LETTER_RUN.fullmatch(text)
@@ -231,6 +247,16 @@ def _parse(text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
     return _after_letter(head.group(1), text[head.end() :], bool(head.group("close")), options, multi, depth)
 
 
+def _letter_like_text(by_text: str, text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
+    """Options such as blood groups: a letter that is also a text counts only where both readings meet."""
+    letter = text[0].upper()
+    pair = _text_head(text[1:].lstrip(_PAIR_MARKS), options)
+    reading = _after_letter(text[0], text[1:], False, options, multi, depth)
+    if reading.kind != CHOSEN or reading.letters == {by_text} or (pair is not None and pair[0] == letter):
+        return reading
+    return Reading(CONFLICT, reason=f"{letter} is both a letter and the text of option {by_text}")
+
+
 def _letters(run: str, options: OptionSet) -> Reading:
     if any(letter not in options.letters for letter in run) or len(set(run)) != len(run):
         return Reading(NOTHING, reason=f"{run[:12]} is not a set of option letters")
@@ -244,75 +270,60 @@ def _denied(rest: str, options: OptionSet, multi: bool, depth: int) -> Reading:
     contrast = words().contrast.search(rest)
     if contrast is None:
         return Reading(EXCLUDED, reason="the choice is denied")
-    kept = _parse_after_lead(rest[contrast.end() :], options, multi, depth)
+    kept = _read(rest[contrast.end() :].lstrip(" ,:;"), options, multi, depth + 1)
     if kept.kind == CHOSEN:
         return Reading(CHOSEN, kept.letters, exact=kept.exact, by_letter=kept.by_letter)
     return kept if kept.kind == CONFLICT else Reading(EXCLUDED, reason="the choice is denied")
 
 
-def _parse_after_lead(text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
-    text = text.lstrip(" ,:;")
-    whole = _whole(strip_quotes(text), options)
-    if whole is not None:
-        return whole
-    for _ in range(4):
-        lead = words().lead.match(text)
-        if lead is None or lead.end() == 0:
-            break
-        text = text[lead.end() :]
-        whole = _whole(strip_quotes(text), options)
-        if whole is not None:
-            return whole
-    return _parse(text, options, multi, depth + 1)
-
-
 def _text_head(text: str, options: OptionSet) -> tuple[str, int] | None:
     """(letter, end) of the longest option text that `text` begins with, an article aside."""
-    start = 0
-    article = text.split(" ", 1)
     spans: list[tuple[str, int]] = []
-    limit = len(options.tokens[0][1]) * 3 + 8 if options.tokens else 0
-    for match in _TOKEN.finditer(text, start):
+    first = 0
+    for match in _TOKEN.finditer(text):
         token = match.group()
         if token in _IGNORED:
             continue
         if token in _DASH_CHARS:
             # A hyphen between words is a space; before a number it is a sign.
-            joined = (
-                0 < match.start()
+            if (
+                match.start() > 0
                 and text[match.start() - 1].isalnum()
                 and text[match.end() : match.end() + 1].isalnum()
-            )
-            if joined:
+            ):
                 continue
             token = "-"
-        spans.append((token.casefold(), match.end()))
-        if len(spans) >= limit:
+        token = token.casefold()
+        spans.append((token, match.end()))
+        if len(spans) == first + 1 and token not in options.heads:
+            glued = None if token.isascii() else _glued_head(token, match.end(), text, options)
+            if glued is not None or first or token not in ARTICLES or text[match.end() : match.end() + 1] != " ":
+                return glued
+            first = 1
+        if len(spans) >= first + options.longest + (1 if spans[0][0] in ARTICLES else 0):
             break
-    offsets = (0, 1) if article[0].lower() in ("a", "an", "the") and len(article) > 1 else (0,)
-    for letter, tokens in options.tokens:
-        flat = _flat_tokens(tokens)
-        for offset in offsets:
-            if len(spans) < offset + len(flat):
-                continue
-            if all(spans[offset + i][0] == token for i, token in enumerate(flat)):
-                end = spans[offset + len(flat) - 1][1]
-                if not text[end : end + 1].isalnum() and not re.match(
-                    r"[.,/-]\d|[-/‐‑–][A-Za-z]|%", text[end : end + 2]
-                ):
-                    return letter, end
-            elif not flat[-1].isascii() and len(flat) == 1 and spans[offset][0].startswith(flat[0]):
-                begin = spans[offset][1] - len(spans[offset][0])
-                end = begin + len(flat[0])
-                if words().closer.match(text, end):
+    articled = bool(spans) and spans[0][0] in ARTICLES and text[spans[0][1] : spans[0][1] + 1] == " "
+    for offset in (0, 1) if articled else (0,):
+        if offset >= len(spans):
+            continue
+        for letter, tokens in options.heads.get(spans[offset][0], ()):
+            last = offset + len(tokens) - 1
+            if last < len(spans) and all(spans[offset + i][0] == token for i, token in enumerate(tokens)):
+                end = spans[last][1]
+                if not text[end : end + 1].isalnum() and not _GOES_ON.match(text, end):
                     return letter, end
     return None
 
 
-@lru_cache(maxsize=16384)
-def _flat_tokens(tokens: tuple[str, ...]) -> tuple[str, ...]:
-    """Key tokens cut as `_TOKEN` cuts running text."""
-    return tuple(part for token in tokens for part in _TOKEN.findall(token) if part not in _IGNORED)
+def _glued_head(token: str, end: int, text: str, options: OptionSet) -> tuple[str, int] | None:
+    """An option text in a script without spaces, with a particle or verb glued to it."""
+    start = end - len(token)
+    for head, entries in options.heads.items():
+        if token.startswith(head) and not head.isascii() and len(entries[-1][1]) == 1:
+            stop = start + len(head)
+            if words().closer.match(text, stop):
+                return entries[-1][0], stop
+    return None
 
 
 def _first_clause(rest: str) -> str:
@@ -334,6 +345,20 @@ def named_first(text: str, options: OptionSet) -> str:
     return at_text[0] if at_text is not None else ""
 
 
+def _instead(rest: str, options: OptionSet) -> bool:
+    """ "..., not B", "rather than pneumonia": what follows is denied in favour of what stands before."""
+    match = words().instead_of.match(rest)
+    if match is None:
+        return False
+    tail = rest[match.end() :].lstrip(" :")
+    lead = words().lead.match(tail)
+    return bool(
+        named_first(tail, options)
+        or (lead is not None and named_first(tail[lead.end() :], options))
+        or re.match(r"(?:the )?(?:others?|rest|any)\b", tail)
+    )
+
+
 def _hedged(chosen: frozenset[str], rest: str, options: OptionSet) -> bool:
     """The same sentence offers another option ("B, or maybe C")."""
     clause = _first_clause(rest)
@@ -345,10 +370,20 @@ def _hedged(chosen: frozenset[str], rest: str, options: OptionSet) -> bool:
             after = tail[head.end() :] if head is not None else tail
             if head is not None and words().bad_verdict.match(after) or _bad_list(after, options):
                 continue
-            if words().instead_of.match(clause[hedge.start() :]):
+            if _instead(clause[hedge.start() :], options):
                 continue
             return True
     return False
+
+
+def _new_sentence(rest: str, options: OptionSet) -> bool:
+    """After "B. A": the second letter, perhaps with more, is the subject of a sentence ("A, C and D are wrong")."""
+    position = 0
+    while (item := _next_item(rest, position, options)) is not None:
+        position = item[1]
+    return bool(_VERB.match(rest, position) or words().bad_verdict.match(rest, position)) and not _ALSO_TRUE.match(
+        rest, position
+    )
 
 
 def _bad_list(rest: str, options: OptionSet) -> bool:
@@ -360,7 +395,7 @@ def _bad_list(rest: str, options: OptionSet) -> bool:
 
 
 def _next_item(rest: str, start: int, options: OptionSet) -> tuple[str, int, bool] | None:
-    """The next member of a list: (letter, end, joined by a word or slash). Needs a separator before it."""
+    """The next member of a list: (letter, end, joined by an "or"). Needs a separator before it."""
     word = words().join_word.match(rest, start)
     separator = re.compile(r"\s*[,;、，/.]?\s*").match(rest, start)
     assert separator is not None  # every part is optional
@@ -387,7 +422,7 @@ def _next_item(rest: str, start: int, options: OptionSet) -> tuple[str, int, boo
     articled = letter in "AI" and re.match(r"\s+[a-z]", rest[head.end() : head.end() + 3])
     if articled and not _VERB.match(rest, head.end()) and not words().join_word.match(rest, head.end()):
         return None
-    return letter.upper(), head.end(), word is not None
+    return letter.upper(), head.end(), word is not None and bool(word.group("or"))
 
 
 def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: bool, depth: int) -> Reading:
@@ -402,16 +437,18 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
     denied = words().negated_after.match(rest)
     if denied is not None:
         return _denied_after(rest[denied.end() :], options, multi, depth)
-    if words().instead_of.match(rest):
+    if _instead(rest, options):
         return chosen
-    own_text = _text_head(rest.lstrip(" .):,;-–—=>("), options)
+    own_text = _text_head(rest.lstrip(_PAIR_MARKS), options)
+    if raw == "a" and not closed and (portuguese := re.fullmatch(r"\s+\(?([A-Z])\W*", rest)):
+        return _whole(portuguese.group(1), options) or _NOTHING
     articled = not closed and (raw in "AI" or raw.islower())
     if own_text is None or own_text[0] != letter:
         listed = _list(letter, rest, options, multi)
         if listed is not None:
             return listed
     if own_text is not None:
-        after = rest.lstrip(" .):,;-–—=>(")[own_text[1] :]
+        after = rest.lstrip(_PAIR_MARKS)[own_text[1] :]
         strong = closed or _STRONG.match(rest)
         if own_text[0] == letter:
             if raw == "a" and not strong and not _PLAIN_END.fullmatch(after):
@@ -436,12 +473,14 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
     if strong_sep is None and not closed:
         if articled:
             return chosen if _SAFE_AFTER_ARTICLE.match(rest) else _NOTHING
-        return chosen if words().because.match(rest) else _NOTHING
+        return chosen if words().because.match(rest) or words().verb.match(rest) else _NOTHING
     tail = rest[strong_sep.end() :] if strong_sep is not None else rest.lstrip()
     mark = strong_sep.group().strip() if strong_sep is not None else ")"
     if _agrees(letter, tail, options):
         return chosen
-    if words().because.match(tail):
+    if articled and raw != "A" and set(mark) <= set(",-–—"):
+        return _NOTHING
+    if words().because.match(tail) or (words().verb.match(tail) and not articled):
         return chosen
     if articled and set(mark) <= set(",-–—"):
         return _NOTHING
@@ -461,11 +500,8 @@ def _after_pair(letter: str, after: str, options: OptionSet, multi: bool) -> Rea
         return listed
     if _hedged(frozenset(letter), after, options):
         return Reading(CONFLICT, reason=f"{letter} is offered beside another option")
-    clause = after.lstrip(" ,:;—–-(")
-    if words().bad_verdict.match(clause):
+    if not _instead(after.lstrip(" )]"), options) and words().bad_verdict.match(after):
         return Reading(EXCLUDED, reason=f"option {letter} is rejected")
-    if words().instead_of.match(after):
-        return Reading(CHOSEN, frozenset(letter), by_letter=True)
     return Reading(CHOSEN, frozenset(letter), by_letter=True)
 
 
@@ -475,27 +511,26 @@ def _list(first: str, rest: str, options: OptionSet, multi: bool) -> Reading | N
     repeated = False
     position = 0
     while (item := _next_item(rest, position, options)) is not None:
-        letter, end, worded = item
+        letter, end, either = item
         tail = rest[end:]
-        if not worded and _VERB.match(tail) and "." in rest[position : end - 1]:
-            break  # a new sentence about another option
-        if not worded and words().bad_verdict.match(tail) and not re.match(r"\s*[,;/]", rest[position:end]):
+        if "." in rest[position:end] and _new_sentence(tail, options):
             break
-        if "." in rest[position:end] and (_bad_list(tail, options) or words().bad_verdict.match(tail)):
-            break
+        if either and multi:
+            return Reading(CONFLICT, reason="alternatives are offered")
         repeated = repeated or letter in found
         found.add(letter)
         position = end
-        pair = _text_head(tail.lstrip(" .):,;-–—=>("), options)
+        pair = _text_head(tail.lstrip(_PAIR_MARKS), options)
         if pair is not None:
             if pair[0] != letter:
                 return Reading(CONFLICT, reason=f"letter {letter} with the text of option {pair[0]}")
-            position = len(rest) - len(tail.lstrip(" .):,;-–—=>(")) + pair[1]
+            position = len(rest) - len(tail.lstrip(_PAIR_MARKS)) + pair[1]
     if position == 0:
         return None
     after = rest[position:]
     denied = words().negated_after.match(after)
-    if words().bad_verdict.match(after) or denied is not None:
+    instead = _instead(after, options)
+    if not instead and (words().bad_verdict.match(after) or denied is not None):
         return Reading(EXCLUDED, reason="the listed options are rejected")
     if not multi or (repeated and len(found) == 1):
         return Reading(CONFLICT, reason="several options are listed")
@@ -504,8 +539,9 @@ def _list(first: str, rest: str, options: OptionSet, multi: bool) -> Reading | N
         _VERB.match(after)
         or _STRONG.match(after)
         or words().because.match(after)
+        or words().verb.match(after)
         or words().closer.match(after)
-        or words().instead_of.match(after)
+        or instead
     ):
         return Reading(NOTHING, reason="a list that does not end")
     if not exact and _hedged(frozenset(found), after, options):
@@ -519,7 +555,7 @@ def _denied_after(rest: str, options: OptionSet, multi: bool, depth: int) -> Rea
     contrast = words().contrast.match(rest)
     if contrast is not None:
         rest = rest[contrast.end() :]
-    kept = _parse_after_lead(rest, options, multi, depth) if rest else _NOTHING
+    kept = _read(rest, options, multi, depth + 1) if rest else _NOTHING
     if kept.kind in (CHOSEN, CONFLICT):
         return kept
     return Reading(EXCLUDED, reason="the choice is denied")
@@ -534,7 +570,7 @@ def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: 
     denied = words().negated_after.match(rest)
     if denied is not None:
         return _denied_after(rest[denied.end() :], options, multi, depth)
-    if words().instead_of.match(rest):
+    if _instead(rest, options):
         return chosen
     label = re.match(
         r"\s*(?:[,:–—-]\s*|\(\s*|,?\s*(?:i\.e\.,?|that is,?|which is|or)\s+)?(?:option|choice|answer|letter)?\s*",
@@ -579,7 +615,7 @@ def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: 
         rest,
     ):
         return chosen
-    if words().because.match(rest) and not re.match(r"\s*(?:with|for|it|the|this|these|best)\b", rest):
+    if words().because.match(rest):
         return chosen
     return Reading(NOTHING, reason="more words follow the option's text")
 
@@ -602,7 +638,7 @@ def _is_sentence(tail: str) -> bool:
 def _agrees(letter: str, tail: str, options: OptionSet) -> bool:
     """`tail` is a shorter or longer form of the letter's own text, and of no other option's."""
     own = options.key_of(letter).split()
-    said = text_key(_first_clause(tail)).split()
+    said = key_of_normalised(_first_clause(tail)).split()
     if not own or not said:
         return not said
     if said == [word[0] for word in own] or "".join(said) == "".join(

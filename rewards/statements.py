@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from rewards.answer import Answer
+from rewards.answer import Answer, Candidate
 from rewards.choices import CHOSEN, CONFLICT, EXCLUDED, OptionSet, Reading, named_first, read_phrase, words
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
 
@@ -54,6 +54,7 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     usable = [_asserts(rest[start:end]) for start, end in spans]
     found: list[Statement] = []
     taken: set[int] = set()
+    blocks: list[tuple[int, int]] = []
 
     starts = [start for start, _ in spans]
     candidates = answer.candidates if answer.channel == "cue" else answer.lower
@@ -64,7 +65,10 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
             continue
         if words().wrong_lead.search(answer.rest[max(0, candidate.lead - 40) : candidate.lead]):
             continue
-        text = _with_following_lines(answer.rest, candidate.start, candidate.text, multi)
+        text, end = candidate.text, candidate.end
+        if multi:
+            text, end = _with_following_lines(answer.rest, candidate)
+            blocks.append((candidate.start, end))
         if words().conditional.search(text):
             continue
         reading = read_phrase(text, options, multi)
@@ -79,6 +83,8 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
             if len(found) > before:
                 taken.add(index)
 
+    for start, end in blocks:
+        rest = rest[:start] + re.sub(r"[^\n]", " ", rest[start:end]) + rest[end:]
     bare = list(_bare_lines(rest, options, multi))
     found += bare
     covered = {bisect_right(starts, statement.start) - 1 for statement in bare}
@@ -95,22 +101,25 @@ def _asserts(sentence: str) -> bool:
     return not sentence.rstrip(" *_)\"'").endswith("?") and words().conditional.search(sentence) is None
 
 
-def _with_following_lines(rest: str, start: int, text: str, multi: bool) -> str:
-    """In multi mode a heading may be followed by one option a line."""
-    if not multi or "\n" in text:
-        return text
+def _with_following_lines(rest: str, candidate: Candidate) -> tuple[str, int]:
+    """In multi mode a heading may be followed by one option a line: (text, end)."""
     block: list[str] = []
-    for line in rest[start : start + 2000].split("\n"):
+    end = candidate.start
+    for line in rest[candidate.start : candidate.start + 2000].split("\n"):
         if not line.strip():
             break
         block.append(strip_markup(line))
+        end += len(line) + 1
     if len(block) < 2 or any(len(line) > 80 for line in block):
-        return text
-    return "; ".join(line.rstrip(".,; ") for line in block)
+        return candidate.text, candidate.end
+    return "; ".join(line.rstrip(".,; ") for line in block), end
 
 
 def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Reading]:
     plain = strip_markup(unwrap_latex(sentence))
+    rival = _rival(plain, options)
+    if rival is not None:
+        yield rival
     for match in words().predicate.finditer(plain):
         reading = _subject(plain[: match.start()], options, multi)
         if reading is not None:
@@ -133,6 +142,15 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
         reading = read_phrase(phrase, options, multi)
         if reading.kind in (CHOSEN, CONFLICT):
             yield reading
+
+
+def _rival(sentence: str, options: OptionSet) -> Reading | None:
+    """A sentence that goes on with "or B": it takes part of the answer back."""
+    join = words().join_word.match(sentence)
+    if join is None or join.end() == 0:
+        return None
+    reading = read_phrase(sentence[join.end() :], options)
+    return reading if reading.kind == CHOSEN and reading.exact else None
 
 
 def _subject(text: str, options: OptionSet, multi: bool) -> Reading | None:
@@ -172,7 +190,8 @@ def _bare_lines(rest: str, options: OptionSet, multi: bool) -> Iterator[Statemen
         if plain in seen or (index not in edges and len(plain) > _LONGEST_LINE):
             continue
         seen.add(plain)
-        if not named_first(plain, options) and not words().negator.match(plain):
+        alone = len(places) == 1 and len(plain) < 8
+        if not alone and not named_first(plain, options) and not words().negator.match(plain):
             continue
         reading = read_phrase(plain, options, multi)
         if reading.kind == CONFLICT and index in edges:

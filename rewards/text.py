@@ -29,6 +29,7 @@ _DASHES = re.compile("[‐‑‒–—―−﹣]")
 _KEY_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=\w)|(?<=\w)-(?=[^\W\d_])")
 _KEY_DROP = re.compile(rf"[{_QUOTES}`*,;:!?()\[\]{{}}。、，；：！？।]|\.(?!\d)|(?<!\w)_|_(?!\w)")
 # The look-behind keeps a long run of full stops linear.
+_PLAIN_WORDS = re.compile(r"[A-Za-z0-9 ]*")
 _SENTENCE_END = re.compile(r"[。！？।]|(?<![.!?])[.!?]++(?=[\"'”’)\]*_]*+(?:\s|$))")
 _ABBREVIATION = re.compile(r"\b(?:[ei]\.[ge]|vs|cf|st|dr|mr|mrs|no|fig|ca|approx|resp)$", re.IGNORECASE)
 _NEXT = re.compile(r"\s*(\S)")
@@ -45,7 +46,9 @@ def normalise(text: str) -> str:
         text = _SUPERSCRIPT.sub(r"^\1", text)
         text = _FRACTION.sub(" ", text)
         text = unicodedata.normalize("NFKC", text).replace("\u2044", "/")
-    text = _NEWLINE.sub("\n", text)
+        text = _NEWLINE.sub("\n", text)
+    elif "\r" in text:
+        text = _NEWLINE.sub("\n", text)
     return _INVISIBLE.sub("", text)
 
 
@@ -54,7 +57,7 @@ def unwrap_latex(text: str) -> str:
     if "\\" not in text and "$" not in text:
         return text
     text = text.replace("\\(", "").replace("\\)", "").replace("\\[", "").replace("\\]", "").replace("$", "")
-    text = _LATEX_SPACE.sub(" ", text)
+    text = _LATEX_SPACE.sub(" ", text).replace("\\{", "{").replace("\\}", "}")
     unwrapped = _LATEX_WRAP.sub("", text)
     if unwrapped != text:
         unwrapped = unwrapped.replace("{", "").replace("}", "")
@@ -90,7 +93,14 @@ def text_key(text: str) -> str:
 
     Signs, digits, comparison marks, accents and every word are kept: "+1" and "-1" stay different.
     """
-    text = _DASHES.sub("-", normalise(text)).casefold()
+    return key_of_normalised(normalise(text))
+
+
+def key_of_normalised(text: str) -> str:
+    """`text_key` for a text that went through `normalise` already."""
+    if _PLAIN_WORDS.fullmatch(text):
+        return " ".join(text.lower().split())
+    text = _DASHES.sub("-", text).casefold()
     text = _KEY_HYPHEN.sub(" ", text)
     text = _KEY_DROP.sub(" ", text)
     return " ".join(text.split())
