@@ -195,7 +195,7 @@ QUESTIONS = {
     "width": ("The image is {field} mm wide. How wide is the brain to the nearest {step} mm?",),
     "height": ("The image is {field} mm wide. How high is the brain to the nearest {step} mm?",),
     "area": ("The image is {field} mm wide. What is the brain area to the nearest {step} cm2?",),
-    "volume": ("The image is {field} mm wide, the slice {x} mm thick. What is its volume to the nearest {step} mL?",),
+    "volume": ("The image is {field} mm wide, the slice {x} mm thick. What is its brain volume to the nearest {step} mL?",),
     "grey": ("How much of the brain is grey matter to the nearest {step} %?",),
     "brown": ("How much of the image is brown to the nearest {step} %?",),
     "nuclei": ("How many nuclei are there to the nearest {step}?",),
