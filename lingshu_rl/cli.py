@@ -16,6 +16,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     train = commands.add_parser("train", help="train in this process (several: accelerate launch recipes/grpo_medvqa.py)", epilog=EPILOG)  # fmt: skip
     _train_arguments(train)
     train.set_defaults(run=_train)
+    serve = commands.add_parser("serve", help="run one rollout or reference server here, for a run that names its URL", epilog=EPILOG)  # fmt: skip
+    serve.add_argument("role", choices=["rollout", "reference"])
+    serve.add_argument("--port", type=int, required=True)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    _train_arguments(serve)
+    serve.set_defaults(run=_serve)
     rewards = commands.add_parser("rewards", help="check labels and rewards before a run")
     rewards.add_argument("arguments", nargs=argparse.REMAINDER)
     rewards.set_defaults(run=_rewards)
@@ -55,6 +61,41 @@ def _train(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return run_training(config)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    """Become the server process. The token and the transfer folder come from the environment, as the run's must."""
+    from pathlib import Path
+
+    from lingshu_rl.config import ConfigError, load_config
+    from lingshu_rl.model import model_path
+    from lingshu_rl.placement import DeviceSet, parse_devices, visible_gpus
+    from lingshu_rl.reference.server import reference_command
+    from lingshu_rl.rollout.server import vllm_command, vllm_env
+    from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
+
+    try:
+        config = load_config(arguments.config, arguments.settings)
+        devices = parse_devices(arguments.role, getattr(config.devices, arguments.role))
+        devices = devices or DeviceSet(gpus=tuple(range(visible_gpus())))
+        token = os.environ.get(TOKEN_ENV)
+        if not token:
+            raise ConfigError(f"set {TOKEN_ENV} to a secret of your choice, here and where the run starts")
+        where = {"port": arguments.port, "host": arguments.host}
+        if arguments.role == "rollout":
+            folder = Path(os.environ.get(TRANSFER_DIR_ENV, "/dev/shm"))
+            command = vllm_command(config, model_path(config.model), devices, **where)
+            env = vllm_env(devices, token=token, transfer_dir=folder, extra=config.rollout.env)
+        else:
+            command = reference_command(config, model_path(config.reference.model or config.model), devices, **where)
+            env = devices.env()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.dry_run:
+        print(" ".join(command))
+        return 0
+    os.execvpe(command[0], command, {**os.environ, **env})
 
 
 def run_training(config) -> int:  # type: ignore[no-untyped-def]

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lingshu_rl.run import Run
 from lingshu_rl.types import TrainGroup
+
+if TYPE_CHECKING:
+    from lingshu_rl.run import Run
 
 SAMPLE = 4  # groups that the two extra forwards (dense rows, blank images) look at
 

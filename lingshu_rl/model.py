@@ -18,11 +18,7 @@ DEMO_MODEL = "demo"
 
 def model_path(name: str) -> str:
     """The embedded policy's folder for "demo", else the name itself (a folder or a Hub id)."""
-    if name == DEMO_MODEL:
-        from lingshu_rl.demo.policy import demo_policy_dir
-
-        return str(demo_policy_dir())
-    return name
+    return str(Path(__file__).parent / "demo" / "weights") if name == DEMO_MODEL else name
 
 
 def load_model(name: str, dtype: torch.dtype) -> Any:

@@ -22,15 +22,16 @@ from lingshu_rl.placement import DeviceSet, Placement, place, visible_gpus
 from lingshu_rl.policy import Policy
 from lingshu_rl.progress import Progress
 from lingshu_rl.reference.client import ReferenceClient
+from lingshu_rl.reference.server import reference_command
 from lingshu_rl.rewarding import build_rewards
 from lingshu_rl.rollout.client import RolloutClient
 from lingshu_rl.rollout.server import vllm_command, vllm_env
 from lingshu_rl.rollout.transfer import FileTransfer, NcclTransfer, remove_folder, transfer_folder
-from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV
+from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
 from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.stream import PromptStream
 from lingshu_rl.types import Prompt
-from lingshu_rl.workers import Worker, free_port, python, stop_all
+from lingshu_rl.workers import Worker, free_port, stop_all
 
 T = TypeVar("T")
 
@@ -141,12 +142,14 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
     on_gpu = _policy_on_gpu(config)
     folder = RunFolder(config.run.dir)
     workers: list[Worker] = []
-    shared = transfer_folder()
+    given = os.environ.get(TRANSFER_DIR_ENV)
+    shared = Path(given) if given else transfer_folder()
     policy: Policy | None = None
     cancel_on(signal.SIGTERM)
     try:
         is_main = _is_main()
-        token = secrets.token_urlsafe(24)
+        # Servers that run elsewhere were started with a token (and folder) that the user put into both environments.
+        token = os.environ.get(TOKEN_ENV) or secrets.token_urlsafe(24)
         placement = place(config, visible_gpus(), _local_ranks())
         checkpoint = folder.open(config) if is_main else None
         progress = Progress(quiet=not is_main)
@@ -198,7 +201,8 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         raise KeyboardInterrupt("the run was asked to stop") from None
     finally:
         stop_all(workers)
-        remove_folder(shared)
+        if not given:
+            remove_folder(shared)
         if policy is not None and "run" in locals():
             for client in (run.rollout, run.reference):
                 if client is not None:
@@ -236,16 +240,7 @@ def start_workers(config: Config, placement: Placement, folder: RunFolder, token
 
 def _start_rollout(config: Config, devices: DeviceSet, folder: RunFolder, token: str, shared: Path) -> Worker:
     port = free_port()
-    transfer = "nccl" if devices.on_gpu and config.rollout.weight_transfer != "file" else "file"
-    command = vllm_command(
-        model_path(config.model),
-        devices,
-        port=port,
-        dtype="bfloat16" if devices.on_gpu and config.train.dtype != "float32" else "float32",
-        seed=config.seed,
-        transfer=transfer,
-        options=config.rollout.vllm,
-    )
+    command = vllm_command(config, model_path(config.model), devices, port=port)
     env = vllm_env(devices, token=token, transfer_dir=shared, extra=config.rollout.env)
     return Worker(
         "rollout server 0",
@@ -259,13 +254,7 @@ def _start_rollout(config: Config, devices: DeviceSet, folder: RunFolder, token:
 
 def _start_reference(config: Config, devices: DeviceSet, folder: RunFolder, token: str) -> Worker:
     port = free_port()
-    command = [
-        *devices.command_prefix(), python(), "-m", "lingshu_rl.reference.server",
-        "--model", model_path(config.reference.model or config.model), "--port", str(port),
-        "--dtype", config.reference.dtype if config.reference.dtype != "auto" or config.train.dtype == "auto" else config.train.dtype,
-        "--device", "cuda" if devices.on_gpu else "cpu", "--layout", config.packing.layout,
-        "--token-budget", str(config.packing.token_budget), "--temperature", str(config.rollout.temperature),
-    ]  # fmt: skip
+    command = reference_command(config, model_path(config.reference.model or config.model), devices, port=port)
     return Worker(
         "reference server 0",
         command,

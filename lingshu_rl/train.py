@@ -71,7 +71,6 @@ async def collect(run: Run, step: int) -> Experience:
     seconds = {"rollout": landed - began, "reference": time.monotonic() - landed, "reward": sum(j[3] for j in judged)}
     for name, value in seconds.items():
         run.add_seconds(name, value)
-    run.rewards.check_failures()
     return Experience(
         groups=tuple(j[0] for j in judged),
         advantages=tuple(j[1] for j in judged),

@@ -39,6 +39,19 @@ class Prompt:
             return content
         return "\n".join(part["text"] for part in content if part["type"] == "text")
 
+    def reward_input(self, completion: str = "", truncated: bool = False) -> RewardInput:
+        """What a reward sees of this question and a completion of it."""
+        return RewardInput(
+            completion=completion,
+            gold=self.gold,
+            options=self.options,
+            prompt=self.text,
+            images=self.images,
+            kind=self.kind,
+            truncated=truncated,
+            meta=self.meta,
+        )
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -58,17 +71,7 @@ class Rollout:
         return self.finish_reason == "length"
 
     def reward_input(self) -> RewardInput:
-        p = self.prompt
-        return RewardInput(
-            completion=self.text,
-            gold=p.gold,
-            options=p.options,
-            prompt=p.text,
-            images=p.images,
-            kind=p.kind,
-            truncated=self.truncated,
-            meta=p.meta,
-        )
+        return self.prompt.reward_input(self.text, self.truncated)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ import argparse
 import asyncio
 from typing import Any
 
+from lingshu_rl.config import Config
+from lingshu_rl.placement import DeviceSet
 from lingshu_rl.rollout.vllm_plugin import RequireToken
+from lingshu_rl.workers import python
 
 
 class ReferenceModel:
@@ -80,6 +83,23 @@ def build_app(reference: ReferenceModel, max_body_bytes: int) -> Any:
         routes=[Route("/health", health), Route("/logprobs", logprobs, methods=["POST"])],
         middleware=[Middleware(RequireToken)],
     )
+
+
+def reference_command(config: Config, model: str, devices: DeviceSet, *, port: int, host: str = "127.0.0.1") -> list[str]:
+    """The argv of one reference worker that computes as this run's policy does."""
+    follows_policy = config.reference.dtype == "auto"
+    options = {
+        "model": model,
+        "host": host,
+        "port": port,
+        "dtype": config.train.dtype if follows_policy else config.reference.dtype,
+        "device": "cuda" if devices.on_gpu else "cpu",
+        "layout": config.packing.layout,
+        "token-budget": config.packing.token_budget,
+        "temperature": config.rollout.temperature,
+    }
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return [*devices.command_prefix(), python(), "-m", "lingshu_rl.reference.server", *words]
 
 
 def main() -> None:

@@ -6,28 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.config import Config
 from lingshu_rl.placement import DeviceSet
 from lingshu_rl.rollout.vllm_plugin import BACKEND, TOKEN_ENV, TRANSFER_DIR_ENV
 from lingshu_rl.workers import python
 
 
-def vllm_command(
-    model: str, devices: DeviceSet, *, port: int, dtype: str, seed: int, transfer: str, options: dict[str, Any]
-) -> list[str]:
-    """The argv. `options` are vLLM's own (`max_model_len: 4096`) and win over what is chosen here.
+def vllm_command(config: Config, model: str, devices: DeviceSet, *, port: int, host: str = "127.0.0.1") -> list[str]:
+    """The argv. `config.rollout.vllm` holds vLLM's own options (`max_model_len: 4096`), which win over those chosen here.
 
     The module is started rather than the `vllm` script, because the CPU package installs no working script.
     """
+    transfer = "nccl" if devices.on_gpu and config.rollout.weight_transfer != "file" else BACKEND
     chosen: dict[str, Any] = {
         "model": model,
         "served_model_name": "policy",
-        "host": "127.0.0.1",
+        "host": host,
         "port": port,
-        "dtype": dtype,
-        "seed": seed,
+        "dtype": "bfloat16" if devices.on_gpu and config.train.dtype != "float32" else "float32",
+        "seed": config.seed,
         # Log-probs after temperature and banned tokens: the distribution that was really sampled.
         "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": {"backend": BACKEND if transfer == "file" else transfer},
+        "weight_transfer_config": {"backend": transfer},
         "middleware": "lingshu_rl.rollout.vllm_plugin.RequireToken",
         "disable_uvicorn_access_log": True,
         # The model's own generation_config would change temperature or top-p behind the trainer's back.
@@ -39,7 +39,7 @@ def vllm_command(
         chosen["enforce_eager"] = True
         # A prompt prefilled in pieces makes vLLM rewind the request's seeded generator, which CPU generators cannot do.
         chosen["enable_chunked_prefill"] = False
-    chosen.update(options)
+    chosen.update(config.rollout.vllm)
     command = [*devices.command_prefix(), python(), "-m", "vllm.entrypoints.openai.api_server"]
     for key, value in chosen.items():
         flag = "--" + key.replace("_", "-")

@@ -1,0 +1,41 @@
+# demo: install what is missing, train the embedded demo, show the result.   test: everything.   lint: ruff and types.
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN = .venv/bin
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test test-fast lint format bench
+
+demo: .venv/.installed
+	$(BIN)/accelerate launch --num_processes 1 recipes/grpo_medvqa.py
+
+test: .venv/.installed
+	$(BIN)/python -m pytest -q -m "not slow" -n 2
+	$(BIN)/python -m pytest -q -m slow
+
+test-fast: .venv/.installed
+	$(BIN)/python -m pytest -q -m "not slow" -n 2
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/rewards.py --out benchmarks/baselines/rewards.json
+	$(BIN)/python benchmarks/update_vs_trl.py --out benchmarks/baselines/update_vs_trl.json
+	$(BIN)/python benchmarks/step_vs_trl.py --out benchmarks/baselines/step_vs_trl.json
+	$(BIN)/python benchmarks/scaling.py --out benchmarks/baselines/scaling.json
+
+# On CPU, torchaudio and torchcodec come as CUDA builds that cannot load beside a CPU torch and are not needed;
+# lingshu_rl.compat mends torchvision where it does not import. Outside, PIP_ARGS can name PyTorch's CPU wheel index.
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[cpu,dev]"
+	$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(BIN)/python -m lingshu_rl.compat install
+	touch $@

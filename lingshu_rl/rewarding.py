@@ -1,0 +1,53 @@
+"""The run's rewards: built from the config, run beside the event loop, checked on every label before anything starts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.progress import Progress
+from lingshu_rl.types import Prompt
+from rewards.base import RewardInput, RewardResult
+from rewards.compose import DEFAULT_SPEC, SpecError
+from rewards.executor import Executor
+from rewards.preflight import check
+
+
+class Rewards:
+    """Grades training samples (counted against the failure budget) and evaluation samples (not counted)."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+
+    async def score(self, samples: Sequence[RewardInput]) -> list[RewardResult]:
+        """Raises RewardFailure when too many samples could not be judged."""
+        return await asyncio.wrap_future(self.executor.submit(samples))
+
+    async def grade(self, samples: Sequence[RewardInput]) -> list[RewardResult]:
+        return await asyncio.wrap_future(self.executor.submit(samples, counted=False))
+
+    def close(self) -> None:
+        self.executor.close()
+
+
+def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress) -> Rewards:
+    """Build the composition and, with rewards.preflight, try it on every label. Raises ConfigError naming bad labels."""
+    spec = config.rewards.spec or DEFAULT_SPEC
+    try:
+        executor = Executor(
+            spec,
+            mode=config.rewards.executor,
+            workers=config.rewards.workers,
+            timeout_s=config.rewards.timeout_s,
+            max_failed_share=config.rewards.max_failed_share,
+        )
+    except SpecError as error:
+        raise ConfigError(f"rewards.{error}") from None
+    if config.rewards.preflight:
+        report = check([p.reward_input() for p in prompts], executor)
+        progress.say(f"rewards: {report.summary()}")
+        if not report.ok:
+            executor.close()
+            raise ConfigError(f"the rewards cannot judge this data:\n{report.text()}\nrewards.preflight=false skips this")
+    return Rewards(executor)

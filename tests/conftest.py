@@ -1,0 +1,88 @@
+"""Shared fixtures. The engines are real; one server of each kind serves all tests that only need a running one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+TOKEN = "a-token-for-tests"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real public data beside the checkout; tests that want it are skipped elsewhere."""
+    if not SHARED.is_dir():
+        pytest.skip("no shared data beside this checkout")
+    return SHARED
+
+
+@dataclass(frozen=True)
+class Servers:
+    """A running vLLM and a running reference server of the demo policy."""
+
+    rollout: str
+    reference: str
+    transfer: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
+
+        return {**os.environ, TOKEN_ENV: TOKEN, TRANSFER_DIR_ENV: str(self.transfer), "PYTHONPATH": str(ROOT)}
+
+    @property
+    def settings(self) -> list[str]:
+        return [f"rollout.urls=[{self.rollout}]", f"reference.urls=[{self.reference}]"]
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
+    from lingshu_rl.workers import Worker, free_port, stop_all
+
+    logs = tmp_path_factory.mktemp("servers")
+    workers = []
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as transfer:
+        env = {TOKEN_ENV: TOKEN, TRANSFER_DIR_ENV: transfer, "PYTHONPATH": str(ROOT)}
+        for role in ("rollout", "reference"):
+            port = free_port()
+            command = [sys.executable, "-m", "lingshu_rl.cli", "serve", role, "--port", str(port)]
+            url = f"http://127.0.0.1:{port}"
+            workers.append(Worker(role, command, url=url, log=logs / f"{role}.log", env=env, stop_timeout_s=10))
+        try:
+            for worker in workers:
+                worker.wait_healthy(240)
+            yield Servers(workers[0].url, workers[1].url, Path(transfer))
+        finally:
+            stop_all(workers)
+
+
+def launch(arguments: list[str], *, env: dict[str, str] | None = None, timeout_s: float = 300, processes: int = 1,
+           script: str = "recipes/grpo_medvqa.py") -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """`accelerate launch` as a user types it; stdout and stderr come back together."""
+    return subprocess.run(
+        launch_command(arguments, processes, script),
+        cwd=ROOT,
+        env={**(env or os.environ), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+    )
+
+
+def launch_command(arguments: list[str], processes: int = 1, script: str = "recipes/grpo_medvqa.py") -> list[str]:
+    config = ["--config_file", "recipes/accelerate/cpu_2ranks.yaml"] if processes > 1 else ["--num_processes", "1"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *config, script, *arguments]

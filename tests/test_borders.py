@@ -1,0 +1,46 @@
+"""What must stay true of the packages' borders."""
+
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from lingshu_rl.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("module", ["lingshu_rl", "rewards", "lingshu_rl.config", "lingshu_rl.data", "lingshu_rl.cli"])
+def test_importing_loads_no_torch(module):
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_rewards_do_not_import_the_trainer():
+    code = "import rewards, rewards.compose, rewards.executor, sys; sys.exit(any(m.startswith('lingshu_rl') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def leaves(node, prefix=""):
+    for field in fields(node):
+        value = getattr(node, field.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def test_no_option_is_dead():
+    """Every option's name is read somewhere outside the files that declare it."""
+    declared = {"config.py", "options.py"}
+    text = "\n".join(p.read_text() for p in (ROOT / "lingshu_rl").rglob("*.py") if p.name not in declared)
+    dead = [key for key in leaves(Config()) if f".{key.rsplit('.', 1)[-1]}" not in text]
+    assert dead == []
+
+
+def test_every_option_is_exercised_by_a_test_or_a_recipe():
+    text = "\n".join(p.read_text() for p in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "recipes").rglob("*.*")])
+    missing = [key for key in leaves(Config()) if key.rsplit(".", 1)[-1] not in text]
+    assert missing == []

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from lingshu_rl.cli import train_main
+from lingshu_rl.config import Config, ConfigError, load_config, to_yaml
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+def test_defaults_then_file_then_overrides(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("train: {lr: 1.0e-4, steps: 7}\nrollout: {vllm: {max_model_len: 99}}\n")
+    config = load_config(file, ["train.steps=9", "devices.rollout=[1,2]", "rollout.vllm.seed=3"])
+    assert (config.train.lr, config.train.steps, config.devices.rollout) == (1e-4, 9, [1, 2])
+    assert config.rollout.vllm == {"max_model_len": 99, "seed": 3}
+    assert config.train.group_size == Config().train.group_size
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.learning_rate=1", "unknown key 'train.learning_rate'"),
+        ("trian.lr=1", "did you mean 'train"),
+        ("lr=1e-4", "did you mean 'train.lr'"),
+        ("train.lr=fast", "bad value for 'train.lr'"),
+        ("train.lr", "not of the form key=value"),
+        ("train.group_size=1", "train.group_size=1"),
+        ("train.steps=0", "train.steps=0 must be at least 1"),
+        ("train.lr=0", "train.lr"),
+        ("train.dtype=fp8", "train.dtype='fp8' is not one of"),
+        ("train.lr_schedule=cosin", "did you mean 'cosine'"),
+        ("loss.kl_coef=-1", "loss.kl_coef"),
+        ("loss.variant=ppo", "loss.variant='ppo' is not one of"),
+        ("packing.layout=ragged", "packing.layout"),
+        ("eval.controls=[blurred]", "eval.controls"),
+        ("rewards.executor=thread", "rewards.executor"),
+        ("rewards.max_failed_share=2", "rewards.max_failed_share"),
+        ("check.on_failure=shrug", "check.on_failure"),
+        ("rollout.temperature=0", "rollout.temperature"),
+        ("rollout.weight_transfer=ipc", "rollout.weight_transfer"),
+        ("deepspeed.zero_optimization.stage=4", "stage=4"),
+        ("run.dir=''", "must be set"),
+    ],
+)
+def test_bad_settings_are_refused_with_key_and_hint(override, message):
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[").replace("(", r"\(")):
+        load_config(None, [override])
+
+
+def test_impossible_combinations_are_refused():
+    with pytest.raises(ConfigError, match="uses no reference"):
+        load_config(None, ["reference.urls=[http://a]", "loss.kl_coef=0"])
+    with pytest.raises(ConfigError, match="devices.rollout has no effect"):
+        load_config(None, ["rollout.urls=[http://a]", "devices.rollout=cpu"])
+    with pytest.raises(ConfigError, match="devices.reference has no effect"):
+        load_config(None, ["reference.urls=[http://a]", "devices.reference=cpu"])
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
+    file = tmp_path / "bad.yaml"
+    file.write_text("train: [unclosed")
+    with pytest.raises(ConfigError, match=r"bad\.yaml is not readable YAML"):
+        load_config(file)
+    file.write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match="keys and values"):
+        load_config(file)
+    file.write_text("train: {lrr: 1}\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'train.lrr' in .*bad\.yaml; did you mean 'train.lr'"):
+        load_config(file)
+
+
+def test_resolved_yaml_reads_back_to_the_same_config(tmp_path):
+    config = load_config(None, ["train.lora.r=8", "loss.kl_estimator=k1", "train.freeze=[model.visual]"])
+    file = tmp_path / "resolved.yaml"
+    file.write_text(to_yaml(config))
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize("file", sorted((RECIPES / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configs_load(file):
+    load_config(file)
+
+
+@pytest.mark.parametrize("file", sorted((RECIPES / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_accelerate_configs_load(file):
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    config = ClusterConfig.from_yaml_file(str(file))
+    assert config.num_processes == OmegaConf.load(file).num_processes
+
+
+def test_dry_run_prints_settings_and_devices_and_loads_no_model(capsys, monkeypatch):
+    monkeypatch.setattr("lingshu_rl.policy.load_model", lambda *a: pytest.fail("a dry run loaded a model"))
+    assert train_main(["--dry-run", "train.lr=3e-4"]) == 0
+    out = capsys.readouterr().out
+    assert "lr: 0.0003" in out and "# devices: policy:" in out and "# devices: rollout:" in out
+    assert train_main(["--dry-run", "train.lrr=3e-4"]) == 2
+    assert "did you mean 'train.lr'" in capsys.readouterr().err

@@ -1,0 +1,131 @@
+"""The trainer's model and a running vLLM agree: on what they see, on the weights, on the seeds."""
+
+import asyncio
+from dataclasses import replace
+
+import httpx
+import pytest
+import torch
+
+from lingshu_rl.data.load import load
+from lingshu_rl.families import model_spec
+from lingshu_rl.firstbatch import blank_vision, largest_gap
+from lingshu_rl.model import PromptEncoder, load_model
+from lingshu_rl.policy import checkpoint_tensors
+from lingshu_rl.rollout.client import RolloutClient
+from lingshu_rl.rollout.transfer import FileTransfer
+from lingshu_rl.scoring import group_logprobs
+from lingshu_rl.types import TokenGroup
+
+pytestmark = pytest.mark.slow
+TOKEN = "a-token-for-tests"
+
+
+class Trainer:
+    """The policy's model without DeepSpeed: what FileTransfer reads and what the engine is compared with."""
+
+    def __init__(self):
+        self.model = load_model("demo", torch.float32)
+        self.encoder = PromptEncoder("demo")
+        self.banned = model_spec(self.model).placeholder_ids
+
+    def weights(self):
+        return checkpoint_tensors(self.model)
+
+    def client(self, url):
+        return RolloutClient([url], token=TOKEN, decode=self.encoder.decode, banned_ids=self.banned, seed=0, temperature=1.0,
+                             max_tokens=24, timeout_s=60, retries=0, concurrency=8)  # fmt: skip
+
+    def gap(self, groups, blank=False):
+        """Largest log-prob difference to the engine over the sampled tokens."""
+        tokens = []
+        for rollouts in groups:
+            ids, vision = self.encoder.encode(rollouts[0].prompt)
+            assert ids == rollouts[0].prompt_ids
+            vision = blank_vision(vision) if blank else vision
+            tokens.append(TokenGroup(rollouts[0].prompt.id, ids, tuple(r.token_ids for r in rollouts), vision))
+        own = group_logprobs(self.model, tokens, token_budget=4096, layout="shared", banned_ids=self.banned, temperature=1.0)
+        return largest_gap(own, [[torch.tensor(r.logprobs) for r in rollouts] for rollouts in groups])
+
+
+def sample(trainer, url, prompts, step=0):
+    async def run():
+        client = trainer.client(url)
+        try:
+            return [g async for g in client.groups(prompts, 4, step)]
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return load("demo:validation", instruction="short").prompts[:6]
+
+
+def test_trainer_and_engine_see_the_same_image(servers, prompts):
+    trainer = Trainer()
+    groups = sample(trainer, servers.rollout, prompts)
+    assert trainer.gap(groups) < 1e-3
+    assert trainer.gap(groups, blank=True) > 1e-2
+
+
+def test_the_same_seed_gives_the_same_samples(servers, prompts):
+    trainer = Trainer()
+    first, again, other = (sample(trainer, servers.rollout, prompts[:1], step)[0] for step in (1, 1, 2))
+    assert [r.token_ids for r in first] == [r.token_ids for r in again] != [r.token_ids for r in other]
+    assert len({r.token_ids for r in first}) > 1
+
+
+def test_after_a_sync_the_engine_has_the_trainers_weights_head_included(servers, prompts):
+    trainer = Trainer()
+    assert trainer.model.config.tie_word_embeddings
+    original = {name: tensor.detach().clone() for name, tensor in trainer.weights()}
+    stale = sample(trainer, servers.rollout, prompts)
+    with torch.no_grad():
+        for tensor in trainer.model.parameters():
+            tensor.add_(torch.randn_like(tensor) * 0.05 * tensor.std())
+    assert trainer.gap(stale) > 1e-2
+
+    async def send():
+        client = trainer.client(servers.rollout)
+        transfer = FileTransfer(client, servers.transfer)
+        await transfer.start()
+        await transfer.send(trainer, version=1)
+        assert client.weight_version == 1
+        await client.close()
+
+    asyncio.run(send())
+    assert trainer.gap(sample(trainer, servers.rollout, prompts)) < 1e-4
+    with torch.no_grad():
+        for name, tensor in trainer.weights():
+            tensor.copy_(original[name])
+    asyncio.run(send())
+    assert trainer.gap(sample(trainer, servers.rollout, prompts)) < 1e-4
+    assert list(servers.transfer.iterdir()) == []
+
+
+def test_every_route_but_health_wants_the_token(servers):
+    assert httpx.get(f"{servers.rollout}/health").status_code == 200
+    for path in ("/v1/models", "/metrics"):
+        assert httpx.get(servers.rollout + path).status_code == 401
+    for path in ("/start_weight_update", "/update_weights", "/collective_rpc", "/pause"):
+        assert httpx.post(servers.rollout + path, json={}).status_code == 401
+    assert httpx.get(f"{servers.rollout}/v1/models", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+def test_weight_files_cannot_leave_their_folder(servers, tmp_path):
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    outside = tmp_path / "weights.safetensors"
+    outside.write_bytes(b"x")
+    for name in (str(outside), f"../{outside.name}", "a/../../etc/passwd"):
+        httpx.post(f"{servers.rollout}/init_weight_transfer_engine", json={"init_info": {}}, headers=headers)
+        answer = httpx.post(f"{servers.rollout}/update_weights", json={"update_info": {"file": name}}, headers=headers)
+        assert answer.status_code >= 400
+
+
+def test_prompts_without_an_image_work_too(servers, prompts):
+    trainer = Trainer()
+    text = [replace(p, messages=({"role": "user", "content": p.text},), images=()) for p in prompts[:2]]
+    assert trainer.gap(sample(trainer, servers.rollout, text)) < 1e-3

@@ -1,0 +1,116 @@
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from lingshu_rl.rollout.client import RolloutClient, RolloutError, chat_messages, request_seed
+from lingshu_rl.types import Prompt
+
+PNG = b"\x89PNG not really"
+
+
+def prompt(name="q1", images=()):
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": "Which?"}]
+    return Prompt(name, ({"role": "user", "content": content},), images, "A", ("x", "y"), "option", {})
+
+
+def client(handler, urls=("http://a",), **changes):
+    options = dict(token="t", decode=lambda ids: " ".join(map(str, ids)), banned_ids=[7], seed=1, temperature=1.0, max_tokens=9,
+                   timeout_s=5, retries=2, concurrency=8) | changes  # fmt: skip
+    made = RolloutClient(list(urls), **options)
+    made.http = httpx.AsyncClient(transport=httpx.MockTransport(handler), headers=made.http.headers)
+    return made
+
+
+def answer(request, tokens=(5, 6)):
+    body = json.loads(request.content)
+    choice = {"token_ids": list(tokens), "logprobs": {"content": [{"logprob": -0.5}] * 2}, "finish_reason": "stop"}
+    return httpx.Response(200, json={"prompt_token_ids": [1, 2], "choices": [{**choice, "index": i} for i in reversed(range(body["n"]))]})
+
+
+def test_a_group_is_one_request_with_seed_bans_and_token():
+    seen = []
+
+    def handler(request):
+        seen.append(request)
+        return answer(request)
+
+    rollouts = asyncio.run(client(handler).sample(prompt(images=(PNG,)), 3, 40))
+    body = json.loads(seen[0].content)
+    assert len(seen) == 1 and seen[0].headers["authorization"] == "Bearer t"
+    assert (body["n"], body["seed"], body["logit_bias"], body["max_tokens"]) == (3, 40, {"7": -100.0}, 9)
+    assert body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert [r.member for r in rollouts] == [0, 1, 2] and rollouts[0].token_ids == (5, 6) and rollouts[0].text == "5 6"
+
+
+def test_a_failed_request_is_sent_again_with_the_same_seed_and_then_given_up():
+    seeds = []
+
+    def flaky(request):
+        seeds.append(json.loads(request.content)["seed"])
+        return httpx.Response(503, text="busy") if len(seeds) < 3 else answer(request)
+
+    assert len(asyncio.run(client(flaky).sample(prompt(), 2, 40))) == 2
+    assert seeds == [40, 40, 40]
+    with pytest.raises(RolloutError, match=r"http://a failed 3 times on prompt 'q1'; last: HTTP 503: down"):
+        asyncio.run(client(lambda r: httpx.Response(503, text="down")).sample(prompt(), 2, 40))
+
+
+def test_a_refused_request_is_not_repeated():
+    calls = []
+
+    def refuse(request):
+        calls.append(1)
+        return httpx.Response(400, text="prompt too long")
+
+    with pytest.raises(RolloutError, match="refused prompt 'q1': HTTP 400: prompt too long"):
+        asyncio.run(client(refuse).sample(prompt(), 2, 40))
+    assert len(calls) == 1
+
+
+def test_a_dead_worker_is_named_instead_of_a_connection_error():
+    def broken(request):
+        raise httpx.ConnectError("refused")
+
+    def dead():
+        raise RuntimeError("rollout server 0 was killed by SIGKILL")
+
+    with pytest.raises(RuntimeError, match="rollout server 0 was killed"):
+        asyncio.run(client(broken, on_error=dead).sample(prompt(), 2, 40))
+
+
+def test_a_server_without_token_ids_is_refused():
+    with pytest.raises(RolloutError, match="return_token_ids"):
+        asyncio.run(client(lambda r: answer(r, tokens=(5,))).sample(prompt(), 1, 40))
+
+
+def test_groups_go_to_the_least_busy_server_and_land_as_they_finish():
+    hosts = []
+
+    async def handler(request):
+        hosts.append(request.url.host)
+        await asyncio.sleep(0.2 if "q0" in request.content.decode() else 0.01)
+        return answer(request)
+
+    async def collect():
+        prompts = [Prompt(f"q{i}", ({"role": "user", "content": f"q{i}"},), (), "A", (), "open", {}) for i in range(4)]
+        return [g[0].prompt.id async for g in client(handler, ("http://a", "http://b")).groups(prompts, 2, step=3)]
+
+    order = asyncio.run(collect())
+    assert sorted(order) == ["q0", "q1", "q2", "q3"] and order[-1] == "q0"
+    assert sorted(hosts) == ["a", "a", "b", "b"]
+
+
+def test_seeds_depend_on_run_step_and_prompt_alone_and_leave_room_for_members():
+    seeds = {request_seed(run, step, p) for run in (0, 1) for step in (0, 1) for p in ("a", "b")}
+    assert len(seeds) == 8 and all(0 <= s < 2**31 and s % 256 == 0 for s in seeds)
+    assert request_seed(0, 5, "demo-train-0001") == request_seed(0, 5, "demo-train-0001")
+
+
+def test_images_stand_where_their_placeholders_were(tmp_path):
+    file = tmp_path / "x.jpg"
+    file.write_bytes(b"\xff\xd8jpeg")
+    parts = chat_messages(prompt(images=(PNG, str(file))))[0]["content"]
+    assert [p["type"] for p in parts] == ["image_url", "image_url", "text"]
+    assert "image/png" in parts[0]["image_url"]["url"] and "image/jpeg" in parts[1]["image_url"]["url"]

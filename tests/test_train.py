@@ -1,0 +1,223 @@
+"""Short real runs: real vLLM, real DeepSpeed, a real reference process, real images."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, launch, launch_command
+
+pytestmark = pytest.mark.slow
+SHORT = ["train.steps=2", "train.prompts_per_step=4", "train.group_size=4", "train.warmup_steps=1", "eval.limit=24"]
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(metrics):
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics]
+
+
+def close(a, b, tolerance=1e-4):
+    """Equal but for the float noise of other batch shapes."""
+    return a.keys() == b.keys() and all(
+        a[k] == b[k] or (isinstance(a[k], float) and abs(a[k] - b[k]) <= tolerance * max(1.0, abs(a[k]))) for k in a
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_run(servers, tmp_path_factory):
+    """Four steps in one go, with evaluations and checkpoints."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = launch([*SHORT, *servers.settings, "train.steps=4", "checkpoint.every=2", "eval.every=2", f"run.dir={folder}"], env=servers.env)  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return folder, done.stdout
+
+
+def test_a_run_leaves_everything_a_reader_needs(whole_run):
+    folder, output = whole_run
+    summary = json.loads((folder / "summary.json").read_text())
+    for key in ("before", "after"):
+        assert set(summary[key]) >= {"accuracy", "ci95", "n"} and summary[key]["n"] == 24
+    assert set(summary["gain"]) >= {"points", "ci95"} and summary["steps"] == 4
+    assert {"accuracy", "ci95"} <= set(summary["blank_image"]) and {"accuracy", "ci95"} <= set(summary["shuffled_image"])
+    assert set(summary["seconds_by_phase"]) >= {"rollout", "reward", "reference", "update", "weight_sync"}
+    assert set(summary["versions"]) >= {"vllm", "deepspeed", "trl", "transformers", "accelerate", "torch"}
+    assert summary["kl_first_step"] < 1e-5 and summary["max_logprob_gap_first_step"] < 1e-3
+    assert summary["engine_generated_tokens"] > 0 and summary["zero_stage"] == 2
+    assert "ZeRO stage 2" in output and "step 4/4" in output
+    assert summary["by_kind"] and all("before" in v and "blank_image" in v for v in summary["by_kind"].values())
+    assert (folder / "report.html").stat().st_size > 10_000
+    for name in ("before", "after", "before_blank", "after_shuffled", "step-000002"):
+        assert (folder / "eval" / f"{name}.jsonl").exists()
+    rows = pq.read_table(folder / "rollouts" / "step-000001.parquet").to_pylist()
+    assert len(rows) == 16 and {r["weight_version"] for r in rows} == {0}
+    rows = pq.read_table(folder / "rollouts" / "step-000002.parquet").to_pylist()
+    assert {r["weight_version"] for r in rows} == {1}
+    assert list(folder.glob("events.out.tfevents*")) or list(folder.rglob("events.out.tfevents*"))
+
+
+def test_the_checkpoint_is_an_ordinary_hugging_face_folder(whole_run):
+    import torch
+
+    from lingshu_rl.model import PromptEncoder, load_model
+
+    hf = whole_run[0] / "checkpoints" / "step-000004" / "hf"
+    trained, start = load_model(str(hf), torch.float32), load_model("demo", torch.float32)
+    PromptEncoder(str(hf))
+    moved = [not torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2
+
+
+def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(whole_run, servers, tmp_path):
+    folder = tmp_path / "run"
+    settings = [*SHORT, *servers.settings, "checkpoint.every=2", "eval.every=2", f"run.dir={folder}"]
+    assert launch([*settings, "train.steps=2"], env=servers.env).returncode == 0
+    done = launch([*settings, "train.steps=4"], env=servers.env)
+    assert done.returncode == 0 and "resumed from" in done.stdout, done.stdout
+    straight, resumed = untimed(metrics_of(whole_run[0])), untimed(metrics_of(folder))
+    assert [m["step"] for m in resumed] == [1, 2, 3, 4]
+    assert all(close(a, b) for a, b in zip(straight, resumed, strict=True))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_policy_ranks_train_and_do_what_one_does(stage, whole_run, servers, tmp_path):
+    folder = tmp_path / "run"
+    env = {**servers.env, "OMP_NUM_THREADS": "1"}
+    settings = [*SHORT, *servers.settings, f"run.dir={folder}", f"deepspeed.zero_optimization.stage={stage}", "eval.limit=8"]
+    done = launch(settings, env=env, processes=2, timeout_s=400)
+    assert done.returncode == 0, done.stdout
+    assert f"ZeRO stage {stage}" in done.stdout and "2 rank(s)" in done.stdout
+    one, two = metrics_of(whole_run[0])[:2], metrics_of(folder)
+    # The second step runs on weights that the first step's ranks made together.
+    for a, b in zip(one, two, strict=True):
+        for key in ("reward/mean", "policy/loss", "policy/grad_norm", "policy/kl", "tokens/generated"):
+            assert a[key] == pytest.approx(b[key], rel=2e-3, abs=1e-5), key
+
+
+def test_lora_freezing_checkpointing_and_several_optimizer_steps(servers, tmp_path):
+    folder = tmp_path / "run"
+    settings = ["train.lora={r: 4, target_modules: [q_proj, v_proj]}", "train.gradient_checkpointing=true", "loss.kl_coef=0",
+                "train.optimizer_steps=2", "train.lr_schedule=cosine", "train.weight_decay=0.01", "run.trackers=[]"]  # fmt: skip
+    done = launch([*SHORT, f"rollout.urls=[{servers.rollout}]", *settings, f"run.dir={folder}"], env=servers.env)
+    assert done.returncode == 0, done.stdout
+    rows = metrics_of(folder)
+    assert rows[1]["policy/rollout_gap_max"] < 1e-3  # the merged adapters reached the engine
+    assert "policy/kl" not in rows[0] and rows[0]["lr"] > rows[1]["lr"] * 0.5
+
+
+def own_processes(folder):
+    found = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in found if int(pid) != os.getpid()]
+
+
+def engine_processes():
+    """vLLM's and the reference's processes by their titles."""
+    out = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+    marks = ("vllm.entrypoints", "VLLM::", "lingshu_rl.reference.server")
+    return {int(line.split()[0]) for line in out if any(m in line for m in marks)}
+
+
+def started(settings, folder, env, until):
+    """A run in the background, once `until` shows in its output."""
+    log = folder.parent / "out.txt"
+    with open(log, "w") as out:
+        process = subprocess.Popen(
+            launch_command([*SHORT, "train.steps=500", *settings, f"run.dir={folder}"]),
+            cwd=ROOT, env={**env, "PYTHONPATH": str(ROOT)}, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while until not in log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    return process, log
+
+
+def reference_pid(folder):
+    """The reference server this run started (its log lies in the run folder)."""
+    for pid in engine_processes():
+        try:
+            if str(folder) in os.readlink(f"/proc/{pid}/fd/1"):
+                yield pid
+        except OSError:
+            continue
+
+
+@pytest.mark.parametrize("fault", ["interrupt", "terminate", "kill_reference", "kill_trainer"])
+def test_a_fault_ends_the_run_with_its_name_and_leaves_nothing_behind(fault, servers, tmp_path):
+    folder = tmp_path / "run"
+    before = engine_processes()
+    process, log = started([f"rollout.urls=[{servers.rollout}]"], folder, servers.env, "step 1/500")
+    mine = list(reference_pid(folder))
+    assert mine and set(mine) <= engine_processes() - before
+    began = time.monotonic()
+    if fault == "interrupt":
+        os.killpg(process.pid, signal.SIGINT)
+    elif fault == "terminate":
+        process.terminate()
+    elif fault == "kill_trainer":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        os.kill(mine[0], signal.SIGKILL)
+    process.wait(timeout=30)
+    while engine_processes() - before and time.monotonic() - began < 30:
+        time.sleep(0.2)
+    assert not engine_processes() - before and time.monotonic() - began < 30
+    if fault == "kill_reference":
+        text = log.read_text()
+        assert "reference server 0 was killed by SIGKILL" in text and "reference-0.log" in text and process.returncode != 0
+    elif fault != "kill_trainer":
+        deadline = time.monotonic() + 20
+        while "the run was stopped" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert "the run was stopped" in log.read_text()
+
+
+def test_a_run_starts_its_own_rollout_server_and_notices_its_death(tmp_path):
+    folder = tmp_path / "run"
+    before = engine_processes()
+    process, log = started(["loss.kl_coef=0", "eval.limit=4", "eval.controls=[]"], folder, os.environ.copy(), "step 1/500")
+    mine = list(reference_pid(folder))
+    os.kill(min(mine), signal.SIGKILL)
+    process.wait(timeout=30)
+    text = log.read_text()
+    assert process.returncode != 0 and "rollout server 0 was killed by SIGKILL" in text and "rollout-0.log" in text
+    deadline = time.monotonic() + 20
+    while engine_processes() - before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not engine_processes() - before
+
+
+def test_an_exception_in_the_trainer_stops_everything(servers, tmp_path):
+    folder = tmp_path / "run"
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "import sys, lingshu_rl.policy as p\n"
+        "def update(self, groups, step): raise ValueError('a bug in the update')\n"
+        "p.Policy.update = update\n"
+        "from lingshu_rl.cli import train_main\n"
+        "sys.exit(train_main(sys.argv[1:]))\n"
+    )
+    before = engine_processes()
+    done = launch([*SHORT, f"rollout.urls=[{servers.rollout}]", f"run.dir={folder}"], env=servers.env, script=str(script))
+    assert done.returncode != 0 and "ValueError: a bug in the update" in done.stdout
+    assert not engine_processes() - before
+
+
+def test_a_reward_that_cannot_judge_stops_the_run_with_examples(servers, tmp_path):
+    (tmp_path / "my_rewards.py").write_text(
+        "from rewards import Reward, RewardResult\n"
+        "class Broken(Reward):\n"
+        "    name = 'broken'\n"
+        "    def score(self, sample):\n"
+        "        raise KeyError('no such finding')\n"
+    )
+    env = {**servers.env, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    settings = ["rewards.spec={class: 'my_rewards:Broken'}", "rewards.preflight=false", "train.group_size=32", "eval.controls=[]"]
+    done = subprocess.run(launch_command([*SHORT, *servers.settings, *settings, f"run.dir={tmp_path / 'run'}"]), cwd=ROOT, env=env,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)  # fmt: skip
+    assert done.returncode != 0 and "could not be judged" in done.stdout and "no such finding" in done.stdout
