@@ -98,7 +98,9 @@ def _late_shares(metrics: Sequence[Row]) -> list[Alarm]:
         values = _values(late, key)
         if values and mean(values) > limit:
             found.append(
-                Alarm(name, f"{mean(values):.0%} of {what} in the last {len(late)} steps (limit {limit:.0%}).")
+                Alarm(
+                    name, f"{_percent(mean(values))} of {what} in the last {len(late)} steps (limit {_percent(limit)})."
+                )
             )
     return found
 
@@ -108,12 +110,10 @@ def _unreadable(rows: Sequence[Row], where: str) -> list[Alarm]:
     unparsed = sum(row.get("status") == "unparsed" for row in rows) / total
     masked = sum(row.get("value") is None for row in rows) / total
     if unparsed > UNPARSED_SHARE:
-        text = f"In {where} {unparsed:.0%} of the answers could not be read (limit {UNPARSED_SHARE:.0%})."
+        text = f"In {where} {_percent(unparsed)} of the answers could not be read (limit {_percent(UNPARSED_SHARE)})."
         found.append(Alarm("Parse failures", text))
     if masked > MASKED_SHARE:
-        text = (
-            f"In {where} {masked:.0%} of the answers could not be judged and were left out (limit {MASKED_SHARE:.0%})."
-        )
+        text = f"In {where} {_percent(masked)} of the answers could not be judged (limit {_percent(MASKED_SHARE)})."
         found.append(Alarm("Masked samples", text))
     return found
 
@@ -129,9 +129,8 @@ def _collapse(rows: Sequence[Row], where: str) -> list[Alarm]:
         answer, count = given.most_common(1)[0]
         share, gold = count / given.total(), sum(_plain(row.get("gold")) == answer for row in mine) / len(mine)
         if share > COLLAPSE_SHARE and share > gold + COLLAPSE_EXCESS:
-            text = (
-                f"In {where} {share:.0%} of the {kind} answers are “{answer}”, which is right for {gold:.0%} of them."
-            )
+            text = f"In {where} {_percent(share)} of the {kind} answers are “{answer.upper()}”, "
+            text += f"which is right for {_percent(gold)} of them."
             found.append(Alarm(word, text))
     return found
 
@@ -148,6 +147,10 @@ def _blind(evals: Mapping[str, Sequence[Row]]) -> list[Alarm]:
         f"(95 % interval {low:.1f} to {high:.1f}): it answers mostly without looking."
     )
     return [Alarm("Answers without looking", text)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def _plain(parsed: Any) -> str:

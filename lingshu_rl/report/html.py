@@ -167,14 +167,14 @@ def headline(run: RunData) -> dict[str, Any]:
         text.append(f"With a blank image the trained policy scores {percent(blank['accuracy'])}")
         if shuffled.get("accuracy") is not None:
             text[-1] += f", with the image of another question {percent(shuffled['accuracy'])}"
-        text[-1] += f": {100 * (after['accuracy'] - blank['accuracy']):.1f} points"
+        text[-1] += f": {signed(100 * (after['accuracy'] - blank['accuracy'])).lstrip('+')} points"
         if run.evals.get("after") and run.evals.get("after_blank"):
             low, high = gain_between(run.evals["after_blank"], run.evals["after"])["ci95"]
             text[-1] += f" (95\N{NO-BREAK SPACE}% interval {signed(low)} to {signed(high)})"
         text[-1] += " come from looking at the image"
         old = blank.get("before") or {}
         if before and old.get("accuracy") is not None:
-            text[-1] += f", {100 * (before['accuracy'] - old['accuracy']):.1f} before training"
+            text[-1] += f", {signed(100 * (before['accuracy'] - old['accuracy'])).lstrip('+')} before training"
         text[-1] += "."
     tiles = [(label, css, s[key]) for label, css, key in SCORES if (s.get(key) or {}).get("accuracy") is not None]
     return {"title": title, "text": text, "tiles": tiles}
