@@ -94,12 +94,15 @@ def check_image(image: str | bytes) -> str | None:
 
     if isinstance(image, str) and not Path(image).is_file():
         return f"image file not found: {image}"
+    name = image if isinstance(image, str) else f"of {len(image)} bytes"
     try:
         with Image.open(image if isinstance(image, str) else io.BytesIO(image)) as picture:
             picture.draft("L", (64, 64))  # JPEG decodes at an eighth of the size, yet reads the whole file
             picture.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"unreadable image {image if isinstance(image, str) else f'({len(image)} bytes)'}: {error}"
+        return f"unreadable image {name}: {error}"
+    if picture.mode.startswith(("I", "F")):
+        return f"image {name} has over 8 bits a channel and would turn white in RGB: choose a window and save 8 bits"
     return None
 
 

@@ -105,6 +105,23 @@ def test_images_come_as_paths_bytes_or_pictures(tmp_path: Path) -> None:
             assert decoded.size == (20, 16) and decoded.getpixel((3, 3)) == 77
 
 
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_a_cut_off_or_broken_image_is_unreadable(format: str) -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 60).save(buffer, format=format)
+    whole = buffer.getvalue()
+    assert check_image(whole) is None
+    for broken in (whole[: len(whole) // 2], whole[:20], b"no image", b""):
+        assert "unreadable image of" in str(check_image(broken))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_deep_images_are_refused_because_rgb_would_turn_them_white(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "deep.tif"
+    Image.new(mode, (8, 8), 4000).save(path)
+    assert "over 8 bits" in str(check_image(str(path)))
+
+
 def test_a_row_without_an_image_says_so_with_an_empty_list() -> None:
     assert row_to_prompt(row(images=[])).images == ()
 

@@ -195,6 +195,38 @@ def test_ct_and_ultrasound_test_on_patients_never_trained_on(rows: Rows) -> None
         assert all(patients.values()) and not patients["train"] & (patients["test"] | patients["validation"])
 
 
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+def test_lengths_and_areas_are_those_of_the_voxels() -> None:
+    """A disc of 120 mm has one width at every angle and place."""
+    y, x = np.mgrid[:197, :233] - np.array([98, 116])[:, None, None]
+    disc = np.where(x**2 + y**2 <= 60**2, 255, 0).astype(np.uint8)
+    cut = dict.fromkeys(("t1", "gm", "wm", "brain", "ventricle"), disc)
+    drawn = [brain._image(cut, "axial", 0, "disc", "train", np.random.default_rng(seed)).facts for seed in range(20)]
+    measured = [facts for facts in drawn if "width_mm" in facts]
+    assert len(measured) > 5
+    for facts in measured:
+        assert facts["width_mm"] == pytest.approx(121, abs=2) and facts["height_mm"] == pytest.approx(121, abs=2)
+        assert facts["area_cm2"] == pytest.approx(np.pi * 36, rel=0.01)
+        assert facts["grey_percent"] == pytest.approx(100, abs=2)
+
+
+def test_the_ventricles_are_as_large_as_a_young_adults() -> None:
+    volumes, _ = brain._volumes()
+    assert 10 <= (volumes["ventricle"] > 0).sum() / 1000 <= 25  # mL
+    assert 1800 <= (volumes["brain"] > 0).sum() / 1000 <= 1950
+
+
+def test_nuclei_and_brown_are_counted_in_the_crop_alone() -> None:
+    assert studies._nuclei(np.empty(0), (0, 0, 512)) == {"nuclei": 125}
+    quarters = [studies._nuclei(np.empty(0), (x, y, 256))["nuclei"] for x in (0, 256) for y in (0, 256)]
+    assert 115 <= sum(quarters) <= 127  # one cut in four may be in none
+    crop = np.full((10, 10, 3), 200, np.uint8)
+    crop[:3] = (150, 100, 60)
+    assert studies._brown(crop, (0, 0, 10)) == {"brown_percent": pytest.approx(30)}
+
+
 # --- the build --------------------------------------------------------------------------------------------------------
 
 
