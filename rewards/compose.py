@@ -69,6 +69,11 @@ def is_batched(reward: Reward) -> bool:
     return type(reward).score_batch is not Reward.score_batch
 
 
+def part_names(reward: Reward) -> tuple[str, ...]:
+    """The names of a composition's parts; empty for any other reward."""
+    return tuple(reward.parts) if isinstance(reward, Compose) else ()
+
+
 class Route(Reward):
     """Hands each sample to the reward of its kind. A kind without a reward cannot be judged (`gold_invalid`)."""
 

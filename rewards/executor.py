@@ -29,7 +29,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from rewards.base import Reward, RewardInput, RewardResult
-from rewards.compose import build, is_batched
+from rewards.compose import build, is_batched, part_names
 
 MODES = ("inline", "isolated")
 WINDOW = 1000  # samples over which the share of unjudged ones is taken
@@ -158,6 +158,16 @@ class Executor:
         return self.submit(samples, counted=counted).result()
 
     @property
+    def name(self) -> str:
+        """The reward's name."""
+        return self._back.name
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts of a composed reward; empty for any other."""
+        return self._back.parts
+
+    @property
     def restarts(self) -> int:
         """Workers replaced so far; 0 inline."""
         return self._back.restarts
@@ -279,6 +289,7 @@ class _Inline:
 
     def __init__(self, reward: Reward) -> None:
         self._reward = reward
+        self.name, self.parts = reward.name, part_names(reward)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         threading.Thread(target=self._serve, name="rewards", daemon=True).start()
@@ -326,6 +337,7 @@ class _Isolated:
         self._closing = False
         self._lock = threading.Lock()
         self.restarts = 0
+        self.name, self.parts = "", ()
         ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._serve, args=(number, ready), name=f"rewards-{number}", daemon=True)
@@ -337,6 +349,8 @@ class _Isolated:
         if problems:
             self.close()
             raise problems[0]
+        built = self._workers[0]
+        self.name, self.parts = built.name, built.parts
 
     def submit(self, samples: Sequence[RewardInput]) -> Future[list[RewardResult]]:
         job = _Job(samples)
@@ -423,7 +437,7 @@ class _Worker:
     def __init__(self, spec: str | Mapping[str, Any], timeout_s: float, memory_mb: int) -> None:
         self._timeout_s, self._memory_mb = timeout_s, memory_mb
         self.used = False
-        self.batched = False
+        self.batched, self.name, self.parts = False, "", ()
         self._killed = False
         order = pickle.dumps((spec, timeout_s, memory_mb))
         self._conn, theirs = Pipe()
@@ -446,7 +460,7 @@ class _Worker:
         """Wait until the reward is built. Raises RewardFailure with the worker's own words."""
         try:
             if self._conn.poll(START_TIMEOUT_S):
-                self.batched, problem = self._conn.recv()
+                problem, self.batched, self.name, self.parts = self._conn.recv()
             else:
                 problem = f"not ready within {START_TIMEOUT_S:g} s"
         except (EOFError, OSError):
@@ -505,7 +519,7 @@ def _work(fd: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     try:
         reward = build(spec)
-        conn.send((is_batched(reward), ""))
+        conn.send(("", is_batched(reward), reward.name, part_names(reward)))
         while True:
             samples = pickle.loads(conn.recv_bytes())
             for results in _judged(reward, samples, timeout_s, fatal=(MemoryError,)):
@@ -515,7 +529,7 @@ def _work(fd: int) -> None:
     except MemoryError:
         os._exit(_OUT_OF_MEMORY)
     except Exception as error:
-        conn.send((False, f"{type(error).__name__}: {error}"))
+        conn.send((f"{type(error).__name__}: {error}", False, "", ()))
 
 
 def _on_alarm(number: int, frame: Any) -> None:
