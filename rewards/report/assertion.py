@@ -1,0 +1,323 @@
+"""Which words of a clause are denied, doubted or not asserted at all: clause borders and the reach of cue words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+SEPARATORS = frozenset((",", "and", "or", "nor", "with", "without", "plus", ":", "but"))
+_SUBJECT_STARTS = frozenset(("the", "there", "this", "these", "it", "they", "his", "her"))
+_PERCEIVED = frozenset(
+    (
+        "seen",
+        "identified",
+        "noted",
+        "present",
+        "evident",
+        "visualized",
+        "detected",
+        "demonstrated",
+        "appreciated",
+        "found",
+        "visible",
+        "observed",
+    )
+)
+_PREPOSITIONS = frozenset(
+    (
+        "in",
+        "at",
+        "on",
+        "of",
+        "within",
+        "involving",
+        "along",
+        "over",
+        "overlying",
+        "above",
+        "below",
+        "near",
+        "from",
+        "into",
+        "throughout",
+        "to",
+        "under",
+        "projecting",
+        "about",
+        "around",
+        "through",
+    )
+)
+_PASSIVE = frozenset(("has", "have", "is", "are", "been", "now", "since", "was", "were", "completely", "fully", "have"))
+
+
+@dataclass
+class Marks:
+    """The mentions of one sentence by kind; positions are word indices, ends exclusive."""
+
+    words: Sequence[str]
+    heads: list[tuple[int, int, str]] = field(default_factory=list)  # findings
+    organs: list[tuple[int, int, str]] = field(default_factory=list)
+    states: list[tuple[int, int, str]] = field(default_factory=list)
+    normals: list[tuple[int, int]] = field(default_factory=list)
+    abnormals: list[tuple[int, int]] = field(default_factory=list)
+    modifiers: list[tuple[int, int, str, object]] = field(
+        default_factory=list
+    )  # side, severity, change, qualifier, size
+    cues: list[tuple[int, int, str]] = field(default_factory=list)
+    verbs: list[int] = field(default_factory=list)
+
+
+def starts_with_preposition(words: Sequence[str], lo: int, hi: int) -> bool:
+    """Whether a preposition stands in words[lo:hi]: what follows it says where, of the finding before it."""
+    return any(words[i] in _PREPOSITIONS for i in range(lo, hi))
+
+
+def clause_starts(marks: Marks, lines: Sequence[int]) -> list[int]:
+    """Word positions at which a new clause begins, 0 first.
+
+    A clause ends at contrast words, at "except", and at a comma or "and" after which a new subject gets its own predicate
+    ("no effusion and the heart is enlarged"), but not inside a list under one negation or one verb.
+    """
+    words, n = marks.words, len(marks.words)
+    starts = {0}
+    for begin, end, role in marks.cues:
+        if role == "break":
+            starts.add(end)
+        elif role == "except":
+            starts.add(begin)
+            comma = next((i for i in range(end, n) if words[i] == ","), n)
+            starts.add(comma + 1)
+    for i in lines:
+        if 0 < i < n and words[i] not in SEPARATORS and words[i] not in _PREPOSITIONS:
+            ended = any(end == i for _, end, _ in marks.heads) or any(
+                end == i for _, end in (*marks.normals, *marks.abnormals)
+            )
+            if ended:
+                starts.add(i)
+    starts.update(_new_subjects(marks, starts))
+    return sorted(i for i in starts if i < n or i == 0)
+
+
+def _new_subjects(marks: Marks, starts: set[int]) -> list[int]:
+    words, n = marks.words, len(marks.words)
+    stops = [i for i in range(n) if words[i] in (",", "and")]
+    if not stops:
+        return []
+    verb_at = [False] * (n + 1)
+    for i in marks.verbs:
+        verb_at[i] = True
+    for begin, _, role in marks.cues:
+        if role in ("negate_after", "doubt_after"):
+            verb_at[begin] = True
+    organ_at = {begin: end for begin, end, _ in marks.organs}
+    sides_at = {begin: end for begin, end, kind, _ in marks.modifiers if kind == "side"}
+    head_at = [False] * (n + 1)
+    for begin, _, _ in marks.heads:
+        head_at[begin] = True
+    said_at = [False] * (n + 1)
+    normal_at = [False] * (n + 1)
+    for begin, _ in marks.normals:
+        said_at[begin] = normal_at[begin] = True
+    for begin, _, _ in marks.states:
+        said_at[begin] = True
+    denied_at = [False] * (n + 1)
+    for begin, _, role in marks.cues:
+        if role == "negate_before":
+            denied_at[begin] = True
+    found: list[int] = []
+    clause, verb, denied, said, head_since_verb = 0, -1, False, False, False
+    begun = sorted(starts)
+    at = 0
+    for s in range(n):
+        while at < len(begun) and begun[at] <= s:
+            if begun[at] == s and s:
+                clause, verb, denied, said, head_since_verb = s, -1, False, False, False
+            at += 1
+        if verb_at[s]:
+            verb, head_since_verb, said = s, False, True
+        if head_at[s]:
+            head_since_verb = said = True
+        if said_at[s]:
+            said = True
+        if denied_at[s]:
+            denied = True
+        if words[s] not in (",", "and") or (s and words[s - 1] == ","):
+            continue
+        new = s + 1
+        while new < n and words[new] in (",", "and"):
+            new += 1
+        if new >= n or words[new] in ("or", "nor", "which", "that", "who"):
+            continue
+        # The next predicate, looked for up to the next comma and no further than a clause is long.
+        next_verb, next_said, subject, list_goes_on = -1, False, False, False
+        normal_said = False
+        for i in range(new, min(n, new + 14)):
+            if words[i] in (",", "with", "without", "or") or (i > new and i in starts):
+                break
+            if verb_at[i]:
+                next_verb = i
+                break
+            if words[i] == "and":
+                list_goes_on = True
+            if said_at[i]:
+                next_said = True
+                normal_said = normal_said or normal_at[i]
+            if head_at[i] or i in organ_at:
+                subject = True
+        perceived = next_verb >= 0 and next_verb + 1 < n and words[next_verb + 1] in _PERCEIVED
+        under_denial = denied and verb < 0
+        organ = new if new in organ_at else sides_at.get(new, -1)
+        split = False
+        if (
+            words[new] in _SUBJECT_STARTS
+            and next_verb >= 0
+            and not (under_denial and perceived and words[new] != "there")
+        ):
+            split = True
+        elif organ in organ_at and said and not head_at[organ] and (next_verb >= 0 or next_said):
+            split = (next_verb >= 0 and not (under_denial and perceived)) or normal_said or (next_said and not denied)
+        elif verb >= 0 and next_verb >= 0 and subject:
+            split = not head_since_verb or not list_goes_on
+        elif words[new] == "otherwise":
+            split = True
+        if split and new - clause > 1:
+            found.append(new)
+            clause, verb, denied, said, head_since_verb = new, -1, False, False, False
+    return found
+
+
+def reaches(
+    marks: Marks, lo: int, hi: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]]]:
+    """(denied, doubted, unasserted) word ranges of the clause words[lo:hi].
+
+    Doubt inside a denial is part of it: "no evidence of possible pneumonia" denies.
+    """
+    words = marks.words
+    denied: list[tuple[int, int]] = []
+    doubted: list[tuple[int, int]] = []
+    reopened: list[tuple[int, int]] = []
+    unasserted: list[tuple[int, int]] = []
+    cues = [cue for cue in marks.cues if lo <= cue[0] < hi]
+    targets = sorted(
+        [(b, e) for b, e, _ in marks.heads if lo <= b < hi]
+        + [(b, e) for b, e, _ in marks.states if lo <= b < hi]
+        + [(b, e) for b, e in (*marks.normals, *marks.abnormals) if lo <= b < hi]
+    )
+    for index, (begin, end, role) in enumerate(cues):
+        before = [t for t in targets if t[1] <= begin]
+        after = [t for t in targets if t[0] >= end]
+        if role.endswith("_either"):
+            passive = (begin > lo and words[begin - 1] in _PASSIVE) or words[begin] in _PASSIVE
+            following = after and not any(words[i] in SEPARATORS for i in range(end, after[0][0]))
+            forward = words[end - 1] == "of" or (following and not (passive and before)) or not before
+            role = role.replace("_either", "_next" if forward else "_after")
+            if words[end - 1] == "of":
+                role = role.replace("_next", "_before")
+        if role == "negate_after" and not before:
+            role = "negate_before"
+        if role == "negate_before":
+            denied.append((end, _forward(marks, cues[index + 1 :], end, hi, "with" if words[end - 1] == "of" else "")))
+        elif role == "negate_next":
+            denied.append((end, _next_head(words, after, hi)))
+        elif role == "negate_after":
+            denied.append((_backward(words, denied, lo, begin), begin))
+        elif role == "doubt_before":
+            doubted.append((end, _forward(marks, cues[index + 1 :], end, hi, "")))
+        elif role == "doubt_next":
+            doubted.append((end, _next_head(words, after, hi)))
+        elif role == "doubt_after":
+            reopened.append((_backward(words, [], lo, begin), begin))
+        elif role == "doubt_both":
+            if before:
+                doubted.append((before[-1][0], begin))
+            if after:
+                doubted.append((end, after[0][1]))
+        elif role == "ignore_before":
+            unasserted.append((end, hi))
+        elif role == "ignore_after":
+            unasserted.append((lo, begin))
+    doubted = [span for span in doubted if not any(a <= span[0] - 1 and span[1] <= b for a, b in denied)]
+    for (
+        lo_open,
+        hi_open,
+    ) in reopened:  # "without a lateral view, effusion cannot be excluded": the doubt has the last word
+        denied = [part for a, b in denied for part in ((a, min(b, lo_open)), (max(a, hi_open), b)) if part[0] < part[1]]
+    return denied, doubted + reopened, unasserted
+
+
+def _forward(marks: Marks, later: Sequence[tuple[int, int, str]], begin: int, hi: int, stop_word: str) -> int:
+    """Where a cue that acts on what follows stops acting."""
+    words = marks.words
+    for cue_begin, _, role in later:
+        own_item = cue_begin > begin and words[cue_begin - 1] in (",", "and", "with", "a", "an", "there")
+        if role in ("doubt_before", "doubt_either") and own_item:
+            # "no effusion, possible atelectasis" starts anew; "no opacity suggestive of pneumonia" does not.
+            hi = min(hi, cue_begin)
+            break
+        if role == "negate_before" and own_item:
+            hi = min(hi, cue_begin)
+            break
+    first = True
+    for i in range(begin, hi):
+        word = words[i]
+        if word == "with" and (stop_word == "with" or (i > begin and words[i - 1] in (",", "and"))):
+            return i
+        if word not in (",", "and"):
+            continue
+        if first and word == "and" and i > begin and words[i - 1] == ",":
+            continue
+        if _item_asserts(marks, i + 1, hi):
+            return i
+    return hi
+
+
+def _item_asserts(marks: Marks, begin: int, hi: int) -> bool:
+    """Whether the list item at `begin` describes something seen: a small or measured finding, in a list without "or"."""
+    words = marks.words
+    end = begin
+    while end < hi and words[end] not in (",", "and"):
+        if words[end] in ("or", "nor"):
+            return False
+        end += 1
+    if any(words[i] in ("or", "nor") for i in range(end, hi)):
+        return False
+    if not any(begin <= b < end for b, _, _ in marks.heads):
+        return False
+    graded = sided = measured = new = False
+    for b, _, kind, value in marks.modifiers:
+        if begin <= b < end:
+            measured = measured or kind == "size"
+            sided = sided or kind == "side"
+            new = new or (kind == "change" and value in ("stable", "decreased", "increased"))
+            graded = graded or kind == "severity"
+            if kind == "severity" and isinstance(value, float) and value <= 2.5:
+                measured = True
+    return measured or new or (graded and sided)
+
+
+def _next_head(words: Sequence[str], after: Sequence[tuple[int, int]], hi: int) -> int:
+    """The end of the next finding and of those joined to it by "or"."""
+    if not after:
+        return hi
+    end = after[0][1]
+    for begin, stop in after[1:]:
+        between = words[end:begin]
+        if "or" in between and "," not in between and "with" not in between:
+            end = stop
+        else:
+            break
+    return end
+
+
+def _backward(words: Sequence[str], taken: Sequence[tuple[int, int]], lo: int, hi: int) -> int:
+    """Where a cue that acts on what stands before it ("... is not seen") begins to act."""
+    begin = max([lo, *(end for _, end in taken if end <= hi)])
+    joined = any(words[i] in ("and", "or", "nor") for i in range(begin, hi))
+    for i in range(hi - 1, begin - 1, -1):
+        if (words[i] == "," and not joined) or words[i] in ("with", "without"):
+            if words[i] == "," and i == hi - 1:
+                continue
+            return i + 1
+    return begin

@@ -1,0 +1,272 @@
+"""Packs are data: JSON files of findings, organs and cue words, compiled into one token trie.
+
+A term is a small template: `a/b` are alternatives, a trailing `?` makes a token optional, so "pleural? effusion" is two
+terms. Words of packs and of reports pass the same `stem`, so packs list one number and one spelling only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+PACK_FOLDER = Path(__file__).parent / "packs"
+DEFAULT_PACKS = ("general", "chest_xray", "skeleton", "head_ct", "abdomen")
+TERMS = ""  # trie key of what ends at a node; no word is empty
+PACK_KEYS = frozenset(
+    ["name", "about", "source", "licence", "irregular", "abbreviations", "sections", "cues", "sides", "severity", "change", "qualifiers", "normal", "abnormal", "abnormal_states", "states", "open_states", "open_suffixes", "not_findings", "predicates", "groups", "anatomy", "findings", "pairs"]
+)
+FINDING_KEYS = frozenset(("terms", "group", "weight", "sided", "device", "related"))
+ANATOMY_KEYS = frozenset(("terms", "group", "parent", "side", "same"))
+
+_PLURAL_KEPT = ("ss", "us", "is")
+_ISE = re.compile(r"is(e|es|ed|ing|ation)$")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`weight`: what missing it costs, 1 for an ordinary finding. `related`: how much of it another finding may stand for."""
+
+    id: str
+    group: str = ""
+    weight: float = 1.0
+    sided: bool = True
+    device: bool = False
+    related: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """`group`: the organ system a "normal" said of it speaks for, None where it is only a place. `same`: the place it names."""
+
+    id: str
+    group: str | None = None
+    parent: str | None = None
+    side: str = ""
+    same: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Lexicon:
+    """All packs in one. `trie` maps token -> node; node[TERMS] is a tuple of (kind, value)."""
+
+    packs: tuple[str, ...]
+    trie: dict[str, Any]
+    findings: Mapping[str, Finding]
+    anatomy: Mapping[str, Anatomy]
+    groups: Mapping[str, str]  # group -> parent, "" is the root "any abnormality"
+    pairs: Mapping[tuple[str, str], str]  # (organ, state or finding) -> finding
+    related: Mapping[tuple[str, str], float]  # both orders
+    stem: Callable[[str], str]
+    abbreviations: Mapping[str, str]
+    skip_sections: frozenset[str]
+    keep_sections: frozenset[str]
+    predicates: frozenset[str]
+    open_states: frozenset[str]
+    open_suffixes: tuple[str, ...]
+    not_findings: frozenset[str]
+    abnormal_states: frozenset[str]
+
+    def finding(self, id: str) -> Finding:
+        """The finding of this id; one met by its suffix or by an organ's state alone weighs a little less."""
+        return self.findings.get(id) or Finding(id, weight=0.8)
+
+    def group_chain(self, group: str) -> Iterator[str]:
+        """The group and all that hold it, the root "" last."""
+        while group:
+            yield group
+            group = self.groups.get(group, "")
+        yield ""
+
+    def place_chain(self, place: str) -> Iterator[str]:
+        """The place and all that hold it."""
+        seen = 0
+        while place and seen < 8:
+            yield place
+            known = self.anatomy.get(place)
+            place = (known.parent or "") if known else ""
+            seen += 1
+
+
+def _regular_stem(word: str) -> str:
+    word = word.replace("ae", "e").replace("oe", "e")
+    if "our" in word and len(word) > 5:
+        word = word.replace("our", "or")
+    word = _ISE.sub(r"iz\1", word)
+    if len(word) > 3 and word.endswith("s") and not word.endswith(_PLURAL_KEPT):
+        if word.endswith("ies") and len(word) > 4:
+            return word[:-3] + "y"
+        if word.endswith(("sses", "xes", "ches", "shes")):
+            return word[:-2]
+        return word[:-1]
+    return word
+
+
+def stem(word: str, irregular: Mapping[str, str]) -> str:
+    """One form for singular and plural, British and American: the same for packs and for reports."""
+    return _regular_stem(irregular.get(word, word))
+
+
+def expand(template: str) -> Iterator[tuple[str, ...]]:
+    """All terms of a template, as tuples of words: "pleural? effusion/fluid" gives four."""
+    choices = []
+    for token in template.split():
+        options = token.rstrip("?").split("/")
+        choices.append([*options, ""] if token.endswith("?") else options)
+    for words in itertools.product(*choices):
+        kept = tuple(word for word in words if word)
+        if kept:
+            yield kept
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name) if name.endswith(".json") else PACK_FOLDER / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PACK_FOLDER.glob("*.json")))
+        raise FileNotFoundError(f"report pack {name!r} not found; give a path ending in .json or one of: {known}")
+    try:
+        pack = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"report pack {path} is not valid JSON: {error}") from error
+    missing = [key for key in ("name", "source", "licence") if not pack.get(key)]
+    unknown = sorted(set(pack) - PACK_KEYS)
+    if missing or unknown:
+        raise ValueError(f"report pack {path}: missing {missing or 'nothing'}, unknown keys {unknown or 'none'}")
+    for part, keys in (("findings", FINDING_KEYS), ("anatomy", ANATOMY_KEYS)):
+        for id, entry in pack.get(part, {}).items():
+            bad = sorted(set(entry) - keys)
+            if bad or not entry.get("terms"):
+                raise ValueError(f"report pack {path}: {part}.{id} needs terms and knows {sorted(keys)}; found {bad}")
+    return pack
+
+
+class _Builder:
+    def __init__(self, irregular: Mapping[str, str]) -> None:
+        self.trie: dict[str, Any] = {}
+        self.irregular = irregular
+
+    def add(self, template: str, kind: str, value: Any, origin: str) -> None:
+        for words in expand(template.lower()):
+            node = self.trie
+            for word in words:
+                node = node.setdefault(stem(word, self.irregular), {})
+            held: tuple[tuple[str, Any], ...] = node.get(TERMS, ())
+            for old_kind, old_value in held:
+                if old_kind == kind and old_value != value and kind in ("finding", "anatomy", "side"):
+                    term = " ".join(words)
+                    raise ValueError(f"report pack {origin}: term {term!r} means both {old_value!r} and {value!r}")
+            if (kind, value) not in held:
+                node[TERMS] = (*held, (kind, value))
+
+
+@lru_cache(maxsize=8)
+def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
+    """Read and compile packs; later ones extend earlier ones.
+
+    Raises FileNotFoundError for an unknown pack and ValueError for a broken one (it names the pack, the entry and the term).
+    """
+    packs = [_read(name) for name in names]
+    merged: dict[str, dict[str, Any]] = {"irregular": {}, "abbreviations": {}, "groups": {}}
+    listed: dict[str, set[str]] = {key: set() for key in ("open_states", "not_findings", "open_suffixes", "predicates")}
+    for pack in packs:
+        for key, table in merged.items():
+            table.update(pack.get(key, {}))
+        for key, words in listed.items():
+            words.update(pack.get(key, ()))
+    irregular = merged["irregular"]
+    build = _Builder(irregular)
+    findings: dict[str, Finding] = {}
+    anatomy: dict[str, Anatomy] = {}
+    pairs: dict[tuple[str, str], str] = {}
+    sections: dict[str, set[str]] = {"skip": set(), "keep": set()}
+    states: set[str] = set()
+    abnormal_states: set[str] = set()
+    for pack in packs:
+        name = pack["name"]
+        for role, templates in pack.get("sections", {}).items():
+            sections[role].update(
+                " ".join(stem(word, irregular) for word in words) for item in templates for words in expand(item)
+            )
+        for kind in ("cues", "sides", "severity", "change", "states"):
+            for value, templates in pack.get(kind, {}).items():
+                for template in templates:
+                    build.add(template, *_meaning(kind, value), name)
+        states.update(pack.get("states", {}))
+        for family, values in pack.get("qualifiers", {}).items():
+            for value, templates in values.items():
+                for template in templates:
+                    build.add(template, "qualifier", (family, value), name)
+        for kind in ("normal", "abnormal"):
+            for template in pack.get(kind, ()):
+                build.add(template, kind, "", name)
+        abnormal_states.update(stem(word, irregular) for word in pack.get("abnormal_states", ()))
+        for id, entry in pack.get("anatomy", {}).items():
+            anatomy[id] = Anatomy(id, **{key: value for key, value in entry.items() if key != "terms"})
+            for template in entry["terms"]:
+                build.add(template, "anatomy", id, name)
+        for id, entry in pack.get("findings", {}).items():
+            findings[id] = Finding(id, **{key: value for key, value in entry.items() if key != "terms"})
+            for template in entry["terms"]:
+                build.add(template, "finding", id, name)
+        for rule in pack.get("pairs", ()):
+            organ, head, finding = re.split(r" [+=] ", rule)
+            pairs[organ, head] = finding
+    _check(findings, anatomy, merged["groups"], pairs, states, names)
+    related = {}
+    for finding in findings.values():
+        for other, share in finding.related.items():
+            for key in ((finding.id, other), (other, finding.id)):
+                related[key] = max(share, related.get(key, 0.0))
+    return Lexicon(
+        packs=names,
+        trie=build.trie,
+        findings=findings,
+        anatomy=anatomy,
+        groups=merged["groups"],
+        pairs=pairs,
+        related=related,
+        stem=lru_cache(maxsize=32768)(partial(stem, irregular=irregular)),
+        abbreviations=merged["abbreviations"],
+        skip_sections=frozenset(sections["skip"]),
+        keep_sections=frozenset(sections["keep"]),
+        predicates=frozenset(stem(word, irregular) for word in listed["predicates"]),
+        open_states=frozenset(listed["open_states"]),
+        open_suffixes=tuple(sorted(listed["open_suffixes"])),
+        not_findings=frozenset(stem(word, irregular) for word in listed["not_findings"]),
+        abnormal_states=frozenset(abnormal_states),
+    )
+
+
+def _meaning(kind: str, value: str) -> tuple[str, Any]:
+    if kind == "severity":
+        return "severity", float(value)
+    return {"cues": "cue", "sides": "side", "states": "state"}.get(kind, kind), value
+
+
+def _check(
+    findings: Mapping[str, Finding],
+    anatomy: Mapping[str, Anatomy],
+    groups: Mapping[str, str],
+    pairs: Mapping[tuple[str, str], str],
+    states: set[str],
+    names: tuple[str, ...],
+) -> None:
+    wrong: list[str] = []
+    known_groups = {"", *groups}
+    for finding in findings.values():
+        if finding.group not in known_groups:
+            wrong.append(f"finding {finding.id}: unknown group {finding.group!r}")
+        wrong += [f"finding {finding.id}: unknown related {o!r}" for o in finding.related if o not in findings]
+    for organ in anatomy.values():
+        if organ.group is not None and organ.group not in known_groups:
+            wrong.append(f"anatomy {organ.id}: unknown group {organ.group!r}")
+    for (organ_id, head), result in pairs.items():
+        if organ_id not in anatomy or result not in findings or not (head in states or head in findings):
+            wrong.append(f"pair {organ_id} + {head} = {result}: every part must be defined")
+    if wrong:
+        raise ValueError(f"report packs {', '.join(names)}: " + "; ".join(wrong[:10]))

@@ -1,0 +1,414 @@
+"""Two readings compared: one-to-one matching of findings, and what each match, miss and false statement is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from rewards.report.extract import ROOT_GROUP, Entity
+from rewards.report.lexicon import Lexicon
+
+NEGATIVE_WEIGHT = 0.25  # a pertinent negative beside an ordinary finding
+NEGATIVE_CAP = 0.3  # all negatives together, beside the positives of an abnormal reference
+FALSE_DENIED = 1.5  # a finding the reference rules out costs more than one it does not mention
+OPPOSITE = 0.5  # subtracted for the opposite assertion or the wrong side
+MAJOR = 0.5  # lighter findings (old fracture, degenerative change) do not make a reference abnormal
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`rows`: one a finding, for people. Sums are in finding weights."""
+
+    value: float
+    components: Mapping[str, float]
+    rows: list[dict[str, object]] = field(default_factory=list)
+
+
+@dataclass
+class _Side:
+    """The positives of one report with what they have earned so far."""
+
+    entities: list[Entity]
+    weights: list[float]
+    credit: list[float]
+    partner: list[int]
+
+
+def weight(entity: Entity, lexicon: Lexicon) -> float:
+    """What a positive finding counts: less when old, tiny or only suspected."""
+    value = 0.7 if entity.group else lexicon.finding(entity.finding).weight
+    if dict(entity.qualifiers).get("age") == "chronic":
+        value *= 0.5
+    if entity.severity and entity.severity[1] <= 1.0:
+        value *= 0.85
+    return value * (0.8 if entity.assertion == "uncertain" else 1.0)
+
+
+def _sides(side: str) -> frozenset[str]:
+    return frozenset(("left", "right")) if side == "bilateral" else frozenset((side,)) if side else frozenset()
+
+
+def opposite_sides(a: Entity, b: Entity) -> bool:
+    return bool(a.side and b.side and not _sides(a.side) & _sides(b.side))
+
+
+def _place_factor(a: Sequence[str], b: Sequence[str], lexicon: Lexicon) -> float:
+    if not a and not b:
+        return 1.0
+    if not a or not b:
+        return 0.88
+    return (_places_found(a, b, lexicon) + _places_found(b, a, lexicon)) / 2
+
+
+def _places_found(wanted: Sequence[str], given: Sequence[str], lexicon: Lexicon) -> float:
+    total = 0.0
+    for place in wanted:
+        if place in given:
+            total += 1.0
+            continue
+        chain = set(lexicon.place_chain(place))
+        kin = any(other in chain or place in set(lexicon.place_chain(other)) for other in given)
+        total += 0.93 if kin else 0.3
+    return total / len(wanted)
+
+
+def _share(a: object, b: object, missing: float, equal: bool, wrong: float) -> float:
+    if not a and not b:
+        return 1.0
+    if not a or not b:
+        return missing
+    return 1.0 if equal else wrong
+
+
+def agreement(a: Entity, b: Entity, lexicon: Lexicon) -> float:
+    """How far two positive findings say the same, in [0, 1]; 0 for different findings or opposite sides."""
+    if a.finding == b.finding:
+        value = 1.0
+    elif a.group or b.group:
+        part, whole = (a, b) if b.group else (b, a)
+        if part.group or not covers(whole, part.finding, lexicon):
+            return 0.0
+        value = 0.35
+    else:
+        value = lexicon.related.get((a.finding, b.finding), 0.0)
+    if not value or opposite_sides(a, b):
+        return 0.0
+    if a.assertion != b.assertion:
+        value *= 0.5
+    if a.side != b.side:
+        value *= 0.85 if not a.side or not b.side else 0.45
+    value *= _place_factor(a.places, b.places, lexicon)
+    if a.severity and b.severity:
+        distance = max(abs(a.severity[0] - b.severity[0]), abs(a.severity[1] - b.severity[1]))
+        value *= max(0.35, 1.0 - 0.28 * distance)
+        if a.severity[1] - a.severity[0] > 1.2 and a.severity != b.severity:
+            value *= 0.5
+        if b.severity[1] - b.severity[0] > 1.2 and a.severity != b.severity:
+            value *= 0.5
+    elif a.severity or b.severity:
+        value *= 0.92
+    value *= _share(a.change, b.change, 0.93, a.change == b.change, 0.5)
+    if a.size_mm and b.size_mm:
+        ratio = min(a.size_mm, b.size_mm) / max(a.size_mm, b.size_mm)
+        value *= (
+            1.0 if ratio >= 0.88 or (abs(a.size_mm - b.size_mm) <= 2.0 and ratio > 0.6) else 0.8 if ratio >= 0.7 else 0.4
+        )
+    elif a.size_mm or b.size_mm:
+        value *= 0.9
+    ours, theirs = dict(a.qualifiers), dict(b.qualifiers)
+    for family in {**ours, **theirs}:
+        mild = family in ("extent", "number", "margin")
+        wrong = 0.85 if mild else 0.5
+        value *= _share(ours.get(family), theirs.get(family), 0.97, ours.get(family) == theirs.get(family), wrong)
+    return value
+
+
+def covers(whole: Entity, finding: str, lexicon: Lexicon) -> bool:
+    """Whether a statement on an organ system speaks of this finding (or of this smaller system)."""
+    if whole.finding == ROOT_GROUP:
+        return True
+    start = (
+        lexicon.findings[finding].group if finding in lexicon.findings else finding if finding in lexicon.groups else ""
+    )
+    return whole.finding in lexicon.group_chain(start)
+
+
+def contradicts(absent: Entity, positive: Entity, lexicon: Lexicon) -> float:
+    """How strongly a denial denies this very finding: 1 named, 0.5 by its organ system, 0 not at all.
+
+    A limited denial ("no large effusion", "no right pneumothorax", "no acute fracture") only denies within its limit.
+    """
+    if absent.finding == positive.finding:
+        strength = 1.0
+    elif (
+        absent.group
+        and not positive.group
+        and absent.finding != ROOT_GROUP
+        and covers(absent, positive.finding, lexicon)
+    ):
+        strength = 0.5
+    else:
+        return 0.0
+    if opposite_sides(absent, positive):
+        return 0.0
+    if absent.places and positive.places and _place_factor(absent.places, positive.places, lexicon) < 0.5:
+        return 0.0
+    if absent.severity and (not positive.severity or positive.severity[1] < absent.severity[0]):
+        return 0.0
+    if absent.change and absent.change != positive.change:
+        return 0.0
+    theirs = dict(positive.qualifiers)
+    for family, value in absent.qualifiers:
+        if family == "extent":
+            continue
+        if theirs.get(family, value) != value:
+            return 0.0
+    return strength
+
+
+class _Denials:
+    """The absent findings of a report, by name."""
+
+    def __init__(self, absents: Sequence[Entity], lexicon: Lexicon) -> None:
+        self.lexicon = lexicon
+        self.groups = [absent for absent in absents if absent.group]
+        self.named: dict[str, list[Entity]] = {}
+        for absent in absents:
+            if not absent.group:
+                self.named.setdefault(absent.finding, []).append(absent)
+
+    def strength(self, entity: Entity, groups: bool = True) -> float:
+        """How strongly this report denies the finding: see `contradicts`."""
+        found = [contradicts(absent, entity, self.lexicon) for absent in self.named.get(entity.finding, ())]
+        if groups:
+            found += [contradicts(absent, entity, self.lexicon) for absent in self.groups]
+        return max(found, default=0.0)
+
+
+def _key(entity: Entity) -> tuple[object, ...]:
+    return (
+        entity.finding,
+        entity.assertion,
+        entity.side,
+        entity.places,
+        entity.severity or (0.0, 0.0),
+        entity.change,
+        entity.size_mm or 0.0,
+        entity.qualifiers,
+    )
+
+
+def _split_bilateral(ours: list[Entity], theirs: list[Entity]) -> list[tuple[Entity, float]]:
+    """(entity, share of its weight): a bilateral finding is two halves where the other report names both sides apart."""
+    both = {e.finding for e in theirs if e.side == "left"} & {e.finding for e in theirs if e.side == "right"}
+    out: list[tuple[Entity, float]] = []
+    for entity in ours:
+        if entity.side == "bilateral" and entity.finding in both:
+            out += [(replace(entity, side="left"), 0.5), (replace(entity, side="right"), 0.5)]
+        else:
+            out.append((entity, 1.0))
+    return out
+
+
+def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, int], lexicon: Lexicon) -> Outcome:
+    """Score what was said against the reference. The order of statements does not matter."""
+    gold_positive = sorted((e for e in gold if e.assertion != "absent"), key=_key)
+    said_positive = sorted((e for e in said if e.assertion != "absent"), key=_key)
+    gold_absent = sorted((e for e in gold if e.assertion == "absent"), key=_key)
+    said_absent = sorted((e for e in said if e.assertion == "absent"), key=_key)
+    # A reference may deny in one breath what it describes in the next; its description stands.
+    gold_denials = _Denials(gold_absent, lexicon)
+    own_clash = {e.finding for e in gold_positive if gold_denials.strength(e) == 1.0}
+    gold_absent = [a for a in gold_absent if not any(contradicts(a, p, lexicon) == 1.0 for p in gold_positive)]
+    gold_denials, said_denials = _Denials(gold_absent, lexicon), _Denials(said_absent, lexicon)
+    ours = _side(_split_bilateral(gold_positive, said_positive), lexicon)
+    theirs = _side(_split_bilateral(said_positive, gold_positive), lexicon)
+    clash = [
+        e.assertion == "present" and e.finding not in own_clash and said_denials.strength(e, groups=False) == 1.0
+        for e in theirs.entities
+    ]
+    _pair_up(ours, theirs, clash, lexicon)
+    rows: list[dict[str, object]] = []
+    lost = 0.0
+    opposite = 0
+    false: list[Entity] = []
+    statements = len(theirs.entities)
+
+    earned_gold = sum(w * c for w, c in zip(ours.weights, ours.credit, strict=True))
+    earned_said = sum(w * c for w, c in zip(theirs.weights, theirs.credit, strict=True))
+    asked = _discounted(ours, theirs, lexicon)
+    stated = _discounted(theirs, ours, lexicon)
+    for i, entity in enumerate(ours.entities):
+        points = ours.weights[i] * ours.credit[i]
+        note = "missed"
+        if ours.partner[i] < 0:
+            denial = said_denials.strength(entity)
+            wrong_side = any(e.finding == entity.finding and opposite_sides(e, entity) for e in theirs.entities)
+            if denial or wrong_side:
+                penalty = OPPOSITE * ours.weights[i] * max(denial, 1.0 if wrong_side else 0.0)
+                lost, opposite = lost + penalty, opposite + 1
+                note, points = "denied" if denial else "wrong side", -penalty
+            rows.append(_row(entity, "reference", note, "", points))
+    for j, entity in enumerate(theirs.entities):
+        if theirs.partner[j] >= 0:
+            other = ours.entities[theirs.partner[j]]
+            note = "denied in the same report" if clash[j] else "matched"
+            rows.append(_row(entity, "completion", note, describe(other), theirs.weights[j] * theirs.credit[j]))
+            if clash[j]:
+                opposite, lost = opposite + 1, lost + OPPOSITE * theirs.weights[j]
+            continue
+        denial = gold_denials.strength(entity)
+        wrong_side = any(e.finding == entity.finding and opposite_sides(e, entity) for e in ours.entities)
+        note, penalty = "not in the reference", 0.0
+        if denial:
+            stated += (FALSE_DENIED - 1.0) * theirs.weights[j] * denial
+            penalty = OPPOSITE * theirs.weights[j] * denial
+            note = "the reference denies it"
+        elif wrong_side:
+            penalty = OPPOSITE * theirs.weights[j]
+            note = "wrong side"
+        if penalty:
+            lost, opposite = lost + penalty, opposite + 1
+        false.append(entity)
+        rows.append(_row(entity, "completion", note, "", -penalty))
+    stated += sum(0.25 * count * lexicon.finding(finding).weight for finding, count in extra.items())
+
+    abnormal = any(w >= MAJOR for w in ours.weights)
+    positive_precision = earned_said / stated if stated else 0.0
+    if abnormal and earned_gold - lost <= 0.0:
+        # Nothing of what is wrong with the patient was found: a copied normal report is worth nothing.
+        value, recall, precision, negative_recall = 0.0, 0.0, max(0.0, positive_precision), 0.0
+        rows += [_row(e, "completion", "not counted", "", 0.0) for e in said_absent]
+    else:
+        negative_total, negative_earned = _negatives(gold_absent, said_absent, false, lexicon, rows)
+        negative_recall = negative_earned / negative_total if negative_total else 0.0
+        positive_total = sum(ours.weights)
+        if abnormal and negative_total > NEGATIVE_CAP * positive_total:
+            scale = NEGATIVE_CAP * positive_total / negative_total
+            negative_total, negative_earned = negative_total * scale, negative_earned * scale
+        elif not abnormal:
+            # Normal reports differ in which normal organs they name: three quarters of them are enough.
+            negative_earned = min(negative_earned / 0.75, negative_total)
+        credit_gold = max(0.0, earned_gold + negative_earned - lost)
+        credit_said = max(0.0, earned_said + negative_earned - lost)
+        recall = credit_gold / (asked + negative_total) if asked + negative_total else 0.0
+        precision = credit_said / (stated + negative_earned) if stated + negative_earned else 0.0
+        recall, precision = min(recall, 1.0), min(precision, 1.0)
+        value = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
+        if stated:
+            # Lists of everything that could be wrong hit something: below one right in two the pay falls off.
+            value *= min(1.0, 2.0 * (credit_said / (stated + negative_earned)))
+    total = len(ours.entities) + statements
+    components = {
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * recall * precision / (recall + precision) if recall + precision else 0.0,
+        "negative_recall": negative_recall,
+        "contradiction_rate": min(1.0, opposite / total) if total else 0.0,
+        "findings": float(statements),
+    }
+    return Outcome(min(1.0, max(0.0, value)), components, rows)
+
+
+def _side(entities: list[tuple[Entity, float]], lexicon: Lexicon) -> _Side:
+    return _Side(
+        [e for e, _ in entities],
+        [weight(e, lexicon) * share for e, share in entities],
+        [0.0] * len(entities),
+        [-1] * len(entities),
+    )
+
+
+def _pair_up(ours: _Side, theirs: _Side, clash: Sequence[bool], lexicon: Lexicon) -> None:
+    """Best pairs first, each finding once."""
+    options = []
+    for i, a in enumerate(ours.entities):
+        for j, b in enumerate(theirs.entities):
+            value = agreement(a, b, lexicon)
+            if value > 0.0:
+                options.append((-value, i, j))
+    for negated, i, j in sorted(options):
+        if ours.partner[i] < 0 and theirs.partner[j] < 0:
+            ours.partner[i], theirs.partner[j] = j, i
+            ours.credit[i] = theirs.credit[j] = 0.0 if clash[j] else -negated
+
+
+def _discounted(mine: _Side, other: _Side, lexicon: Lexicon) -> float:
+    """The weight a report answers for. One unmatched finding that only names a matched one again in other words
+    ("opacity ... consistent with pneumonia" beside "pneumonia") counts little, a second one counts in full."""
+    total = 0.0
+    spent: set[int] = set()
+    for i, entity in enumerate(mine.entities):
+        share = 1.0
+        if mine.partner[i] < 0:
+            for j, twin in enumerate(other.entities):
+                if j in spent or other.credit[j] <= 0.0:
+                    continue
+                kin = lexicon.related.get((entity.finding, twin.finding), 0.0)
+                if kin >= 0.4 and agreement(entity, twin, lexicon) >= 0.3 * kin:
+                    share = 0.3
+                    spent.add(j)
+                    break
+        total += share * mine.weights[i]
+    return total
+
+
+def _negatives(
+    gold: Sequence[Entity],
+    said: Sequence[Entity],
+    false: Sequence[Entity],
+    lexicon: Lexicon,
+    rows: list[dict[str, object]],
+) -> tuple[float, float]:
+    """(weight of the reference's denials, weight of those the completion makes as well)"""
+    total = earned = 0.0
+    for absent in gold:
+        share, by = _negative_credit(absent, said, lexicon)
+        if any(contradicts(absent, positive, lexicon) for positive in false):
+            share = 0.0
+        total += NEGATIVE_WEIGHT
+        earned += NEGATIVE_WEIGHT * share
+        rows.append(_row(absent, "reference", "agreed" if share else "not said", by, NEGATIVE_WEIGHT * share))
+    return total, earned
+
+
+def _negative_credit(absent: Entity, said: Sequence[Entity], lexicon: Lexicon) -> tuple[float, str]:
+    parts: set[str] = set()
+    for other in said:
+        if opposite_sides(absent, other):
+            continue
+        if other.finding == absent.finding and other.group == absent.group:
+            return 1.0, describe(other)
+        if other.group and covers(other, absent.finding, lexicon):
+            return 1.0, describe(other)
+        if absent.group and covers(absent, other.finding, lexicon):
+            parts.add(other.finding)
+    # An organ system is called normal piece by piece: three pieces are taken for the whole.
+    return (0.0, 0.6, 0.8, 1.0)[min(len(parts), 3)], ", ".join(sorted(parts))
+
+
+def describe(entity: Entity) -> str:
+    """One line for people."""
+    name = f"any {entity.finding} abnormality" if entity.group and entity.finding != ROOT_GROUP else entity.finding
+    if entity.group and entity.finding == ROOT_GROUP:
+        name = "any abnormality"
+    return " ".join(part for part in (entity.assertion, entity.side, *entity.places, name.replace("_", " ")) if part)
+
+
+def _row(entity: Entity, source: str, verdict: str, partner: str, points: float) -> dict[str, object]:
+    name = describe(entity).split(" ", 1)
+    return {
+        "finding": entity.finding if not entity.group else f"{entity.finding} (whole)",
+        "assertion": name[0],
+        "side": entity.side,
+        "location": ", ".join(entity.places),
+        "severity": list(entity.severity) if entity.severity else None,
+        "change": entity.change,
+        "size_mm": entity.size_mm,
+        "qualifiers": dict(entity.qualifiers),
+        "source": source,
+        "verdict": verdict,
+        "matched": partner,
+        "points": round(points, 4),
+        "text": entity.text,
+    }

@@ -1,0 +1,156 @@
+"""Report text to sentences of stemmed words: Unicode form, sections, lists, line breaks, abbreviations."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rewards.report.lexicon import Lexicon
+
+MAX_WORDS = 1200  # a long whole-body CT report has about 900; what is longer is no report and is not read
+MAX_CHARS = 12_000
+MAX_SENTENCE = 100  # words; a longer run is cut, which bounds the work on text without full stops
+
+_TOKEN = re.compile(r"\d+(?:st|nd|rd|th)\b|\d+(?:\.\d+)?|(?<![\w.])\.\d+|[^\W\d_]+\d*|[.;:,!?/|]")
+_NOT = re.compile(r"\b(can|ca|wo|\w{1,12})n't\b")
+_CAN_NOT = re.compile(r"\bcannot\b")
+_DASH = re.compile(r"\s[-–—]+\s|—|\s\|\s")
+_LEADING_QUESTION = re.compile(r"(^|[\s,(])\?+\s*(?=[a-z])", re.MULTILINE)
+_BULLET = re.compile(r"^\s*(?:[-•*–—+]+\s|\(?\d{1,2}[.)]\s|[a-z][.)]\s|#+\s*)", re.IGNORECASE)
+_MARKUP = str.maketrans({c: " " for c in '*_`#"“”[]{}<>()'} | {"’": "'", "‘": "'"})
+_ENDS = frozenset(".;!?")
+_NO_END = frozenset(("dr", "e", "g", "i", "eg", "ie", "etc", "fig", "al", "no"))
+_REDACTED = re.compile(r"^x{2,}$")
+_GOES_ON = frozenset(
+    ("and", "or", "nor", "with", "without", "of", "in", "at", "on", "the", "a", "to", "no", "is", "are", ",")
+)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """`words`: stems, with "," and ":" kept. `lines`: positions where a new line began. `section`: counts the headings."""
+
+    words: tuple[str, ...]
+    lines: tuple[int, ...] = ()
+    section: int = 0
+    question: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    sentences: tuple[Sentence, ...]
+    too_long: bool = False
+
+
+@lru_cache(maxsize=8)
+def _abbreviation_pattern(shorts: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(shorts, key=lambda s: (-len(s), s))
+    tails = [re.escape(s) + (r"(?![a-z0-9])" if s[-1].isalnum() else "") for s in longest_first]
+    return re.compile(r"(?<![a-z0-9])(?:" + "|".join(tails) + ")")
+
+
+def clean(text: str) -> str:
+    """NFKC, without zero-width, direction and other invisible characters."""
+    text = unicodedata.normalize("NFKC", text)
+    return text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
+
+
+def _lines(text: str, shouted: bool) -> Iterator[tuple[str, bool]]:
+    """(line, whether it surely begins a new sentence)"""
+    fresh, before = True, ""
+    for raw in text.splitlines():
+        if not raw.strip():
+            fresh = True
+            continue
+        line = _BULLET.sub("", raw)
+        first = line.lstrip("* _#")[:1]
+        starts = fresh or len(line) != len(raw) or before.endswith((".", ":", ";", "!", "?"))
+        if shouted:
+            starts = starts or len(before) < 60
+        elif first.isupper() and before.rsplit(" ", 1)[-1].lower() not in _GOES_ON and not before.endswith(","):
+            starts = True
+        yield line, starts
+        fresh, before = False, raw.rstrip(" *_")
+
+
+def read(text: str, lexicon: Lexicon) -> Text:
+    """Split a report. Sections that only ask (indication, technique, comparison ...) are left out."""
+    too_long = len(text) > MAX_CHARS
+    text = clean(text[:MAX_CHARS])
+    shouted = text.upper() == text
+    shorts = _abbreviation_pattern(tuple(lexicon.abbreviations))
+    sentences: list[Sentence] = []
+    words: list[str] = []
+    lines: list[int] = []
+    section, skipping, count = 0, "", 0
+
+    def close(question: bool = False) -> None:
+        nonlocal skipping
+        while words and words[-1] in (",", ":"):
+            words.pop()
+        if words and not skipping:
+            sentences.append(Sentence(tuple(words), tuple(lines), section, question))
+        words.clear()
+        lines.clear()
+        if skipping == "sentence":
+            skipping = ""
+
+    for line, starts in _lines(text, shouted):
+        line = line.lower().translate(_MARKUP)
+        if "?" in line:
+            line = _LEADING_QUESTION.sub(r"\1 possible ", line)
+        if any(short in line for short in lexicon.abbreviations):
+            line = shorts.sub(lambda match: f" {lexicon.abbreviations[match[0]]} ", line)
+        if "n't" in line:
+            line = _NOT.sub(lambda m: {"can": "can not", "ca": "can not", "wo": "will not"}.get(m[1], f"{m[1]} not"), line)
+        if "cannot" in line:
+            line = _CAN_NOT.sub("can not", line)
+        line = _DASH.sub(" , ", line)
+        tokens = [lexicon.stem(word) for word in _TOKEN.findall(line)]
+        if starts:
+            close()
+            skipping = ""
+        elif words:
+            lines.append(len(words))
+        phrase = " ".join(tokens)
+        if phrase in lexicon.keep_sections or phrase in lexicon.skip_sections:
+            close()
+            section += 1
+            skipping = "lines" if phrase in lexicon.skip_sections else ""
+            continue
+        last_kept = max(
+            (i for i in range(1, len(tokens)) if tokens[i] == ":" and tokens[i - 1] in lexicon.keep_sections),
+            default=-1,
+        )
+        for i, token in enumerate(tokens):
+            count += 1
+            if count > MAX_WORDS:
+                close()
+                return Text(tuple(sentences), True)
+            if token in _ENDS:
+                if token != "." or not words or words[-1] not in _NO_END or i + 1 == len(tokens):
+                    close(token == "?")
+            elif token == ":":
+                kept = next(
+                    (n for n in (1, 2, 3) if n <= len(words) and " ".join(words[-n:]) in lexicon.keep_sections), 0
+                )
+                if kept:
+                    del words[-kept:]
+                    close()
+                    section, skipping = section + 1, ""
+                elif words and len(words) <= 5 and " ".join(words) in lexicon.skip_sections:
+                    words.clear()
+                    skipping = "line" if last_kept > i else "sentence"
+                elif words:
+                    words.append(":")
+            elif token in ("/", "|"):
+                words.append(",")
+            elif not _REDACTED.match(token):
+                if len(words) >= MAX_SENTENCE:
+                    close()
+                words.append(token)
+    close()
+    return Text(tuple(sentences), too_long)
