@@ -157,6 +157,11 @@ class Executor:
         """`submit`, and wait."""
         return self.submit(samples, counted=counted).result()
 
+    def check_gold(self, samples: Sequence[RewardInput]) -> list[str | None]:
+        """For each sample, why its label cannot be judged, or None."""
+        results = self._back.submit(list(samples), gold=True).result()
+        return [None if result.value is not None else result.reason for result in results]
+
     @property
     def name(self) -> str:
         """The reward's name."""
@@ -188,6 +193,17 @@ class Executor:
 def judge(reward: Reward, samples: Sequence[RewardInput]) -> list[RewardResult]:
     """One result a sample; an exception costs only its own sample, which comes back as status `error`, value None."""
     return [result for found in _judged(reward, samples, None) for result in found]
+
+
+class _GoldCheck(Reward):
+    """A reward's `check_gold` in the form of a score, so that it runs under the same limits."""
+
+    def __init__(self, reward: Reward) -> None:
+        self._reward = reward
+
+    def score(self, sample: RewardInput) -> RewardResult:
+        problem = self._reward.check_gold(sample)
+        return RewardResult(1.0) if problem is None else RewardResult(None, "gold_invalid", reason=problem)
 
 
 class _SoftTimeout(BaseException):
@@ -262,6 +278,7 @@ class _Job:
     """One submit. Results are filled in by index; the future is set when none is missing."""
 
     samples: Sequence[RewardInput]
+    gold: bool = False  # ask check_gold instead of score
     future: Future[list[RewardResult]] = field(default_factory=Future)
     results: dict[int, RewardResult] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -288,14 +305,14 @@ class _Inline:
     restarts = 0
 
     def __init__(self, reward: Reward) -> None:
-        self._reward = reward
+        self._reward, self._gold_check = reward, _GoldCheck(reward)
         self.name, self.parts = reward.name, part_names(reward)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         threading.Thread(target=self._serve, name="rewards", daemon=True).start()
 
-    def submit(self, samples: Sequence[RewardInput]) -> Future[list[RewardResult]]:
-        job = _Job(samples)
+    def submit(self, samples: Sequence[RewardInput], gold: bool = False) -> Future[list[RewardResult]]:
+        job = _Job(samples, gold)
         self._jobs.put(job)
         return job.future
 
@@ -308,7 +325,7 @@ class _Inline:
             try:
                 if self._closing.is_set():
                     raise RuntimeError("the executor was closed before these samples were judged")
-                job.finish(judge(self._reward, job.samples))
+                job.finish(judge(self._gold_check if job.gold else self._reward, job.samples))
             except BaseException as error:
                 job.finish(error)
 
@@ -352,8 +369,8 @@ class _Isolated:
         built = self._workers[0]
         self.name, self.parts = built.name, built.parts
 
-    def submit(self, samples: Sequence[RewardInput]) -> Future[list[RewardResult]]:
-        job = _Job(samples)
+    def submit(self, samples: Sequence[RewardInput], gold: bool = False) -> Future[list[RewardResult]]:
+        job = _Job(samples, gold)
         if not samples:
             job.finish([])
             return job.future
@@ -413,12 +430,12 @@ class _Isolated:
 
     def _do(self, task: _Task, worker: _Worker) -> None:
         job, indices, used = task.job, task.indices, worker.used
-        results, problem = worker.judge([job.samples[i] for i in indices])
+        results, problem = worker.judge([job.samples[i] for i in indices], job.gold)
         job.fill(dict(zip(indices, results, strict=False)))
         if problem is None or self._closing:
             return
         missing = indices[len(results) :]
-        if worker.batched and not results and len(missing) > 1:
+        if worker.batched and not job.gold and not results and len(missing) > 1:
             # The whole batch went down in one call: alone, each sample shows whether it was the one.
             for index in missing:
                 self._tasks.put(_Task(job, (index,)))
@@ -469,11 +486,11 @@ class _Worker:
             self.kill()
             raise RewardFailure(f"a reward worker could not start: {problem}")
 
-    def judge(self, samples: Sequence[RewardInput]) -> tuple[list[RewardResult], RewardResult | None]:
+    def judge(self, samples: Sequence[RewardInput], gold: bool) -> tuple[list[RewardResult], RewardResult | None]:
         """The results, and None; or the results of the first samples and what is to be said of the next one."""
         results: list[RewardResult] = []
         self.used = True
-        data = pickle.dumps(samples)
+        data = pickle.dumps((samples, gold))
         try:
             self._conn.send_bytes(data)
             while len(results) < len(samples):
@@ -521,8 +538,9 @@ def _work(fd: int) -> None:
         reward = build(spec)
         conn.send(("", is_batched(reward), reward.name, part_names(reward)))
         while True:
-            samples = pickle.loads(conn.recv_bytes())
-            for results in _judged(reward, samples, timeout_s, fatal=(MemoryError,)):
+            samples, gold = pickle.loads(conn.recv_bytes())
+            judged = _GoldCheck(reward) if gold else reward
+            for results in _judged(judged, samples, timeout_s, fatal=(MemoryError,)):
                 conn.send([replace(result, parsed=_plain(result.parsed)) for result in results])
     except EOFError:
         return

@@ -56,6 +56,9 @@ class Naughty(Reward):
                 return RewardResult(1.0, parsed=os.environ.get("CUDA_VISIBLE_DEVICES"))
         return RewardResult(1.0, parsed=sample.completion, components={"n": 1.0})
 
+    def check_gold(self, sample):
+        return self.score(sample).parsed if sample.completion != "fine" else None
+
 
 class NaughtyBatch(Naughty):
     """The same, a batch at a time."""
@@ -222,6 +225,16 @@ def test_isolated_needs_a_spec_and_tells_why_a_worker_cannot_start():
         Executor("nothing")
     with pytest.raises(ValueError, match="not one of inline, isolated"):
         Executor(Naughty(), mode="thread")
+
+
+@pytest.mark.parametrize("spec", [f"{HERE}:Naughty", f"{HERE}:NaughtyBatch"])
+def test_labels_are_checked_under_the_same_limits(spec):
+    expected = ["odd", None, "ValueError: no such luck", "no result within"]
+    with isolated(spec) as executor, Executor(spec) as inline:
+        found = executor.check_gold(samples("odd", "fine", "raise", "sleep"))
+        assert inline.check_gold(samples("odd", "fine")) == ["odd", None]
+    assert [f and f[: len(e or "")] for f, e in zip(found, expected, strict=True)] == expected
+    assert executor.budget.masked == 0
 
 
 def test_the_budget_ends_the_run_with_examples_and_ignores_uncounted_samples():
