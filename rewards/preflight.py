@@ -1,0 +1,398 @@
+"""Tries a reward on the labels of a data set before training does: can it judge them, and whom else does it pay?
+
+Every label is parsed and must earn 1 when it is given as the answer. Then answers that deserve nothing are tried on a
+sample of the rows: another row's label, an empty answer, all options at once, the label hedged with a wrong one, the
+question echoed. What constant answers earn is shown, since that is what a policy can earn blindfold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rewards.adapters import reward_input
+from rewards.base import Reward, RewardInput, RewardResult
+from rewards.compose import DEFAULT_SPEC, SpecError, build
+from rewards.executor import Executor
+
+# The think block keeps a format gate open; a reward that reads other marks needs a template of its own.
+TEMPLATE = "<think>I compare the findings with the question.</think>\n<answer>{answer}</answer>"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+PROBED_ROWS = 1000  # rows of a kind on which undeserving answers are tried
+SHOWN = 20  # bad rows that a text lists
+# Other kinds give part marks, and another row's label may be half right there.
+WRONG_LABEL_LIMIT = {"option": 0.05, "yesno": 0.05}
+PART_MARKS_LIMIT = 0.5
+
+
+class RowsError(ValueError):
+    """A file from which no rows can be read."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row whose label cannot be judged, or does not earn 1."""
+
+    id: str
+    kind: str
+    gold: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.id} ({self.kind or 'no kind'}): {self.reason}; label {self.gold}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One sort of answer tried on rows of a kind. limit: the highest mean that is fine; None = shown, not judged.
+
+    mean: over judged rows. unjudged: rows for which the reward gave no value. paid: ids of up to 5 rows that were paid.
+    """
+
+    name: str
+    kind: str
+    rows: int
+    mean: float
+    limit: float | None = None
+    unjudged: int = 0
+    paid: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.limit is None or (self.mean <= self.limit and self.unjudged == 0)
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """rows: by kind, the refused ones left out. refused: lines that are no rows."""
+
+    rows: Mapping[str, int]
+    bad: tuple[BadRow, ...]
+    probes: tuple[Probe, ...]
+    refused: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.rows) and not self.bad and not self.refused and all(probe.ok for probe in self.probes)
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.ok else 1
+
+    def summary(self) -> str:
+        """One line."""
+        failed = [probe for probe in self.probes if not probe.ok]
+        kinds = ", ".join(f"{count} {kind or 'without kind'}" for kind, count in self.rows.items()) or "no rows"
+        faults = [f"{len(self.bad)} bad labels" if self.bad else "all labels earn 1"]
+        if self.refused:
+            faults.append(f"{len(self.refused)} lines refused")
+        faults += [f"{probe.name!r} earns {probe.mean:.2f} on {probe.kind} rows" for probe in failed]
+        return f"{sum(self.rows.values())} rows ({kinds}): {'; '.join(faults)}"
+
+    def text(self) -> str:
+        """Plain lines: the summary, the bad rows (20 at most), the table of probes."""
+        table = [_HEAD, *(_cells(probe) for probe in self.probes)]
+        widths = [max(len(row[i]) for row in table) for i in range(len(_HEAD))]
+        drawn = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        return "\n".join([*self._heading(), *(f"  {line}" for line in drawn)])
+
+    def _heading(self) -> list[str]:
+        lines = [self.summary()]
+        for title, items in (("refused", self.refused), ("bad", self.bad)):
+            lines += [f"  {title}: {item}" for item in items[:SHOWN]]
+            if len(items) > SHOWN:
+                lines.append(f"  ... and {len(items) - SHOWN} more {title}")
+        return lines
+
+    def show(self) -> None:
+        """Print `text`, with a drawn table on a terminal."""
+        if not sys.stdout.isatty():
+            print(self.text())
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*_HEAD)
+        for probe in self.probes:
+            table.add_row(*_cells(probe), style=None if probe.ok else "bold red")
+        console = Console()
+        console.print("\n".join(self._heading()), markup=False, highlight=False)
+        console.print(table)
+
+
+_HEAD = ("kind", "answer", "rows", "mean", "at most", "")
+
+
+def _cells(probe: Probe) -> tuple[str, ...]:
+    limit = "" if probe.limit is None else f"{probe.limit:g}"
+    verdict = "" if probe.limit is None else "ok" if probe.ok else "FAIL"
+    if not probe.ok and probe.paid:
+        verdict += f" (paid: {', '.join(probe.paid)})"
+    if probe.unjudged:
+        verdict += f" ({probe.unjudged} not judged)"
+    return probe.kind or "-", probe.name, str(probe.rows), f"{probe.mean:.3f}", limit, verdict
+
+
+def check(
+    samples: Sequence[RewardInput],
+    reward: Reward | Executor,
+    *,
+    ids: Sequence[str] | None = None,
+    refused: Sequence[str] = (),
+    template: str = TEMPLATE,
+    seed: int = 0,
+) -> PreflightReport:
+    """Try `reward` on rows. The rows' completions are ignored; nothing counts against an executor's failure budget.
+
+    ids: names for the rows in the report, by default "row 1", "row 2", ... refused: passed on to the report.
+    template: how an answer becomes a completion; it holds "{answer}".
+    """
+    if "{answer}" not in template:
+        raise ValueError(f"the template must hold {{answer}}, got {template!r}")
+    names = list(ids) if ids is not None else [f"row {number}" for number in range(1, len(samples) + 1)]
+    if len(names) != len(samples):
+        raise ValueError(f"{len(names)} ids for {len(samples)} rows")
+    executor = reward if isinstance(reward, Executor) else Executor(reward)
+    trial = _Trial(executor, template)
+    try:
+        bad, own = _judge_labels(samples, names, trial)
+        by_kind: dict[str, list[int]] = defaultdict(list)
+        for i, sample in enumerate(samples):
+            by_kind[sample.kind].append(i)
+        rng = random.Random(seed)
+        probes: list[Probe] = []
+        for kind, rows in by_kind.items():
+            labels = [own[i] for i in rows if i in own]
+            probes.append(_summed("the label", kind, labels, [names[i] for i in rows if i in own], None))
+            good = [i for i in rows if i not in bad]
+            chosen = sorted(rng.sample(good, PROBED_ROWS)) if len(good) > PROBED_ROWS else good
+            probes += _probes(kind, [samples[i] for i in chosen], [names[i] for i in chosen], trial, rng)
+    finally:
+        if executor is not reward:
+            executor.close()
+    counts = {kind: len(rows) for kind, rows in by_kind.items()}
+    return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused))
+
+
+def answer_text(sample: RewardInput) -> str:
+    """A row's label as a model would write it between answer tags."""
+    gold, unit = sample.gold, sample.meta.get("unit")
+    if isinstance(gold, bool):
+        return "yes" if gold else "no"
+    if isinstance(gold, list | tuple | set | frozenset):
+        joint = {"pair": "/", "range": " to ", "interval": " to "}.get(sample.meta.get("kind", ""), ", ")
+        text = joint.join(str(item) for item in gold)
+    else:
+        text = str(gold)
+    if sample.kind == "numeric" and unit and unit not in ("1", "score") and not text.endswith(str(unit)):
+        text = f"{text} {unit}"
+    return text
+
+
+@dataclass(frozen=True)
+class _Trial:
+    executor: Executor
+    template: str
+
+    def answers(self, samples: Sequence[RewardInput], answers: Sequence[str]) -> list[RewardResult]:
+        texts = [self.template.replace("{answer}", answer) for answer in answers]
+        return self.completions(samples, texts)
+
+    def completions(self, samples: Sequence[RewardInput], texts: Sequence[str]) -> list[RewardResult]:
+        asked = [replace(s, completion=text, truncated=False) for s, text in zip(samples, texts, strict=True)]
+        return self.executor.score(asked, counted=False)
+
+
+def _judge_labels(
+    samples: Sequence[RewardInput], names: Sequence[str], trial: _Trial
+) -> tuple[dict[int, BadRow], dict[int, RewardResult]]:
+    """The bad rows, and what each label that parses earns as an answer; both by the row's place."""
+    problems = trial.executor.check_gold(samples)
+    fine = [i for i, problem in enumerate(problems) if problem is None]
+    own = dict(
+        zip(fine, trial.answers([samples[i] for i in fine], [answer_text(samples[i]) for i in fine]), strict=True)
+    )
+    for i, result in own.items():
+        if result.value is None:
+            problems[i] = f"the label itself could not be judged ({result.status}: {result.reason})"
+        elif result.value < 1.0 - 1e-9:
+            problems[i] = f"the label itself earns {result.value:.2f} ({result.reason or result.status})"
+    bad = {
+        i: BadRow(names[i], samples[i].kind, _short(samples[i].gold), problem)
+        for i, problem in enumerate(problems)
+        if problem is not None
+    }
+    return bad, own
+
+
+def _probes(
+    kind: str, samples: Sequence[RewardInput], names: Sequence[str], trial: _Trial, rng: random.Random
+) -> list[Probe]:
+    """The undeserving answers on the rows of one kind."""
+    found: list[Probe] = []
+
+    def probe(name: str, rows: Iterable[int], answers: Mapping[int, str], limit: float | None) -> list[RewardResult]:
+        rows = list(rows)
+        results = trial.answers([samples[i] for i in rows], [answers[i] for i in rows])
+        if rows:
+            found.append(_summed(name, kind, results, [names[i] for i in rows], limit))
+        return results
+
+    labels = [answer_text(sample) for sample in samples]
+    borrowed = _borrowed(samples, labels, rng)
+    results = probe("another row's label", borrowed, borrowed, WRONG_LABEL_LIMIT.get(kind, PART_MARKS_LIMIT))
+    wrong = {i: borrowed[i] for i, result in zip(borrowed, results, strict=True) if result.value == 0}
+
+    everyone = range(len(samples))
+    if samples:
+        found.append(_summed("nothing", kind, trial.completions(samples, [""] * len(samples)), names, 0.0))
+    probe("an empty answer", everyone, dict.fromkeys(everyone, ""), 0.0)
+    if kind == "option":
+        lettered = {i: LETTERS[: len(s.options)] for i, s in enumerate(samples) if len(s.options) > 1}
+        # All letters can be the right answer to a question with several.
+        some = {i: letters for i, letters in lettered.items() if set(letters) - set(labels[i].upper())}
+        probe("all letters", some, {i: ", ".join(letters) for i, letters in some.items()}, 0.0)
+        probe("any letter", some, {i: " or ".join(letters) for i, letters in some.items()}, 0.0)
+        probe("all option texts", some, {i: "; ".join(samples[i].options) for i in some}, 0.0)
+    if kind == "yesno":
+        probe("yes or no", everyone, dict.fromkeys(everyone, "yes or no"), 0.0)
+    if kind in ("option", "yesno", "numeric", "open"):
+        single = [i for i in wrong if not samples[i].meta.get("multi")]
+        probe("label or a wrong one", single, {i: f"{labels[i]} or {wrong[i]}" for i in single}, 0.0)
+        probe("wrong one or the label", single, {i: f"{wrong[i]} or {labels[i]}" for i in single}, 0.0)
+        asked = {i: sample.prompt for i, sample in enumerate(samples) if sample.prompt}
+        probe("the question", asked, asked, 0.05)
+    for answer in _constants(kind, samples, labels):
+        probe(f"always {_short(answer, 30)!r}", everyone, dict.fromkeys(everyone, answer), None)
+    return found
+
+
+def _borrowed(samples: Sequence[RewardInput], labels: Sequence[str], rng: random.Random) -> dict[int, str]:
+    """For each row that has one, a label of another row of as many options that differs from its own."""
+    found: dict[int, str] = {}
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i, sample in enumerate(samples):
+        groups[len(sample.options)].append(i)
+    for rows in groups.values():
+        for i in rows:
+            for j in rng.sample(rows, min(len(rows), 8)):
+                if labels[j].casefold() != labels[i].casefold():
+                    found[i] = labels[j]
+                    break
+    return found
+
+
+def _constants(kind: str, samples: Sequence[RewardInput], labels: Sequence[str]) -> list[str]:
+    if kind == "option":
+        return list(LETTERS[: max((len(sample.options) for sample in samples), default=0)])
+    if kind == "yesno":
+        return ["yes", "no"]
+    return [label for label, _ in Counter(labels).most_common(1)]
+
+
+def _summed(name: str, kind: str, results: Sequence[RewardResult], names: Sequence[str], limit: float | None) -> Probe:
+    values = [result.value for result in results if result.value is not None]
+    mean = sum(values) / len(values) if values else 0.0
+    paid = [row for row, result in zip(names, results, strict=True) if result.value]
+    return Probe(name, kind, len(results), mean, limit, len(results) - len(values), tuple(paid[:5]))
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """samples and their ids, in file order; refused: "line 7: reason" for every line that is no row."""
+
+    samples: tuple[RewardInput, ...]
+    ids: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+def load_rows(path: str | Path) -> Rows:
+    """Rows of a JSONL file in the data-row form; images are not opened. Raises RowsError when nothing can be read."""
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        raise RowsError(f"{path}: labels are read from .jsonl files, one row a line")
+    samples: list[RewardInput] = []
+    ids: list[str] = []
+    refused: list[str] = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise RowsError(f"{path}: {error.strerror}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+            if not isinstance(row, dict):
+                raise ValueError(f"a line holds one JSON object, this one a {type(row).__name__}")
+            if row.get("answer") in (None, "", []):
+                raise ValueError("field 'answer' is missing or empty")
+            sample = reward_input(row, "")
+        except (ValueError, TypeError, RecursionError) as error:
+            refused.append(f"line {number}: {error}")
+            continue
+        samples.append(sample)
+        ids.append(str(row.get("id", f"line {number}")))
+    if not samples and not refused:
+        raise RowsError(f"{path}: the file is empty")
+    return Rows(tuple(samples), tuple(ids), tuple(refused))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`lingshu-rl rewards check DATA`: 0 when all is well, 1 when labels or the reward are not, 2 for a wrong call."""
+    parser = argparse.ArgumentParser(prog="lingshu-rl rewards", description="Check labels and rewards before a run.")
+    checking = parser.add_subparsers(dest="command", required=True).add_parser(
+        "check", help="try a reward on the labels of a data set"
+    )
+    checking.add_argument("data", metavar="DATA", help="a .jsonl file of data rows")
+    choice = checking.add_mutually_exclusive_group()
+    choice.add_argument("--reward", metavar="NAME", help="a reward of this package, or module:Class; default: by kind")
+    choice.add_argument("--spec", metavar="FILE", help="a YAML file with a composition, as under rewards.spec")
+    checking.add_argument("--template", default=TEMPLATE, help="a completion with {answer} in it; default: %(default)r")
+    checking.add_argument("--out", metavar="FILE", type=Path, help="write the whole report as JSON")
+    arguments = parser.parse_args(argv)
+    # A console script starts with its own folder on the path, not with the author's.
+    sys.path.insert(0, os.getcwd())
+    try:
+        rows = load_rows(arguments.data)
+        reward = build(arguments.reward or (_spec_file(arguments.spec) if arguments.spec else DEFAULT_SPEC))
+        report = check(rows.samples, reward, ids=rows.ids, refused=rows.refused, template=arguments.template)
+    except (RowsError, SpecError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report.show()
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"ok": report.ok, **asdict(report)}, indent=1, ensure_ascii=False) + "\n")
+    return report.exit_code
+
+
+def _spec_file(path: str) -> Any:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        spec = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, OmegaConfBaseException, YAMLError) as error:
+        raise SpecError(f"{path}: {error}") from None
+    # A run's whole config is welcome too.
+    if isinstance(spec, dict) and isinstance(spec.get("rewards"), dict):
+        spec = spec["rewards"].get("spec") or DEFAULT_SPEC
+    return spec
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""The pre-flight: good labels pass, bad ones are named, and rewards that pay the undeserving are caught."""
+
+import json
+import re
+import textwrap
+
+import pytest
+
+from rewards.base import Reward, RewardInput, RewardResult
+from rewards.executor import Executor
+from rewards.preflight import RowsError, answer_text, check, load_rows, main
+
+HERE = "test_preflight"
+
+
+class Tagged(Reward):
+    """Exact match of what stands between the answer tags; letters and words only."""
+
+    def score(self, sample):
+        found = re.search(r"<answer>(.*?)</answer>", sample.completion, re.DOTALL)
+        said = found.group(1).strip().casefold() if found else ""
+        return RewardResult(
+            float(said == answer_text(sample).casefold()), parsed=said, reason="" if found else "no tag"
+        )
+
+    def check_gold(self, sample):
+        return "label is a question mark" if sample.gold == "?" else None
+
+
+class Substring(Reward):
+    """Pays when label and answer contain one another, as a published reward does."""
+
+    def score(self, sample):
+        found = re.search(r"<answer>(.*?)</answer>", sample.completion, re.DOTALL)
+        said, gold = (found.group(1) if found else "").casefold(), str(sample.gold).casefold()
+        return RewardResult(float(said in gold or gold in said))
+
+
+class Generous(Reward):
+    def score(self, sample):
+        return RewardResult(1.0)
+
+
+class Fragile(Tagged):
+    def score(self, sample):
+        if not sample.completion.strip():
+            raise IndexError("no text")
+        return super().score(sample)
+
+
+def rows() -> list[RewardInput]:
+    words = ["lung", "heart", "liver", "spleen", "kidney", "brain"]
+    found = []
+    for i, word in enumerate(words * 4):
+        found.append(
+            RewardInput("", gold="ABCD"[i % 4], options=tuple(words[:4]), kind="option", prompt="Which organ?")
+        )
+        found.append(RewardInput("", gold=["yes", "no", "no"][i % 3], kind="yesno", prompt="Is it a lung?"))
+        found.append(RewardInput("", gold=word, kind="open", prompt="Which organ?"))
+        found.append(RewardInput("", gold=i + 1, kind="numeric", prompt="How long?", meta={"unit": "mm"}))
+        found.append(RewardInput("", gold=f"The {word} is enlarged.", kind="report"))
+    return found
+
+
+def by_name(report, kind):
+    return {probe.name: probe for probe in report.probes if probe.kind == kind}
+
+
+def test_a_sound_reward_passes_and_constants_are_shown():
+    report = check(rows(), Tagged())
+    assert report.ok and report.exit_code == 0, report.text()
+    assert report.rows == {"option": 24, "yesno": 24, "open": 24, "numeric": 24, "report": 24}
+    option = by_name(report, "option")
+    assert option["the label"].mean == 1 and option["another row's label"].mean == 0
+    assert {"all letters", "any letter", "all option texts", "label or a wrong one", "the question"} <= set(option)
+    assert option["always 'A'"].mean == 0.25
+    assert by_name(report, "yesno")["always 'no'"].mean == pytest.approx(2 / 3)
+    assert by_name(report, "open")["always 'lung'"].mean == pytest.approx(4 / 24)
+    assert report.summary() == "120 rows (24 option, 24 yesno, 24 open, 24 numeric, 24 report): all labels earn 1"
+    assert "always 'no'" in report.text()
+
+
+def test_a_substring_reward_is_caught_with_the_rows_it_pays():
+    report = check(rows(), Substring(), ids=[f"id{i}" for i in range(120)])
+    assert not report.ok and report.exit_code == 1
+    option = by_name(report, "option")
+    assert not option["an empty answer"].ok and option["an empty answer"].mean == 1
+    assert not option["any letter"].ok and not option["label or a wrong one"].ok and not option["nothing"].ok
+    assert option["nothing"].paid[0] == "id0"
+    assert "FAIL (paid: id0" in report.text() and "'any letter' earns 1.00 on option rows" in report.summary()
+
+
+def test_a_reward_that_pays_everything_or_fails_on_nothing_is_caught():
+    report = check(rows(), Generous())
+    assert all(not by_name(report, kind)["another row's label"].ok for kind in report.rows)
+    report = check(rows(), Fragile())
+    assert {probe.name for probe in report.probes if not probe.ok} == {"nothing"}
+    assert "24 not judged" in report.text()
+
+
+def test_bad_labels_are_named_with_their_reason():
+    samples = rows()[:10]
+    samples[2] = RewardInput("", gold="?", kind="open")
+    samples[5] = RewardInput("", gold="</answer>", kind="open")
+    report = check(samples, Executor(Tagged()), ids=[f"q{i}" for i in range(10)])
+    assert [row.id for row in report.bad] == ["q2", "q5"]
+    assert report.bad[0].reason == "label is a question mark"
+    assert "earns 0.00" in report.bad[1].reason and report.bad[1].gold == "</answer>"
+    assert "bad: q2 (open): label is a question mark; label ?" in report.text() and "2 bad labels" in report.summary()
+
+
+def test_only_so_many_bad_rows_are_listed_but_all_are_kept():
+    report = check([RewardInput("", gold="?", kind="open")] * 30, Tagged())
+    assert len(report.bad) == 30 and "... and 10 more bad" in report.text() and not report.ok
+
+
+def test_several_letters_may_all_be_right():
+    rows = [
+        RewardInput("", gold=g, options=("x", "y"), kind="option", meta={"multi": True}) for g in ("A, B", "A", "B")
+    ]
+    option = by_name(check(rows, Tagged()), "option")
+    assert option["all letters"].rows == 2 and "label or a wrong one" not in option
+
+
+def test_another_template_reaches_rewards_that_read_other_marks():
+    class Boxed(Reward):
+        def score(self, sample):
+            return RewardResult(float(sample.completion == f"[[{sample.gold}]]"))
+
+    assert not check(rows()[:1], Boxed()).ok
+    assert check(rows()[:1], Boxed(), template="[[{answer}]]").ok
+    with pytest.raises(ValueError, match="template"):
+        check(rows(), Boxed(), template="{text}")
+
+
+@pytest.mark.parametrize(
+    ("sample", "text"),
+    [
+        (RewardInput("", gold=True, kind="yesno"), "yes"),
+        (RewardInput("", gold=["A", "C"], kind="option"), "A, C"),
+        (RewardInput("", gold=5.5, kind="numeric", meta={"unit": "mg"}), "5.5 mg"),
+        (RewardInput("", gold="5 mg", kind="numeric", meta={"unit": "mg"}), "5 mg"),
+        (RewardInput("", gold=12, kind="numeric", meta={"unit": "1"}), "12"),
+        (RewardInput("", gold=[120, 80], kind="numeric", meta={"unit": "mmHg", "kind": "pair"}), "120/80 mmHg"),
+        (RewardInput("", gold=[5, 10], kind="numeric", meta={"unit": "mg", "kind": "range"}), "5 to 10 mg"),
+        (RewardInput("", gold="left lung", kind="open"), "left lung"),
+    ],
+)
+def test_labels_are_written_as_a_model_would(sample, text):
+    assert answer_text(sample) == text
+
+
+def write(path, *rows):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def test_rows_are_read_without_their_images_and_odd_lines_are_refused(tmp_path):
+    path = write(
+        tmp_path / "rows.jsonl",
+        {"id": "a", "images": ["gone.png"], "question": "How much?", "answer": 5, "kind": "numeric", "unit": "mg",
+         "tolerance": {"rel": 0.1}, "meta": {"modality": "CT"}},
+        "",
+        "{not json",
+        "[1]",
+        {"id": "b", "answer": "", "kind": "open"},
+        {"answer": "x", "kind": "open"},
+    )  # fmt: skip
+    rows = load_rows(path)
+    assert rows.ids == ("a", "line 6")
+    assert (
+        rows.samples[0].gold == 5 and rows.samples[0].prompt == "How much?" and rows.samples[0].images == ("gone.png",)
+    )
+    assert rows.samples[0].meta == {"modality": "CT", "unit": "mg", "tolerance": {"rel": 0.1}}
+    assert [item.split(":")[0] for item in rows.refused] == ["line 3", "line 4", "line 5"]
+    with pytest.raises(RowsError, match="No such file"):
+        load_rows(tmp_path / "none.jsonl")
+    with pytest.raises(RowsError, match=r"\.jsonl"):
+        load_rows(tmp_path / "rows.csv")
+    with pytest.raises(RowsError, match="empty"):
+        load_rows(write(tmp_path / "empty.jsonl"))
+
+
+def test_the_command_checks_a_file_with_an_own_reward(tmp_path, monkeypatch, capsys):
+    good = write(
+        tmp_path / "good.jsonl", *[{"id": i, "answer": w, "kind": "open"} for i, w in enumerate(("lung", "heart"))]
+    )
+    bad = write(tmp_path / "bad.jsonl", {"id": 7, "answer": "?", "kind": "open"}, "oops")
+    (tmp_path / "my_reward.py").write_text(f"from {HERE} import Tagged as Mine\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", str(good), "--reward", "my_reward:Mine"]) == 0
+    assert "2 rows (2 open): all labels earn 1" in capsys.readouterr().out
+    assert main(["check", str(bad), "--reward", "my_reward:Mine", "--out", "report.json"]) == 1
+    out = capsys.readouterr().out
+    assert "bad: 7 (open)" in out and "refused: line 2" in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["ok"] is False and report["bad"][0]["id"] == "7" and report["refused"]
+    assert main(["check", str(good), "--reward", "my_reward:Nothing"]) == 2
+    assert "has no 'Nothing'" in capsys.readouterr().err
+    assert main(["check", "absent.jsonl"]) == 2
+    assert "absent.jsonl: No such file" in capsys.readouterr().err
+
+
+def test_the_command_reads_a_spec_or_a_whole_config(tmp_path, capsys):
+    data = write(tmp_path / "rows.jsonl", {"id": 1, "answer": "lung", "kind": "open"})
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(f"parts: {{answer: {HERE}:Tagged}}\n")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        textwrap.dedent(f"""
+        model: demo
+        rewards:
+          spec: {{route: {{open: {HERE}:Tagged}}}}
+        """)
+    )
+    assert main(["check", str(data), "--spec", str(spec)]) == 0
+    assert main(["check", str(data), "--spec", str(config)]) == 0
+    spec.write_text("parts: [")
+    assert main(["check", str(data), "--spec", str(spec)]) == 2
+    assert "spec.yaml" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_drawn_table(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    check(rows()[:10], Tagged()).show()
+    out = capsys.readouterr().out
+    assert "│" in out and "10 rows" in out
+
+
+def test_large_sets_are_probed_on_a_sample(monkeypatch):
+    monkeypatch.setattr("rewards.preflight.PROBED_ROWS", 10)
+    option = by_name(check(rows(), Tagged()), "option")
+    assert option["the label"].rows == 24 and option["an empty answer"].rows == 10
