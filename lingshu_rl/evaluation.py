@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lingshu_rl.eval.stats import mean_ci, paired_gain
+from lingshu_rl.eval.stats import mean_ci
 from lingshu_rl.model import blank_image
 from lingshu_rl.run import Run
 from lingshu_rl.runfolder import image_name
@@ -52,7 +52,7 @@ async def evaluate(run: Run, name: str, controls: Sequence[str] = ()) -> dict[st
         results[condition] = rows
     run.progress.stop()
     for condition, rows in results.items():
-        score = mean_ci(values(rows), clusters(rows))
+        score = mean_ci([row["value"] for row in rows], [row["image"] for row in rows])
         low, high = score["ci95"]
         run.progress.say(
             f"{name}, {condition}: accuracy {score['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, n={score['n']})"
@@ -86,48 +86,3 @@ def shuffled(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 CONTROLS = {"blank": blank, "shuffled": shuffled}
-
-
-def summarise(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> dict[str, Any]:
-    """The accuracy part of summary.json: before, after, gain, controls, and each by kind and by task."""
-
-    def scores(rows: Rows) -> dict[str, Any]:
-        return mean_ci(values(rows), clusters(rows))
-
-    def control(name: str, keep: Any) -> dict[str, Any]:
-        if name not in after:
-            return {}
-        out = scores(keep(after[name]))
-        if name in before:
-            out["before"] = scores(keep(before[name]))
-        return out
-
-    def table(keep: Any) -> dict[str, Any]:
-        start, end = keep(before["image"]), keep(after["image"])
-        return {
-            "before": scores(start),
-            "after": scores(end),
-            "gain": paired_gain(values(start), values(end), clusters(start)),
-            "blank_image": control("blank", keep),
-            "shuffled_image": control("shuffled", keep),
-        }
-
-    def split(field: str) -> dict[str, Any]:
-        names = sorted({row[field] for row in before["image"]})
-        return {n: table(lambda rows, n=n: [r for r in rows if r[field] == n]) for n in names if n}
-
-    return {
-        **table(lambda rows: rows),
-        "by_kind": split("kind"),
-        "by_task": split("task"),
-        "by_modality": split("modality"),
-    }
-
-
-def values(rows: Rows) -> list[float | None]:
-    return [row["value"] for row in rows]
-
-
-def clusters(rows: Rows) -> list[str]:
-    """Questions on one image are not independent; a question without an image stands for itself."""
-    return [row["image"] or row["id"] for row in rows]

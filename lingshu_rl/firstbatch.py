@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lingshu_rl.run import Run
 
 SAMPLE = 4  # groups that the two extra forwards (dense rows, blank images) look at
+SIGHT = 1e-4  # nats that a blank image must change at the least
 
 
 class CheckError(RuntimeError):
@@ -60,7 +61,7 @@ def check_first_batch(run: Run, groups: Sequence[TrainGroup]) -> None:
             f"the KL to the reference is {found['kl_first_step']:.3g} at the first step (limit {limits.max_kl:g}): "
             "the reference is not the model the run starts from"
         )
-    if seeing and found["blank_gap_first_step"] < 10 * found["max_logprob_gap_first_step"]:
+    if seeing and found["blank_gap_first_step"] < 10 * found["max_logprob_gap_first_step"] + SIGHT:
         faults.append(
             f"blank images change the log-probs by only {found['blank_gap_first_step']:.3g} nats, real ones differ from "
             f"the engine's by {found['max_logprob_gap_first_step']:.3g}: the image is lost somewhere"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lingshu_rl.config import Config
+from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.model import load_model, resolve_dtype
 from lingshu_rl.types import TrainGroup
 
@@ -38,6 +38,11 @@ class Policy:
         model = load_model(config.model, torch.float32 if not on_gpu else resolve_dtype(config.train.dtype, on_gpu))
         self.banned = model_spec(model.config).placeholder_ids
         self.layout = config.packing.layout
+        self.scoring = {
+            "banned_ids": self.banned,
+            "temperature": config.rollout.temperature,
+            "attention": config.packing.attention,
+        }
         if config.train.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         for name, parameter in model.named_parameters():
@@ -105,14 +110,8 @@ class Policy:
         """Per group, per completion, float32 log-probs without gradient. Every rank computes every row."""
         from lingshu_rl.scoring import group_logprobs
 
-        return group_logprobs(
-            self.engine,
-            groups,
-            token_budget=self.config.packing.token_budget,
-            layout=layout or self.layout,
-            banned_ids=self.banned,
-            temperature=self.config.rollout.temperature,
-        )
+        budget = self.config.packing.token_budget
+        return group_logprobs(self.engine, groups, token_budget=budget, layout=layout or self.layout, **self.scoring)
 
     def _optimizer_step(
         self, groups: Sequence[TrainGroup], old: Sequence[tuple[torch.Tensor, ...]] | None
@@ -131,9 +130,7 @@ class Policy:
         for i, (row, counts) in enumerate(mine):
             last = i == len(mine) - 1
             self.engine.set_gradient_accumulation_boundary(is_boundary=last)
-            scores = completion_logprobs(
-                self.engine, row, banned_ids=self.banned, entropy=True, temperature=self.config.rollout.temperature
-            )
+            scores = completion_logprobs(self.engine, row, entropy=True, **self.scoring)
             fields = row_tensors(row, groups, old, scores.logprobs_T.device)
             loss, metrics = policy_loss(
                 scores.logprobs_T,
@@ -270,8 +267,17 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
         **config.deepspeed,
     }
     handlers = [] if on_gpu else [InitProcessGroupKwargs(backend="gloo")]
+    try:
+        plugin = DeepSpeedPlugin(hf_ds_config=settings)
+    except ValueError as error:
+        if "accelerate config" not in str(error):
+            raise
+        raise ConfigError(
+            "the accelerate config file sets mixed_precision or DeepSpeed settings, which would not be used; leave them out "
+            "(`deepspeed_config: {}`) and give train.dtype and deepspeed.zero_optimization.stage to the run"
+        ) from None
     return Accelerator(
-        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings),
+        deepspeed_plugin=plugin,
         mixed_precision="bf16" if bf16 else "no",
         kwargs_handlers=handlers,
         log_with=available_trackers(config.run.trackers),

@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
-from lingshu_rl.evaluation import evaluate, summarise
+from lingshu_rl.eval.stats import summarise
+from lingshu_rl.evaluation import evaluate
 from lingshu_rl.progress import step_line
 from lingshu_rl.report import write_report
 from lingshu_rl.run import Run
@@ -61,13 +62,12 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float], s
 
 async def finish(run: Run) -> dict[str, Any]:
     """Evaluate the trained policy, write summary.json and report.html, and say where they are."""
-    before = run.folder.read_conditions("before", run.config.eval.controls)
     with run.phase("evaluation"):
-        after = await evaluate(run, "after", run.config.eval.controls)
+        await evaluate(run, "after", run.config.eval.controls)
     assert run.rollout is not None
     total = run.seconds_before + time.monotonic() - run.started
     summary = {
-        **summarise(before, after),
+        **summarise(run.folder.read_evals()),
         "steps": run.config.train.steps,
         "seconds_total": round(total, 1),
         "seconds_by_phase": {name: round(value, 2) for name, value in run.seconds.items()},

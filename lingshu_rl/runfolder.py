@@ -102,11 +102,6 @@ class RunFolder:
         with open(self.metrics, "a") as out:
             out.write(json.dumps(values) + "\n")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        if not self.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
-
     def write_rollouts(self, step: int, groups: Sequence[Group], advantages: Sequence[Sequence[float | None]]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -143,14 +138,10 @@ class RunFolder:
     def write_eval(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         write_text(self.path / "eval" / f"{name}.jsonl", "".join(json.dumps(r, default=str) + "\n" for r in rows))
 
-    def read_eval(self, name: str) -> list[dict[str, Any]] | None:
-        file = self.path / "eval" / f"{name}.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else None
-
-    def read_conditions(self, name: str, controls: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-        """The stored rows of an evaluation: {"image": ..., and each control}."""
-        found = {"image": self.read_eval(name), **{c: self.read_eval(f"{name}_{c}") for c in controls}}
-        return {condition: rows for condition, rows in found.items() if rows is not None}
+    def read_evals(self) -> dict[str, list[dict[str, Any]]]:
+        """Every stored evaluation by name: "before", "after", "before_blank", ..."""
+        files = sorted((self.path / "eval").glob("*.jsonl"))
+        return {f.stem: [json.loads(line) for line in f.read_text().splitlines()] for f in files}
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], *, is_main: bool,
                         barrier: Callable[[], None], keep_last: int) -> None:  # fmt: skip

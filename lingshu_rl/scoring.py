@@ -22,11 +22,12 @@ def group_logprobs(
     layout: str,
     banned_ids: Sequence[int],
     temperature: float,
+    attention: str = "sdpa",
 ) -> list[tuple[Tensor, ...]]:
     """Per group, per completion, a float32 CPU tensor of its length, in nats."""
     found: dict[tuple[int, int], Tensor] = {}
     for row in pack(groups, model, token_budget, layout):
-        scores = completion_logprobs(model, row, banned_ids=banned_ids, temperature=temperature)
+        scores = completion_logprobs(model, row, banned_ids=banned_ids, temperature=temperature, attention=attention)
         pieces = scores.logprobs_T.float().cpu().split([length for *_, length in row.members])
         found |= {(g, m): piece for (g, m, _), piece in zip(row.members, pieces, strict=True)}
     return [tuple(found[i, m] for m in range(len(group.completions))) for i, group in enumerate(groups)]

@@ -34,7 +34,8 @@ async def train(config: Config) -> dict[str, Any]:
     """Run `config.train.steps` steps with evaluation before and after; returns what summary.json holds."""
     async with open_run(config) as run:
         if run.first_step == 0:
-            await run.on_main(lambda: evaluate(run, "before", config.eval.controls))
+            with run.phase("evaluation"):
+                await run.on_main(lambda: evaluate(run, "before", config.eval.controls))
         run.progress.start("training", config.train.steps, done=run.first_step)
         for step in range(run.first_step, config.train.steps):
             began = time.monotonic()

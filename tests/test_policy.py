@@ -98,7 +98,9 @@ def test_rows_are_dealt_once_and_every_rank_gets_equally_many(sizes, ranks):
 def test_learning_rate_warms_up_and_follows_its_schedule():
     def rates(schedule):
         policy = Policy.__new__(Policy)
-        policy.config = load_config(None, ["train.lr=1.0", "train.warmup_steps=4", "train.steps=12", f"train.lr_schedule={schedule}"])
+        policy.config = load_config(
+            None, ["train.lr=1.0", "train.warmup_steps=4", "train.steps=12", f"train.lr_schedule={schedule}"]
+        )
         return [policy.lr_at(step) for step in range(12)]
 
     assert rates("constant") == [0.25, 0.5, 0.75, 1.0] + [1.0] * 8

@@ -26,7 +26,12 @@ def groups():
 def test_groups_and_logprobs_survive_the_wire():
     back = decode_groups(encode_groups(groups()), vocabulary=11)
     for x, y in zip(groups(), back, strict=True):
-        assert (x.key, x.prompt_ids, x.completions, x.vision.keys()) == (y.key, y.prompt_ids, y.completions, y.vision.keys())
+        assert (x.key, x.prompt_ids, x.completions, x.vision.keys()) == (
+            y.key,
+            y.prompt_ids,
+            y.completions,
+            y.vision.keys(),
+        )
     logprobs = [(torch.tensor([-1.0, -2.0]), torch.tensor([-3.0])), (torch.tensor([-4.0, -5.0, -6.0]),)]
     answer = decode_logprobs(encode_logprobs(logprobs), groups())
     assert all(torch.equal(a, b) for x, y in zip(answer, logprobs, strict=True) for a, b in zip(x, y, strict=True))
@@ -75,7 +80,9 @@ def app():
     import os
 
     os.environ[TOKEN_ENV] = "secret"
-    model = ReferenceModel("demo", dtype="float32", device="cpu", layout="shared", token_budget=4096, temperature=1.0)
+    model = ReferenceModel(
+        "demo", dtype="float32", device="cpu", layout="shared", token_budget=4096, temperature=1.0, attention="sdpa"
+    )
     return model, build_app(model, max_body_bytes=1 << 20)
 
 
@@ -95,7 +102,9 @@ def test_the_server_answers_what_the_policys_own_code_computes(app):
         answer = http.post("/logprobs", content=encode_groups([group]), headers=AUTH)
     served = decode_logprobs(answer.content, [group])[0]
     policy = load_model("demo", torch.float32)
-    own = group_logprobs(policy, [group], token_budget=4096, layout="dense", banned_ids=model.banned, temperature=1.0)[0]
+    own = group_logprobs(
+        policy, [group], token_budget=4096, layout="dense", banned_ids=model.scoring["banned_ids"], temperature=1.0
+    )[0]
     assert max(float((a - b).abs().max()) for a, b in zip(served, own, strict=True)) < 1e-5
 
 
@@ -116,7 +125,9 @@ def test_the_server_refuses_strangers_junk_and_giants_and_lives_on(app):
 def test_the_client_says_which_server_refused_and_why():
     async def ask():
         client = ReferenceClient(["http://ref"], token="t", timeout_s=5)
-        client.http = httpx.AsyncClient(transport=httpx.MockTransport(lambda r: httpx.Response(422, text="image tokens")))
+        client.http = httpx.AsyncClient(
+            transport=httpx.MockTransport(lambda r: httpx.Response(422, text="image tokens"))
+        )
         await client.logprobs(groups())
 
     with pytest.raises(ReferenceRequestError, match=r"http://ref answered 422: image tokens"):
@@ -133,7 +144,9 @@ def test_replicas_share_one_queue():
         await asyncio.sleep(0.02)
         busy.discard(request.url.host)
         sent = decode_groups(await request.aread(), vocabulary=100)
-        return httpx.Response(200, content=encode_logprobs([[torch.zeros(len(c)) for c in g.completions] for g in sent]))
+        return httpx.Response(
+            200, content=encode_logprobs([[torch.zeros(len(c)) for c in g.completions] for g in sent])
+        )
 
     async def ask():
         client = ReferenceClient(["http://a", "http://b"], token="t", timeout_s=5)

@@ -21,31 +21,21 @@ from lingshu_rl.workers import python
 class ReferenceModel:
     """The frozen model. `score` is the pure computation; the server only carries it."""
 
-    def __init__(
-        self, model: str, *, dtype: str, device: str, layout: str, token_budget: int, temperature: float
-    ) -> None:
+    def __init__(self, model: str, *, dtype: str, device: str, **scoring: Any) -> None:
+        """scoring: token_budget, layout, temperature and attention of `group_logprobs`, as the policy uses them."""
         from lingshu_rl.families import model_spec
         from lingshu_rl.model import load_model, resolve_dtype
 
         self.model = load_model(model, resolve_dtype(dtype, device != "cpu")).to(device).requires_grad_(False)
-        self.config = self.model.config
-        self.vocabulary = self.config.get_text_config().vocab_size
-        self.banned = model_spec(self.config).placeholder_ids
-        self.layout, self.token_budget, self.temperature = layout, token_budget, temperature
+        self.vocabulary = self.model.config.get_text_config().vocab_size
+        self.scoring = {**scoring, "banned_ids": model_spec(self.model.config).placeholder_ids}
 
     def score(self, body: bytes) -> bytes:
         """encode_groups in, encode_logprobs out. Raises WireError for a body that is not one."""
         from lingshu_rl.reference.wire import decode_groups, encode_logprobs
         from lingshu_rl.scoring import group_logprobs
 
-        scored = group_logprobs(
-            self.model,
-            decode_groups(body, vocabulary=self.vocabulary),
-            token_budget=self.token_budget,
-            layout=self.layout,
-            banned_ids=self.banned,
-            temperature=self.temperature,
-        )
+        scored = group_logprobs(self.model, decode_groups(body, vocabulary=self.vocabulary), **self.scoring)
         return encode_logprobs(scored)
 
 
@@ -85,7 +75,9 @@ def build_app(reference: ReferenceModel, max_body_bytes: int) -> Any:
     )
 
 
-def reference_command(config: Config, model: str, devices: DeviceSet, *, port: int, host: str = "127.0.0.1") -> list[str]:
+def reference_command(
+    config: Config, model: str, devices: DeviceSet, *, port: int, host: str = "127.0.0.1"
+) -> list[str]:
     """The argv of one reference worker that computes as this run's policy does."""
     follows_policy = config.reference.dtype == "auto"
     options = {
@@ -97,6 +89,7 @@ def reference_command(config: Config, model: str, devices: DeviceSet, *, port: i
         "layout": config.packing.layout,
         "token-budget": config.packing.token_budget,
         "temperature": config.rollout.temperature,
+        "attention": config.packing.attention,
     }
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     return [*devices.command_prefix(), python(), "-m", "lingshu_rl.reference.server", *words]
@@ -114,6 +107,7 @@ def main() -> None:
     parser.add_argument("--layout", default="shared", choices=["shared", "dense"])
     parser.add_argument("--token-budget", type=int, default=8192)
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--attention", default="sdpa", choices=["sdpa", "flex"])
     parser.add_argument("--max-body-mb", type=int, default=512)
     args = parser.parse_args()
     reference = ReferenceModel(
@@ -123,6 +117,7 @@ def main() -> None:
         layout=args.layout,
         token_budget=args.token_budget,
         temperature=args.temperature,
+        attention=args.attention,
     )
     uvicorn.run(
         build_app(reference, args.max_body_mb << 20),
