@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -122,6 +122,10 @@ def extract(completion: str) -> Answer:
         candidates, spans, problem = find(rest)
         if problem:
             return Answer("unparsed", channel=_CHANNEL_OF[find], body=body, rest=rest, reason=problem)
+        if find is _tags:
+            candidates, problem = _unpack_json(candidates)
+            if problem:
+                return Answer("unparsed", channel="tag", body=body, rest=rest, reason=problem)
         found += candidates
         rest = _blank(rest, spans)
     found += _cues(rest)
@@ -265,6 +269,17 @@ def _json_answers(text: str) -> _Found:
         spans.append((match.start(), end))
         position = end
     return candidates, spans, ""
+
+
+def _unpack_json(candidates: list[Candidate]) -> tuple[list[Candidate], str]:
+    """Tag contents that are JSON themselves, replaced by the answers inside."""
+    unpacked: list[Candidate] = []
+    for candidate in candidates:
+        inner, _, problem = _json_answers(candidate.text) if "{" in candidate.text else ([], [], "")
+        if problem:
+            return [], problem
+        unpacked += [replace(candidate, text=item.text) for item in inner] or [candidate]
+    return unpacked, ""
 
 
 def _json_text(value: Any, depth: int) -> str:

@@ -14,6 +14,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from string import ascii_uppercase
 
+from rewards.fuzzy import nearest_option
 from rewards.text import ARTICLES, drop_article, normalise, strip_markup, strip_quotes, key_of_normalised, unwrap_latex
 
 CHOSEN, NOTHING, EXCLUDED, CONFLICT = "chosen", "nothing", "excluded", "conflict"
@@ -146,6 +147,7 @@ _HEAD = re.compile(
 _TURKISH_SUFFIX = re.compile(r"(?<![A-Za-z])([A-Z])['’](?:dir|dır|dur|dür|tir|tır|yi|i|ı|e|a)(?!\w)")
 _ARABIC_LETTERS = {"أ": "A", "ا": "A", "ب": "B", "ج": "C", "د": "D", "هـ": "E", "ه": "E"}
 _ARABIC_LONE = re.compile(r"\W{0,3}(أ|ا|ب|ج|د|هـ|ه)\W{0,3}")
+_LOWER_LIST = re.compile(r"\(?[a-z]\)?(?:(?:\s?[,;/&+]\s?|\s)(?:(?:and|or)\s)?\(?[a-z]\)?)+[.\s]*")
 _LETTER_RUN = re.compile(r"[\s(\[{]*([A-Z]{2,26})[\s)\]}.!。]*")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 _STRONG = re.compile(r"\s*[.):,;\-–—=>→]+\s*")
@@ -167,7 +169,7 @@ _ALSO_TRUE = re.compile(
     r"\s*(?:is|are)(?: (?:also|both|all|equally))*(?: (?:correct|right|possible|true|plausible|likely|answers?))|\s*(?:都|均|也)(?:正确|对|有可能|可能)",
     re.IGNORECASE,
 )
-_SAFE_AFTER_ARTICLE = re.compile(r"\s+(?:because|since|as|due to|based on|is|fits|matches)\b", re.IGNORECASE)
+_SAFE_AFTER_ARTICLE = re.compile(r"\s+(?:because|since|as|due to|based on|fits|matches)\b", re.IGNORECASE)
 
 
 _HTML = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|sub|sup|center|code|div|h[1-6])\s?/?>")
@@ -224,8 +226,10 @@ def _whole(text: str, options: OptionSet) -> Reading | None:
 
 
 def _parse(text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
-    if not text or depth > 4:
+    if not text or depth > 26:
         return _NOTHING
+    if _LOWER_LIST.fullmatch(text):
+        text = re.sub(r"\b[a-z]\b", lambda match: match.group().upper(), text)
     at_text = _text_head(text, options)
     if at_text is not None:
         if at_text[1] == 1 and text[0].upper() in options.letters:
@@ -269,7 +273,9 @@ def _denied(rest: str, options: OptionSet, multi: bool, depth: int) -> Reading:
         return _NOTHING
     contrast = words().contrast.search(rest)
     if contrast is None:
-        return Reading(EXCLUDED, reason="the choice is denied")
+        stop = re.search(r"[;.—–]\s", rest)
+        other = _whole(rest[stop.end() :].strip(), options) if stop is not None else None
+        return other if other is not None else Reading(EXCLUDED, reason="the choice is denied")
     kept = _read(rest[contrast.end() :].lstrip(" ,:;"), options, multi, depth + 1)
     if kept.kind == CHOSEN:
         return Reading(CHOSEN, kept.letters, exact=kept.exact, by_letter=kept.by_letter)
@@ -326,9 +332,18 @@ def _glued_head(token: str, end: int, text: str, options: OptionSet) -> tuple[st
     return None
 
 
+_CLAUSE_STOP = re.compile(r"[.!?]+(?=\s|$)|[。！？]")
+
+
 def _first_clause(rest: str) -> str:
-    stop = re.search(r"[.!?](?=\s|$)|[。！？]", rest)
+    stop = _CLAUSE_STOP.search(rest)
     return rest if stop is None else rest[: stop.start()]
+
+
+def _asks(rest: str) -> bool:
+    """The clause that `rest` completes ends with a question mark."""
+    stop = _CLAUSE_STOP.search(rest)
+    return stop is not None and "?" in stop.group()
 
 
 def named_first(text: str, options: OptionSet) -> str:
@@ -404,7 +419,7 @@ def _next_item(rest: str, start: int, options: OptionSet) -> tuple[str, int, boo
         second = words().join_word.match(rest, position)
         if second is not None and position > start and separator.group().strip():
             word, position = second, second.end()
-    if position == start:
+    if position == start and rest[start : start + 1] not in ("(", "["):
         return None
     mark = re.compile(r"(?:options?|choices?|letters?|also|either)\s+", re.IGNORECASE).match(rest, position)
     if mark is not None:
@@ -430,6 +445,8 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
     letter = raw.upper()
     if letter not in options.letters:
         return Reading(NOTHING, reason=f"letter {letter} is outside the {len(options.texts)} options")
+    if _asks(rest):
+        return Reading(NOTHING, reason="a question is no answer")
     chosen = Reading(CHOSEN, frozenset(letter), by_letter=True)
     exact = Reading(CHOSEN, frozenset(letter), exact=True, by_letter=True)
     if _PLAIN_END.fullmatch(rest):
@@ -461,9 +478,11 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
             return chosen
         return Reading(CONFLICT, reason=f"letter {letter} with the text of option {own_text[0]}")
     if words().bad_verdict.match(rest):
-        return Reading(EXCLUDED, reason=f"option {letter} is rejected")
+        return Reading(EXCLUDED, by_letter=True, reason=f"option {letter} is rejected")
     if _hedged(chosen.letters, rest, options):
         return Reading(CONFLICT, reason=f"{letter} is offered beside another option")
+    if words().predicate.match(rest, 1 if rest.startswith(" ") else 0):
+        return chosen
     if not rest[0].isascii() and not rest[0].isspace() or (rest[0] == " " and not rest.lstrip()[:1].isascii()):
         if words().closers_only.fullmatch(rest):
             return exact
@@ -563,6 +582,8 @@ def _denied_after(rest: str, options: OptionSet, multi: bool, depth: int) -> Rea
 
 def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: int) -> Reading:
     """Judge what follows an option's text: the end, its letter, a reason; anything else changes its meaning."""
+    if _asks(rest):
+        return Reading(NOTHING, reason="a question is no answer")
     chosen = Reading(CHOSEN, frozenset(letter))
     exact = Reading(CHOSEN, frozenset(letter), exact=True)
     if _PLAIN_END.fullmatch(rest) or words().closers_only.fullmatch(rest):
@@ -588,24 +609,18 @@ def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: 
                 return Reading(CONFLICT, reason=f"the text of option {letter} with letter {head.group(1)}")
     join = words().join_word.match(rest) or re.match(r"\s*[,;、，]\s*(?:and|or|und|oder|y|e|et|ou)?\s*", rest)
     if join is not None and join.end() > 0:
-        other = _text_head(rest[join.end() :], options)
+        tail = rest[join.end() :]
+        other = _text_head(tail, options)
+        if options.yes_no and rest.lstrip()[:1] == "," and (other is None or re.match(r"\s+\w", tail[other[1] :])):
+            if _hedged(frozenset(letter), rest, options):
+                return Reading(CONFLICT, reason="yes and no")
+            return chosen
+        if multi and not join.groupdict().get("or"):
+            more = _read(tail, options, multi, depth + 1) if named_first(tail, options) else _NOTHING
+            if more.kind == CHOSEN:
+                return Reading(CHOSEN, more.letters | {letter}, exact=more.exact)
         if other is not None:
-            if not multi:
-                return Reading(CONFLICT, reason="several options are named")
-            more = (
-                _after_text(other[0], rest[join.end() + other[1] :], options, multi, depth + 1)
-                if depth < 26
-                else _NOTHING
-            )
-            if more.kind != CHOSEN:
-                return more
-            return Reading(CHOSEN, more.letters | {letter}, exact=more.exact)
-        if options.yes_no and rest.lstrip()[:1] == ",":
-            return (
-                Reading(CHOSEN, frozenset(letter))
-                if not _hedged(frozenset(letter), rest, options)
-                else Reading(CONFLICT)
-            )
+            return Reading(CONFLICT, reason="several options are named")
     if words().bad_verdict.match(rest):
         return Reading(EXCLUDED, reason=f"option {letter} is rejected")
     if _hedged(frozenset(letter), rest, options):
@@ -646,6 +661,8 @@ def _agrees(letter: str, tail: str, options: OptionSet) -> bool:
     ):
         return len(own) > 1
     if set(said) <= set(own):
+        return True
+    if nearest_option(" ".join(said), options.keys, least=75.0) == letter:
         return True
     flat = f" {' '.join(said)} "
     if f" {' '.join(own)} " not in flat:

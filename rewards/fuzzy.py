@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-
-from rewards.choices import CHOSEN, OptionSet, Reading
-from rewards.text import text_key
+from collections.abc import Mapping
 
 _SIDES = frozenset(
     "left right bilateral unilateral upper lower middle mid anterior posterior superior inferior medial lateral proximal distal"
@@ -14,31 +12,30 @@ _SIDES = frozenset(
 )
 _NEGATORS = frozenset("no not non none without absent absence negative neither never normal abnormal".split())
 _PREFIXES = (
-    "hypo hyper intra inter extra infra supra sub super micro macro brady tachy endo exo epi hemi mono bi tri poly oligo"
-    " ante anti antero postero pre post para peri pro anis iso homo hetero ab ad an un in im dys eu".split()
-)
+    "hypo hyper intra inter extra infra supra sub super micro macro brady tachy endo exo epi hemi mono bi tri poly"
+    " oligo ante anti antero postero pre post para peri pro anis iso homo hetero ab ad an un in im dys eu"
+).split()
 _DIGITS = re.compile(r"\d+(?:\.\d+)?|[+<>=%-]|\b[ivx]+\b")
 
 
-def nearest_option(phrase: str, options: OptionSet, least: float = 85.0, margin: float = 10.0) -> Reading | None:
-    """The option that `phrase` misspells, or None.
+def nearest_option(said: str, keys: Mapping[str, str], least: float = 85.0, margin: float = 10.0) -> str | None:
+    """The letter of the option that `said` misspells, or None. `keys`: text key -> letter; `said` is a text key too.
 
     Needs a rapidfuzz ratio of `least` (0-100), `margin` more than the runner-up's, the same first letter, and the same
     digits, signs, sides, negators and opposing prefixes (hypo-/hyper-, intra-/inter- ...) in both texts.
     """
-    from rapidfuzz import fuzz
+    from rapidfuzz import fuzz  # only here: `import rewards` stays light
 
-    said = text_key(phrase)
-    if len(said) < 5 or len(said) > 200:
+    if not 5 <= len(said) <= 200:
         return None
-    scored = sorted(((fuzz.ratio(said, key), letter, key) for key, letter in options.keys.items()), reverse=True)
+    scored = sorted(((fuzz.ratio(said, key), letter, key) for key, letter in keys.items()), reverse=True)
     if not scored or scored[0][0] < least:
         return None
     best, letter, key = scored[0]
     runner_up = max((ratio for ratio, other, _ in scored if other != letter), default=0.0)
     if best - runner_up < margin or said[0] != key[0] or _guarded(said) != _guarded(key):
         return None
-    return Reading(CHOSEN, frozenset(letter), reason=f"taken as a misspelling of {key!r} ({best:.0f}/100)")
+    return letter
 
 
 def _guarded(text: str) -> tuple[list[str], list[str], list[str], list[str]]:

@@ -80,7 +80,9 @@ class OptionLetter(Reward):
                         readings.append(lower)
         statements = find_statements(answer, options, multi)
         if not answer.closed:
-            statements += self._misspelt(answer, options, statements)
+            if self.fuzzy and not multi and not statements and answer.channel == "cue":
+                found = (_misspelt(text, options) for text in answer.texts)
+                statements = [Statement(reading, "cue", 0) for reading in found if reading is not None]
             for channel in ("cue", "bare", "text"):
                 if any(s.channel == channel and s.reading.kind == CONFLICT for s in statements):
                     return "conflict", nobody, "several options are offered"
@@ -100,14 +102,13 @@ class OptionLetter(Reward):
         if reading.kind == CHOSEN and not reading.exact and words().conditional.search(text):
             return Reading(CONFLICT, reason="the answer is conditional")
         if reading.kind != CHOSEN and self.fuzzy and not multi:
-            return nearest_option(clean_phrase(text), options) or reading
+            return _misspelt(text, options) or reading
         return reading
 
-    def _misspelt(self, answer: Answer, options: OptionSet, statements: Sequence[Statement]) -> list[Statement]:
-        if not self.fuzzy or statements or answer.channel != "cue":
-            return []
-        found = (nearest_option(clean_phrase(text), options) for text in answer.texts)
-        return [Statement(reading, "cue", 0) for reading in found if reading is not None]
+
+def _misspelt(text: str, options: OptionSet) -> Reading | None:
+    letter = nearest_option(text_key(clean_phrase(text)), options.keys)
+    return Reading(CHOSEN, frozenset(letter)) if letter is not None else None
 
 
 @lru_cache(maxsize=8192)

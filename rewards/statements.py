@@ -27,7 +27,11 @@ class Statement:
 _SPLIT = re.compile(
     r"\b(that|because|so|therefore|thus|hence|but|while|whereas|and|since|only)\b|[,;:—]", re.IGNORECASE
 )
-_NEGATED = re.compile(r"\b(?:not|never|no(?! doubt)|neither|nor|unlikely|cannot|without|avoid)\b|n't\b", re.IGNORECASE)
+_NEGATED = re.compile(
+    r"\b(?:not|never|no(?! doubt)|neither|nor|unlikely|cannot|without|avoid)\b|n't\b"
+    r"|(?<!no )(?<!without )\bdoubt",
+    re.IGNORECASE,
+)
 _NEGATED_CUE = re.compile(
     r"(?:\b(?:not|never|no|cannot|without|avoid|rather than|instead of)|n't)\s+(?:\w+\s+){0,2}$", re.IGNORECASE
 )
@@ -37,7 +41,7 @@ _DIFFERENTIAL = re.compile(
 _LOWER_LETTER = re.compile(r"\W*[a-z]\W*$")
 _COPULA = re.compile(
     r"\b(?:is|are|was|were|shows?|reveals?|demonstrates?|suggests?|indicates?|represents?|depicts?|displays?|has|have)"
-    r"(?: (?:most likely|likely|probably|clearly|definitely|indeed|consistent with|most consistent with|diagnosed with))?\s+",
+    r"(?: (?:most likely|likely|probably|clearly|definitely|indeed|(?:most )?consistent with|diagnosed with))?\s+",
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"^\s*(?:```\w*|-{3,}|={3,}|\*{3,}|_{3,})\s*$")
@@ -59,9 +63,10 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     starts = [start for start, _ in spans]
     candidates = answer.candidates if answer.channel == "cue" else answer.lower
     for candidate in candidates:
-        index = bisect_right(starts, candidate.lead) - 1
-        taken.add(index)
-        if candidate.channel != "cue" or (0 <= index < len(spans) and not usable[index]):
+        # The cue may stand in a sentence of its own: a heading, or "What is the answer?".
+        index = bisect_right(starts, candidate.start) - 1
+        taken |= {index, bisect_right(starts, candidate.lead) - 1}
+        if candidate.channel != "cue" or (index >= 0 and not usable[index]):
             continue
         if words().wrong_lead.search(answer.rest[max(0, candidate.lead - 40) : candidate.lead]):
             continue
@@ -72,9 +77,11 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
         if words().conditional.search(text):
             continue
         reading = read_phrase(text, options, multi)
-        taken.update(i for i in (bisect_right(starts, candidate.start) - 1,) if i >= 0)
         if reading.kind in (CHOSEN, CONFLICT):
             found.append(Statement(reading, "cue", candidate.start))
+        elif reading.kind == EXCLUDED and reading.by_letter:
+            # "The answer is C - no, wait": said and taken back.
+            found.append(Statement(Reading(CONFLICT), "cue", candidate.start))
 
     for index, (start, end) in enumerate(spans):
         if usable[index] and end - start <= _LONGEST_SENTENCE:
@@ -190,8 +197,7 @@ def _bare_lines(rest: str, options: OptionSet, multi: bool) -> Iterator[Statemen
         if plain in seen or (index not in edges and len(plain) > _LONGEST_LINE):
             continue
         seen.add(plain)
-        alone = len(places) == 1 and len(plain) < 8
-        if not alone and not named_first(plain, options) and not words().negator.match(plain):
+        if not (len(places) == 1 and len(plain) < 8) and not _may_choose(plain, options):
             continue
         reading = read_phrase(plain, options, multi)
         if reading.kind == CONFLICT and index in edges:
@@ -210,6 +216,16 @@ def _bare_lines(rest: str, options: OptionSet, multi: bool) -> Iterator[Statemen
     # "A. Unlikely ...", "B. Fits ...": a walk through the options is no answer.
     if not _walks_through(places, options):
         yield from loose
+
+
+def _may_choose(line: str, options: OptionSet) -> bool:
+    """A cheap test before a line is read."""
+    lead = words().lead.match(line)
+    return bool(
+        named_first(line, options)
+        or words().negator.match(line)
+        or (lead is not None and named_first(line[lead.end() :], options))
+    )
 
 
 def _walks_through(places: list[tuple[int, str]], options: OptionSet) -> bool:
@@ -239,11 +255,12 @@ def _without_echo(rest: str, options: OptionSet) -> str:
     lowered = rest.lower()
     if any(text.lower() not in lowered for text in options.texts):
         return rest
-    parts = (
-        rf"[\s\-*•]{{0,6}}(?:\(?{letter}[.):\]]*\)?)?[\s*_]{{0,4}}{re.escape(text)}[\s,;.|*_]{{0,6}}"
-        for letter, text in zip(options.letters, options.texts, strict=True)
+    pairs = [(letter, re.escape(text)) for letter, text in zip(options.letters, options.texts, strict=True)]
+    labelled = "".join(
+        rf"[\s\-*•]{{0,6}}\(?{letter}[.):\]]{{1,2}}[\s*_]{{0,4}}{text}[\s,;.|*_]{{0,6}}" for letter, text in pairs
     )
-    echo = re.search("".join(parts), rest, re.IGNORECASE)
+    listed = "".join(rf"[ \t\-*•]{{0,6}}{text}[ \t.,;]{{0,4}}(?:\n+|\Z)" for _, text in pairs)
+    echo = re.search(rf"{labelled}|(?m:^){listed}", rest, re.IGNORECASE)
     if echo is None or not rest[echo.end() :].strip():
         return rest
     blank = re.sub(r"[^\n]", " ", echo.group())
