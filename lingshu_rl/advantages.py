@@ -16,12 +16,12 @@ _EPSILON = 1e-4  # added to a deviation, as in TRL: near-equal rewards do not ex
 def group_advantages(rewards: Sequence[float | None], config: AdvantageConfig) -> list[float | None]:
     """Advantages of one group's completions by `config.variant` (group, no_std or leave_one_out).
 
-    A group with fewer than two judged rewards has nothing to compare: its judged members get 0.
+    A group with fewer than two different judged rewards has nothing to compare: its judged members get exactly 0.
     """
     if config.variant == "gdpo":
         raise ValueError("advantage.variant=gdpo looks at all groups at once; call gdpo_advantages")
     judged = [reward for reward in rewards if reward is not None]
-    if len(judged) < 2:
+    if len(set(judged)) < 2:
         return [None if reward is None else 0.0 for reward in rewards]
     formula = {"group": _normalised, "no_std": _centred, "leave_one_out": _leave_one_out}[config.variant]
     values = iter(formula(judged))
@@ -35,7 +35,7 @@ def _normalised(rewards: Sequence[float]) -> list[float]:
 
 
 def _centred(rewards: Sequence[float]) -> list[float]:
-    """A_i = R_i - mean R. Dr. GRPO, arXiv 2503.20783: a division by the deviation favours too easy and too hard ones."""
+    """A_i = R_i - mean R. Dr. GRPO, arXiv 2503.20783: dividing by std R favours prompts too easy or too hard."""
     mean = statistics.fmean(rewards)
     return [reward - mean for reward in rewards]
 

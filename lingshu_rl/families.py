@@ -19,6 +19,8 @@ _PLAIN_ROPE = {"default", "linear", "llama3", "yarn", "proportional", "mrope"}
 _RECURRENT = {"recurrent_gemma", "rwkv", "xlstm", "lfm2_moe"}
 # Multi-axis positions as in Qwen2-VL: an image spans rows and columns, text goes on after the longer side.
 _MROPE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
+# Models whose ordinary forward wants to be told which tokens are image (Gemma 3) or answer (PaliGemma).
+_TOKEN_TYPES = {"gemma3": "token_type_ids", "paligemma": "token_type_ids"}
 _SHARED_ATTENTION = ("sdpa", "shared_prefix", "shared_flex")
 
 
@@ -84,7 +86,6 @@ def model_spec(model: Any) -> ModelSpec:
         kinds = [SLIDING if window and getattr(text, "use_sliding_window", None) is not False else FULL]
     image_id = _first(config, "image_token_id", "image_token_index")
     video_id = _first(config, "video_token_id", "video_token_index")
-    mrope = family in _MROPE
     return ModelSpec(
         model_type=family,
         placeholder_ids=tuple(i for i in (image_id, video_id) if i is not None),
@@ -93,8 +94,8 @@ def model_spec(model: Any) -> ModelSpec:
         image_blocks=family == "gemma3",
         prefix_blocks=family == "paligemma",
         first_position=1 if family == "paligemma" else 0,
-        mrope_merge=config.vision_config.spatial_merge_size if mrope else 0,
-        token_types="mm_token_type_ids" if mrope else "token_type_ids" if family in ("gemma3", "paligemma") else "",
+        mrope_merge=config.vision_config.spatial_merge_size if family in _MROPE else 0,
+        token_types="mm_token_type_ids" if _has_own_positions(config) else _TOKEN_TYPES.get(family, ""),
         shareable=shareable,
         reason=reason,
     )
@@ -114,7 +115,7 @@ def supports_sharing(config: Any) -> tuple[bool, str]:
         reason = "its layers carry state along the row"
     elif odd := {rope.get("rope_type", "default") for rope in ropes} - _PLAIN_ROPE:
         reason = f"rotary type {min(odd)!r} depends on the length of the row"
-    elif config.model_type not in _MROPE and any("mrope_section" in rope for rope in ropes):
+    elif config.model_type not in _MROPE and _has_own_positions(config):
         reason = "its multi-axis positions are not known here"
     elif getattr(text, "attn_temperature_tuning", False):
         reason = "its attention temperature follows the place in the row, not the position"
@@ -162,6 +163,13 @@ def mrope_positions(
 
 def _first(config: Any, *names: str) -> int | None:
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+
+
+def _has_own_positions(config: Any) -> bool:
+    """Whether the model's class derives positions from the images, as Qwen-VL does."""
+    from transformers import AutoModel
+
+    return hasattr(AutoModel._model_mapping.get(type(config), None), "get_rope_index")
 
 
 def _rope_parameters(text: Any) -> list[dict[str, Any]]:

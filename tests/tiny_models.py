@@ -70,6 +70,10 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         )
         vision = t.SiglipVisionConfig(**CLIP)
         return t.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=IMAGE)
+    if family == "paligemma":
+        vision = t.SiglipVisionConfig(**CLIP, vision_use_head=False)
+        text = t.GemmaConfig(**TEXT)
+        return t.PaliGemmaConfig(text_config=text, vision_config=vision, projection_dim=64, image_token_index=IMAGE)
     if family == "llama":
         return t.LlamaConfig(**TEXT)
     if family == "mistral_window":
@@ -83,7 +87,16 @@ def config_of(family: str) -> transformers.PretrainedConfig:
     raise KeyError(family)
 
 
-VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen2_5_vl_window", "qwen3_vl", "llava", "internvl", "gemma3")
+VISION_FAMILIES = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen2_5_vl_window",
+    "qwen3_vl",
+    "llava",
+    "internvl",
+    "gemma3",
+    "paligemma",
+)
 TEXT_FAMILIES = ("llama", "mistral_window", "qwen2", "qwen2_window", "qwen3")
 
 
@@ -121,7 +134,7 @@ def image_of(family: str, height: int = 4, width: int = 4) -> tuple[list[int], d
         pixels = torch.randn(int(grid.prod()), 3 * 2 * 4 * 4)
         ids = [VISION_START, *[IMAGE] * (height * width), VISION_END]
         return ids, {"pixel_values": pixels, "image_grid_thw": grid}
-    tokens = {"llava": 16, "internvl": 4, "gemma3": 4}[family]
+    tokens = {"llava": 16, "internvl": 4, "gemma3": 4, "paligemma": 16}[family]
     return [VISION_START, *[IMAGE] * tokens, VISION_END], {"pixel_values": torch.randn(1, 3, 16, 16)}
 
 
