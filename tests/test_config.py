@@ -100,3 +100,21 @@ def test_dry_run_prints_settings_and_devices_and_loads_no_model(capsys, monkeypa
     assert "lr: 0.0003" in out and "# devices: policy:" in out and "# devices: rollout:" in out
     assert train_main(["--dry-run", "train.lrr=3e-4"]) == 2
     assert "did you mean 'train.lr'" in capsys.readouterr().err
+
+
+def test_engine_options_reach_the_engines_command_lines(tmp_path):
+    from lingshu_rl.placement import DeviceSet
+    from lingshu_rl.rollout.server import vllm_command, vllm_env
+
+    settings = ["rollout.vllm={max_model_len: 99, enable_prefix_caching: false, limit_mm_per_prompt: {image: 2}}", "seed=5"]
+    command = vllm_command(load_config(None, settings), "m", DeviceSet(), port=1)
+    text = " ".join(command)
+    assert "--max-model-len 99" in text and "--no-enable-prefix-caching" in text and "--seed 5" in text
+    assert '--limit-mm-per-prompt {"image": 2}' in text and "--dtype float32" in text
+    gpu = vllm_command(load_config(None, ["rollout.vllm.dtype=float16"]), "m", DeviceSet(gpus=(2, 3)), port=1)
+    assert "--tensor-parallel-size 2" in " ".join(gpu) and "--dtype float16" in " ".join(gpu)
+    assert '"backend": "nccl"' in " ".join(gpu)
+    forced = vllm_command(load_config(None, ["rollout.weight_transfer=file"]), "m", DeviceSet(gpus=(2,)), port=1)
+    assert '"backend": "lingshu_file"' in " ".join(forced)
+    env = vllm_env(DeviceSet(), token="t", transfer_dir=tmp_path, extra={"VLLM_CPU_KVCACHE_SPACE": "3"})
+    assert env["VLLM_CPU_KVCACHE_SPACE"] == "3" and env["VLLM_SERVER_DEV_MODE"] == "1"
