@@ -94,7 +94,9 @@ class PreflightReport:
         faults = [f"{len(self.bad)} bad labels" if self.bad else "all labels earn 1"]
         if self.refused:
             faults.append(f"{len(self.refused)} lines refused")
-        faults += [f"{probe.name!r} earns {probe.mean:.2f} on {probe.kind} rows" for probe in failed]
+        for probe in failed:
+            what = f"{probe.unjudged} times not judged" if probe.unjudged else f"earns {probe.mean:.2f}"
+            faults.append(f"{probe.name!r} {what} on {probe.kind} rows")
         return f"{sum(self.rows.values())} rows ({kinds}): {'; '.join(faults)}"
 
     def text(self) -> str:

@@ -1,8 +1,10 @@
 """Other trainers call these rewards the way they really do; the TRL test trains a model."""
 
 import asyncio
+import itertools
 import math
 import pickle
+from collections import Counter, deque
 
 import numpy as np
 import pytest
@@ -214,17 +216,24 @@ def test_from_trl_runs_async_functions():
     assert from_trl(half).score(RewardInput("x", gold="x")).value == 0.5
 
 
-@pytest.mark.slow
-def test_trl_trains_on_these_rewards(tmp_path):
-    """GRPO on a tiny random model: the reward rises, its parts are logged, an unjudged sample is masked."""
-    pytest.importorskip("trl")
+class Trouble(Exact):
+    """Exact, but some words make it hang in C code or allocate without end."""
+
+    def score(self, sample):
+        if "hang" in sample.completion:
+            deque(itertools.repeat(0), maxlen=0)
+        if "hog" in sample.completion:
+            bytearray(64 << 30)
+        return super().score(sample)
+
+
+def tiny_policy(words):
+    """A random one-layer model over whitespace-separated words, and its tokenizer."""
     import torch
-    from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-    from trl import GRPOConfig, GRPOTrainer
 
-    words = ["<pad>", "<eos>", "<unk>", "which", "?", "x", "y", "z", "fail", "so"]
+    words = ["<pad>", "<eos>", "<unk>", *words]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
@@ -237,20 +246,40 @@ def test_trl_trains_on_these_rewards(tmp_path):
             max_position_embeddings=32, pad_token_id=0, eos_token_id=1, bos_token_id=None,
         )
     )  # fmt: skip
-    data = Dataset.from_list([{"prompt": "which ?", "answer": "x", "kind": "open", "options": None}] * 64)
+    return model, tokenizer
+
+
+def grpo(tmp_path, reward, words, **options):
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    model, tokenizer = tiny_policy(words)
+    row = {"prompt": "which ?", "answer": "x", "kind": "open", "options": None}
+    shared = {
+        "output_dir": str(tmp_path), "logging_steps": 1, "report_to": [], "use_cpu": True, "save_strategy": "no",
+        "disable_tqdm": True, "seed": 0, "bf16": False,
+    }  # fmt: skip
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=to_trl(Executor(SPEC, max_failed_share=1.0), eos_token_ids=[1]),
-        args=GRPOConfig(
-            output_dir=str(tmp_path), per_device_train_batch_size=16, num_generations=8, max_completion_length=3,
-            max_steps=25, learning_rate=0.02, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no",
-            disable_tqdm=True, seed=0, bf16=False,
-        ),
+        reward_funcs=reward,
+        args=GRPOConfig(**shared, **options),
         processing_class=tokenizer,
-        train_dataset=data,
-    )  # fmt: skip
+        train_dataset=Dataset.from_list([row] * 64),
+    )
     trainer.train()
-    logs = [entry for entry in trainer.state.log_history if "rewards/compose/mean" in entry]
+    return trainer.state.log_history
+
+
+@pytest.mark.slow
+def test_trl_trains_on_these_rewards(tmp_path):
+    """GRPO on a tiny random model: the reward rises, its parts are logged, an unjudged sample is masked."""
+    pytest.importorskip("trl")
+    reward = to_trl(Executor(SPEC, max_failed_share=1.0), eos_token_ids=[1])
+    history = grpo(
+        tmp_path, reward, ["which", "?", "x", "y", "z", "fail", "so"],
+        per_device_train_batch_size=16, num_generations=8, max_completion_length=3, max_steps=25, learning_rate=0.02,
+    )  # fmt: skip
+    logs = [entry for entry in history if "rewards/compose/mean" in entry]
     assert len(logs) == 25
     early = sum(entry["reward"] for entry in logs[:5]) / 5
     late = sum(entry["reward"] for entry in logs[-5:]) / 5
@@ -258,3 +287,28 @@ def test_trl_trains_on_these_rewards(tmp_path):
     assert max(entry["compose/unjudged"] for entry in logs) > 0
     assert all(0 <= entry["compose/short"] <= 1 for entry in logs)
     assert all(math.isfinite(entry["loss"]) for entry in logs)
+
+
+@pytest.mark.slow
+def test_a_training_run_outlives_rewards_that_raise_hang_and_hog(tmp_path):
+    pytest.importorskip("trl")
+    said: list[str] = []
+    with Executor(f"{HERE}:Trouble", mode="isolated", timeout_s=0.3, memory_mb=2048, max_failed_share=1.0) as executor:
+        function = to_trl(executor)
+
+        def recorded(prompts, completions, **columns):
+            said.extend(completions)
+            return function(prompts, completions, **columns)
+
+        history = grpo(
+            tmp_path, recorded, ["which", "?", "x", "y", "fail", "hang", "hog"],
+            per_device_train_batch_size=8, num_generations=8, max_completion_length=1, max_steps=8, learning_rate=1e-4,
+        )  # fmt: skip
+        counts, masked = executor.budget.counts, executor.budget.masked
+    words = Counter(word for text in said for word in text.split())
+    assert len(said) == 64 and sum(1 for entry in history if "loss" in entry) == 8
+    assert words["hang"] and words["hog"] and words["fail"] and words["x"], words
+    assert counts["timeout"] == words["hang"]
+    assert counts["error"] == words["hog"] + words["fail"]
+    assert masked == words["hang"] + words["hog"] + words["fail"]
+    assert all(math.isfinite(entry["loss"]) for entry in history if "loss" in entry)
