@@ -27,7 +27,7 @@ from rewards.executor import Executor
 TEMPLATE = "<think>I compare the findings with the question.</think>\n<answer>{answer}</answer>"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PROBED_ROWS = 1000  # rows of a kind on which undeserving answers are tried
-SHOWN = 20  # bad rows that a text lists
+SHOWN = 20  # lines about bad rows in a text
 # Other kinds give part marks, and another row's label may be half right there.
 WRONG_LABEL_LIMIT = {"option": 0.05, "yesno": 0.05}
 PART_MARKS_LIMIT = 0.5
@@ -45,9 +45,6 @@ class BadRow:
     kind: str
     gold: str
     reason: str
-
-    def __str__(self) -> str:
-        return f"{self.id} ({self.kind or 'no kind'}): {self.reason}; label {self.gold}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class PreflightReport:
         return f"{sum(self.rows.values())} rows ({kinds}): {'; '.join(faults)}"
 
     def text(self) -> str:
-        """Plain lines: the summary, the bad rows (20 at most), the table of probes."""
+        """Plain lines: the summary, the bad rows by reason (20 lines at most), the table of probes."""
         table = [_HEAD, *(_cells(probe) for probe in self.probes)]
         widths = [max(len(row[i]) for row in table) for i in range(len(_HEAD))]
         drawn = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
@@ -108,10 +105,10 @@ class PreflightReport:
 
     def _heading(self) -> list[str]:
         lines = [self.summary()]
-        for title, items in (("refused", self.refused), ("bad", self.bad)):
+        for title, items in (("refused", list(self.refused)), ("bad", _grouped(self.bad))):
             lines += [f"  {title}: {item}" for item in items[:SHOWN]]
             if len(items) > SHOWN:
-                lines.append(f"  ... and {len(items) - SHOWN} more {title}")
+                lines.append(f"  ... and {len(items) - SHOWN} more such lines")
         return lines
 
     def show(self) -> None:
@@ -128,6 +125,18 @@ class PreflightReport:
         console = Console()
         console.print("\n".join(self._heading()), markup=False, highlight=False)
         console.print(table)
+
+
+def _grouped(bad: Sequence[BadRow]) -> list[str]:
+    """One line for all rows with the same label and reason."""
+    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for row in bad:
+        groups[row.kind, row.reason, row.gold].append(row.id)
+    lines = []
+    for (kind, reason, gold), ids in groups.items():
+        more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+        lines.append(f"{', '.join(ids[:5])}{more} ({kind or 'no kind'}): {reason}; label {gold}")
+    return lines
 
 
 _HEAD = ("kind", "answer", "rows", "mean", "at most", "")

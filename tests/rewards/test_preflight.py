@@ -109,9 +109,13 @@ def test_bad_labels_are_named_with_their_reason():
     assert "bad: q2 (open): label is a question mark; label ?" in report.text() and "2 bad labels" in report.summary()
 
 
-def test_only_so_many_bad_rows_are_listed_but_all_are_kept():
-    report = check([RewardInput("", gold="?", kind="open")] * 30, Tagged())
-    assert len(report.bad) == 30 and "... and 10 more bad" in report.text() and not report.ok
+def test_bad_rows_are_listed_by_reason_and_all_are_kept():
+    same = [RewardInput("", gold="?", kind="open")] * 30
+    different = [RewardInput("", gold=f"</answer>{i}", kind="open") for i in range(30)]
+    report = check(same + different, Tagged())
+    assert len(report.bad) == 60 and not report.ok
+    assert "bad: row 1, row 2, row 3, row 4, row 5 and 25 more (open): label is a question mark" in report.text()
+    assert "... and 11 more such lines" in report.text()
 
 
 def test_several_letters_may_all_be_right():
