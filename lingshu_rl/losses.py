@@ -78,7 +78,9 @@ def policy_loss(
         kl_T = KL[config.kl_estimator](logprobs_T, ref_logprobs_T)
         metrics["kl"] = kl_T.detach().sum() / total_tokens
         if config.kl_coef > 0:
-            loss_T = loss_T + config.kl_coef * kl_T
+            # DeepSeek-V3.2, arXiv 2512.02556, equation 7: with the ratio, the gradient is that of the reverse KL.
+            weight = ratio_T if config.kl_estimator == "k3_unbiased" else 1.0
+            loss_T = loss_T + config.kl_coef * weight * kl_T
     elif config.kl_coef > 0:
         raise ValueError(f"loss.kl_coef={config.kl_coef} needs ref_logprobs_T")
 
@@ -130,8 +132,9 @@ def cispo_surrogate(terms: Terms, config: LossConfig) -> tuple[Tensor, Tensor]:
     MiniMax-M1, arXiv 2506.13585, equations 4 and 5, without a lower bound as there; ScaleRL, arXiv 2510.13786, caps
     at 5, i.e. clip_high = 4.
     """
-    ratio_T = torch.exp(terms.log_ratio_T.detach())
-    return ratio_T, -torch.clamp(ratio_T, max=1 + config.clip_high) * terms.advantage_T * terms.logprobs_T
+    ratio_T = torch.exp(terms.log_ratio_T)
+    capped_T = torch.clamp(ratio_T.detach(), max=1 + config.clip_high)
+    return ratio_T, -capped_T * terms.advantage_T * terms.logprobs_T
 
 
 # variant -> (surrogate, what a token's weight is one over: its sequence's length, all tokens, or the sampling limit)
@@ -170,10 +173,13 @@ def kl_k2(logprobs_T: Tensor, ref_logprobs_T: Tensor) -> Tensor:
 
 
 def kl_k3(logprobs_T: Tensor, ref_logprobs_T: Tensor) -> Tensor:
-    """k3 = exp(ref - logp) - (ref - logp) - 1. Unbiased as a value, never negative; the one GRPO uses (equation 4)."""
+    """k3 = exp(ref - logp) - (ref - logp) - 1. Unbiased as a value, never negative; GRPO, equation 4.
+
+    As a loss its gradient is not that of the reverse KL; k3_unbiased multiplies it by the ratio, which mends that.
+    """
     delta_T = ref_logprobs_T - logprobs_T
     return torch.exp(delta_T) - delta_T - 1
 
 
 # Schulman 2020, "Approximating KL divergence", joschu.net/blog/kl-approx.html
-KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3, "k3_unbiased": kl_k3}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
-KL_ESTIMATORS = ("k1", "k2", "k3")
+KL_ESTIMATORS = ("k1", "k2", "k3", "k3_unbiased")
 ADVANTAGES = ("group", "no_std", "leave_one_out", "gdpo")
 LAYOUTS = ("shared", "dense")
 ATTENTION = ("sdpa", "flex")
@@ -26,7 +26,7 @@ class LossConfig:
         0.2  # and from above at 1 + clip_high (DAPO: 0.28; GSPO: 3e-4 and 4e-4; CISPO uses only this one)
     )
     kl_coef: float = 0.0  # weight of the KL to the reference; 0 = no reference is run
-    kl_estimator: str = "k3"  # k1 | k2 | k3
+    kl_estimator: str = "k3"  # k1 | k2 | k3 | k3_unbiased
     importance_cap: float = 2.0  # cap of trainer/rollout weights (truncated importance sampling); 0 = no correction
     mask_truncated: bool = False  # leave completions that hit max_tokens out of the loss
 

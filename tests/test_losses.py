@@ -67,7 +67,8 @@ def by_hand(config: LossConfig, tensors: dict[str, Tensor]) -> float:
             if config.importance_cap:
                 value *= min(math.exp(old[t] - rollout[t]), config.importance_cap)
             d = ref[t] - now[t]
-            value += config.kl_coef * {"k1": -d, "k2": d * d / 2, "k3": math.exp(d) - d - 1}[config.kl_estimator]
+            kl = {"k1": -d, "k2": d * d / 2}.get(config.kl_estimator, math.exp(d) - d - 1)
+            value += config.kl_coef * kl * (ratio if config.kl_estimator == "k3_unbiased" else 1)
             if config.variant in ("grpo", "gspo"):
                 total += value / length / len(LENGTHS)
             elif config.variant == "dr_grpo":
@@ -192,3 +193,29 @@ def test_options_are_checked() -> None:
         LossConfig(clip_low=1.5)
     with pytest.raises(ValueError, match="kl_coef"):
         LossConfig(kl_coef=-1.0)
+
+
+def test_unbiased_k3_has_the_gradient_of_the_reverse_kl() -> None:
+    """Summed over the whole distribution, i.e. the expectation over samples; plain k3 has another one."""
+    torch.manual_seed(0)
+    logits, reference = torch.randn(6), torch.randn(6).log_softmax(0)
+
+    def gradient(estimator: str | None) -> Tensor:
+        x = logits.clone().requires_grad_()
+        p = x.log_softmax(0)
+        if estimator is None:
+            (p.exp() * (p - reference)).sum().backward()
+            return x.grad
+        config = LossConfig(kl_coef=1.0, kl_estimator=estimator)
+        probabilities = p.detach().exp()
+        for token in range(6):  # sampling token i has probability p_i
+            loss, _ = policy_loss(
+                p[token][None], sequence_T=torch.tensor([0]), advantages=torch.zeros(1), config=config, total_tokens=1,
+                total_sequences=1, max_tokens=1, ref_logprobs_T=reference[token][None],
+            )  # fmt: skip
+            (loss * probabilities[token]).backward(retain_graph=True)
+        return x.grad
+
+    assert torch.allclose(gradient("k3_unbiased"), gradient(None), atol=1e-6)
+    assert not torch.allclose(gradient("k3"), gradient(None), atol=1e-2)
+    assert torch.allclose(gradient("k2"), gradient(None), atol=1e-6)
