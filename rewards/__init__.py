@@ -1,5 +1,75 @@
-"""Verifiable rewards for medical question answering and reports. Importing this package loads no torch."""
+"""Verifiable rewards for medical question answering and reports.
 
-from rewards.base import Reward, RewardInput, RewardResult
+Importing this package loads no torch, no sympy and no lingshu_rl: names are imported when they are first used.
+"""
 
-__all__ = ["Reward", "RewardInput", "RewardResult"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rewards.base import STATUSES, Reward, RewardInput, RewardResult
+
+if TYPE_CHECKING:
+    from rewards.answer import Answer, Candidate, extract
+    from rewards.closed import LabelSet, OpenAnswer, YesNo
+    from rewards.compose import Compose, Part, Route, build, default_reward
+    from rewards.executor import Executor
+    from rewards.format import Overlong, Repetition, ThinkAnswerFormat
+    from rewards.numeric import NumericUnits
+    from rewards.option import OptionLetter
+    from rewards.report import ReportEntities
+
+_HOME = {
+    "Answer": "rewards.answer",
+    "Candidate": "rewards.answer",
+    "Compose": "rewards.compose",
+    "Executor": "rewards.executor",
+    "LabelSet": "rewards.closed",
+    "NumericUnits": "rewards.numeric",
+    "OpenAnswer": "rewards.closed",
+    "OptionLetter": "rewards.option",
+    "Overlong": "rewards.format",
+    "Part": "rewards.compose",
+    "Repetition": "rewards.format",
+    "ReportEntities": "rewards.report",
+    "Route": "rewards.compose",
+    "ThinkAnswerFormat": "rewards.format",
+    "YesNo": "rewards.closed",
+    "build": "rewards.compose",
+    "default_reward": "rewards.compose",
+    "extract": "rewards.answer",
+}
+
+__all__ = [
+    "STATUSES",
+    "Answer",
+    "Candidate",
+    "Compose",
+    "Executor",
+    "LabelSet",
+    "NumericUnits",
+    "OpenAnswer",
+    "OptionLetter",
+    "Overlong",
+    "Part",
+    "Repetition",
+    "ReportEntities",
+    "Reward",
+    "RewardInput",
+    "RewardResult",
+    "Route",
+    "ThinkAnswerFormat",
+    "YesNo",
+    "build",
+    "default_reward",
+    "extract",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rewards' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -104,9 +104,7 @@ def extract(completion: str) -> Answer:
     text = normalise(completion)
     if "&" in text:
         text = _ENTITY.sub(lambda match: _ENTITIES[match.group()], text)
-    end = _END_OF_TURN.search(text)
-    if end is not None:
-        text = text[: end.start()]
+    text = cut_at_end_of_turn(text)
     stripped = _without_thoughts(text)
     if stripped is None:
         return Answer("unparsed", reason="the think block is never closed")
@@ -144,6 +142,12 @@ def extract(completion: str) -> Answer:
         rest=rest,
         candidates=deciding,
     )
+
+
+def cut_at_end_of_turn(text: str) -> str:
+    """What stands before the first end-of-turn token of any common chat template."""
+    end = _END_OF_TURN.search(text)
+    return text if end is None else text[: end.start()]
 
 
 def _without_thoughts(text: str) -> str | None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-_SIDES = frozenset(
-    "left right bilateral unilateral upper lower middle mid anterior posterior superior inferior medial lateral proximal distal"
-    " dorsal ventral apical basal central peripheral internal external deep superficial ipsilateral contralateral"
-    " anteroposterior posteroanterior ap pa".split()
-)
-_NEGATORS = frozenset("no not non none without absent absence negative neither never normal abnormal".split())
+_SIDES = {
+    *("left", "right", "bilateral", "unilateral", "upper", "lower", "middle", "mid", "anterior", "posterior"),
+    *("superior", "inferior", "medial", "lateral", "proximal", "distal", "dorsal", "ventral", "apical", "basal"),
+    *("central", "peripheral", "internal", "external", "deep", "superficial", "ipsilateral", "contralateral"),
+    *("anteroposterior", "posteroanterior", "ap", "pa"),
+}
+_NEGATORS = {
+    *("no", "not", "non", "none", "without", "absent", "absence", "negative", "neither", "never", "normal", "abnormal"),
+    *("except", "false", "un", "free"),
+}
 _PREFIXES = (
-    "hypo hyper intra inter extra infra supra sub super micro macro brady tachy endo exo epi hemi mono bi tri poly"
-    " oligo ante anti antero postero pre post para peri pro anis iso homo hetero ab ad an un in im dys eu"
-).split()
+    *("hypo", "hyper", "intra", "inter", "extra", "infra", "supra", "sub", "super", "micro", "macro", "brady", "tachy"),
+    *("endo", "exo", "epi", "hemi", "mono", "bi", "tri", "poly", "oligo", "ante", "anti", "antero", "postero", "pre"),
+    *("post", "para", "peri", "pro", "anis", "iso", "homo", "hetero", "ab", "ad", "an", "un", "in", "im", "dys", "eu"),
+)
 _DIGITS = re.compile(r"\d+(?:\.\d+)?|[+<>=%-]|\b[ivx]+\b")
 
 
@@ -38,11 +43,16 @@ def nearest_option(said: str, keys: Mapping[str, str], least: float = 85.0, marg
     return letter
 
 
+def negators(text: str) -> list[str]:
+    """The words of a text key that deny."""
+    return sorted(token for token in text.split() if token in _NEGATORS)
+
+
 def _guarded(text: str) -> tuple[list[str], list[str], list[str], list[str]]:
     tokens = text.split()
     return (
         sorted(_DIGITS.findall(text)),
         sorted(token for token in tokens if token in _SIDES),
-        sorted(token for token in tokens if token in _NEGATORS),
+        negators(text),
         sorted(prefix for token in tokens for prefix in _PREFIXES if token.startswith(prefix)),
     )

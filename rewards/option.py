@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 from rewards.answer import Answer, extract
 from rewards.base import Reward, RewardInput, RewardResult
-from rewards.choices import CHOSEN, CONFLICT, OptionSet, Reading, clean_phrase, option_set, read_phrase, words
+from rewards.choices import OptionSet, option_set
+from rewards.closed import read_yes_no
 from rewards.fuzzy import nearest_option
+from rewards.phrases import CHOSEN, CONFLICT, NOTHING, Reading, clean_phrase, read_phrase
 from rewards.statements import Statement, agree, find_statements
 from rewards.text import text_key
+from rewards.words import words
 
 
 class OptionLetter(Reward):
@@ -99,8 +102,14 @@ class OptionLetter(Reward):
 
     def _closed(self, text: str, options: OptionSet, multi: bool) -> Reading:
         reading = read_phrase(text, options, multi)
-        if reading.kind == CHOSEN and not reading.exact and words().conditional.search(text):
-            return Reading(CONFLICT, reason="the answer is conditional")
+        if reading.kind == CHOSEN and not reading.exact:
+            if words().conditional.search(text):
+                return Reading(CONFLICT, reason="the answer is conditional")
+            # A reason may take the answer back ("B. No, the answer is C").
+            if agree(find_statements(extract(text), options, multi)) - {reading.letters}:
+                return Reading(CONFLICT, reason="the answer and its reason disagree")
+        if reading.kind == NOTHING and options.yes_no and (word := read_yes_no(text)) in options.keys:
+            return Reading(CHOSEN, frozenset(options.keys[word]))
         if reading.kind != CHOSEN and self.fuzzy and not multi:
             return _misspelt(text, options) or reading
         return reading

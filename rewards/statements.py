@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rewards.answer import Answer, Candidate
-from rewards.choices import CHOSEN, CONFLICT, EXCLUDED, OptionSet, Reading, named_first, read_phrase, words
+from rewards.choices import OptionSet, named_first
+from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, Reading, read_phrase
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
+from rewards.words import words
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     left = [i for i in range(len(spans)) if i not in taken and i not in covered]
     if len(left) == 1 and usable[left[0]] and not multi:
         start, end = spans[left[0]]
-        reading = _only_sentence(rest[start:end], options)
-        if reading is not None:
-            found.append(Statement(reading, "text", start))
+        predicate = _only_sentence(rest[start:end], options)
+        if predicate is not None:
+            found.append(Statement(predicate, "text", start))
     return found
 
 

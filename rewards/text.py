@@ -74,9 +74,7 @@ def strip_quotes(text: str) -> str:
     """Remove quotes and bracket pairs that enclose the whole text, with surrounding space."""
     for _ in range(8):  # deeper nesting is no answer, and unbounded peeling would be quadratic
         text = text.strip()
-        if len(text) >= 2 and text[0] in _QUOTES and text[-1] in _QUOTES:
-            text = text[1:-1]
-        elif (
+        if (len(text) >= 2 and text[0] in _QUOTES and text[-1] in _QUOTES) or (
             len(text) >= 2
             and _BRACKETS.get(text[0]) == text[-1]
             and text[0] not in text[1:-1]
