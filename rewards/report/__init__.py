@@ -1,6 +1,7 @@
 """Findings of radiology reports: read with scope rules, compared one to one. Packs of words are data."""
 
-from rewards.report.extract import Entity, Reading, extract
+from rewards.report.entity import Entity, Reading
+from rewards.report.extract import extract
 from rewards.report.lexicon import DEFAULT_PACKS, Lexicon, load
 from rewards.report.score import ReportEntities
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from rewards.report.terms import Marks
 
 SEPARATORS = frozenset((",", "and", "or", "nor", "with", "without", "plus", ":", "but"))
 _SUBJECT_STARTS = frozenset(("the", "there", "this", "these", "it", "they", "his", "her"))
@@ -51,23 +52,6 @@ _PREPOSITIONS = frozenset(
 _PASSIVE = frozenset(("has", "have", "is", "are", "been", "now", "since", "was", "were", "completely", "fully", "have"))
 
 
-@dataclass
-class Marks:
-    """The mentions of one sentence by kind; positions are word indices, ends exclusive."""
-
-    words: Sequence[str]
-    heads: list[tuple[int, int, str]] = field(default_factory=list)  # findings
-    organs: list[tuple[int, int, str]] = field(default_factory=list)
-    states: list[tuple[int, int, str]] = field(default_factory=list)
-    normals: list[tuple[int, int]] = field(default_factory=list)
-    abnormals: list[tuple[int, int]] = field(default_factory=list)
-    modifiers: list[tuple[int, int, str, object]] = field(
-        default_factory=list
-    )  # side, severity, change, qualifier, size
-    cues: list[tuple[int, int, str]] = field(default_factory=list)
-    verbs: list[int] = field(default_factory=list)
-
-
 def starts_with_preposition(words: Sequence[str], lo: int, hi: int) -> bool:
     """Whether a preposition stands in words[lo:hi]: what follows it says where, of the finding before it."""
     return any(words[i] in _PREPOSITIONS for i in range(lo, hi))
@@ -88,6 +72,7 @@ def clause_starts(marks: Marks, lines: Sequence[int]) -> list[int]:
             starts.add(begin)
             comma = next((i for i in range(end, n) if words[i] == ","), n)
             starts.add(comma + 1)
+    starts.update(i for i in range(1, n) if words[i] == "none" and words[i - 1] == ",")
     for i in lines:
         if 0 < i < n and words[i] not in SEPARATORS and words[i] not in _PREPOSITIONS:
             ended = any(end == i for _, end, _ in marks.heads) or any(
@@ -217,6 +202,8 @@ def reaches(
                 role = role.replace("_next", "_before")
         if role == "negate_after" and not before:
             role = "negate_before"
+        elif role == "negate_before" and end == hi and before:
+            role = "negate_after"  # "pneumothorax: no"
         if role == "negate_before":
             denied.append((end, _forward(marks, cues[index + 1 :], end, hi, "with" if words[end - 1] == "of" else "")))
         elif role == "negate_next":
@@ -262,7 +249,9 @@ def _forward(marks: Marks, later: Sequence[tuple[int, int, str]], begin: int, hi
     first = True
     for i in range(begin, hi):
         word = words[i]
-        if word == "with" and (stop_word == "with" or (i > begin and words[i - 1] in (",", "and"))):
+        if word == "with" and (
+            stop_word == "with" or (i > begin and words[i - 1] in (",", "and")) or _item_asserts(marks, i + 1, hi)
+        ):
             return i
         if word not in (",", "and"):
             continue
@@ -286,6 +275,7 @@ def _item_asserts(marks: Marks, begin: int, hi: int) -> bool:
     if not any(begin <= b < end for b, _, _ in marks.heads):
         return False
     graded = sided = measured = new = False
+    stated = end > begin and words[end - 1] in _PERCEIVED
     for b, _, kind, value in marks.modifiers:
         if begin <= b < end:
             measured = measured or kind == "size"
@@ -294,7 +284,7 @@ def _item_asserts(marks: Marks, begin: int, hi: int) -> bool:
             graded = graded or kind == "severity"
             if kind == "severity" and isinstance(value, float) and value <= 2.5:
                 measured = True
-    return measured or new or (graded and sided)
+    return measured or new or ((graded or stated) and sided)
 
 
 def _next_head(words: Sequence[str], after: Sequence[tuple[int, int]], hi: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -19,13 +20,15 @@ PACK_FOLDER = Path(__file__).parent / "packs"
 DEFAULT_PACKS = ("general", "chest_xray", "skeleton", "head_ct", "abdomen")
 TERMS = ""  # trie key of what ends at a node; no word is empty
 PACK_KEYS = frozenset(
-    ["name", "about", "source", "licence", "irregular", "abbreviations", "sections", "cues", "sides", "severity", "change", "qualifiers", "normal", "abnormal", "abnormal_states", "states", "open_states", "open_suffixes", "not_findings", "predicates", "groups", "anatomy", "findings", "pairs"]
+    ("name", "about", "source", "licence", "irregular", "abbreviations", "sections", "cues", "sides", "severity")
+    + ("change", "qualifiers", "normal", "abnormal", "abnormal_states", "states", "open_states", "open_suffixes")
+    + ("not_findings", "predicates", "groups", "mains", "anatomy", "findings", "pairs")
 )
 FINDING_KEYS = frozenset(("terms", "group", "weight", "sided", "device", "related"))
-ANATOMY_KEYS = frozenset(("terms", "group", "parent", "side", "same"))
+ANATOMY_KEYS = frozenset(("terms", "group", "parent", "side", "same", "broad"))
 
 _PLURAL_KEPT = ("ss", "us", "is")
-_ISE = re.compile(r"is(e|es|ed|ing|ation)$")
+_ISE = re.compile(r"(?<!w)is(e|es|ed|ing|ation)$")  # not otherwise, likewise
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Anatomy:
     parent: str | None = None
     side: str = ""
     same: str = ""
+    broad: bool = False  # too wide to say where a finding is: "lung" beside "left base"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +64,9 @@ class Lexicon:
     findings: Mapping[str, Finding]
     anatomy: Mapping[str, Anatomy]
     groups: Mapping[str, str]  # group -> parent, "" is the root "any abnormality"
+    mains: Mapping[str, str]  # group -> the finding whose absence nearly says that the group is normal
     pairs: Mapping[tuple[str, str], str]  # (organ, state or finding) -> finding
+    many_organs: frozenset[str]  # findings that pairs give to many organs, so that the organ still says where
     related: Mapping[tuple[str, str], float]  # both orders
     stem: Callable[[str], str]
     abbreviations: Mapping[str, str]
@@ -171,7 +177,7 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
     Raises FileNotFoundError for an unknown pack and ValueError for a broken one (it names the pack, the entry and the term).
     """
     packs = [_read(name) for name in names]
-    merged: dict[str, dict[str, Any]] = {"irregular": {}, "abbreviations": {}, "groups": {}}
+    merged: dict[str, dict[str, Any]] = {"irregular": {}, "abbreviations": {}, "groups": {}, "mains": {}}
     listed: dict[str, set[str]] = {key: set() for key in ("open_states", "not_findings", "open_suffixes", "predicates")}
     for pack in packs:
         for key, table in merged.items():
@@ -216,7 +222,7 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
         for rule in pack.get("pairs", ()):
             organ, head, finding = re.split(r" [+=] ", rule)
             pairs[organ, head] = finding
-    _check(findings, anatomy, merged["groups"], pairs, states, names)
+    _check(findings, anatomy, merged["groups"], merged["mains"], pairs, states, names)
     related = {}
     for finding in findings.values():
         for other, share in finding.related.items():
@@ -228,7 +234,9 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
         findings=findings,
         anatomy=anatomy,
         groups=merged["groups"],
+        mains=merged["mains"],
         pairs=pairs,
+        many_organs=frozenset(f for f, count in Counter(pairs.values()).items() if count >= 4),
         related=related,
         stem=lru_cache(maxsize=32768)(partial(stem, irregular=irregular)),
         abbreviations=merged["abbreviations"],
@@ -252,6 +260,7 @@ def _check(
     findings: Mapping[str, Finding],
     anatomy: Mapping[str, Anatomy],
     groups: Mapping[str, str],
+    mains: Mapping[str, str],
     pairs: Mapping[tuple[str, str], str],
     states: set[str],
     names: tuple[str, ...],
@@ -265,6 +274,7 @@ def _check(
     for organ in anatomy.values():
         if organ.group is not None and organ.group not in known_groups:
             wrong.append(f"anatomy {organ.id}: unknown group {organ.group!r}")
+    wrong += [f"main {g} = {f}: define both" for g, f in mains.items() if g not in groups or f not in findings]
     for (organ_id, head), result in pairs.items():
         if organ_id not in anatomy or result not in findings or not (head in states or head in findings):
             wrong.append(f"pair {organ_id} + {head} = {result}: every part must be defined")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rewards.report.extract import ROOT_GROUP, Entity
+from rewards.report.entity import ROOT_GROUP, Entity
 from rewards.report.lexicon import Lexicon
 
 NEGATIVE_WEIGHT = 0.25  # a pertinent negative beside an ordinary finding
@@ -111,7 +111,11 @@ def agreement(a: Entity, b: Entity, lexicon: Lexicon) -> float:
     if a.size_mm and b.size_mm:
         ratio = min(a.size_mm, b.size_mm) / max(a.size_mm, b.size_mm)
         value *= (
-            1.0 if ratio >= 0.88 or (abs(a.size_mm - b.size_mm) <= 2.0 and ratio > 0.6) else 0.8 if ratio >= 0.7 else 0.4
+            1.0
+            if ratio >= 0.88 or (abs(a.size_mm - b.size_mm) <= 2.0 and ratio > 0.6)
+            else 0.8
+            if ratio >= 0.7
+            else 0.4
         )
     elif a.size_mm or b.size_mm:
         value *= 0.9
@@ -377,12 +381,17 @@ def _negative_credit(absent: Entity, said: Sequence[Entity], lexicon: Lexicon) -
     for other in said:
         if opposite_sides(absent, other):
             continue
-        if other.finding == absent.finding and other.group == absent.group:
-            return 1.0, describe(other)
-        if other.group and covers(other, absent.finding, lexicon):
-            return 1.0, describe(other)
+        narrower = bool((other.places and not absent.places) or (other.side and not absent.side))
+        same = other.finding == absent.finding and other.group == absent.group
+        if same or (other.group and covers(other, absent.finding, lexicon)):
+            if not narrower:
+                return 1.0, describe(other)
+            parts.add(describe(other))
+            continue
         if absent.group and covers(absent, other.finding, lexicon):
             parts.add(other.finding)
+    if absent.group and lexicon.mains.get(absent.finding) in parts:
+        return 1.0, ", ".join(sorted(parts))
     # An organ system is called normal piece by piece: three pieces are taken for the whole.
     return (0.0, 0.6, 0.8, 1.0)[min(len(parts), 3)], ", ".join(sorted(parts))
 

@@ -9,7 +9,8 @@ from functools import lru_cache
 from rewards.answer import CLOSED_CHANNELS
 from rewards.answer import extract as find_answer
 from rewards.base import Reward, RewardInput, RewardResult
-from rewards.report.extract import Reading, extract
+from rewards.report.entity import Reading
+from rewards.report.extract import extract
 from rewards.report.lexicon import DEFAULT_PACKS, load
 from rewards.report.match import compare
 from rewards.report.sentences import MAX_WORDS

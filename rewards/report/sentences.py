@@ -22,7 +22,7 @@ _LEADING_QUESTION = re.compile(r"(^|[\s,(])\?+\s*(?=[a-z])", re.MULTILINE)
 _BULLET = re.compile(r"^\s*(?:[-•*–—+]+\s|\(?\d{1,2}[.)]\s|[a-z][.)]\s|#+\s*)", re.IGNORECASE)
 _MARKUP = str.maketrans({c: " " for c in '*_`#"“”[]{}<>()'} | {"’": "'", "‘": "'"})
 _ENDS = frozenset(".;!?")
-_NO_END = frozenset(("dr", "e", "g", "i", "eg", "ie", "etc", "fig", "al", "no"))
+_NO_END = frozenset(("dr", "e", "g", "i", "eg", "ie", "etc", "fig", "al"))
 _REDACTED = re.compile(r"^x{2,}$")
 _GOES_ON = frozenset(
     ("and", "or", "nor", "with", "without", "of", "in", "at", "on", "the", "a", "to", "no", "is", "are", ",")
@@ -105,7 +105,9 @@ def read(text: str, lexicon: Lexicon) -> Text:
         if any(short in line for short in lexicon.abbreviations):
             line = shorts.sub(lambda match: f" {lexicon.abbreviations[match[0]]} ", line)
         if "n't" in line:
-            line = _NOT.sub(lambda m: {"can": "can not", "ca": "can not", "wo": "will not"}.get(m[1], f"{m[1]} not"), line)
+            line = _NOT.sub(
+                lambda m: {"can": "can not", "ca": "can not", "wo": "will not"}.get(m[1], f"{m[1]} not"), line
+            )
         if "cannot" in line:
             line = _CAN_NOT.sub("can not", line)
         line = _DASH.sub(" , ", line)

@@ -1,0 +1,139 @@
+"""How much of real chest reports does the finding extractor read, and does it agree with the human MeSH codes?
+
+Input: the Open-i reports as CSV (columns `Problems`, `findings`, `impression`), which are not part of this repository.
+Output: Markdown tables on standard output, as they stand in docs/report_packs.md.
+
+    python benchmarks/openi_coverage.py PATH/indiana_reports.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+# A script's folder comes first on the path, where benchmarks/rewards.py would hide the package of that name.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+
+from rewards.base import RewardInput  # noqa: E402
+from rewards.report import ReportEntities, extract  # noqa: E402
+
+# MeSH problem -> findings of the packs that mean it. Codes of one organ without a state ("Lung", "Spine") stay out:
+# their meaning is in qualifiers of the code.
+CODES: dict[str, tuple[str, ...]] = {
+    "Opacity": ("opacity", "consolidation", "interstitial_opacity", "atelectasis", "pneumonia", "scar", "nodule"),
+    "Cardiomegaly": ("cardiomegaly", "cardiomediastinal_enlargement", "chamber_enlargement"),
+    "Pulmonary Atelectasis": ("atelectasis",),
+    "Calcinosis": ("calcification", "granuloma", "atherosclerosis", "pleural_plaque", "nodule"),
+    "Calcified Granuloma": ("granuloma", "calcification"),
+    "Granuloma": ("granuloma", "calcification"),
+    "Granulomatous Disease": ("granuloma",),
+    "Cicatrix": ("scar", "pleural_thickening", "pulmonary_fibrosis"),
+    "Pleural Effusion": ("pleural_effusion", "costophrenic_blunting"),
+    "Atherosclerosis": ("atherosclerosis",),
+    "Airspace Disease": ("opacity", "consolidation", "pneumonia"),
+    "Infiltrate": ("opacity", "consolidation", "interstitial_opacity", "pneumonia"),
+    "Catheters, Indwelling": ("central_line", "swan_ganz", "support_device"),
+    "Tube, Inserted": ("endotracheal_tube", "tracheostomy", "enteric_tube", "chest_tube", "support_device", "central_line"),
+    "Deformity": ("deformity", "fracture", "fracture_rib", "fracture_compression"),
+    "Nodule": ("nodule", "mass", "granuloma"),
+    "Mass": ("mass", "mediastinal_mass", "hilar_enlargement", "nodule"),
+    "Surgical Instruments": ("surgical_clips", "sternotomy", "surgical_change"),
+    "Scoliosis": ("scoliosis",),
+    "Kyphosis": ("kyphosis",),
+    "Fractures, Bone": ("fracture", "fracture_rib", "fracture_compression", "deformity"),
+    "Costophrenic Angle": ("costophrenic_blunting", "pleural_effusion", "pleural_thickening"),
+    "Osteophyte": ("degenerative_change",),
+    "Spondylosis": ("degenerative_change",),
+    "Pulmonary Congestion": ("vascular_congestion", "edema_pulmonary", "heart_failure", "fluid_overload"),
+    "Emphysema": ("emphysema", "copd", "bulla"),
+    "Pulmonary Emphysema": ("emphysema", "copd", "hyperinflation"),
+    "Pulmonary Disease, Chronic Obstructive": ("copd", "emphysema", "hyperinflation"),
+    "Hernia, Hiatal": ("hiatal_hernia",),
+    "Pulmonary Edema": ("edema_pulmonary", "edema", "vascular_congestion"),
+    "Pneumonia": ("pneumonia", "infection"),
+    "Diaphragmatic Eventration": ("diaphragm_eventration", "diaphragm_elevation"),
+    "Arthritis": ("degenerative_change", "osteoarthritis"),
+    "Bone Diseases, Metabolic": ("osteopenia",),
+    "Consolidation": ("consolidation", "pneumonia", "opacity"),
+    "Pneumothorax": ("pneumothorax",),
+    "Pulmonary Fibrosis": ("pulmonary_fibrosis", "scar", "interstitial_opacity"),
+    "Stents": ("stent",),
+    "Lung Diseases, Interstitial": ("interstitial_opacity", "pulmonary_fibrosis"),
+    "Heart Failure": ("heart_failure", "edema_pulmonary", "vascular_congestion"),
+    "Hypertension, Pulmonary": ("pulmonary_hypertension", "heart_failure", "vascular_congestion"),
+    "Bronchiectasis": ("bronchiectasis",),
+    "Pericardial Effusion": ("pericardial_effusion",),
+    "Pneumoperitoneum": ("pneumoperitoneum",),
+    "Sarcoidosis": ("sarcoidosis",),
+}
+
+
+def read_reports(path: Path) -> list[tuple[set[str], str]]:
+    """(MeSH problems, findings and impression) of each report that has text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    reports = []
+    for row in rows:
+        text = f"FINDINGS: {row['findings']}\nIMPRESSION: {row['impression']}"
+        if row["findings"].strip() or row["impression"].strip():
+            reports.append(({p.strip() for p in row["Problems"].split(";") if p.strip()}, text))
+    return reports
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("csv", type=Path, help="indiana_reports.csv")
+    parser.add_argument("--misses", metavar="CODE", help="print reports with this code in which nothing of it was read")
+    args = parser.parse_args()
+    reward = ReportEntities()
+    reports = read_reports(args.csv)
+    begin = time.perf_counter()
+    readings = [extract(text, reward.lexicon) for _, text in reports]
+    seconds = time.perf_counter() - begin
+    stated = [{e.finding for e in r.entities if e.assertion != "absent" and not e.group} for r in readings]
+    if args.misses:
+        for (codes, text), found in zip(reports, stated, strict=True):
+            if args.misses in codes and not found & set(CODES[args.misses]):
+                print(sorted(found), text, "\n")
+        return
+
+    total = len(reports)
+    share = lambda flags: f"{100 * sum(flags) / max(1, len(flags)):.1f} %"  # noqa: E731
+    normal = [found for (codes, _), found in zip(reports, stated, strict=True) if codes == {"normal"}]
+    major = [{f for f in found if reward.lexicon.finding(f).weight >= 0.5} for found in normal]
+    coded = [found for (codes, _), found in zip(reports, stated, strict=True) if codes & CODES.keys()]
+    selves = [reward.score(RewardInput(text, text)).value for _, text in reports]
+    judged = [value for value in selves if value is not None]
+    print("| reports | |\n|---|---|")
+    print(f"| with text | {total} |")
+    print(f"| with at least one statement read (finding, denial or normal organ) | {share([bool(r.entities) for r in readings])} |")
+    print(f"| statements a report, mean | {sum(len(r.entities) for r in readings) / total:.1f} |")
+    print(f"| findings present or suspected a report, mean | {sum(map(len, stated)) / total:.2f} |")
+    print(f"| coded with a mapped problem, and a finding read | {share([bool(found) for found in coded])} of {len(coded)} |")
+    print(f"| coded normal, and no finding read | {share([not found for found in normal])} of {len(normal)} |")
+    print(f"| coded normal, and no finding of weight 0.5 or more read | {share([not found for found in major])} of {len(normal)} |")
+    print(f"| scored against itself: exactly 1 | {share([value > 0.9999 for value in judged])} of {len(judged)} judged |")
+    print(f"| scored against itself: lowest | {min(judged):.3f} |")
+    print(f"| reports read a second, one core | {total / seconds:.0f} |")
+
+    print("\n| MeSH problem | reports | read as the finding | of reports so read, share with the code |\n|---|---|---|---|")
+    counts = Counter(problem for codes, _ in reports for problem in codes)
+    for problem, count in counts.most_common():
+        names = set(CODES.get(problem, ()))
+        if not names or count < 5:
+            continue
+        pairs = [(problem in codes, bool(found & names)) for (codes, _), found in zip(reports, stated, strict=True)]
+        hits = sum(a and b for a, b in pairs)
+        print(f"| {problem} | {count} | {100 * hits / count:.0f} % | {100 * hits / max(1, sum(b for _, b in pairs)):.0f} % |")
+    top = Counter(f for found in stated for f in found).most_common(25)
+    print("\nMost frequent findings: " + ", ".join(f"{name} {count}" for name, count in top) + ".")
+    rest = [f"{problem} {count}" for problem, count in counts.most_common() if problem not in CODES and problem != "normal"]
+    print("\nCodes without a mapping: " + ", ".join(rest) + ".")
+
+
+if __name__ == "__main__":
+    main()

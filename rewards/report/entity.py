@@ -1,0 +1,38 @@
+"""One finding as a report states it, and all findings of a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROOT_GROUP = "any"
+
+
+@dataclass(frozen=True)
+class Entity:
+    """One finding as a report states it.
+
+    `group`: the finding is a whole organ system ("the lungs are clear" denies the group lung). `severity`: lowest and
+    highest grade said, 0.5 borderline to 4 massive. `size_mm`: the largest measure given. `qualifiers`: sorted pairs.
+    """
+
+    finding: str
+    assertion: str = "present"  # present | uncertain | absent
+    side: str = ""  # left | right | bilateral
+    places: tuple[str, ...] = ()
+    severity: tuple[float, float] | None = None
+    change: str = ""
+    size_mm: float | None = None
+    qualifiers: tuple[tuple[str, str], ...] = ()
+    group: bool = False
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a report says. `repeated`: share of its words that only repeat. `extra`: mentions beyond two of one finding."""
+
+    entities: tuple[Entity, ...]
+    words: int
+    repeated: float = 0.0
+    extra: tuple[tuple[str, int], ...] = ()
+    too_long: bool = False

@@ -1,0 +1,155 @@
+"""Words of a sentence to marked terms: findings, organs, states, modifiers and cues."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewards.report.lexicon import TERMS, Lexicon
+
+_LEVEL = re.compile(r"[ctls]\d{1,2}$")
+_ORDINAL = re.compile(r"(\d{1,2})(?:st|nd|rd|th)$")
+_UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0, "cms": 10.0, "mms": 1.0}
+_ORDINAL_WORDS = {
+    word: str(i)
+    for i, word in enumerate(
+        (
+            "first",
+            "second",
+            "third",
+            "fourth",
+            "fifth",
+            "sixth",
+            "seventh",
+            "eighth",
+            "ninth",
+            "tenth",
+            "eleventh",
+            "twelfth",
+        ),
+        start=1,
+    )
+}
+
+
+@dataclass
+class Marks:
+    """The mentions of one sentence by kind; positions are word indices, ends exclusive."""
+
+    words: Sequence[str]
+    heads: list[tuple[int, int, str]] = field(default_factory=list)  # findings
+    organs: list[tuple[int, int, str]] = field(default_factory=list)
+    states: list[tuple[int, int, str]] = field(default_factory=list)
+    normals: list[tuple[int, int]] = field(default_factory=list)
+    abnormals: list[tuple[int, int]] = field(default_factory=list)
+    modifiers: list[tuple[int, int, str, object]] = field(
+        default_factory=list
+    )  # side, severity, change, qualifier, size
+    cues: list[tuple[int, int, str]] = field(default_factory=list)
+    verbs: list[int] = field(default_factory=list)
+
+
+def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
+    """All terms, longest first from the left; numbers with units, vertebral levels and open-ended disease words besides."""
+    marks = Marks(words)
+    root, n, i = lexicon.trie, len(words), 0
+    predicates = lexicon.predicates
+    while i < n:
+        word = words[i]
+        node = root.get(word)
+        best, meanings = 0, ()
+        j = i + 1
+        while node is not None:
+            ends = node.get(TERMS)
+            if ends:
+                best, meanings = j, ends
+            if j >= n:
+                break
+            node = node.get(words[j])
+            j += 1
+        if not best:
+            whole = _elided(words, i, root) if i + 3 < n else None
+            if whole is not None:
+                marks.organs.append((i, i + 1, whole))
+            elif word in predicates:
+                marks.verbs.append(i)
+            else:
+                _other_word(marks, i, word, lexicon)
+            i += 1
+            continue
+        for kind, value in meanings:
+            if kind == "finding":
+                marks.heads.append((i, best, value))
+                _inner_sides(marks, i, best)
+            elif kind == "anatomy":
+                marks.organs.append((i, best, value))
+                if not value.startswith(("left_", "right_")):
+                    _inner_sides(marks, i, best)
+            elif kind == "state":
+                marks.states.append((i, best, value))
+            elif kind == "cue":
+                marks.cues.append((i, best, value))
+            elif kind == "normal":
+                marks.normals.append((i, best))
+            elif kind == "abnormal":
+                marks.abnormals.append((i, best))
+            else:
+                marks.modifiers.append((i, best, kind, value))
+        i = best
+    marks.organs = [organ for organ in marks.organs if not _only_says_where(organ, marks)]
+    return marks
+
+
+def _elided(words: Sequence[str], i: int, root: Mapping[str, Any]) -> str | None:
+    """The place that "upper" is in "upper and right lower lobe": the last word of a later term is shared."""
+    node = root.get(words[i])
+    if node is None or words[i + 1] not in ("and", "or", ",", "to"):
+        return None
+    for j in range(i + 2, min(i + 6, len(words))):
+        ends = node.get(words[j], {}).get(TERMS, ())
+        if ends:
+            return next((value for kind, value in ends if kind == "anatomy"), None)
+        if words[j] not in root and words[j] not in ("and", "or", ",", "the"):
+            return None
+    return None
+
+
+def _inner_sides(marks: Marks, begin: int, end: int) -> None:
+    """A side inside a longer term ("air in the right pleural space") still is a side."""
+    if end - begin > 2:
+        for i in range(begin, end):
+            if marks.words[i] in ("left", "right"):
+                marks.modifiers.append((i, i + 1, "side", marks.words[i]))
+
+
+def _other_word(marks: Marks, i: int, word: str, lexicon: Lexicon) -> None:
+    words = marks.words
+    if word[0].isdigit() or word[0] == ".":
+        ordinal = _ORDINAL.match(word)
+        if ordinal:
+            marks.modifiers.append((i, i + 1, "level", ordinal[1]))
+            return
+        for j in range(i + 1, min(i + 5, len(words))):
+            scale = _UNITS.get(words[j])
+            if scale is not None:
+                marks.modifiers.append((i, i + 1, "size", float(word) * scale))
+                return
+            if words[j] not in ("x", "by", "to", ",") and not words[j][0].isdigit():
+                return
+    elif word in _ORDINAL_WORDS:
+        marks.modifiers.append((i, i + 1, "level", _ORDINAL_WORDS[word]))
+    elif _LEVEL.match(word):
+        marks.organs.append((i, i + 1, word))
+    elif len(word) > 6 and word.endswith(lexicon.open_suffixes) and word not in lexicon.not_findings and word.isascii():
+        marks.heads.append((i, i + 1, word))
+
+
+def _only_says_where(organ: tuple[int, int, str], marks: Marks) -> bool:
+    """ "structures of the thorax": the organ after "of" only places the organ before it."""
+    begin, words = organ[0], marks.words
+    at = begin - 1
+    while at > 0 and words[at] in ("the", "left", "right"):
+        at -= 1
+    return at > 0 and words[at] == "of" and any(end == at for _, end, _ in marks.organs)
