@@ -95,8 +95,8 @@ ROWS = [
     RewardInput("<think>Round, in the left lung.</think><answer>[40, 60, 80, 100]</answer>", GOLD, kind="open"),
     RewardInput("<think>A bit lower.</think><answer>[42, 66, 82, 104]</answer>", GOLD, kind="open"),
     RewardInput("<answer>[42, 66, 82, 104]</answer>", GOLD, kind="open"),
-    RewardInput("<think>Somewhere.</think><answer>[0, 0, 512, 512]</answer>", GOLD, kind="open"),
-    RewardInput("<think>?</think><answer>[40, 60, 80, 100] or [1, 1, 9, 9]</answer>", GOLD, kind="open"),
+    RewardInput("<think>It may be anywhere.</think><answer>[0, 0, 512, 512]</answer>", GOLD, kind="open"),
+    RewardInput("<think>One of the two.</think><answer>[40, 60, 80, 100] or [1, 1, 9, 9]</answer>", GOLD, kind="open"),
     RewardInput("<think>Sulci are bright.</think><answer>B</answer>", "B", options=OPTIONS, kind="option"),
     RewardInput("<think>Sulci are bright.</think><answer>A</answer>", "B", options=OPTIONS, kind="option"),
 ]  # fmt: skip

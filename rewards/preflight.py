@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -174,18 +175,19 @@ def check(
     executor = reward if isinstance(reward, Executor) else Executor(reward)
     trial = _Trial(executor, template)
     try:
-        bad, own = _judge_labels(samples, names, trial)
+        bad, own, texts = _judge_labels(samples, names, trial)
         by_kind: dict[str, list[int]] = defaultdict(list)
         for i, sample in enumerate(samples):
             by_kind[sample.kind].append(i)
         rng = random.Random(seed)
         probes: list[Probe] = []
         for kind, rows in by_kind.items():
-            labels = [own[i] for i in rows if i in own]
-            probes.append(_summed("the label", kind, labels, [names[i] for i in rows if i in own], None))
+            tried = [i for i in rows if i in own]
+            probes.append(_summed("the label", kind, [own[i] for i in tried], [names[i] for i in tried], None))
             good = [i for i in rows if i not in bad]
             chosen = sorted(rng.sample(good, PROBED_ROWS)) if len(good) > PROBED_ROWS else good
-            probes += _probes(kind, [samples[i] for i in chosen], [names[i] for i in chosen], trial, rng)
+            asked, named = [samples[i] for i in chosen], [names[i] for i in chosen]
+            probes += _probes(kind, asked, named, [texts[i] for i in chosen], trial, rng)
     finally:
         if executor is not reward:
             executor.close()
@@ -193,19 +195,25 @@ def check(
     return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused))
 
 
-def answer_text(sample: RewardInput) -> str:
-    """A row's label as a model would write it between answer tags."""
+def answer_texts(sample: RewardInput) -> list[str]:
+    """A row's label as a model would write it between answer tags.
+
+    More than one text for a list: whether it stands for several accepted answers, for all of them together or for a
+    thing such as a box is known to the reward alone, so that each reading may be tried.
+    """
     gold, unit = sample.gold, sample.meta.get("unit")
     if isinstance(gold, bool):
-        return "yes" if gold else "no"
+        return ["yes" if gold else "no"]
     if isinstance(gold, list | tuple | set | frozenset):
-        joint = {"pair": "/", "range": " to ", "interval": " to "}.get(sample.meta.get("kind", ""), ", ")
-        text = joint.join(str(item) for item in gold)
+        items = [str(item) for item in gold]
+        if sample.kind != "numeric":
+            return list(dict.fromkeys([", ".join(items), *items[:1], str(list(gold))]))
+        text = {"pair": "/", "range": " to ", "interval": " to "}.get(sample.meta.get("kind", ""), ", ").join(items)
     else:
         text = str(gold)
     if sample.kind == "numeric" and unit and unit not in ("1", "score") and not text.endswith(str(unit)):
         text = f"{text} {unit}"
-    return text
+    return [text]
 
 
 @dataclass(frozen=True)
@@ -224,28 +232,42 @@ class _Trial:
 
 def _judge_labels(
     samples: Sequence[RewardInput], names: Sequence[str], trial: _Trial
-) -> tuple[dict[int, BadRow], dict[int, RewardResult]]:
-    """The bad rows, and what each label that parses earns as an answer; both by the row's place."""
+) -> tuple[dict[int, BadRow], dict[int, RewardResult], dict[int, str]]:
+    """The bad rows; what each label that parses earns as an answer; and its text. All by the row's place."""
     problems = trial.executor.check_gold(samples)
-    fine = [i for i, problem in enumerate(problems) if problem is None]
-    own = dict(
-        zip(fine, trial.answers([samples[i] for i in fine], [answer_text(samples[i]) for i in fine]), strict=True)
-    )
+    own: dict[int, RewardResult] = {}
+    texts: dict[int, str] = {}
+    open_ones = {i: answer_texts(samples[i]) for i, problem in enumerate(problems) if problem is None}
+    while open_ones:
+        results = trial.answers([samples[i] for i in open_ones], [left[0] for left in open_ones.values()])
+        for (i, left), result in zip(open_ones.items(), results, strict=True):
+            if i not in own or _full(result):
+                own[i], texts[i] = result, left[0]
+        open_ones = {i: left[1:] for i, left in open_ones.items() if left[1:] and not _full(own[i])}
     for i, result in own.items():
         if result.value is None:
             problems[i] = f"the label itself could not be judged ({result.status}: {result.reason})"
-        elif result.value < 1.0 - 1e-9:
+        elif not _full(result):
             problems[i] = f"the label itself earns {result.value:.2f} ({result.reason or result.status})"
     bad = {
         i: BadRow(names[i], samples[i].kind, _short(samples[i].gold), problem)
         for i, problem in enumerate(problems)
         if problem is not None
     }
-    return bad, own
+    return bad, own, texts
+
+
+def _full(result: RewardResult) -> bool:
+    return result.value is not None and result.value >= 1.0 - 1e-9
 
 
 def _probes(
-    kind: str, samples: Sequence[RewardInput], names: Sequence[str], trial: _Trial, rng: random.Random
+    kind: str,
+    samples: Sequence[RewardInput],
+    names: Sequence[str],
+    labels: Sequence[str],
+    trial: _Trial,
+    rng: random.Random,
 ) -> list[Probe]:
     """The undeserving answers on the rows of one kind."""
     found: list[Probe] = []
@@ -257,7 +279,6 @@ def _probes(
             found.append(_summed(name, kind, results, [names[i] for i in rows], limit))
         return results
 
-    labels = [answer_text(sample) for sample in samples]
     borrowed = _borrowed(samples, labels, rng)
     results = probe("another row's label", borrowed, borrowed, WRONG_LABEL_LIMIT.get(kind, PART_MARKS_LIMIT))
     wrong = {i: borrowed[i] for i, result in zip(borrowed, results, strict=True) if result.value == 0}
@@ -268,8 +289,12 @@ def _probes(
     probe("an empty answer", everyone, dict.fromkeys(everyone, ""), 0.0)
     if kind == "option":
         lettered = {i: LETTERS[: len(s.options)] for i, s in enumerate(samples) if len(s.options) > 1}
-        # All letters can be the right answer to a question with several.
-        some = {i: letters for i, letters in lettered.items() if set(letters) - set(labels[i].upper())}
+        # All letters can be the right answer to a question that may have several.
+        some = {
+            i: letters
+            for i, letters in lettered.items()
+            if not (samples[i].meta.get("multi") and set(letters) <= set(re.findall(r"\b[A-Z]\b", labels[i].upper())))
+        }
         probe("all letters", some, {i: ", ".join(letters) for i, letters in some.items()}, 0.0)
         probe("any letter", some, {i: " or ".join(letters) for i, letters in some.items()}, 0.0)
         probe("all option texts", some, {i: "; ".join(samples[i].options) for i in some}, 0.0)

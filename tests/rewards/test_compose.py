@@ -1,11 +1,13 @@
 """Composition: the arithmetic, masking, routing, and what a bad spec is told."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.base import Reward, RewardInput, RewardResult
-from rewards.compose import Compose, Part, Route, SpecError, build, is_batched
+from rewards.compose import Compose, Part, Route, SpecError, build, default_reward, is_batched
 
 HERE = "test_compose"
 
@@ -180,3 +182,32 @@ def test_a_bad_spec_is_refused_with_its_place_and_the_nearest_name(spec, words):
         build(spec)
     for word in words:
         assert word in str(caught.value)
+
+
+RIGHT = {
+    "option": (RewardInput("B", gold="B", options=("CT", "MRI"), kind="option"), "A"),
+    "yesno": (RewardInput("yes", gold="yes", kind="yesno"), "no"),
+    "open": (RewardInput("left lung", gold="left lung", kind="open"), "right lung"),
+    "numeric": (RewardInput("5 mg", gold=5, kind="numeric", meta={"unit": "mg"}), "5 g"),
+    "report": (
+        RewardInput("There is a left pleural effusion.", gold="Left pleural effusion.", kind="report"),
+        "No pleural effusion.",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_the_default_pays_the_answer_of_every_kind_and_form_alone_nothing(kind):
+    reward = default_reward()
+    sample, wrong = RIGHT[kind]
+    formed = "<think>The findings speak for it.</think><answer>{}</answer>"
+
+    def scored(text):
+        return reward.score(replace(sample, completion=text))
+
+    right = scored(formed.format(sample.completion))
+    assert right.value == 1 and right.components["format"] == 1 and right.components[f"answer/{kind}"] == 1
+    unformed = scored(f"<answer>{sample.completion}</answer>")
+    assert unformed.value == 1 and unformed.components["format"] == 0
+    false = scored(formed.format(wrong))
+    assert false.value == 0 and false.components["format"] == 1

@@ -2,13 +2,17 @@
 
 import json
 import re
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from rewards.base import Reward, RewardInput, RewardResult
+from rewards.compose import default_reward
 from rewards.executor import Executor
-from rewards.preflight import RowsError, answer_text, check, load_rows, main
+from rewards.preflight import RowsError, answer_texts, check, load_rows, main
 
 HERE = "test_preflight"
 
@@ -20,7 +24,7 @@ class Tagged(Reward):
         found = re.search(r"<answer>(.*?)</answer>", sample.completion, re.DOTALL)
         said = found.group(1).strip().casefold() if found else ""
         return RewardResult(
-            float(said == answer_text(sample).casefold()), parsed=said, reason="" if found else "no tag"
+            float(said == answer_texts(sample)[0].casefold()), parsed=said, reason="" if found else "no tag"
         )
 
     def check_gold(self, sample):
@@ -151,7 +155,22 @@ def test_another_template_reaches_rewards_that_read_other_marks():
     ],
 )
 def test_labels_are_written_as_a_model_would(sample, text):
-    assert answer_text(sample) == text
+    assert answer_texts(sample)[0] == text
+
+
+def test_a_list_as_a_label_is_tried_in_every_reading():
+    class FirstOf(Reward):
+        def score(self, sample):
+            return RewardResult(float(f"<answer>{sample.gold[0]}</answer>" in sample.completion))
+
+    class Box(Reward):
+        def score(self, sample):
+            return RewardResult(float(f"<answer>{sample.gold}</answer>" in sample.completion))
+
+    rows = [RewardInput("", gold=["lung", "lungs"], kind="open"), RewardInput("", gold=["heart"], kind="open")]
+    assert check(rows, FirstOf()).ok
+    report = check([RewardInput("", gold=[1, 2], kind="open"), RewardInput("", gold=[3, 4], kind="open")], Box())
+    assert report.ok and by_name(report, "open")["always '[1, 2]'"].mean == 0.5
 
 
 def write(path, *rows):
@@ -235,3 +254,15 @@ def test_large_sets_are_probed_on_a_sample(monkeypatch):
     monkeypatch.setattr("rewards.preflight.PROBED_ROWS", 10)
     option = by_name(check(rows(), Tagged()), "option")
     assert option["the label"].rows == 24 and option["an empty answer"].rows == 10
+
+
+def test_the_default_reward_passes_on_sound_labels_of_every_kind():
+    report = check(rows(), default_reward())
+    assert report.ok, report.text()
+
+
+def test_the_recipe_runs_and_names_its_bad_label():
+    recipe = Path(__file__).parents[2] / "recipes" / "custom_reward.py"
+    run = subprocess.run([sys.executable, str(recipe)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "4 rows (4 open): 1 bad labels" in run.stdout and "FAIL" not in run.stdout
