@@ -21,6 +21,15 @@ class OptionSet:
     heads: dict[str, list[tuple[str, tuple[str, ...]]]]
     longest: int
     yes_no: bool
+    conditional: tuple[str, ...]
+
+    def is_conditional(self, text: str) -> bool:
+        """Whether `text` has an "if", those inside an option's own words aside."""
+        if words().conditional.search(text) is None:
+            return False
+        for option in self.conditional:
+            text = re.sub(re.escape(option).replace(r"\ ", r"\s+"), " ", text, flags=re.IGNORECASE)
+        return words().conditional.search(text) is not None
 
     def key_of(self, letter: str) -> str:
         return key_of_normalised(self.texts[self.letters.index(letter)])
@@ -57,7 +66,8 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
             heads.setdefault(tokens[0], []).append((letter, tokens))
     longest = max((len(tokens) for entries in heads.values() for _, tokens in entries), default=0)
     yes_no = {"yes", "no"} <= set(keys) and len(options) <= 3
-    return OptionSet(tuple(texts), letters, keys, heads, longest, yes_no)
+    conditional = tuple(text for text in texts if words().conditional.search(text))
+    return OptionSet(tuple(texts), letters, keys, heads, longest, yes_no, conditional)
 
 
 # A letter stands alone: no Latin, Greek or Cyrillic letter, digit or apostrophe-joined word touches it. Scripts written
@@ -85,12 +95,9 @@ def text_head(text: str, options: OptionSet) -> tuple[str, int] | None:
         if token in _IGNORED:
             continue
         if token in _DASH_CHARS:
-            # A hyphen between words is a space; before a number it is a sign.
-            if (
-                match.start() > 0
-                and text[match.start() - 1].isalnum()
-                and text[match.end() : match.end() + 1].isalnum()
-            ):
+            # As in a text key: a hyphen at a letter is a space; before or between numbers it counts.
+            before, after = text[max(0, match.start() - 1) : match.start()], text[match.end() : match.end() + 1]
+            if before.isalnum() and after.isalnum() and (before.isalpha() or after.isalpha()):
                 continue
             token = "-"
         token = token.casefold()
@@ -128,6 +135,12 @@ def _glued_head(token: str, end: int, text: str, options: OptionSet) -> tuple[st
 
 def named_first(text: str, options: OptionSet) -> str:
     """The letter that `text` begins with or names by its option text, or ""."""
+    found = choice_head(text, options)
+    return found[0] if found is not None else ""
+
+
+def choice_head(text: str, options: OptionSet) -> tuple[str, int] | None:
+    """(letter, end) of the letter or the option text that `text` begins with. Articles and pronouns are no letters."""
     head = LETTER_HEAD.match(text)
     if head is not None:
         letter = head.group(1)
@@ -135,6 +148,5 @@ def named_first(text: str, options: OptionSet) -> str:
         sure = bool(head.group("close")) or letter.isupper()
         articled = letter in "AIai" and re.match(r"\s+[a-z]", rest) and not VERB.match(rest)
         if sure and not articled and letter.upper() in options.letters:
-            return letter.upper()
-    at_text = text_head(text, options)
-    return at_text[0] if at_text is not None else ""
+            return letter.upper(), head.end()
+    return text_head(text, options)

@@ -14,7 +14,6 @@ from rewards.fuzzy import nearest_option
 from rewards.phrases import CHOSEN, CONFLICT, NOTHING, Reading, clean_phrase, read_phrase
 from rewards.statements import Statement, agree, find_statements
 from rewards.text import text_key
-from rewards.words import words
 
 
 class OptionLetter(Reward):
@@ -103,7 +102,7 @@ class OptionLetter(Reward):
     def _closed(self, text: str, options: OptionSet, multi: bool) -> Reading:
         reading = read_phrase(text, options, multi)
         if reading.kind == CHOSEN and not reading.exact:
-            if words().conditional.search(text):
+            if options.is_conditional(text):
                 return Reading(CONFLICT, reason="the answer is conditional")
             # A reason may take the answer back ("B. No, the answer is C").
             if agree(find_statements(extract(text), options, multi)) - {reading.letters}:

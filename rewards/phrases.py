@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rewards.choices import LETTER_ALONE, LETTER_HEAD, VERB, OptionSet, named_first, text_head
+from rewards.choices import LETTER_ALONE, LETTER_HEAD, VERB, OptionSet, choice_head, named_first, text_head
 from rewards.fuzzy import nearest_option, negators
 from rewards.text import drop_article, key_of_normalised, strip_markup, strip_quotes, unwrap_latex
 from rewards.words import words
@@ -44,11 +44,13 @@ _LETTER_RUN = re.compile(r"[\s(\[{]*([A-Z]{2,26})[\s)\]}.!。]*")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 _STRONG = re.compile(r"\s*[.):,;\-–—=>→]+\s*")
 _PLAIN_END = re.compile(r"[\s.,;:!)\]}>*\"'”’」。、]*")
+_NUMBER = re.compile(r"[-−–+<>≤≥=~.]{0,3}\d")
 _COMMA = re.compile(r"\A\s*[,;(—–]?")
 _NEW_CLAUSE = re.compile(r"\s*[.;:。]\s|\s*[;(]|\s[—–-]\s|,\s")
 _SEPARATOR = re.compile(r"\s*[,;、，/.]?\s*")
 _LIST_WORD = re.compile(r"(?:options?|choices?|letters?|also|either)\s+", re.IGNORECASE)
-_PAIR_MARKS = " .):,;-–—=>("
+# Between a letter and its text. A dash before a digit is a sign of the text.
+_PAIR_MARK = re.compile(r"[\s.):,;=>(]*+(?:[-–—]++(?!\d)[\s(]*+)?")
 _HEDGE = re.compile(
     r"\b(?:or|and|but|maybe|perhaps|possibly|alternatively|could be|might be|also|oder|ou|и|или)\b"
     r"(?:\s+(?:it|is|it's|maybe|perhaps|possibly|also|even|option|choice|answer|could|might|be|the|a|an|probably)\b){0,4}"
@@ -61,7 +63,8 @@ _ALSO_TRUE = re.compile(
     re.IGNORECASE,
 )
 _SAFE_AFTER_ARTICLE = re.compile(r"\s+(?:because|since|as|due to|based on|fits|matches)\b", re.IGNORECASE)
-_CLAUSE_STOP = re.compile(r"[.!?]+(?=\s|$)|[。！？]")
+# "B. or C": a small letter goes on with the sentence.
+_CLAUSE_STOP = re.compile(r"(?<![.!?])[.!?]++(?=\s++(?![a-z])|\s*+$)|[。！？]")
 _HTML = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|sub|sup|center|code|div|h[1-6])\s?/?>")
 
 
@@ -134,8 +137,9 @@ def _parse(text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
         text = re.sub(r"\b[a-z]\b", lambda match: match.group().upper(), text)
     at_text = text_head(text, options)
     if at_text is not None:
-        if at_text[1] == 1 and text[0].upper() in options.letters:
-            return _letter_like_text(at_text[0], text, options, multi, depth)
+        letter = LETTER_HEAD.match(text)
+        if letter is not None and letter.end() >= at_text[1] and letter.group(1).upper() in options.letters:
+            return _letter_like_text(at_text[0], letter, text, options, multi, depth)
         return _after_text(at_text[0], text[at_text[1] :], options, multi, depth)
     if multi:
         run = _LETTER_RUN.fullmatch(text)
@@ -153,11 +157,18 @@ def _parse(text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
     return _after_letter(head.group(1), text[head.end() :], bool(head.group("close")), options, multi, depth)
 
 
-def _letter_like_text(by_text: str, text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
+def _after_mark(rest: str) -> str:
+    return _PAIR_MARK.sub("", rest, count=1) if rest else rest
+
+
+def _letter_like_text(
+    by_text: str, head: re.Match[str], text: str, options: OptionSet, multi: bool, depth: int
+) -> Reading:
     """Options such as blood groups: a letter that is also a text counts only where both readings meet."""
-    letter = text[0].upper()
-    pair = text_head(text[1:].lstrip(_PAIR_MARKS), options)
-    reading = _after_letter(text[0], text[1:], False, options, multi, depth)
+    letter = head.group(1).upper()
+    rest = text[head.end() :]
+    pair = text_head(_after_mark(rest), options)
+    reading = _after_letter(head.group(1), rest, bool(head.group("close")), options, multi, depth)
     if reading.kind != CHOSEN or reading.letters == {by_text} or (pair is not None and pair[0] == letter):
         return reading
     return Reading(CONFLICT, reason=f"{letter} is both a letter and the text of option {by_text}")
@@ -203,11 +214,10 @@ def _hedged(chosen: frozenset[str], rest: str, options: OptionSet) -> bool:
     clause = _first_clause(rest)
     for hedge in _HEDGE.finditer(clause):
         tail = clause[hedge.end() :]
-        other = named_first(tail, options)
-        if other and other not in chosen:
-            head = LETTER_HEAD.match(tail)
-            after = tail[head.end() :] if head is not None else tail
-            if (head is not None and words().bad_verdict.match(after)) or _bad_list(after, options):
+        other = choice_head(tail, options)
+        if other is not None and other[0] not in chosen:
+            after = tail[other[1] :]
+            if words().bad_verdict.match(after) or _bad_list(after, options):
                 continue
             if _instead(clause[hedge.start() :], options):
                 continue
@@ -280,7 +290,7 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
         return _denied_after(rest[denied.end() :], options, multi, depth)
     if _instead(rest, options):
         return chosen
-    own_text = text_head(rest.lstrip(_PAIR_MARKS), options)
+    own_text = text_head(_after_mark(rest), options)
     if raw == "a" and not closed and (portuguese := re.fullmatch(r"\s+\(?([A-Z])\W*", rest)):
         return _whole(portuguese.group(1), options) or _NOTHING
     articled = not closed and (raw in "AI" or raw.islower())
@@ -289,7 +299,7 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
         if listed is not None:
             return listed
     if own_text is not None:
-        after = rest.lstrip(_PAIR_MARKS)[own_text[1] :]
+        after = _after_mark(rest)[own_text[1] :]
         strong = closed or _STRONG.match(rest)
         if own_text[0] == letter:
             if raw == "a" and not strong and not _PLAIN_END.fullmatch(after):
@@ -329,7 +339,7 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
         return _NOTHING
     if _LATIN.match(tail) and tail[0].islower() and "." in mark and not closed:
         return Reading(NOTHING, reason=f"'{raw}. {tail[:20]}' is a name, not an option")
-    if tail[:1].isdigit() or (_LATIN.match(tail) and not _is_sentence(tail)):
+    if _NUMBER.match(tail) or (_LATIN.match(tail) and not _is_sentence(tail)):
         return Reading(CONFLICT, reason=f"letter {letter} with a text that is not its option's")
     return chosen
 
@@ -363,11 +373,11 @@ def _list(first: str, rest: str, options: OptionSet, multi: bool) -> Reading | N
         repeated = repeated or letter in found
         found.add(letter)
         position = end
-        pair = text_head(tail.lstrip(_PAIR_MARKS), options)
+        pair = text_head(_after_mark(tail), options)
         if pair is not None:
             if pair[0] != letter:
                 return Reading(CONFLICT, reason=f"letter {letter} with the text of option {pair[0]}")
-            position = len(rest) - len(tail.lstrip(_PAIR_MARKS)) + pair[1]
+            position = len(rest) - len(_after_mark(tail)) + pair[1]
     if position == 0:
         return None
     after = rest[position:]
@@ -418,18 +428,18 @@ def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: 
     if _instead(rest, options):
         return chosen
     label = re.match(
-        r"\s*(?:[,:–—-]\s*|\(\s*|,?\s*(?:i\.e\.,?|that is,?|which is|or)\s+)?(?:option|choice|answer|letter)?\s*",
+        r"\s*(?:[,:–—-]\s*|\(\s*|,?\s*(?:i\.e\.,?|that is,?|which is)\s+)?(?:option|choice|answer|letter)?\s*",
         rest,
         re.IGNORECASE,
     )
     if label is not None and label.end() > 0:
         head = LETTER_HEAD.match(rest, label.end()) or LETTER_HEAD.match(rest)
+        articled = head is not None and head.group(1) in "AI" and not head.group("close")
         if head is not None and head.group(1).isupper() and head.group(1) in options.letters:
-            if head.group(1) == letter:
-                after = rest[head.end() :]
-                return Reading(CHOSEN, frozenset(letter), exact=bool(_PLAIN_END.fullmatch(after)), by_letter=True)
-            articled = head.group(1) in "AI" and not head.group("close")
-            if not articled or _PLAIN_END.fullmatch(rest, head.end()):
+            ends = _PLAIN_END.fullmatch(rest, head.end()) is not None
+            if head.group(1) == letter and (ends or not articled):
+                return Reading(CHOSEN, frozenset(letter), exact=ends, by_letter=True)
+            if ends or not articled:
                 return Reading(CONFLICT, reason=f"the text of option {letter} with letter {head.group(1)}")
     join = words().join_word.match(rest) or re.match(r"\s*[,;、，]\s*(?:and|or|und|oder|y|e|et|ou)?\s*", rest)
     if join is not None and join.end() > 0:

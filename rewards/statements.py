@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rewards.answer import Answer, Candidate
-from rewards.choices import OptionSet, named_first
+from rewards.choices import OptionSet, named_first, text_head
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, Reading, read_phrase
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import words
@@ -57,7 +57,7 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     if not rest.strip():
         return []
     spans = sentence_spans(rest)
-    usable = [_asserts(rest[start:end]) for start, end in spans]
+    usable = [_asserts(rest[start:end], options) for start, end in spans]
     found: list[Statement] = []
     taken: set[int] = set()
     blocks: list[tuple[int, int]] = []
@@ -76,7 +76,10 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
         if multi:
             text, end = _with_following_lines(answer.rest, candidate)
             blocks.append((candidate.start, end))
-        if words().conditional.search(text):
+        elif (longer := text_head(line := answer.rest[candidate.start :].split("\n", 1)[0], options)) is not None:
+            # The sentence seemed to end inside an option's own words ("Inj. Calcium").
+            text = max(text, line[: longer[1]], key=len)
+        if options.is_conditional(text):
             continue
         reading = read_phrase(text, options, multi)
         if reading.kind in (CHOSEN, CONFLICT):
@@ -106,8 +109,8 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     return found
 
 
-def _asserts(sentence: str) -> bool:
-    return not sentence.rstrip(" *_)\"'").endswith("?") and words().conditional.search(sentence) is None
+def _asserts(sentence: str, options: OptionSet) -> bool:
+    return not sentence.rstrip(" *_)\"'").endswith("?") and not options.is_conditional(sentence)
 
 
 def _with_following_lines(rest: str, candidate: Candidate) -> tuple[str, int]:
@@ -208,7 +211,7 @@ def _bare_lines(rest: str, options: OptionSet, multi: bool) -> Iterator[Statemen
             continue
         if reading.exact and (reading.by_letter or index in edges):
             exact.append(Statement(reading, "bare", start))
-        elif index in edges and not words().conditional.search(plain):
+        elif index in edges and not options.is_conditional(plain):
             loose.append(Statement(reading, "bare", start))
     if multi and len(exact) == len(places) and len(exact) > 1:
         letters = frozenset[str]().union(*(statement.reading.letters for statement in exact))
@@ -254,10 +257,13 @@ def _only_sentence(sentence: str, options: OptionSet) -> Reading | None:
 
 def _without_echo(rest: str, options: OptionSet) -> str:
     """Blank out a copy of the whole option list, unless nothing follows it."""
-    lowered = rest.lower()
+    lowered = " ".join(rest.lower().split())
     if any(text.lower() not in lowered for text in options.texts):
         return rest
-    pairs = [(letter, re.escape(text)) for letter, text in zip(options.letters, options.texts, strict=True)]
+    pairs = [
+        (letter, re.escape(text).replace(r"\ ", r"\s+"))
+        for letter, text in zip(options.letters, options.texts, strict=True)
+    ]
     labelled = "".join(
         rf"[\s\-*•]{{0,6}}\(?{letter}[.):\]]{{1,2}}[\s*_]{{0,4}}{text}[\s,;.|*_]{{0,6}}" for letter, text in pairs
     )
