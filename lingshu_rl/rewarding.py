@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.progress import Progress
@@ -32,8 +33,11 @@ class Rewards:
 
 
 def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress) -> Rewards:
-    """Build the composition and, with rewards.preflight, try it on every label. Raises ConfigError naming bad labels."""
-    spec = config.rewards.spec or DEFAULT_SPEC
+    """Build the composition and, with rewards.preflight, try it on every label. Raises ConfigError naming bad labels.
+
+    A probe that earns what it should not (see rewards.preflight) is said, but is no reason to stop.
+    """
+    spec = config.rewards.spec or default_spec(config)
     try:
         executor = Executor(
             spec,
@@ -45,9 +49,20 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
     except SpecError as error:
         raise ConfigError(f"rewards.{error}") from None
     if config.rewards.preflight:
-        report = check([p.reward_input() for p in prompts], executor)
+        report = check([p.reward_input() for p in prompts], executor, ids=[p.id for p in prompts])
         progress.say(f"rewards: {report.summary()}")
-        if not report.ok:
+        if report.bad:
             executor.close()
-            raise ConfigError(f"the rewards cannot judge this data:\n{report.text()}\nrewards.preflight=false skips this")
+            raise ConfigError(
+                f"the rewards cannot judge these labels; mend them, or go on with rewards.preflight=false, which masks "
+                f"them:\n{report.text()}"
+            )
     return Rewards(executor)
+
+
+def default_spec(config: Config) -> Mapping[str, Any]:
+    if config.data.train.startswith("demo:"):
+        from lingshu_rl.demo.reward import demo_spec
+
+        return demo_spec()
+    return DEFAULT_SPEC

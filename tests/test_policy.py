@@ -106,3 +106,16 @@ def test_learning_rate_warms_up_and_follows_its_schedule():
     assert rates("constant") == [0.25, 0.5, 0.75, 1.0] + [1.0] * 8
     assert rates("linear")[4] == 1.0 and rates("linear")[8] == pytest.approx(0.5)
     assert rates("cosine")[8] == pytest.approx(0.5) and rates("cosine")[11] < 0.1
+
+
+CLIP = SCRIPT.replace("policy.engine.step = capture", "before = {n: t.detach().clone() for n, t in policy.weights()}").replace(
+    '"rows": metrics["rows"]', '"rows": max(float((t - before[n]).abs().max()) for n, t in policy.weights())'
+)
+
+
+@pytest.mark.slow
+def test_gradients_are_clipped_at_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_policy.SCRIPT", CLIP)
+    _, free = gradient(tmp_path, "train.max_grad_norm=1.0")
+    _, held = gradient(tmp_path, "train.max_grad_norm=1.0e-12")
+    assert held["rows"] < 1e-2 * free["rows"]

@@ -33,7 +33,8 @@ def close(a, b, tolerance=1e-4):
 def whole_run(servers, tmp_path_factory):
     """Four steps in one go, with evaluations and checkpoints."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = launch([*SHORT, *servers.settings, "train.steps=4", "checkpoint.every=2", "eval.every=2", f"run.dir={folder}"], env=servers.env)  # fmt: skip
+    timeouts = ["rollout.start_timeout_s=99", "reference.start_timeout_s=99", "rollout.concurrency=16"]
+    done = launch([*SHORT, *servers.settings, *timeouts, "train.steps=4", "checkpoint.every=2", "eval.every=2", f"run.dir={folder}"], env=servers.env)  # fmt: skip
     assert done.returncode == 0, done.stdout
     return folder, done.stdout
 
@@ -44,7 +45,9 @@ def test_a_run_leaves_everything_a_reader_needs(whole_run):
     for key in ("before", "after"):
         assert set(summary[key]) >= {"accuracy", "ci95", "n"} and summary[key]["n"] == 24
     assert set(summary["gain"]) >= {"points", "ci95"} and summary["steps"] == 4
-    assert {"accuracy", "ci95"} <= set(summary["blank_image"]) and {"accuracy", "ci95"} <= set(summary["shuffled_image"])
+    assert {"accuracy", "ci95"} <= set(summary["blank_image"]) and {"accuracy", "ci95"} <= set(
+        summary["shuffled_image"]
+    )
     assert set(summary["seconds_by_phase"]) >= {"rollout", "reward", "reference", "update", "weight_sync"}
     assert set(summary["versions"]) >= {"vllm", "deepspeed", "trl", "transformers", "accelerate", "torch"}
     assert summary["kl_first_step"] < 1e-5 and summary["max_logprob_gap_first_step"] < 1e-3
@@ -88,7 +91,13 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(whole_run, serv
 def test_two_policy_ranks_train_and_do_what_one_does(stage, whole_run, servers, tmp_path):
     folder = tmp_path / "run"
     env = {**servers.env, "OMP_NUM_THREADS": "1"}
-    settings = [*SHORT, *servers.settings, f"run.dir={folder}", f"deepspeed.zero_optimization.stage={stage}", "eval.limit=8"]
+    settings = [
+        *SHORT,
+        *servers.settings,
+        f"run.dir={folder}",
+        f"deepspeed.zero_optimization.stage={stage}",
+        "eval.limit=8",
+    ]
     done = launch(settings, env=env, processes=2, timeout_s=400)
     assert done.returncode == 0, done.stdout
     assert f"ZeRO stage {stage}" in done.stdout and "2 rank(s)" in done.stdout
@@ -169,7 +178,9 @@ def test_a_fault_ends_the_run_with_its_name_and_leaves_nothing_behind(fault, ser
     assert not engine_processes() - before and time.monotonic() - began < 30
     if fault == "kill_reference":
         text = log.read_text()
-        assert "reference server 0 was killed by SIGKILL" in text and "reference-0.log" in text and process.returncode != 0
+        assert (
+            "reference server 0 was killed by SIGKILL" in text and "reference-0.log" in text and process.returncode != 0
+        )
     elif fault != "kill_trainer":
         deadline = time.monotonic() + 20
         while "the run was stopped" not in log.read_text() and time.monotonic() < deadline:
@@ -180,7 +191,9 @@ def test_a_fault_ends_the_run_with_its_name_and_leaves_nothing_behind(fault, ser
 def test_a_run_starts_its_own_rollout_server_and_notices_its_death(tmp_path):
     folder = tmp_path / "run"
     before = engine_processes()
-    process, log = started(["loss.kl_coef=0", "eval.limit=4", "eval.controls=[]"], folder, os.environ.copy(), "step 1/500")
+    process, log = started(
+        ["loss.kl_coef=0", "eval.limit=4", "eval.controls=[]"], folder, os.environ.copy(), "step 1/500"
+    )
     mine = list(reference_pid(folder))
     os.kill(min(mine), signal.SIGKILL)
     process.wait(timeout=30)
@@ -203,7 +216,9 @@ def test_an_exception_in_the_trainer_stops_everything(servers, tmp_path):
         "sys.exit(train_main(sys.argv[1:]))\n"
     )
     before = engine_processes()
-    done = launch([*SHORT, f"rollout.urls=[{servers.rollout}]", f"run.dir={folder}"], env=servers.env, script=str(script))
+    done = launch(
+        [*SHORT, f"rollout.urls=[{servers.rollout}]", f"run.dir={folder}"], env=servers.env, script=str(script)
+    )
     assert done.returncode != 0 and "ValueError: a bug in the update" in done.stdout
     assert not engine_processes() - before
 
@@ -217,7 +232,12 @@ def test_a_reward_that_cannot_judge_stops_the_run_with_examples(servers, tmp_pat
         "        raise KeyError('no such finding')\n"
     )
     env = {**servers.env, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    settings = ["rewards.spec={class: 'my_rewards:Broken'}", "rewards.preflight=false", "train.group_size=32", "eval.controls=[]"]
+    settings = [
+        "rewards.spec={class: 'my_rewards:Broken'}",
+        "rewards.preflight=false",
+        "train.group_size=32",
+        "eval.controls=[]",
+    ]
     done = subprocess.run(launch_command([*SHORT, *servers.settings, *settings, f"run.dir={tmp_path / 'run'}"]), cwd=ROOT, env=env,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)  # fmt: skip
     assert done.returncode != 0 and "could not be judged" in done.stdout and "no such finding" in done.stdout

@@ -1,0 +1,62 @@
+"""How the demo's reports are scored: "Modality: MRI. Plane: axial." is a set of fields. Also an example of an own reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rewards.answer import extract
+from rewards.base import Reward, RewardInput, RewardResult
+from rewards.compose import DEFAULT_SPEC
+from rewards.text import normalise
+
+
+class ReportFields(Reward):
+    """Fields of the report that are right, over all fields named or wanted.
+
+    value = right / |named or wanted|: a field too many costs as much as one missing. A field that is named twice with
+    different values is wrong. gold: the report as text.
+    """
+
+    name = "report_fields"
+
+    def score(self, sample: RewardInput) -> RewardResult:
+        problem = self.check_gold(sample)
+        if problem is not None:
+            return RewardResult(None, "gold_invalid", reason=problem)
+        answer = extract(sample.completion)
+        if answer.status != "ok":
+            truncated = sample.truncated and not answer.closed
+            return RewardResult(0.0, "truncated" if truncated else "unparsed", reason=answer.reason)
+        texts = set(answer.texts)
+        if len(texts) > 1:
+            return RewardResult(0.0, "conflict", sorted(texts), "two different reports")
+        wanted, named = fields(str(sample.gold)), fields(next(iter(texts), ""))
+        right = [key for key, value in wanted.items() if named.get(key) == value]
+        wrong = sorted((wanted.keys() | named.keys()) - set(right))
+        status = "ok" if named else "unparsed"
+        value = len(right) / len(wanted.keys() | named.keys())
+        return RewardResult(value, status, named, f"wrong or missing: {', '.join(wrong)}" if wrong else "")
+
+    def check_gold(self, sample: RewardInput) -> str | None:
+        wanted = fields(str(sample.gold))
+        if not wanted or None in wanted.values():
+            return f"gold {sample.gold!r} is not made of 'Name: value.' sentences, each name once"
+        return None
+
+
+def fields(text: str) -> dict[str, str | None]:
+    """{"modality": "mri", ...}; None for a name that stands there twice with different values."""
+    found: dict[str, str | None] = {}
+    for sentence in normalise(text).lower().split("."):
+        name, colon, value = (part.strip() for part in sentence.partition(":"))
+        if colon and name and value:
+            found[name] = value if found.get(name, value) == value else None
+    return found
+
+
+def demo_spec() -> Mapping[str, Any]:
+    """The default composition with the demo's own reports."""
+    answer = DEFAULT_SPEC["parts"]["answer"]
+    route = {**answer["route"], "report": "lingshu_rl.demo.reward:ReportFields"}
+    return {"parts": {**DEFAULT_SPEC["parts"], "answer": {**answer, "route": route}}}

@@ -1,0 +1,44 @@
+import pytest
+
+from lingshu_rl.demo.reward import ReportFields, demo_spec
+from rewards.base import RewardInput
+from rewards.compose import build
+
+GOLD = "Modality: MRI. Plane: axial. Level: high. Width: 120 mm."
+
+
+def value(text, gold=GOLD):
+    return ReportFields().score(RewardInput(completion=f"<answer>{text}</answer>", gold=gold)).value
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (GOLD, 1.0),
+        ("width: 120 MM. level: high. plane: axial. modality: mri", 1.0),
+        ("Modality: MRI. Plane: coronal. Level: high. Width: 120 mm.", 0.75),
+        ("Modality: MRI.", 0.25),
+        ("Modality: MRI. Plane: axial. Plane: coronal. Level: high. Width: 120 mm.", 0.75),
+        (GOLD + " Organ: brain.", 0.8),
+        ("MRI axial high 120 mm", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_fields_are_counted(text, expected):
+    assert value(text) == pytest.approx(expected)
+
+
+def test_unusable_labels_are_named():
+    assert value(GOLD, gold="normal scan") is None
+    assert "Name: value" in ReportFields().check_gold(RewardInput("", gold="Plane: axial. Plane: coronal."))
+
+
+def test_two_reports_that_differ_earn_nothing():
+    text = f"<answer>{GOLD}</answer><answer>Modality: CT.</answer>"
+    assert ReportFields().score(RewardInput(text, gold=GOLD)).value == 0.0
+
+
+def test_the_demo_spec_routes_reports_here():
+    reward = build(demo_spec())
+    sample = RewardInput(f"<think> x </think><answer>{GOLD}</answer>", gold=GOLD, kind="report")
+    assert reward.score(sample).value == 1.0
