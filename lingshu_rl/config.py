@@ -181,7 +181,7 @@ def _merge(config: DictConfig, change: DictConfig, where: str) -> DictConfig:
     try:
         merged = OmegaConf.merge(config, change)
     except ConfigKeyError as error:
-        raise ConfigError(f"unknown key {error.full_key!r} {where}{_nearest(error.full_key or '')}") from None
+        raise ConfigError(f"unknown key {error.full_key!r} {where}{_nearest(str(error.full_key or ''))}") from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise ConfigError(f"bad value for {key!r} {where}: {str(error).splitlines()[0]}") from None
@@ -201,9 +201,9 @@ def _nearest(key: str) -> str:
 def _keys(node: DictConfig, prefix: str = "") -> Any:
     for name in node:
         child = node._get_node(name)
-        yield f"{prefix}{name}"
+        yield f"{prefix}{name!s}"
         if isinstance(child, DictConfig):
-            yield from _keys(child, f"{prefix}{name}.")
+            yield from _keys(child, f"{prefix}{name!s}.")
 
 
 def validate(config: Config) -> None:

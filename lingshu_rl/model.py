@@ -75,7 +75,7 @@ class PromptEncoder:
         ids = list(token_ids)
         if ids and ids[-1] in self.eos_ids:
             ids.pop()
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def open_image(image: str | bytes) -> Image:

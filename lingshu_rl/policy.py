@@ -38,7 +38,7 @@ class Policy:
         model = load_model(config.model, torch.float32 if not on_gpu else resolve_dtype(config.train.dtype, on_gpu))
         self.banned = model_spec(model.config).placeholder_ids
         self.layout = config.packing.layout
-        self.scoring = {
+        self.scoring: dict[str, Any] = {
             "banned_ids": self.banned,
             "temperature": config.rollout.temperature,
             "attention": config.packing.attention,

@@ -48,7 +48,7 @@ class Run:
         self.rewards: Any = None
         self.transfer: FileTransfer | NcclTransfer
         self.encoder: PromptEncoder
-        self.stream: PromptStream
+        self.stream: PromptStream[Prompt]
         self.test: list[Prompt] = []
         self.progress: Progress
         self.first_step = 0
@@ -105,9 +105,9 @@ class Run:
                 outcome = (await self.guarded(work()), None)
             except Exception as error:
                 outcome = (None, error)
-        value, error = self.policy.share(outcome)
-        if error is not None:
-            raise error
+        value, failure = self.policy.share(outcome)
+        if failure is not None:
+            raise failure
         return value
 
     async def guarded(self, work: Awaitable[T]) -> T:

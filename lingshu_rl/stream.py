@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 
-class PromptStream:
+class PromptStream(Generic[Item]):
     """`take(position, n)` is a pure function of its arguments, so a cursor is all that a checkpoint must keep."""
 
     def __init__(self, items: Sequence[Item], seed: int) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lingshu_rl.advantages import group_advantages, overlong_penalty
@@ -35,11 +36,11 @@ async def train(config: Config) -> dict[str, Any]:
     async with open_run(config) as run:
         if run.first_step == 0:
             with run.phase("evaluation"):
-                await run.on_main(lambda: evaluate(run, "before", config.eval.controls))
+                await run.on_main(partial(evaluate, run, "before", config.eval.controls))
         run.progress.start("training", config.train.steps, done=run.first_step)
         for step in range(run.first_step, config.train.steps):
             began = time.monotonic()
-            batch = await run.on_main(lambda step=step: collect(run, step))
+            batch = await run.on_main(partial(collect, run, step))
             if batch.train and not run.first_batch:
                 check_first_batch(run, batch.train)
             with run.phase("update"):
@@ -49,13 +50,13 @@ async def train(config: Config) -> dict[str, Any]:
             run.cursor += config.train.prompts_per_step
             log_step(run, step + 1, batch, update, time.monotonic() - began)
             if config.eval.every and (step + 1) % config.eval.every == 0 and step + 1 < config.train.steps:
-                await run.on_main(lambda step=step: evaluate(run, f"step-{step + 1:06d}"))
+                await run.on_main(partial(evaluate, run, f"step-{step + 1:06d}"))
             if config.checkpoint.every and (step + 1) % config.checkpoint.every == 0:
                 run.save_checkpoint(step + 1)
         run.progress.stop()
         if run.first_step < config.train.steps:
             run.save_checkpoint(config.train.steps)
-        return await run.on_main(lambda: finish(run))
+        return await run.on_main(partial(finish, run))
 
 
 async def collect(run: Run, step: int) -> Experience:

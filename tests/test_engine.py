@@ -44,7 +44,9 @@ class Trainer:
             assert ids == rollouts[0].prompt_ids
             vision = blank_vision(vision) if blank else vision
             tokens.append(TokenGroup(rollouts[0].prompt.id, ids, tuple(r.token_ids for r in rollouts), vision))
-        own = group_logprobs(self.model, tokens, token_budget=4096, layout="shared", banned_ids=self.banned, temperature=1.0)
+        own = group_logprobs(
+            self.model, tokens, token_budget=4096, layout="shared", banned_ids=self.banned, temperature=1.0
+        )
         return largest_gap(own, [[torch.tensor(r.logprobs) for r in rollouts] for rollouts in groups])
 
 

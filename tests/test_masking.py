@@ -27,7 +27,12 @@ def test_truncated_completions_are_masked_only_when_asked():
 
 
 def test_overlong_completions_lose_reward():
-    settings = ["rollout.max_tokens=10", "advantage.overlong_buffer=4", "advantage.overlong_penalty=0.5", "advantage.variant=no_std"]
+    settings = [
+        "rollout.max_tokens=10",
+        "advantage.overlong_buffer=4",
+        "advantage.overlong_penalty=0.5",
+        "advantage.variant=no_std",
+    ]
     config = load_config(None, settings)
     short, long = advantages_of(group((1.0, 5, "stop"), (1.0, 10, "length")), config)
     assert short == 0.25 and long == -0.25

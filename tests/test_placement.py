@@ -29,7 +29,12 @@ def test_named_devices_leave_the_rest_idle_and_say_so():
 @pytest.mark.parametrize(
     ("settings", "gpus", "ranks", "message"),
     [
-        (["devices.policy=[0]", "devices.rollout=[0]"], 4, 1, "GPU 0 is given to both devices.policy and devices.rollout"),
+        (
+            ["devices.policy=[0]", "devices.rollout=[0]"],
+            4,
+            1,
+            "GPU 0 is given to both devices.policy and devices.rollout",
+        ),
         (["devices.rollout=[9]"], 4, 1, "names GPU 9, but this machine has 4"),
         (["devices.policy=[0,0]"], 4, 2, "names a GPU twice"),
         (["devices.policy=[0,1]"], 4, 1, "accelerate started 1"),

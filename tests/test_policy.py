@@ -108,9 +108,9 @@ def test_learning_rate_warms_up_and_follows_its_schedule():
     assert rates("cosine")[8] == pytest.approx(0.5) and rates("cosine")[11] < 0.1
 
 
-CLIP = SCRIPT.replace("policy.engine.step = capture", "before = {n: t.detach().clone() for n, t in policy.weights()}").replace(
-    '"rows": metrics["rows"]', '"rows": max(float((t - before[n]).abs().max()) for n, t in policy.weights())'
-)
+CLIP = SCRIPT.replace(
+    "policy.engine.step = capture", "before = {n: t.detach().clone() for n, t in policy.weights()}"
+).replace('"rows": metrics["rows"]', '"rows": max(float((t - before[n]).abs().max()) for n, t in policy.weights())')
 
 
 @pytest.mark.slow

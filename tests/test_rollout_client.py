@@ -26,7 +26,9 @@ def client(handler, urls=("http://a",), **changes):
 def answer(request, tokens=(5, 6)):
     body = json.loads(request.content)
     choice = {"token_ids": list(tokens), "logprobs": {"content": [{"logprob": -0.5}] * 2}, "finish_reason": "stop"}
-    return httpx.Response(200, json={"prompt_token_ids": [1, 2], "choices": [{**choice, "index": i} for i in reversed(range(body["n"]))]})
+    return httpx.Response(
+        200, json={"prompt_token_ids": [1, 2], "choices": [{**choice, "index": i} for i in reversed(range(body["n"]))]}
+    )
 
 
 def test_a_group_is_one_request_with_seed_bans_and_token():

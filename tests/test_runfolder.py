@@ -48,7 +48,10 @@ def test_other_settings_are_refused_and_harmless_ones_are_not(tmp_path):
     checkpoint(folder, 10)
     with pytest.raises(ConfigError, match=r"train.lr: 0.0005 -> 0.1.*resume=never"):
         folder.open(config_for(folder.path, "train.lr=0.1"))
-    assert folder.open(config_for(folder.path, "train.steps=500", "checkpoint.every=3", "rollout.retries=5")).name == "step-000010"
+    assert (
+        folder.open(config_for(folder.path, "train.steps=500", "checkpoint.every=3", "rollout.retries=5")).name
+        == "step-000010"
+    )
 
 
 def test_never_resuming_keeps_the_old_folder_aside(tmp_path):
@@ -77,15 +80,24 @@ def test_metrics_after_the_checkpoint_and_a_cut_line_are_dropped(tmp_path):
 
 
 def test_rollouts_keep_masked_samples_and_reasons(tmp_path):
-    prompt = Prompt("q1", ({"role": "user", "content": "Which?"},), (), "B", ("CT", "MR"), "option", {"task": "modality"})
-    results = [RewardResult(1.0, "ok", "B", components={"answer": 1.0}), RewardResult(None, "timeout", reason="no result")]
+    prompt = Prompt(
+        "q1", ({"role": "user", "content": "Which?"},), (), "B", ("CT", "MR"), "option", {"task": "modality"}
+    )
+    results = [
+        RewardResult(1.0, "ok", "B", components={"answer": 1.0}),
+        RewardResult(None, "timeout", reason="no result"),
+    ]
     members = tuple(
-        Scored(Rollout(prompt, i, "<answer>B</answer>", (1,), (2, 3), (-0.1, -0.2), "stop", 4), r) for i, r in enumerate(results)
+        Scored(Rollout(prompt, i, "<answer>B</answer>", (1,), (2, 3), (-0.1, -0.2), "stop", 4), r)
+        for i, r in enumerate(results)
     )
     folder = RunFolder(tmp_path)
     folder.write_rollouts(7, [Group(prompt, members)], [(0.5, None)])
     rows = pq.read_table(tmp_path / "rollouts" / "step-000007.parquet").to_pylist()
-    assert [(r["value"], r["status"], r["advantage"], r["tokens"]) for r in rows] == [(1.0, "ok", 0.5, 2), (None, "timeout", None, 2)]
+    assert [(r["value"], r["status"], r["advantage"], r["tokens"]) for r in rows] == [
+        (1.0, "ok", 0.5, 2),
+        (None, "timeout", None, 2),
+    ]
     assert rows[0]["options"] == ["CT", "MR"] and json.loads(rows[0]["components"]) == {"answer": 1.0}
 
 

@@ -24,7 +24,9 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ok).serve_forever()
 def worker(tmp_path, code=SERVER, *extra, timeout=1.0):
     port = free_port()
     command = [sys.executable, "-c", code, str(port), *extra]
-    return Worker("test server", command, url=f"http://127.0.0.1:{port}", log=tmp_path / "w.log", env={}, stop_timeout_s=timeout)
+    return Worker(
+        "test server", command, url=f"http://127.0.0.1:{port}", log=tmp_path / "w.log", env={}, stop_timeout_s=timeout
+    )
 
 
 def alive(pid):

@@ -90,7 +90,7 @@ def file_engine_class() -> Any:
             path = self.folder / update_info.file
             if path.name != update_info.file or path.resolve().parent != self.folder:
                 raise ValueError(f"weight file {update_info.file!r} is not a plain name in the transfer folder")
-            self.model.load_weights(iter(load_file(path, device="cpu").items()))
+            self.model.load_weights(iter(load_file(path, device="cpu").items()))  # type: ignore[operator]
 
         def finish_weight_update(self) -> None:
             from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -123,4 +123,4 @@ def retie_heads(model: torch.nn.Module) -> None:
         if len(embeddings) != 1:
             raise RuntimeError(f"a tied head needs exactly one embedding beside it, found {len(embeddings)}")
         head.weight = embeddings[0].weight
-        head.quant_method.process_weights_after_loading(head)
+        head.quant_method.process_weights_after_loading(head)  # type: ignore[operator]
