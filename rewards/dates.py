@@ -1,4 +1,4 @@
-"""Calendar dates in text, read without guessing: 30 February, a bare year and 03/04/2024 of unknown order are no date."""
+"""Calendar dates in text, without guessing: 30 February, a bare year and 03/04/2024 of unknown order are no date."""
 
 from __future__ import annotations
 
@@ -29,24 +29,32 @@ _MONTHS = {
     for name in names.split()
 }
 _MONTH = "|".join(sorted(_MONTHS, key=len, reverse=True))
+_NAMED = rf"(?P<name>{_MONTH})\b"
+_END = r"(?![\d/-]|[.,]\d)"
 _PATTERNS = (
-    re.compile(r"(?<![\d.,/-])(?P<y>\d{4})(?P<mark>[-/.])(?P<m>\d{1,2})(?P=mark)(?P<d>\d{1,2})(?:[T ]00:00(?::00)?Z?)?(?![\d/-]|[.,]\d)"),
-    re.compile(r"(?<![\d.,/-])(?P<a>\d{1,2})(?P<mark>[-/.])(?P<b>\d{1,2})(?P=mark)(?P<y>\d{4}|\d{2})(?![\d/-]|[.,]\d)"),
-    re.compile(rf"(?<!\d)(?P<d>\d{{1,2}})(?:st|nd|rd|th|er|º|\.)?[ -](?:of |de )?(?P<name>{_MONTH})\b[.,]?[ -](?:of |de |del )?(?P<y>\d{{4}})(?![\d-])", re.I),
-    re.compile(rf"\b(?P<name>{_MONTH})\b\.?[ -](?P<d>\d{{1,2}})(?:st|nd|rd|th)?,?[ -](?P<y>\d{{4}})(?![\d-])", re.I),
-    re.compile(rf"(?<!\d)(?P<y>\d{{4}})[ ,-]+(?P<name>{_MONTH})[ -](?P<d>\d{{1,2}})(?:st|nd|rd|th)?(?!\d)", re.I),
+    re.compile(
+        r"(?<![\d.,/-])(?P<y>\d{4})(?P<mark>[-/.])(?P<m>\d{1,2})(?P=mark)(?P<d>\d{1,2})(?:[T ]00:00(?::00)?Z?)?" + _END
+    ),
+    re.compile(r"(?<![\d.,/-])(?P<a>\d{1,2})(?P<mark>[-/.])(?P<b>\d{1,2})(?P=mark)(?P<y>\d{4}|\d{2})" + _END),
+    re.compile(
+        rf"(?<!\d)(?P<d>\d{{1,2}})(?:st|nd|rd|th|er|º|\.)?[ -](?:of |de )?{_NAMED}[.,]?[ -](?:of |de |del )?"
+        r"(?P<y>\d{4})(?![\d-])",
+        re.I,
+    ),
+    re.compile(rf"\b{_NAMED}\.?[ -](?P<d>\d{{1,2}})(?:st|nd|rd|th)?,?[ -](?P<y>\d{{4}})(?![\d-])", re.I),
+    re.compile(rf"(?<!\d)(?P<y>\d{{4}})[ ,-]+{_NAMED}[ -](?P<d>\d{{1,2}})(?:st|nd|rd|th)?(?!\d)", re.I),
     re.compile(r"(?<!\d)(?P<y>\d{4}) ?[年년] ?(?P<m>\d{1,2}) ?[月월] ?(?P<d>\d{1,2}) ?[日号號일]"),
-    re.compile(r"(?<![\d.,/-])(?P<y>(?:19|20)\d\d)(?P<m>\d\d)(?P<d>\d\d)(?![\d/-]|[.,]\d)"),
-)  # fmt: skip
+    re.compile(r"(?<![\d.,/-])(?P<y>(?:19|20)\d\d)(?P<m>\d\d)(?P<d>\d\d)" + _END),
+)
 _DENIAL = re.compile(r"\b(?:not|never|no|cannot|incorrect|wrong|false|rather than|instead of)\b|n't\b", re.I)
 MAX_LENGTH = 500
 
 
 def find_dates(text: str, order: str = "") -> tuple[datetime.date, ...] | None:
-    """All dates of a short text. Empty: no date; None: digits are left over, a date is impossible, denied or ambiguous.
+    """All dates of a short text. Empty: none; None: digits are left over, a date is impossible, denied or ambiguous.
 
-    order: how 03/04/2024 is to be read, "mdy" or "dmy"; "" reads it only where both readings agree or one is impossible.
-    With full stops the day comes first (03.04.2024).
+    order: how 03/04/2024 is to be read, "mdy" or "dmy"; "" reads it only where both readings agree or one is
+    impossible. With full stops the day comes first (03.04.2024).
     """
     if len(text) > MAX_LENGTH:
         return None
@@ -67,7 +75,7 @@ def find_dates(text: str, order: str = "") -> tuple[datetime.date, ...] | None:
 
 
 def slash_order(text: str) -> str:
-    """The order in which a label itself writes its date: "mdy" for 04/23/2024 and 03/04/2024, "dmy" for 23/04/2024, or ""."""
+    """How a label itself writes its date: "mdy" for 04/23/2024 and 03/04/2024, "dmy" for 23/04/2024, "" otherwise."""
     match = _PATTERNS[1].search(clean(text))
     if match is None or match["mark"] == ".":
         return ""

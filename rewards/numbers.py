@@ -83,11 +83,10 @@ _SCALES = {"thousand": 3, "k": 3, "lakh": 5, "million": 6, "mn": 6, "crore": 7, 
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A number as written. decimals: digits after the point. power: an explicit power of ten ("× 10^9": 9)."""
+    """A number as written. power: an explicit power of ten ("× 10^9": 9, "million": 6), already in the value."""
 
     value: float
     end: int
-    decimals: int = 0
     power: int = 0
 
 
@@ -154,22 +153,21 @@ def match_number(text: str, start: int) -> Literal | None:
     value = float(plain)
     if not math.isfinite(value):
         return None
-    decimals = len(plain.partition(".")[2])
     mixed = _MIXED.match(text, end) if plain.isdigit() and len(plain) < 7 else None
     if mixed is not None and 0 < int(mixed.group(1)) < int(mixed.group(2)):
-        return Literal(value + int(mixed.group(1)) / int(mixed.group(2)), mixed.end(), 6)
+        return Literal(value + int(mixed.group(1)) / int(mixed.group(2)), mixed.end())
     if plain == "10":
         power = _TEN_TO_THE.match(text, end)
         if power is not None:
-            return _powered(1.0, 0, power, text)
+            return _powered(1.0, power, text)
     power = _TIMES_TEN.match(text, end) or _EXPONENT.match(text, end)
     if power is not None:
-        return _powered(value, decimals, power, text)
+        return _powered(value, power, text)
     scale = _SCALE.match(text, end)
     if scale is not None:
         exponent = _SCALES[(scale.group(1) or "k").lower()]
-        return Literal(value * 10.0**exponent, scale.end(), decimals - exponent)
-    return Literal(value, end, decimals)
+        return Literal(value * 10.0**exponent, scale.end(), exponent)
+    return Literal(value, end)
 
 
 def _resolve(raw: str, *, spaced: bool) -> str | None:
@@ -199,13 +197,13 @@ def _resolve(raw: str, *, spaced: bool) -> str | None:
 
 def _are_groups(parts: list[str], mark: str) -> bool:
     if not 1 <= len(parts[0]) <= 3 or parts[0][0] == "0" or len(parts[-1]) != 3:
-        return None
+        return False
     if all(len(part) == 3 for part in parts[1:]):
         return True
     return mark == "," and len(parts[0]) <= 2 and all(len(part) == 2 for part in parts[1:-1])
 
 
-def _powered(value: float, decimals: int, power: re.Match[str], text: str) -> Literal | None:
+def _powered(value: float, power: re.Match[str], text: str) -> Literal | None:
     sign, digits = power.groups()
     exponent = int(digits) if len(digits) < 5 else MAX_EXPONENT + 1
     if exponent > MAX_EXPONENT or _GOES_ON.match(text, power.end()):
@@ -217,7 +215,7 @@ def _powered(value: float, decimals: int, power: re.Match[str], text: str) -> Li
         return None
     if not math.isfinite(scaled) or (scaled == 0.0 and value != 0.0):
         return None
-    return Literal(scaled, power.end(), decimals - exponent, exponent)
+    return Literal(scaled, power.end(), exponent)
 
 
 _ONES = {

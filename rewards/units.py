@@ -1,7 +1,7 @@
 """Units of measurement: an own table and the algebra of their dimensions.
 
-Symbols are case-sensitive (mg is not Mg, mM is not mm). A symbol in the wrong case is read only when a single unit of the
-table could be meant (MG/DL, mmhg, Kg); words are read in any case. Nothing here evaluates text.
+Symbols are case-sensitive (mg is not Mg, mM is not mm). A symbol in the wrong case is read only when a single unit of
+the table could be meant (MEQ/L, mmhg, Kg); words are read in any case. Nothing here evaluates text.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ _DAY = re.compile(r"24\s?-?\s?(?:hours?|hrs?|h)(?!\w)", re.I)
 _HUNDREDS = re.compile(r"(100|1000)\s?(?=[^\W\d_])")
 # What a laboratory writes after a unit to say of what: it does not change the unit.
 _ANNOTATION = re.compile(
-    r"\s(?:of\s)?(?:creatinine|creat|cr|hb|hgb|hemoglobin|haemoglobin|total hb|h2o|water|protein|feu|ddu|bsa|bw|body weight)(?!\w)",
+    r"\s(?:of\s)?(?:creatinine|creat|cr|hb|hgb|hemoglobin|haemoglobin|total hb|h2o|water|protein|feu|ddu|bsa|bw"
+    r"|body weight)(?!\w)",
     re.I,
 )
 _ANNOTATION_BRACES = re.compile(r"\{(?!1\.73)[^{}]*\}")
@@ -192,7 +193,7 @@ def _factor(
     unit, end = atom
     exponent = _EXPONENT.match(text, end)
     if exponent is not None:
-        raised, attached, negative, squared, cubed = exponent.groups()
+        raised, attached, negative, squared, _ = exponent.groups()
         # "2 h-3 h" is a range: after the first unit of all only -1 is an exponent.
         if negative is None or negative == "-1" or not first:
             degree = int(raised or attached or negative or (2 if squared else 3))
