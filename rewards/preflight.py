@@ -89,7 +89,7 @@ class PreflightReport:
         """One line."""
         failed = [probe for probe in self.probes if not probe.ok]
         kinds = ", ".join(f"{count} {kind or 'without kind'}" for kind, count in self.rows.items()) or "no rows"
-        faults = [f"{len(self.bad)} bad labels" if self.bad else "all labels earn 1"]
+        faults = [f"{len(self.bad)} bad label{'s' * (len(self.bad) > 1)}" if self.bad else "all labels earn 1"]
         if self.refused:
             faults.append(f"{len(self.refused)} lines refused")
         for probe in failed:

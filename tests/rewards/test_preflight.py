@@ -265,4 +265,4 @@ def test_the_recipe_runs_and_names_its_bad_label():
     recipe = Path(__file__).parents[2] / "recipes" / "custom_reward.py"
     run = subprocess.run([sys.executable, str(recipe)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "4 rows (4 open): 1 bad labels" in run.stdout and "FAIL" not in run.stdout
+    assert "4 rows (4 open): 1 bad label\n" in run.stdout and "FAIL" not in run.stdout
