@@ -1,0 +1,221 @@
+"""What the update benchmarks share: a small Qwen2.5-VL, random prompts with an image, our update and TRL's trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from lingshu_rl.logprobs import completion_logprobs
+from lingshu_rl.losses import policy_loss
+from lingshu_rl.options import LossConfig
+from lingshu_rl.packing import pack
+from lingshu_rl.types import TokenGroup
+
+VOCAB = 4096
+IMAGE, VIDEO, VISION_START, VISION_END = 4090, 4091, 4092, 4093
+PAD, EOS = 0, 2
+PATCH, MERGE = 14, 2
+
+
+@dataclass(frozen=True)
+class Size:
+    """Widths of a model in about Qwen2.5-VL's proportions: a small vision tower, wide gated MLPs, grouped heads."""
+
+    hidden: int
+    layers: int
+    vision_hidden: int = 160
+    vision_layers: int = 4
+
+
+SIZES = {"3M": Size(128, 6, 96), "9M": Size(256, 6), "40M": Size(512, 8, 320), "93M": Size(768, 9, 384)}
+
+
+def build_model(size: Size, seed: int = 0) -> transformers.PreTrainedModel:
+    """A random Qwen2.5-VL in train mode with a tied head, float32."""
+    torch.manual_seed(seed)
+    heads = size.hidden // 64
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": VOCAB,
+            "hidden_size": size.hidden,
+            "intermediate_size": 4 * size.hidden,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": max(heads // 2, 1),
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
+            "pad_token_id": PAD,
+            "bos_token_id": 1,
+            "eos_token_id": EOS,
+        },
+        vision_config={
+            "depth": size.vision_layers,
+            "hidden_size": size.vision_hidden,
+            "intermediate_size": 2 * size.vision_hidden,
+            "num_heads": size.vision_hidden // 32,
+            "out_hidden_size": size.hidden,
+            "fullatt_block_indexes": [size.vision_layers - 1],
+            "window_size": 112,
+        },
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        tie_word_embeddings=True,
+    )
+    return transformers.Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").train()
+
+
+def make_groups(
+    prompts: int, image_side: int, text: int, completion: int, group: int, seed: int = 1
+) -> list[TokenGroup]:
+    """Groups with one square image of image_side x image_side tokens (0 = none), `text` words and equal completions."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def words(count: int) -> list[int]:
+        return torch.randint(10, 4000, (count,), generator=generator).tolist()
+
+    groups = []
+    for n in range(prompts):
+        ids: list[int] = []
+        vision: dict[str, Tensor] = {}
+        if image_side:
+            grid = torch.tensor([[1, MERGE * image_side, MERGE * image_side]])
+            pixels = torch.randn(int(grid.prod()), 3 * 2 * PATCH * PATCH, generator=generator)
+            vision = {"pixel_values": pixels, "image_grid_thw": grid}
+            ids = [VISION_START, *[IMAGE] * image_side**2, VISION_END]
+        ids += words(text - 2 if image_side else text)
+        groups.append(TokenGroup(str(n), tuple(ids), tuple(tuple(words(completion)) for _ in range(group)), vision))
+    return groups
+
+
+def trl_trainer(model: Any, group: int, prompts: int, loss: str = "grpo") -> Any:
+    """TRL's trainer around `model`, in its fastest CPU setting: float32, no gradient checkpointing, no reference."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from trl import GRPOConfig, GRPOTrainer
+
+    words = {"<pad>": PAD, "<unk>": 1, "<eos>": EOS} | {f"w{i}": i for i in range(3, VOCAB)}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")), pad_token="<pad>", eos_token="<eos>"
+    )
+    arguments = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_vllm=False,
+        num_generations=group,
+        per_device_train_batch_size=group * prompts,
+        gradient_accumulation_steps=1,
+        loss_type=loss,
+        beta=0.0,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    data = Dataset.from_list([{"prompt": "w5"}] * max(prompts, 2))
+    trainer = GRPOTrainer(
+        model=model, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=arguments,
+        train_dataset=data, processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+def trl_inputs(groups: list[TokenGroup], advantages: list[list[float]]) -> dict[str, Any]:
+    """What TRL's batch preparation hands to its loss: prompts padded on the left, the image again for each sample."""
+    samples = [(g, c) for g in groups for c in g.completions]
+    longest_prompt = max(len(g.prompt_ids) for g, _ in samples)
+    longest = max(len(c) for _, c in samples)
+    prompts = torch.full((len(samples), longest_prompt), PAD)
+    prompt_mask = torch.zeros_like(prompts)
+    completions = torch.full((len(samples), longest), PAD)
+    completion_mask = torch.zeros_like(completions)
+    for i, (g, c) in enumerate(samples):
+        prompts[i, longest_prompt - len(g.prompt_ids) :] = torch.tensor(g.prompt_ids)
+        prompt_mask[i, longest_prompt - len(g.prompt_ids) :] = 1
+        completions[i, : len(c)] = torch.tensor(c)
+        completion_mask[i, : len(c)] = 1
+    inputs: dict[str, Any] = {
+        "prompt_ids": prompts,
+        "prompt_mask": prompt_mask,
+        "completion_ids": completions,
+        "completion_mask": completion_mask,
+        "advantages": torch.tensor([a for one in advantages for a in one]),
+        "num_items_in_batch": completion_mask.sum(),
+        "mm_token_type_ids": (torch.cat([prompts, torch.zeros_like(completions)], 1) == IMAGE).long(),
+    }
+    with_image = [g for g, _ in samples if g.vision]
+    if with_image:
+        inputs["pixel_values"] = torch.cat([g.vision["pixel_values"] for g in with_image])
+        inputs["image_grid_thw"] = torch.cat([g.vision["image_grid_thw"] for g in with_image])
+        inputs["num_images"] = [1 if g.vision else 0 for g, _ in samples]
+    return inputs
+
+
+def update(model: Any, groups: list[TokenGroup], advantages: list[list[float]], token_budget: int) -> float:
+    """Our log-probs, loss and backward, as the policy runs them; returns the loss. Packing is part of the work."""
+    tokens = sum(len(c) for g in groups for c in g.completions)
+    sequences = sum(len(g.completions) for g in groups)
+    longest = max(len(c) for g in groups for c in g.completions)
+    total = 0.0
+    for row in pack(groups, model, token_budget):
+        scores = completion_logprobs(model, row, entropy=True)
+        loss, _ = policy_loss(
+            scores.logprobs_T,
+            sequence_T=row.sequence_T,
+            advantages=torch.tensor([advantages[g][m] for g, m, _ in row.members]),
+            config=LossConfig(),
+            total_tokens=tokens,
+            total_sequences=sequences,
+            max_tokens=longest,
+            entropy_T=scores.entropy_T,
+        )
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+@contextlib.contextmanager
+def peak_memory() -> Any:
+    """Yields a dict whose "mb" is set on leaving: how far resident memory rose above its level on entry, in MiB."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what earlier work freed, or reusing it would go unseen
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+    def read(key: str) -> float:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(key))
+        return int(line.split()[1]) / 1024
+
+    result = {"mb": float("nan")}
+    clear.write_text("5")  # Linux: sets the high-water mark back to the present size
+    before = read("VmRSS")
+    yield result
+    result["mb"] = read("VmHWM") - before
+
+
+def machine() -> dict[str, Any]:
+    """What a figure must be read with."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    packages = ("torch", "transformers", "trl")
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
