@@ -37,7 +37,14 @@ CODES: dict[str, tuple[str, ...]] = {
     "Airspace Disease": ("opacity", "consolidation", "pneumonia"),
     "Infiltrate": ("opacity", "consolidation", "interstitial_opacity", "pneumonia"),
     "Catheters, Indwelling": ("central_line", "swan_ganz", "support_device"),
-    "Tube, Inserted": ("endotracheal_tube", "tracheostomy", "enteric_tube", "chest_tube", "support_device", "central_line"),
+    "Tube, Inserted": (
+        "endotracheal_tube",
+        "tracheostomy",
+        "enteric_tube",
+        "chest_tube",
+        "support_device",
+        "central_line",
+    ),
     "Deformity": ("deformity", "fracture", "fracture_rib", "fracture_compression"),
     "Nodule": ("nodule", "mass", "granuloma"),
     "Mass": ("mass", "mediastinal_mass", "hilar_enlargement", "nodule"),
@@ -72,6 +79,28 @@ CODES: dict[str, tuple[str, ...]] = {
 }
 
 
+# Finding of the packs -> MeSH problems of which any one bears it out; an organ code stands for "something is wrong there".
+BORNE_OUT_BY: dict[str, tuple[str, ...]] = {
+    "cardiomegaly": ("Cardiomegaly", "Cardiac Shadow", "Heart"),
+    "pleural_effusion": ("Pleural Effusion", "Hydropneumothorax", "Costophrenic Angle", "Sulcus", "Hemothorax"),
+    "pneumothorax": ("Pneumothorax", "Hydropneumothorax", "Hemopneumothorax"),
+    "atelectasis": ("Pulmonary Atelectasis", "Volume Loss"),
+    "pneumonia": ("Pneumonia", "Infiltrate", "Consolidation", "Airspace Disease", "Opacity"),
+    "edema_pulmonary": ("Pulmonary Edema", "Pulmonary Congestion", "Heart Failure"),
+    "degenerative_change": (
+        *("Thoracic Vertebrae", "Spine", "Lumbar Vertebrae", "Cervical Vertebrae", "Osteophyte", "Spondylosis"),
+        *("Arthritis", "Shoulder", "Hyperostosis, Diffuse Idiopathic Skeletal"),
+    ),
+    "granuloma": ("Calcified Granuloma", "Granuloma", "Granulomatous Disease", "Calcinosis", "Nodule"),
+    "scoliosis": ("Scoliosis",),
+    "hiatal_hernia": ("Hernia, Hiatal", "Hernia, Diaphragmatic"),
+    "osteopenia": ("Bone Diseases, Metabolic", "Osteoporosis"),
+    "fracture_rib": ("Fractures, Bone", "Deformity", "Ribs"),
+    "low_lung_volume": ("Lung",),
+    "aortic_tortuosity": ("Aorta", "Aorta, Thoracic"),
+}
+
+
 def read_reports(path: Path) -> list[tuple[set[str], str]]:
     """(MeSH problems, findings and impression) of each report that has text."""
     with path.open(newline="", encoding="utf-8") as file:
@@ -84,13 +113,20 @@ def read_reports(path: Path) -> list[tuple[set[str], str]]:
     return reports
 
 
+def share(flags: list[bool]) -> str:
+    return f"{100 * sum(flags) / max(1, len(flags)):.1f} %"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("csv", type=Path, help="indiana_reports.csv")
-    parser.add_argument("--misses", metavar="CODE", help="print reports with this code in which nothing of it was read")
+    parser.add_argument(
+        "--misses", choices=sorted(CODES), help="print the reports with this code that were not so read"
+    )
     args = parser.parse_args()
     reward = ReportEntities()
     reports = read_reports(args.csv)
+    all_codes = [codes for codes, _ in reports]
     begin = time.perf_counter()
     readings = [extract(text, reward.lexicon) for _, text in reports]
     seconds = time.perf_counter() - begin
@@ -102,36 +138,46 @@ def main() -> None:
         return
 
     total = len(reports)
-    share = lambda flags: f"{100 * sum(flags) / max(1, len(flags)):.1f} %"  # noqa: E731
-    normal = [found for (codes, _), found in zip(reports, stated, strict=True) if codes == {"normal"}]
+    normal = [found for codes, found in zip(all_codes, stated, strict=True) if codes == {"normal"}]
     major = [{f for f in found if reward.lexicon.finding(f).weight >= 0.5} for found in normal]
-    coded = [found for (codes, _), found in zip(reports, stated, strict=True) if codes & CODES.keys()]
+    coded = [found for codes, found in zip(all_codes, stated, strict=True) if codes & CODES.keys()]
     selves = [reward.score(RewardInput(text, text)).value for _, text in reports]
     judged = [value for value in selves if value is not None]
     print("| reports | |\n|---|---|")
-    print(f"| with text | {total} |")
-    print(f"| with at least one statement read (finding, denial or normal organ) | {share([bool(r.entities) for r in readings])} |")
-    print(f"| statements a report, mean | {sum(len(r.entities) for r in readings) / total:.1f} |")
-    print(f"| findings present or suspected a report, mean | {sum(map(len, stated)) / total:.2f} |")
-    print(f"| coded with a mapped problem, and a finding read | {share([bool(found) for found in coded])} of {len(coded)} |")
-    print(f"| coded normal, and no finding read | {share([not found for found in normal])} of {len(normal)} |")
-    print(f"| coded normal, and no finding of weight 0.5 or more read | {share([not found for found in major])} of {len(normal)} |")
-    print(f"| scored against itself: exactly 1 | {share([value > 0.9999 for value in judged])} of {len(judged)} judged |")
-    print(f"| scored against itself: lowest | {min(judged):.3f} |")
-    print(f"| reports read a second, one core | {total / seconds:.0f} |")
+    for label, figure in (
+        ("with text", f"{total}"),
+        ("with a statement read (finding, denial or normal organ)", share([bool(r.entities) for r in readings])),
+        ("statements a report, mean", f"{sum(len(r.entities) for r in readings) / total:.1f}"),
+        ("findings present or suspected a report, mean", f"{sum(map(len, stated)) / total:.2f}"),
+        ("coded with a mapped problem, and a finding read", f"{share([bool(f) for f in coded])} of {len(coded)}"),
+        ("coded normal, and no finding read", f"{share([not f for f in normal])} of {len(normal)}"),
+        ("coded normal, and no finding of weight 0.5 or more", f"{share([not f for f in major])} of {len(normal)}"),
+        ("scored against itself: exactly 1", f"{share([v > 0.9999 for v in judged])} of {len(judged)} judged"),
+        ("scored against itself: lowest", f"{min(judged):.3f}"),
+        ("reports read a second, one core", f"{total / seconds:.0f}"),
+    ):
+        print(f"| {label} | {figure} |")
 
-    print("\n| MeSH problem | reports | read as the finding | of reports so read, share with the code |\n|---|---|---|---|")
-    counts = Counter(problem for codes, _ in reports for problem in codes)
+    print("\n| MeSH problem | reports | read as a finding that means it |\n|---|---|---|")
+    counts = Counter(problem for codes in all_codes for problem in codes)
     for problem, count in counts.most_common():
-        names = set(CODES.get(problem, ()))
-        if not names or count < 5:
-            continue
-        pairs = [(problem in codes, bool(found & names)) for (codes, _), found in zip(reports, stated, strict=True)]
-        hits = sum(a and b for a, b in pairs)
-        print(f"| {problem} | {count} | {100 * hits / count:.0f} % | {100 * hits / max(1, sum(b for _, b in pairs)):.0f} % |")
+        if problem in CODES and count >= 5:
+            names = set(CODES[problem])
+            hits = sum(problem in codes and bool(found & names) for codes, found in zip(all_codes, stated, strict=True))
+            print(f"| {problem} | {count} | {100 * hits / count:.0f} % |")
+
+    print("\n| finding stated as present | reports | borne out by a code |\n|---|---|---|")
+    for finding, problems in BORNE_OUT_BY.items():
+        with_it = [
+            codes
+            for codes, reading in zip(all_codes, readings, strict=True)
+            if any(e.finding == finding and e.assertion == "present" for e in reading.entities)
+        ]
+        print(f"| {finding} | {len(with_it)} | {share([bool(codes & set(problems)) for codes in with_it])} |")
+
     top = Counter(f for found in stated for f in found).most_common(25)
     print("\nMost frequent findings: " + ", ".join(f"{name} {count}" for name, count in top) + ".")
-    rest = [f"{problem} {count}" for problem, count in counts.most_common() if problem not in CODES and problem != "normal"]
+    rest = [f"{code} {count}" for code, count in counts.most_common() if code not in CODES and code != "normal"]
     print("\nCodes without a mapping: " + ", ".join(rest) + ".")
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rewards.report.terms import Marks
 
-SEPARATORS = frozenset((",", "and", "or", "nor", "with", "without", "plus", ":", "but"))
+SEPARATORS = frozenset((",", "and", "or", "nor", "with", "without", "plus", ":", "but", "which"))
+_NOUN_ENDS = ("ing", "ment", "ion", "ence", "ity", "sia")  # of states: "blunting", "enlargement"
 _SUBJECT_STARTS = frozenset(("the", "there", "this", "these", "it", "they", "his", "her"))
 _PERCEIVED = frozenset(
     (
@@ -60,8 +61,8 @@ def starts_with_preposition(words: Sequence[str], lo: int, hi: int) -> bool:
 def clause_starts(marks: Marks, lines: Sequence[int]) -> list[int]:
     """Word positions at which a new clause begins, 0 first.
 
-    A clause ends at contrast words, at "except", and at a comma or "and" after which a new subject gets its own predicate
-    ("no effusion and the heart is enlarged"), but not inside a list under one negation or one verb.
+    A clause ends at contrast words, at "except", and at a comma or "and" after which a new subject gets its own
+    predicate ("no effusion and the heart is enlarged"), but not inside a list under one negation or one verb.
     """
     words, n = marks.words, len(marks.words)
     starts = {0}
@@ -104,8 +105,8 @@ def _new_subjects(marks: Marks, starts: set[int]) -> list[int]:
     normal_at = [False] * (n + 1)
     for begin, _ in marks.normals:
         said_at[begin] = normal_at[begin] = True
-    for begin, _, _ in marks.states:
-        said_at[begin] = True
+    for begin, end, _ in marks.states:
+        said_at[begin] = not words[end - 1].endswith(_NOUN_ENDS)
     denied_at = [False] * (n + 1)
     for begin, _, role in marks.cues:
         if role == "negate_before":
@@ -225,6 +226,11 @@ def reaches(
             unasserted.append((end, hi))
         elif role == "ignore_after":
             unasserted.append((lo, begin))
+    for begin, end in marks.normals:
+        # "vascular engorgement appears within normal limits" denies the finding it is said of.
+        verb = max((v for v in marks.verbs if lo <= v < begin), default=-1)
+        if "limit" in words[begin:end] and any(e == verb for _, e, _ in (*marks.heads, *marks.states)):
+            denied.append((max(b for b, e, _ in (*marks.heads, *marks.states) if e == verb), verb))
     doubted = [span for span in doubted if not any(a <= span[0] - 1 and span[1] <= b for a, b in denied)]
     for (
         lo_open,
@@ -263,7 +269,7 @@ def _forward(marks: Marks, later: Sequence[tuple[int, int, str]], begin: int, hi
 
 
 def _item_asserts(marks: Marks, begin: int, hi: int) -> bool:
-    """Whether the list item at `begin` describes something seen: a small or measured finding, in a list without "or"."""
+    """Whether the list item at `begin` tells of something seen: a small or measured finding, in a list without "or"."""
     words = marks.words
     end = begin
     while end < hi and words[end] not in (",", "and"):

@@ -176,15 +176,11 @@ class _Clause:
                     continue
                 self.add_pair(begin, end, finding, [organ])
                 for other_cost, other, other_finding in options:
-                    if (
-                        other is not organ
-                        and other[1] <= begin
-                        and organ[1] <= begin
-                        and other_cost < 14
-                        and other_finding != finding
-                    ):
-                        if self.is_list(other[1], organ[0]) and any(v >= organ[1] for v in self.verbs):
-                            self.add_pair(begin, end, other_finding, [other])
+                    subjects = other is not organ and other[1] <= organ[0] and organ[1] <= begin
+                    if not subjects or other_cost >= 14 or other_finding == finding:
+                        continue
+                    if self.is_list(other[1], organ[0]) and any(v >= organ[1] for v in self.verbs):
+                        self.add_pair(begin, end, other_finding, [other])
                 continue
             same_mention = any(h.begin == begin for h in self.heads)
             if state in self.lexicon.open_states and not same_mention:
@@ -210,15 +206,17 @@ class _Clause:
         self.modifiers = [m for m in self.modifiers if m[0] != begin or m[2] == "severity"]
 
     def pair_borderline(self) -> None:
-        """ "heart size is at the upper limit of normal": a grade that says the state without naming it."""
+        """ "heart size is at the upper limit of normal", "the heart is large": a grade that says the state itself."""
         if self.heads:
             return
         for begin, end, kind, value in self.modifiers:
-            if kind == "severity" and value == 0.5:
+            if kind == "severity" and (value == 0.5 or self.words[begin] in ("large", "huge")):
                 for organ in self.organs:
                     finding = self.pair_for(organ[2], "enlarged")
                     if finding:
                         self.add_pair(begin, end, finding, [organ])
+                        if value != 0.5 and any(m[2] == "severity" and m[0] < begin for m in self.modifiers):
+                            self.modifiers = [m for m in self.modifiers if m[0] != begin]  # "slightly large"
                         self.normals = [n for n in self.normals if n[0] < end and n[0] < begin]
                         return
 
@@ -304,7 +302,7 @@ class _Clause:
         return all(w in light for w in rest) and (len(rest) > 0 or self.hi - self.lo <= 3)
 
     def say_abnormal(self, denied: list[tuple[int, int]]) -> None:
-        """ "no acute cardiopulmonary abnormality": the general words for anything wrong, with the organs they speak of."""
+        """ "no acute cardiopulmonary abnormality": general words for anything wrong, with the organs they speak of."""
         known = self.lexicon.anatomy
         groups = [o for o in self.organs if o[2] in known and known[o[2]].group is not None]
         for begin, end in self.abnormals[:60]:
@@ -360,7 +358,7 @@ class _Clause:
             self.normal_heads.append(head)
 
     def attach(self, heads: list[Head], denied: list[tuple[int, int]]) -> None:
-        """Give every modifier and place to one finding: that of its phrase, else the one before, else the one after."""
+        """Give every modifier and place to one finding: of its phrase, else the one before, else the one after."""
         own = [h for h in heads if not h.group]
         if not own:
             return

@@ -29,7 +29,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a report says. `repeated`: share of its words that only repeat. `extra`: mentions beyond two of one finding."""
+    """What a report says. `repeated`: share of words that only repeat. `extra`: mentions of a finding beyond two."""
 
     entities: tuple[Entity, ...]
     words: int

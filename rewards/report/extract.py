@@ -76,7 +76,7 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
 
 @lru_cache(maxsize=16384)
 def _read_sentence(words: tuple[str, ...], lines: tuple[int, ...], lexicon: Lexicon) -> tuple[Entity, ...]:
-    """The findings of one sentence. Cached: reports are made of few sentences, and the members of a group share them."""
+    """The findings of one sentence. Cached: reports share most of their sentences, the members of a group above all."""
     marks = find(words, lexicon)
     if not (marks.heads or marks.states or marks.normals or marks.abnormals or marks.modifiers):
         return ()
@@ -119,7 +119,7 @@ def _continued(words: Sequence[str], lexicon: Lexicon, last: Entity) -> Entity |
 
 
 def _other_side(words: Sequence[str], lexicon: Lexicon, last: Entity) -> Entity | None:
-    """ "no effusion on the right; moderate on the left": a phrase that only names the other side repeats the finding."""
+    """ "no effusion on the right; moderate on the left": a phrase that only names a side repeats the finding."""
     if "left" not in words and "right" not in words:
         return None
     marks = find(words, lexicon)

@@ -20,11 +20,13 @@ PACK_FOLDER = Path(__file__).parent / "packs"
 DEFAULT_PACKS = ("general", "chest_xray", "skeleton", "head_ct", "abdomen")
 TERMS = ""  # trie key of what ends at a node; no word is empty
 PACK_KEYS = frozenset(
-    ("name", "about", "source", "licence", "irregular", "abbreviations", "sections", "cues", "sides", "severity")
-    + ("change", "qualifiers", "normal", "abnormal", "abnormal_states", "states", "open_states", "open_suffixes")
-    + ("not_findings", "predicates", "groups", "mains", "anatomy", "findings", "pairs")
+    {
+        *("name", "about", "source", "licence", "needs", "irregular", "abbreviations", "sections", "cues", "sides"),
+        *("severity", "change", "qualifiers", "normal", "abnormal", "abnormal_states", "states", "open_states"),
+        *("open_suffixes", "not_findings", "predicates", "groups", "mains", "anatomy", "findings", "pairs"),
+    }
 )
-FINDING_KEYS = frozenset(("terms", "group", "weight", "sided", "device", "related"))
+FINDING_KEYS = frozenset(("terms", "group", "weight", "sided", "related"))
 ANATOMY_KEYS = frozenset(("terms", "group", "parent", "side", "same", "broad"))
 
 _PLURAL_KEPT = ("ss", "us", "is")
@@ -33,19 +35,21 @@ _ISE = re.compile(r"(?<!w)is(e|es|ed|ing|ation)$")  # not otherwise, likewise
 
 @dataclass(frozen=True)
 class Finding:
-    """`weight`: what missing it costs, 1 for an ordinary finding. `related`: how much of it another finding may stand for."""
+    """`weight`: what missing it costs, 1 for an ordinary one. `related`: how much of it another finding may stand for."""
 
     id: str
     group: str = ""
     weight: float = 1.0
     sided: bool = True
-    device: bool = False
     related: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """`group`: the organ system a "normal" said of it speaks for, None where it is only a place. `same`: the place it names."""
+    """`group`: the organ system for which a "normal" said of it speaks, None where it is only a place.
+
+    `same`: the place that it names by another word.
+    """
 
     id: str
     group: str | None = None
@@ -151,6 +155,25 @@ def _read(name: str) -> dict[str, Any]:
     return pack
 
 
+def _with_needs(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The packs of these names, each once and after the packs it needs."""
+    packs: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, asked_by: tuple[str, ...]) -> None:
+        if name in asked_by:
+            raise ValueError(f"report packs need each other in a circle: {' -> '.join((*asked_by, name))}")
+        if name in packs:
+            return
+        pack = _read(name)
+        for needed in pack.get("needs", ()):
+            add(needed, (*asked_by, name))
+        packs[name] = pack
+
+    for name in names:
+        add(name, ())
+    return list(packs.values())
+
+
 class _Builder:
     def __init__(self, irregular: Mapping[str, str]) -> None:
         self.trie: dict[str, Any] = {}
@@ -172,11 +195,11 @@ class _Builder:
 
 @lru_cache(maxsize=8)
 def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
-    """Read and compile packs; later ones extend earlier ones.
+    """Read and compile packs and those they need, "general" always; later ones extend earlier ones.
 
-    Raises FileNotFoundError for an unknown pack and ValueError for a broken one (it names the pack, the entry and the term).
+    Raises FileNotFoundError for an unknown pack, ValueError for a broken one (naming the pack, the entry and the term).
     """
-    packs = [_read(name) for name in names]
+    packs = _with_needs(("general", *names))
     merged: dict[str, dict[str, Any]] = {"irregular": {}, "abbreviations": {}, "groups": {}, "mains": {}}
     listed: dict[str, set[str]] = {key: set() for key in ("open_states", "not_findings", "open_suffixes", "predicates")}
     for pack in packs:
@@ -223,11 +246,11 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
             organ, head, finding = re.split(r" [+=] ", rule)
             pairs[organ, head] = finding
     _check(findings, anatomy, merged["groups"], merged["mains"], pairs, states, names)
-    related = {}
-    for finding in findings.values():
-        for other, share in finding.related.items():
-            for key in ((finding.id, other), (other, finding.id)):
-                related[key] = max(share, related.get(key, 0.0))
+    related: dict[tuple[str, str], float] = {}
+    for one in findings.values():
+        for other, share in one.related.items():
+            for both in ((one.id, other), (other, one.id)):
+                related[both] = max(share, related.get(both, 0.0))
     return Lexicon(
         packs=names,
         trie=build.trie,

@@ -40,7 +40,7 @@ def weight(entity: Entity, lexicon: Lexicon) -> float:
     if dict(entity.qualifiers).get("age") == "chronic":
         value *= 0.5
     if entity.severity and entity.severity[1] <= 1.0:
-        value *= 0.85
+        value *= 0.85 if entity.severity[1] > 0.5 else 0.4  # borderline is nearly normal
     return value * (0.8 if entity.assertion == "uncertain" else 1.0)
 
 
@@ -203,7 +203,7 @@ def _key(entity: Entity) -> tuple[object, ...]:
 
 
 def _split_bilateral(ours: list[Entity], theirs: list[Entity]) -> list[tuple[Entity, float]]:
-    """(entity, share of its weight): a bilateral finding is two halves where the other report names both sides apart."""
+    """(entity, share of its weight): a bilateral finding is two halves where the other report names each side."""
     both = {e.finding for e in theirs if e.side == "left"} & {e.finding for e in theirs if e.side == "right"}
     out: list[tuple[Entity, float]] = []
     for entity in ours:

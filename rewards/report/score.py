@@ -15,10 +15,11 @@ from rewards.report.lexicon import DEFAULT_PACKS, load
 from rewards.report.match import compare
 from rewards.report.sentences import MAX_WORDS
 
+_NOT_ABLE = r"can\s?not|can['’]t|could not|unable to|not able to|do not have|don['’]t have|am not (?:able|qualified) to|won['’]t"
+_DECLINED = r"interpret|analy[sz]e|view|read|provide|diagnose|assist|help|access|process|ability|capability|open|comply|the image"
 _REFUSAL = re.compile(
-    r"\b(?:i|we)(?:\s+am|['’]m|\s+are|['’]re)?\s+(?:(?:really |very |so )?sorry\b|apologi[sz]e\b"
-    r"|(?:can\s?not|can['’]t|could not|unable to|not able to|do not have|don['’]t have|am not (?:able|qualified) to|won['’]t)"
-    r"\s+(?:\w+\s+){0,3}?(?:interpret|analy[sz]e|view|read|provide|diagnose|assist|help|access|process|ability|capability|open|comply|the image)\b)"
+    r"\b(?:i|we)(?:\s+am|['’]m|\s+are|['’]re)?\s+"
+    rf"(?:(?:really |very |so )?sorry\b|apologi[sz]e\b|(?:{_NOT_ABLE})\s+(?:\w+\s+){{0,3}}?(?:{_DECLINED})\b)"
     r"|\bas an? (?:ai|artificial|language|large language)\b|\bunable to (?:interpret|analy[sz]e|view|process|assist)\b",
     re.IGNORECASE,
 )
@@ -33,10 +34,10 @@ def _read_reference(text: str, packs: tuple[str, ...]) -> Reading:
 class ReportEntities(Reward):
     """Pays the findings a report gets right: assertion, side, place, grade, change, size.
 
-    `gold` is the text of the reference report; nothing else of the sample is used. Missed, invented, denied and wrong-sided
-    findings cost; a copied normal report, repetition and lists of findings do not pay. `parsed` is a list of rows, one for each
-    finding of the completion and each unmatched one of the reference; `components` has precision, recall, f1,
-    negative_recall, contradiction_rate (shares), repeated (share of words) and findings (a count).
+    `gold` is the text of the reference report; nothing else of the sample is used. Missed, invented, denied and
+    wrong-sided findings cost; a copied normal report, repetition and lists of findings do not pay. `parsed` is a list of
+    rows, one for each finding of the completion and each unmatched one of the reference; `components` has precision,
+    recall, f1, negative_recall, contradiction_rate (shares), repeated (share of words) and findings (a count).
     packs: names of the packs that ship with the library, or paths of JSON files; see docs/report_packs.md.
     """
 
@@ -72,7 +73,9 @@ class ReportEntities(Reward):
         if not said.entities:
             return RewardResult(0.0, "unparsed", parsed=[], reason="no finding was recognised")
         gold = _read_reference(sample.gold, self.packs)
-        outcome = compare(gold.entities, said.entities, dict(said.extra), self.lexicon)
+        usual = dict(gold.extra)
+        extra = {finding: max(0, count - usual.get(finding, 0)) for finding, count in said.extra}
+        outcome = compare(gold.entities, said.entities, extra, self.lexicon)
         repeated = max(0.0, said.repeated - gold.repeated)
         components = {**outcome.components, "repeated": repeated}
         status = "truncated" if sample.truncated and not answer.closed else "ok"

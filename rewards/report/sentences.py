@@ -31,7 +31,7 @@ _GOES_ON = frozenset(
 
 @dataclass(frozen=True)
 class Sentence:
-    """`words`: stems, with "," and ":" kept. `lines`: positions where a new line began. `section`: counts the headings."""
+    """`words`: stems, "," and ":" kept. `lines`: positions where a new line began. `section`: counts the headings."""
 
     words: tuple[str, ...]
     lines: tuple[int, ...] = ()

@@ -52,14 +52,15 @@ class Marks:
 
 
 def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
-    """All terms, longest first from the left; numbers with units, vertebral levels and open-ended disease words besides."""
+    """All terms, longest first from the left; besides them sizes, vertebral levels and words that end like a disease."""
     marks = Marks(words)
     root, n, i = lexicon.trie, len(words), 0
     predicates = lexicon.predicates
     while i < n:
         word = words[i]
         node = root.get(word)
-        best, meanings = 0, ()
+        best = 0
+        meanings: tuple[tuple[str, Any], ...] = ()
         j = i + 1
         while node is not None:
             ends = node.get(TERMS)
