@@ -32,7 +32,7 @@ _OPEN_TAG_END = re.compile(r"<\s{0,3}/?\s{0,3}(?:final[_ ]?)?ans(?:w(?:er?)?)?\s
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{")
 _BRACE = re.compile(r"\\[{}]|[{}]")
 _JSON_KEY = re.compile(
-    r"[\"'](?:(?:final|correct|selected|chosen|predicted|my|best)[_ -]?)?(?:answer|option|choice|letter|prediction)"
+    r"[\"'](?:(?:final|correct|selected|chosen|predicted|my|best)[_ -]?)?(?:answers?|option|choices?|letters?|prediction)"
     r"(?:[_ -](?:letter|choice|option|key|text))?[\"']\s{0,9}:\s{0,9}",
     re.IGNORECASE,
 )

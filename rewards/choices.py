@@ -73,7 +73,7 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
 # A letter stands alone: no Latin, Greek or Cyrillic letter, digit or apostrophe-joined word touches it. Scripts written
 # without spaces may.
 _EDGE = r"A-Za-z0-9_\u00c0-\u052f"
-LETTER_ALONE = re.compile(r"[\s(\[{<*\"']*([A-Za-z])[\s)\]}>*\"'.:,;!。、]*")
+LETTER_ALONE = re.compile(r"[\s(\[{<*\"'–—-]*([A-Za-z])[\s)\]}>*\"'.:,;!。、–—-]*")
 LETTER_HEAD = re.compile(
     rf"[\s(\[{{<\"'“‘「]*(?<![{_EDGE}])([A-Za-z])(?![{_EDGE}])(?![-‐‑–'’][A-Za-z0-9])(?!\.(?:\d|[A-Za-z](?:\W|$)))(?P<close>[)\]}}>\"'”’」]*)"
 )

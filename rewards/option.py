@@ -11,8 +11,8 @@ from rewards.base import Reward, RewardInput, RewardResult
 from rewards.choices import OptionSet, option_set
 from rewards.closed import read_yes_no
 from rewards.fuzzy import nearest_option
-from rewards.phrases import CHOSEN, CONFLICT, NOTHING, Reading, clean_phrase, read_phrase
-from rewards.statements import Statement, agree, find_statements
+from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, NOTHING, Reading, clean_phrase, read_phrase
+from rewards.statements import Statement, agree, denied_letters, find_statements
 from rewards.text import text_key
 
 
@@ -93,6 +93,8 @@ class OptionLetter(Reward):
             else:
                 return "unparsed", nobody, "no commitment to an option was found"
         sets = {reading.letters for reading in readings} | agree(statements)
+        if len(sets) == 1 and denied_letters(statements) & min(sets):
+            return "conflict", nobody, "the same option is chosen and denied"
         if len(sets) != 1:
             shown = ", ".join(sorted("".join(sorted(letters)) for letters in sets))
             return "conflict", nobody, f"different answers: {shown}"
@@ -107,6 +109,14 @@ class OptionLetter(Reward):
             # A reason may take the answer back ("B. No, the answer is C").
             if agree(find_statements(extract(text), options, multi)) - {reading.letters}:
                 return Reading(CONFLICT, reason="the answer and its reason disagree")
+        if reading.kind in (NOTHING, EXCLUDED):
+            # A sentence rather than a phrase ("C is wrong, B is right").
+            statements = find_statements(extract(text), options, multi)
+            sets = agree(statements)
+            if len(sets) > 1 or any(s.reading.kind == CONFLICT for s in statements):
+                return Reading(CONFLICT, reason="several options are offered")
+            if sets:
+                return Reading(CHOSEN, sets.pop())
         if reading.kind == NOTHING and options.yes_no and (word := read_yes_no(text)) in options.keys:
             return Reading(CHOSEN, frozenset(options.keys[word]))
         if reading.kind != CHOSEN and self.fuzzy and not multi:

@@ -23,7 +23,7 @@ MAX_PHRASE = 2000
 class Reading:
     """kind: chosen | nothing | excluded (a choice is denied) | conflict (several, or letter against text).
 
-    letters: the chosen letters. exact: the phrase is the answer and nothing else. by_letter: a letter was written.
+    letters: the chosen (or denied) letters. exact: the phrase is the answer and nothing else. by_letter: a letter was written.
     """
 
     kind: str
@@ -42,7 +42,7 @@ _ARABIC_LONE = re.compile(r"\W{0,3}(أ|ا|ب|ج|د|هـ|ه)\W{0,3}")
 _LOWER_LIST = re.compile(r"\(?[a-z]\)?(?:(?:\s?[,;/&+]\s?|\s)(?:(?:and|or)\s)?\(?[a-z]\)?)+[.\s]*")
 _LETTER_RUN = re.compile(r"[\s(\[{]*([A-Z]{2,26})[\s)\]}.!。]*")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
-_STRONG = re.compile(r"\s*[.):,;\-–—=>→]+\s*")
+_STRONG = re.compile(r"\s*[.):,;\-–—=>→|/]+\s*")
 _PLAIN_END = re.compile(r"[\s.,;:!)\]}>*\"'”’」。、]*")
 _NUMBER = re.compile(r"[-−–+<>≤≥=~.]{0,3}\d")
 _COMMA = re.compile(r"\A\s*[,;(—–]?")
@@ -50,7 +50,7 @@ _NEW_CLAUSE = re.compile(r"\s*[.;:。]\s|\s*[;(]|\s[—–-]\s|,\s")
 _SEPARATOR = re.compile(r"\s*[,;、，/.]?\s*")
 _LIST_WORD = re.compile(r"(?:options?|choices?|letters?|also|either)\s+", re.IGNORECASE)
 # Between a letter and its text. A dash before a digit is a sign of the text.
-_PAIR_MARK = re.compile(r"[\s.):,;=>(]*+(?:[-–—]++(?!\d)[\s(]*+)?")
+_PAIR_MARK = re.compile(r"[\s.):,;=>(|/]*+(?:[-–—]++(?!\d)[\s(]*+)?")
 _HEDGE = re.compile(
     r"\b(?:or|and|but|maybe|perhaps|possibly|alternatively|could be|might be|also|oder|ou|и|или)\b"
     r"(?:\s+(?:it|is|it's|maybe|perhaps|possibly|also|even|option|choice|answer|could|might|be|the|a|an|probably)\b){0,4}"
@@ -72,7 +72,8 @@ def clean_phrase(phrase: str) -> str:
     """One line without LaTeX, markdown and enclosing quotes; line breaks become sentence breaks."""
     text = _HTML.sub("", unwrap_latex(phrase))
     if "\n" in text:
-        text = ". ".join(part.strip().rstrip(".,;") for part in text.split("\n") if part.strip(" \t.*-_`#"))
+        parts = (strip_markup(part).rstrip(".,; ") for part in text.split("\n"))
+        text = ". ".join(part for part in parts if part.strip(".-_= "))
     return " ".join(strip_quotes(strip_markup(text)).split())
 
 
@@ -105,8 +106,12 @@ def _without_leads(text: str) -> Iterator[str]:
 
 def strip_leads(text: str) -> str:
     """`text` without words that only announce an answer ("the answer is probably ...")."""
+    return strip_quotes(_after_leads(text))
+
+
+def _after_leads(text: str) -> str:
     *_, last = _without_leads(text)
-    return strip_quotes(last)
+    return last
 
 
 def _whole(text: str, options: OptionSet) -> Reading | None:
@@ -188,7 +193,8 @@ def _denied(rest: str, options: OptionSet, multi: bool, depth: int) -> Reading:
     if contrast is None:
         stop = re.search(r"[;.—–]\s", rest)
         other = _whole(rest[stop.end() :].strip(), options) if stop is not None else None
-        return other if other is not None else Reading(EXCLUDED, reason="the choice is denied")
+        denied = frozenset(named_first(_after_leads(rest), options))
+        return other if other is not None else Reading(EXCLUDED, denied, reason="the choice is denied")
     kept = _read(rest[contrast.end() :].lstrip(" ,:;"), options, multi, depth + 1)
     if kept.kind == CHOSEN:
         return Reading(CHOSEN, kept.letters, exact=kept.exact, by_letter=kept.by_letter)
@@ -317,9 +323,9 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
         return Reading(CONFLICT, reason=f"{letter} is offered beside another option")
     if words().predicate.match(rest, 1 if rest.startswith(" ") else 0):
         return chosen
+    if words().closers_only.fullmatch(rest):
+        return exact
     if not rest.lstrip(" ")[:1].isascii():
-        if words().closers_only.fullmatch(rest):
-            return exact
         tight = not closed and not rest[0].isspace() and not words().closer.match(rest) and rest[0].isalpha()
         return _NOTHING if tight else chosen
     strong_sep = _STRONG.match(rest)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rewards.answer import Answer, Candidate
-from rewards.choices import OptionSet, named_first, text_head
+from rewards.choices import LETTER_ALONE, OptionSet, named_first, text_head
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, Reading, read_phrase
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import words
@@ -27,7 +27,8 @@ class Statement:
 
 
 _SPLIT = re.compile(
-    r"\b(that|because|so|therefore|thus|hence|but|while|whereas|and|since|only)\b|[,;:—]", re.IGNORECASE
+    r"\b(that|because|so|therefore|thus|hence|but|while|whereas|though|although|and|or|since|only)\b|[,;:—]",
+    re.IGNORECASE,
 )
 _NEGATED = re.compile(
     r"\b(?:not|never|no(?! doubt)|neither|nor|unlikely|cannot|without|avoid)\b|n't\b"
@@ -35,7 +36,9 @@ _NEGATED = re.compile(
     re.IGNORECASE,
 )
 _NEGATED_CUE = re.compile(
-    r"(?:\b(?:not|never|no|cannot|without|avoid|rather than|instead of)|n't)\s+(?:\w+\s+){0,2}$", re.IGNORECASE
+    r"(?:\b(?:not|never|no|cannot|without|avoid|rather than|instead of)|n't)\s+(?:\w+\s+){0,2}$"
+    r"|\b(?:wrong|incorrect|mistake|error|unwise|tempting|tempted|hard|difficult|reluctant) to\s+$",
+    re.IGNORECASE,
 )
 _DIFFERENTIAL = re.compile(
     r"\b(?:differential|alternative|unlikely|less likely|other|wrong|possible)\s+$", re.IGNORECASE
@@ -87,6 +90,8 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
         elif reading.kind == EXCLUDED and reading.by_letter:
             # "The answer is C - no, wait": said and taken back.
             found.append(Statement(Reading(CONFLICT), "cue", candidate.start))
+        elif reading.kind == EXCLUDED and reading.letters:
+            found.append(Statement(reading, "cue", candidate.start))
 
     for index, (start, end) in enumerate(spans):
         if usable[index] and end - start <= _LONGEST_SENTENCE:
@@ -98,6 +103,10 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     for start, end in blocks:
         rest = rest[:start] + re.sub(r"[^\n]", " ", rest[start:end]) + rest[end:]
     bare = list(_bare_lines(rest, options, multi))
+    if spans and not multi:
+        start, end = spans[-1]
+        if LETTER_ALONE.fullmatch(rest[start:end]) and rest[start:end].isupper():
+            bare.append(Statement(read_phrase(rest[start:end], options), "bare", start))
     found += bare
     covered = {bisect_right(starts, statement.start) - 1 for statement in bare}
     left = [i for i in range(len(spans)) if i not in taken and i not in covered]
@@ -234,7 +243,11 @@ def _may_choose(line: str, options: OptionSet) -> bool:
 
 
 def _walks_through(places: list[tuple[int, str]], options: OptionSet) -> bool:
-    letters = {named_first(strip_markup(line[:_LONGEST_LINE]), options) for _, line in places[:200]}
+    letters: set[str] = set()
+    for _, line in places[:200]:
+        plain = strip_markup(line[:_LONGEST_LINE])
+        lead = words().lead.match(plain)
+        letters.add(named_first(plain[lead.end() :] if lead is not None else plain, options))
     return len(letters - {""}) > 1
 
 
@@ -273,6 +286,11 @@ def _without_echo(rest: str, options: OptionSet) -> str:
         return rest
     blank = re.sub(r"[^\n]", " ", echo.group())
     return rest[: echo.start()] + blank + rest[echo.end() :]
+
+
+def denied_letters(statements: Iterable[Statement]) -> frozenset[str]:
+    """The letters that a cue denies ("the answer is not B")."""
+    return frozenset().union(*(s.reading.letters for s in statements if s.reading.kind == EXCLUDED))
 
 
 def agree(statements: Iterable[Statement]) -> set[frozenset[str]]:

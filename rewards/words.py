@@ -27,7 +27,7 @@ class Words:
         flags = re.IGNORECASE
         option = alternatives("option_words", "option_marks")
         self.lead = re.compile(
-            rf"\s*(?:(?:{alternatives('leads')}|{alternatives('text_cues')})[\s:,]*"
+            rf"\s*(?:(?:{alternatives('leads', 'lead_marks')}|{alternatives('text_cues')})[\s:,]*"
             rf"|(?:(?<!\w)(?:a|o|la|el|le|die|der|the|na|l['’])\s*)?{option}(?:\s?(?:is|no\.?|number|ist|est|es|é|è|là|adalah|ni)(?!\w))?\s*[:=]?\s*)",
             flags,
         )
