@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from lingshu_rl.attention import attention_masks, use_shared_attention
 from lingshu_rl.families import ModelSpec, model_spec, supports_sharing, unwrap
-from lingshu_rl.packing import PackedRow, pack
-from lingshu_rl.types import TokenGroup
+from lingshu_rl.packing import PackedRow
 from lingshu_rl.vocab import LogitTransform, logprobs_of
 
-__all__ = ["TokenScores", "completion_logprobs", "group_logprobs", "supports_sharing"]
+__all__ = ["TokenScores", "completion_logprobs", "supports_sharing"]
 
 
 @dataclass(frozen=True)
@@ -75,28 +74,6 @@ def completion_logprobs(
     with _scoring_head(head, score) as result, _narrowed(last, keep_U):
         model(**inputs, use_cache=False)
     return TokenScores(result["logprobs"], result["entropy"])
-
-
-def group_logprobs(
-    model: Any,
-    groups: Sequence[TokenGroup],
-    *,
-    token_budget: int,
-    layout: str = "shared",
-    banned_ids: Sequence[int] = (),
-    temperature: float = 1.0,
-) -> list[Tensor]:
-    """For each group the log-probs of its completions one after another: float32, on the CPU, without gradient.
-
-    The same packing as in the update: in bfloat16 a group scored beside other groups differs by up to 0.02 nats.
-    """
-    scores: list[dict[int, Tensor]] = [{} for _ in groups]
-    with torch.no_grad():
-        for row in pack(groups, model, token_budget, layout):
-            flat = completion_logprobs(model, row, banned_ids=banned_ids, temperature=temperature).logprobs_T.cpu()
-            for (g, m, _), part in zip(row.members, flat.split([n for *_, n in row.members]), strict=True):
-                scores[g][m] = part
-    return [torch.cat([one[m] for m in range(len(one))]) if one else torch.empty(0) for one in scores]
 
 
 def model_inputs(
