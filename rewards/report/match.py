@@ -12,6 +12,8 @@ NEGATIVE_WEIGHT = 0.25  # a pertinent negative beside an ordinary finding
 NEGATIVE_CAP = 0.3  # all negatives together, beside the positives of an abnormal reference
 FALSE_DENIED = 1.5  # a finding the reference rules out costs more than one it does not mention
 OPPOSITE = 0.5  # subtracted for the opposite assertion or the wrong side
+MINOR_CAP = 0.6  # the same where all positives are light ones
+NONE_FOUND = 0.4  # of the pay stays when a reference has only light positives and none of them was named
 MAJOR = 0.5  # lighter findings (old fracture, degenerative change) do not make a reference abnormal
 
 
@@ -32,6 +34,23 @@ class _Side:
     weights: list[float]
     credit: list[float]
     partner: list[int]
+
+
+@dataclass
+class _Tally:
+    """Sums of finding weights: earned of each report's positives, what each answers for, and what contradictions lose."""
+
+    earned_gold: float
+    earned_said: float
+    asked: float
+    stated: float
+    lost: float = 0.0
+    opposite: int = 0
+
+    def lose(self, penalty: float) -> None:
+        if penalty > 0.0:
+            self.lost += penalty
+            self.opposite += 1
 
 
 def weight(entity: Entity, lexicon: Lexicon) -> float:
@@ -215,11 +234,12 @@ def _split_bilateral(ours: list[Entity], theirs: list[Entity]) -> list[tuple[Ent
 
 
 def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, int], lexicon: Lexicon) -> Outcome:
-    """Score what was said against the reference. The order of statements does not matter."""
-    gold_positive = sorted((e for e in gold if e.assertion != "absent"), key=_key)
-    said_positive = sorted((e for e in said if e.assertion != "absent"), key=_key)
-    gold_absent = sorted((e for e in gold if e.assertion == "absent"), key=_key)
-    said_absent = sorted((e for e in said if e.assertion == "absent"), key=_key)
+    """Score what was said against the reference. The order of statements does not matter.
+
+    `extra`: how often the completion repeats a finding more than a report does.
+    """
+    gold_positive, gold_absent = _by_assertion(gold)
+    said_positive, said_absent = _by_assertion(said)
     # A reference may deny in one breath what it describes in the next; its description stands.
     gold_denials = _Denials(gold_absent, lexicon)
     own_clash = {e.finding for e in gold_positive if gold_denials.strength(e) == 1.0}
@@ -232,86 +252,104 @@ def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, 
         for e in theirs.entities
     ]
     _pair_up(ours, theirs, clash, lexicon)
-    rows: list[dict[str, object]] = []
-    lost = 0.0
-    opposite = 0
-    false: list[Entity] = []
-    statements = len(theirs.entities)
-
-    earned_gold = sum(w * c for w, c in zip(ours.weights, ours.credit, strict=True))
-    earned_said = sum(w * c for w, c in zip(theirs.weights, theirs.credit, strict=True))
-    asked = _discounted(ours, theirs, lexicon)
-    stated = _discounted(theirs, ours, lexicon)
-    for i, entity in enumerate(ours.entities):
-        points = ours.weights[i] * ours.credit[i]
-        note = "missed"
-        if ours.partner[i] < 0:
-            denial = said_denials.strength(entity)
-            wrong_side = any(e.finding == entity.finding and opposite_sides(e, entity) for e in theirs.entities)
-            if denial or wrong_side:
-                penalty = OPPOSITE * ours.weights[i] * max(denial, 1.0 if wrong_side else 0.0)
-                lost, opposite = lost + penalty, opposite + 1
-                note, points = "denied" if denial else "wrong side", -penalty
-            rows.append(_row(entity, "reference", note, "", points))
-    for j, entity in enumerate(theirs.entities):
-        if theirs.partner[j] >= 0:
-            other = ours.entities[theirs.partner[j]]
-            note = "denied in the same report" if clash[j] else "matched"
-            rows.append(_row(entity, "completion", note, describe(other), theirs.weights[j] * theirs.credit[j]))
-            if clash[j]:
-                opposite, lost = opposite + 1, lost + OPPOSITE * theirs.weights[j]
-            continue
-        denial = gold_denials.strength(entity)
-        wrong_side = any(e.finding == entity.finding and opposite_sides(e, entity) for e in ours.entities)
-        note, penalty = "not in the reference", 0.0
-        if denial:
-            stated += (FALSE_DENIED - 1.0) * theirs.weights[j] * denial
-            penalty = OPPOSITE * theirs.weights[j] * denial
-            note = "the reference denies it"
-        elif wrong_side:
-            penalty = OPPOSITE * theirs.weights[j]
-            note = "wrong side"
-        if penalty:
-            lost, opposite = lost + penalty, opposite + 1
-        false.append(entity)
-        rows.append(_row(entity, "completion", note, "", -penalty))
-    stated += sum(0.25 * count * lexicon.finding(finding).weight for finding, count in extra.items())
-
-    abnormal = any(w >= MAJOR for w in ours.weights)
-    positive_precision = earned_said / stated if stated else 0.0
-    if abnormal and earned_gold - lost <= 0.0:
-        # Nothing of what is wrong with the patient was found: a copied normal report is worth nothing.
-        value, recall, precision, negative_recall = 0.0, 0.0, max(0.0, positive_precision), 0.0
-        rows += [_row(e, "completion", "not counted", "", 0.0) for e in said_absent]
-    else:
-        negative_total, negative_earned = _negatives(gold_absent, said_absent, false, lexicon, rows)
-        negative_recall = negative_earned / negative_total if negative_total else 0.0
-        positive_total = sum(ours.weights)
-        if abnormal and negative_total > NEGATIVE_CAP * positive_total:
-            scale = NEGATIVE_CAP * positive_total / negative_total
-            negative_total, negative_earned = negative_total * scale, negative_earned * scale
-        elif not abnormal:
-            # Normal reports differ in which normal organs they name: three quarters of them are enough.
-            negative_earned = min(negative_earned / 0.75, negative_total)
-        credit_gold = max(0.0, earned_gold + negative_earned - lost)
-        credit_said = max(0.0, earned_said + negative_earned - lost)
-        recall = credit_gold / (asked + negative_total) if asked + negative_total else 0.0
-        precision = credit_said / (stated + negative_earned) if stated + negative_earned else 0.0
-        recall, precision = min(recall, 1.0), min(precision, 1.0)
-        value = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
-        if stated:
-            # Lists of everything that could be wrong hit something: below one right in two the pay falls off.
-            value *= min(1.0, 2.0 * (credit_said / (stated + negative_earned)))
-    total = len(ours.entities) + statements
+    tally = _Tally(
+        earned_gold=sum(w * c for w, c in zip(ours.weights, ours.credit, strict=True)),
+        earned_said=sum(w * c for w, c in zip(theirs.weights, theirs.credit, strict=True)),
+        asked=_discounted(ours, theirs, lexicon),
+        stated=_discounted(theirs, ours, lexicon),
+    )
+    tally.stated += sum(0.25 * count * lexicon.finding(finding).weight for finding, count in extra.items())
+    rows = _judge_missed(ours, theirs, said_denials, tally) + _judge_said(ours, theirs, clash, gold_denials, tally)
+    false = [e for e, partner in zip(theirs.entities, theirs.partner, strict=True) if partner < 0]
+    total, earned, negative_rows = _negatives(gold_absent, said_absent, false, lexicon)
+    value, precision, recall = _pay(tally, sum(ours.weights), any(w >= MAJOR for w in ours.weights), total, earned)
+    judged = len(ours.entities) + len(theirs.entities)
     components = {
         "precision": precision,
         "recall": recall,
-        "f1": 2 * recall * precision / (recall + precision) if recall + precision else 0.0,
-        "negative_recall": negative_recall,
-        "contradiction_rate": min(1.0, opposite / total) if total else 0.0,
-        "findings": float(statements),
+        "f1": _f1(precision, recall),
+        "negative_recall": earned / total if total else 0.0,
+        "contradiction_rate": min(1.0, tally.opposite / judged) if judged else 0.0,
+        "findings": float(len(theirs.entities)),
     }
-    return Outcome(min(1.0, max(0.0, value)), components, rows)
+    return Outcome(value, components, rows + negative_rows)
+
+
+def _by_assertion(entities: Sequence[Entity]) -> tuple[list[Entity], list[Entity]]:
+    positive = sorted((e for e in entities if e.assertion != "absent"), key=_key)
+    return positive, sorted((e for e in entities if e.assertion == "absent"), key=_key)
+
+
+def _judge_missed(ours: _Side, theirs: _Side, said: _Denials, tally: _Tally) -> list[dict[str, object]]:
+    """Rows of the reference's findings that found no partner; those denied or put on the wrong side cost."""
+    rows = []
+    for i, entity in enumerate(ours.entities):
+        if ours.partner[i] >= 0:
+            continue
+        denial = said.strength(entity)
+        wrong_side = any(
+            theirs.partner[j] < 0 and e.finding == entity.finding and opposite_sides(e, entity)
+            for j, e in enumerate(theirs.entities)
+        )
+        penalty = OPPOSITE * ours.weights[i] * max(denial, float(wrong_side))
+        tally.lose(penalty)
+        note = "denied" if denial else "wrong side" if wrong_side else "missed"
+        rows.append(_row(entity, "reference", note, "", -penalty))
+    return rows
+
+
+def _judge_said(
+    ours: _Side, theirs: _Side, clash: Sequence[bool], gold: _Denials, tally: _Tally
+) -> list[dict[str, object]]:
+    """Rows of the completion's findings; those the reference denies or has on the other side cost."""
+    rows = []
+    for j, entity in enumerate(theirs.entities):
+        weight_, partner = theirs.weights[j], ""
+        if theirs.partner[j] >= 0:
+            partner = describe(ours.entities[theirs.partner[j]])
+            points = -OPPOSITE * weight_ if clash[j] else weight_ * theirs.credit[j]
+            note = "denied in the same report" if clash[j] else "matched"
+        else:
+            denial = gold.strength(entity)
+            wrong_side = any(e.finding == entity.finding and opposite_sides(e, entity) for e in ours.entities)
+            tally.stated += (FALSE_DENIED - 1.0) * weight_ * denial
+            points = -OPPOSITE * weight_ * (denial if denial else float(wrong_side))
+            note = "the reference denies it" if denial else "wrong side" if wrong_side else "not in the reference"
+        tally.lose(max(0.0, -points))
+        rows.append(_row(entity, "completion", note, partner, points))
+    return rows
+
+
+def _pay(
+    tally: _Tally, positive_total: float, abnormal: bool, negative_total: float, negative_earned: float
+) -> tuple[float, float, float]:
+    """(pay, precision, recall), all in [0, 1]."""
+    if abnormal and tally.earned_gold <= tally.lost:
+        # Nothing of what is wrong with the patient was found: a copied normal report is worth nothing.
+        return 0.0, 0.0, 0.0
+    cap = positive_total * (NEGATIVE_CAP if abnormal else MINOR_CAP)
+    if positive_total and negative_total > cap:
+        negative_earned *= cap / negative_total
+        negative_total = cap
+    if not abnormal:
+        # Normal reports differ in which normal organs they name: three quarters of them are enough.
+        negative_earned = min(negative_earned / 0.75, negative_total)
+    credit_gold = max(0.0, tally.earned_gold + negative_earned - tally.lost)
+    credit_said = max(0.0, tally.earned_said + negative_earned - tally.lost)
+    asked, stated = tally.asked + negative_total, tally.stated + negative_earned
+    recall = min(1.0, credit_gold / asked) if asked else 0.0
+    precision = min(1.0, credit_said / stated) if stated else 0.0
+    value = _f1(precision, recall)
+    if tally.stated:
+        # Lists of everything that could be wrong hit something: below one right in two the pay falls off.
+        value *= min(1.0, 2.0 * precision)
+    if positive_total and tally.earned_gold <= 0.0:
+        value *= NONE_FOUND
+    return value, precision, recall
+
+
+def _f1(precision: float, recall: float) -> float:
+    return 2 * recall * precision / (recall + precision) if recall + precision else 0.0
 
 
 def _side(entities: list[tuple[Entity, float]], lexicon: Lexicon) -> _Side:
@@ -358,14 +396,11 @@ def _discounted(mine: _Side, other: _Side, lexicon: Lexicon) -> float:
 
 
 def _negatives(
-    gold: Sequence[Entity],
-    said: Sequence[Entity],
-    false: Sequence[Entity],
-    lexicon: Lexicon,
-    rows: list[dict[str, object]],
-) -> tuple[float, float]:
-    """(weight of the reference's denials, weight of those the completion makes as well)"""
+    gold: Sequence[Entity], said: Sequence[Entity], false: Sequence[Entity], lexicon: Lexicon
+) -> tuple[float, float, list[dict[str, object]]]:
+    """(weight of the reference's denials, weight of those the completion makes as well, rows)"""
     total = earned = 0.0
+    rows = []
     for absent in gold:
         share, by = _negative_credit(absent, said, lexicon)
         if any(contradicts(absent, positive, lexicon) for positive in false):
@@ -373,7 +408,7 @@ def _negatives(
         total += NEGATIVE_WEIGHT
         earned += NEGATIVE_WEIGHT * share
         rows.append(_row(absent, "reference", "agreed" if share else "not said", by, NEGATIVE_WEIGHT * share))
-    return total, earned
+    return total, earned, rows
 
 
 def _negative_credit(absent: Entity, said: Sequence[Entity], lexicon: Lexicon) -> tuple[float, str]:
