@@ -56,12 +56,13 @@ def completion_logprobs(
         use_shared_attention(base)
     if banned_ids and (found := set(banned_ids).intersection(row.target_T.tolist())):
         raise ValueError(f"completions hold the banned token id {min(found)}; ban it in sampling too (logit_bias -100)")
-    banned = torch.tensor(list(banned_ids), device=device) if banned_ids else None
-    transform = LogitTransform.of(base.config, temperature)
     head = _linear_head(base.get_output_embeddings())
+    # A placeholder may lie beyond the head (LLaVA); out_features, because under ZeRO-3 the weight is a shard here.
+    within = [i for i in banned_ids if i < head.out_features]
+    banned = torch.tensor(within, device=device) if within else None
+    transform = LogitTransform.of(base.config, temperature)
     where = {"row_T": row.row_T.to(device), "target_T": row.target_T.to(device)}
     keep_U = row.keep_U.to(device)
-
     last = _narrowable_layer(base) if not row.dense else None
 
     def score(hidden_1SH: Tensor) -> tuple[Tensor, Tensor | None]:

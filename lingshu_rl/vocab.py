@@ -49,7 +49,8 @@ class LogitTransform:
     def backward_(self, dz: Tensor, z: Tensor) -> Tensor:
         """dL/dz -> dL/d(h W^T), in place."""
         if self.softcap:
-            dz *= 1 - (z * (self.temperature / self.softcap)).square()
+            # Clamped for banned logits, whose 0 gradient must not meet an infinity.
+            dz *= 1 - (z * (self.temperature / self.softcap)).clamp_(-1, 1).square_()
         factor = self.scale / self.temperature
         return dz.mul_(factor) if factor != 1.0 else dz
 

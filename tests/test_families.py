@@ -12,7 +12,7 @@ import transformers
 from tiny_models import IMAGE, TEXT, TEXT_FAMILIES, VIDEO, VISION_FAMILIES, build, group
 from torch import Tensor
 
-from lingshu_rl.attention import NAME
+from lingshu_rl.attention import NAME, allowed, attention_masks
 from lingshu_rl.families import model_spec, supports_sharing, unwrap
 from lingshu_rl.logprobs import completion_logprobs
 from lingshu_rl.packing import PackedRow, pack
@@ -272,6 +272,8 @@ def test_banned_ids_leave_the_normalisation_and_entropy_is_that_of_the_rest() ->
     assert scores.entropy_T is not None and not scores.entropy_T.requires_grad
     assert (scores.entropy_T[0] - entropy).abs() < 1e-5
     assert scores.entropy_T[0] == scores.entropy_T[6]  # both completions start at the same place
+    beyond_the_head = completion_logprobs(model, row, banned_ids=(*banned, 10_000), temperature=1.3)
+    assert torch.equal(beyond_the_head.logprobs_T, scores.logprobs_T)
     with pytest.raises(ValueError, match="banned token"):
         completion_logprobs(model, row, banned_ids=(g.completions[0][0],))
 
@@ -291,14 +293,22 @@ def test_the_model_is_left_as_it_was() -> None:
     assert torch.equal(before, model(input_ids=ids).logits)
 
 
-def test_flex_masks_are_exact_in_the_forward() -> None:
-    """Block masks for CUDA; on the CPU flex attention has no backward and is compiled, so one row without gradient."""
-    model = build("qwen2_window")
-    groups = make_groups("qwen2_window")
-    rows = pack(groups, model, 512)
-    spec = model_spec(model)
-    from lingshu_rl.attention import allowed, attention_masks
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_window"])
+def test_flex_attention_is_exact_in_the_forward(family: str) -> None:
+    """Block masks are for CUDA: on the CPU flex attention is compiled first and has no backward."""
+    model = build(family)
+    (row,) = pack(make_groups(family), model, 512)
+    with torch.no_grad():
+        masked_T = completion_logprobs(model, row).logprobs_T
+        blocks_T = completion_logprobs(model, row, attention="flex").logprobs_T
+    assert (masked_T - blocks_T).abs().max() < 1e-5
 
+
+def test_flex_masks_allow_what_the_others_do() -> None:
+    model = build("qwen2_window")
+    rows = pack(make_groups("qwen2_window"), model, 512)
+    spec = model_spec(model)
     masks = attention_masks(rows[0], spec, torch.device("cpu"), "flex", last_layer=-1)
     assert set(masks) == {"full_attention", "sliding_attention"}
     places = torch.arange(rows[0].tokens)
