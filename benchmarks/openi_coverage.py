@@ -127,9 +127,9 @@ def main() -> None:
     reward = ReportEntities()
     reports = read_reports(args.csv)
     all_codes = [codes for codes, _ in reports]
-    begin = time.perf_counter()
+    begin = time.process_time()
     readings = [extract(text, reward.lexicon) for _, text in reports]
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     stated = [{e.finding for e in r.entities if e.assertion != "absent" and not e.group} for r in readings]
     if args.misses:
         for (codes, text), found in zip(reports, stated, strict=True):
@@ -154,12 +154,12 @@ def main() -> None:
         ("coded normal, and no finding of weight 0.5 or more", f"{share([not f for f in major])} of {len(normal)}"),
         ("scored against itself: exactly 1", f"{share([v > 0.9999 for v in judged])} of {len(judged)} judged"),
         ("scored against itself: lowest", f"{min(judged):.3f}"),
-        ("reports read a second, one core", f"{total / seconds:.0f}"),
+        ("reports read a processor second", f"{total / seconds:.0f}"),
     ):
         print(f"| {label} | {figure} |")
 
     print("\n| MeSH problem | reports | read as a finding that means it |\n|---|---|---|")
-    counts = Counter(problem for codes in all_codes for problem in codes)
+    counts = Counter(problem for codes in all_codes for problem in sorted(codes))
     for problem, count in counts.most_common():
         if problem in CODES and count >= 5:
             names = set(CODES[problem])
@@ -175,7 +175,7 @@ def main() -> None:
         ]
         print(f"| {finding} | {len(with_it)} | {share([bool(codes & set(problems)) for codes in with_it])} |")
 
-    top = Counter(f for found in stated for f in found).most_common(25)
+    top = Counter(f for found in stated for f in sorted(found)).most_common(25)
     print("\nMost frequent findings: " + ", ".join(f"{name} {count}" for name, count in top) + ".")
     rest = [f"{code} {count}" for code, count in counts.most_common() if code not in CODES and code != "normal"]
     print("\nCodes without a mapping: " + ", ".join(rest) + ".")

@@ -6,56 +6,7 @@ from collections.abc import Sequence
 
 from rewards.report.terms import Marks
 
-SEPARATORS = frozenset((",", "and", "or", "nor", "with", "without", "plus", ":", "but", "which"))
 _NOUN_ENDS = ("ing", "ment", "ion", "ence", "ity", "sia")  # of states: "blunting", "enlargement"
-_SUBJECT_STARTS = frozenset(("the", "there", "this", "these", "it", "they", "his", "her"))
-_PERCEIVED = frozenset(
-    (
-        "seen",
-        "identified",
-        "noted",
-        "present",
-        "evident",
-        "visualized",
-        "detected",
-        "demonstrated",
-        "appreciated",
-        "found",
-        "visible",
-        "observed",
-    )
-)
-_PREPOSITIONS = frozenset(
-    (
-        "in",
-        "at",
-        "on",
-        "of",
-        "within",
-        "involving",
-        "along",
-        "over",
-        "overlying",
-        "above",
-        "below",
-        "near",
-        "from",
-        "into",
-        "throughout",
-        "to",
-        "under",
-        "projecting",
-        "about",
-        "around",
-        "through",
-    )
-)
-_PASSIVE = frozenset(("has", "have", "is", "are", "been", "now", "since", "was", "were", "completely", "fully", "have"))
-
-
-def starts_with_preposition(words: Sequence[str], lo: int, hi: int) -> bool:
-    """Whether a preposition stands in words[lo:hi]: what follows it says where, of the finding before it."""
-    return any(words[i] in _PREPOSITIONS for i in range(lo, hi))
 
 
 def clause_starts(marks: Marks, lines: Sequence[int]) -> list[int]:
@@ -64,7 +15,7 @@ def clause_starts(marks: Marks, lines: Sequence[int]) -> list[int]:
     A clause ends at contrast words, at "except", and at a comma or "and" after which a new subject gets its own
     predicate ("no effusion and the heart is enlarged"), but not inside a list under one negation or one verb.
     """
-    words, n = marks.words, len(marks.words)
+    words, n, grammar = marks.words, len(marks.words), marks.lexicon.grammar
     starts = {0}
     for begin, end, role in marks.cues:
         if role == "break":
@@ -74,8 +25,9 @@ def clause_starts(marks: Marks, lines: Sequence[int]) -> list[int]:
             comma = next((i for i in range(end, n) if words[i] == ","), n)
             starts.add(comma + 1)
     starts.update(i for i in range(1, n) if words[i] == "none" and words[i - 1] == ",")
+    joins = grammar["separators"] | grammar["prepositions"]
     for i in lines:
-        if 0 < i < n and words[i] not in SEPARATORS and words[i] not in _PREPOSITIONS:
+        if 0 < i < n and words[i] not in joins:
             ended = any(end == i for _, end, _ in marks.heads) or any(
                 end == i for _, end in (*marks.normals, *marks.abnormals)
             )
@@ -86,7 +38,7 @@ def clause_starts(marks: Marks, lines: Sequence[int]) -> list[int]:
 
 
 def _new_subjects(marks: Marks, starts: set[int]) -> list[int]:
-    words, n = marks.words, len(marks.words)
+    words, n, grammar = marks.words, len(marks.words), marks.lexicon.grammar
     stops = [i for i in range(n) if words[i] in (",", "and")]
     if not stops:
         return []
@@ -151,12 +103,12 @@ def _new_subjects(marks: Marks, starts: set[int]) -> list[int]:
                 normal_said = normal_said or normal_at[i]
             if head_at[i] or i in organ_at:
                 subject = True
-        perceived = next_verb >= 0 and next_verb + 1 < n and words[next_verb + 1] in _PERCEIVED
+        perceived = next_verb >= 0 and next_verb + 1 < n and words[next_verb + 1] in grammar["perceived"]
         under_denial = denied and verb < 0
         organ = new if new in organ_at else sides_at.get(new, -1)
         split = False
         if (
-            words[new] in _SUBJECT_STARTS
+            words[new] in grammar["subject_starts"]
             and next_verb >= 0
             and not (under_denial and perceived and words[new] != "there")
         ):
@@ -180,7 +132,7 @@ def reaches(
 
     Doubt inside a denial is part of it: "no evidence of possible pneumonia" denies.
     """
-    words = marks.words
+    words, grammar = marks.words, marks.lexicon.grammar
     denied: list[tuple[int, int]] = []
     doubted: list[tuple[int, int]] = []
     reopened: list[tuple[int, int]] = []
@@ -195,8 +147,8 @@ def reaches(
         before = [t for t in targets if t[1] <= begin]
         after = [t for t in targets if t[0] >= end]
         if role.endswith("_either"):
-            passive = (begin > lo and words[begin - 1] in _PASSIVE) or words[begin] in _PASSIVE
-            following = after and not any(words[i] in SEPARATORS for i in range(end, after[0][0]))
+            passive = (begin > lo and words[begin - 1] in grammar["passive"]) or words[begin] in grammar["passive"]
+            following = after and not any(words[i] in grammar["separators"] for i in range(end, after[0][0]))
             forward = words[end - 1] == "of" or (following and not (passive and before)) or not before
             role = role.replace("_either", "_next" if forward else "_after")
             if words[end - 1] == "of":
@@ -270,7 +222,7 @@ def _forward(marks: Marks, later: Sequence[tuple[int, int, str]], begin: int, hi
 
 def _item_asserts(marks: Marks, begin: int, hi: int) -> bool:
     """Whether the list item at `begin` tells of something seen: a small or measured finding, in a list without "or"."""
-    words = marks.words
+    words, grammar = marks.words, marks.lexicon.grammar
     end = begin
     while end < hi and words[end] not in (",", "and"):
         if words[end] in ("or", "nor"):
@@ -281,7 +233,7 @@ def _item_asserts(marks: Marks, begin: int, hi: int) -> bool:
     if not any(begin <= b < end for b, _, _ in marks.heads):
         return False
     graded = sided = measured = new = False
-    stated = end > begin and words[end - 1] in _PERCEIVED
+    stated = end > begin and words[end - 1] in grammar["perceived"]
     for b, _, kind, value in marks.modifiers:
         if begin <= b < end:
             measured = measured or kind == "size"

@@ -6,33 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from rewards.report.assertion import SEPARATORS, reaches, starts_with_preposition
+from rewards.report.assertion import reaches
 from rewards.report.entity import ROOT_GROUP, Entity
-from rewards.report.lexicon import Lexicon
+from rewards.report.lexicon import Anatomy, Lexicon
 from rewards.report.terms import Marks
-
-_LIGHT_NOUN_GOES_ON = frozenset(
-    (
-        "of",
-        "to",
-        "suggest",
-        "suspiciou",
-        "suspicious",
-        "concerning",
-        "consistent",
-        "that",
-        "compatible",
-        "suggestive",
-        "suggesting",
-        "worrisome",
-        "typical",
-        "for",
-    )
-)
 
 
 @dataclass(eq=False)
 class Head:
+    """A finding while its attributes are collected; positions are word indices."""
+
     begin: int
     end: int
     finding: str
@@ -56,7 +39,7 @@ def read_clause(marks: Marks, subject: tuple[int, int, str] | None, lexicon: Lex
     inside.pair_borderline()
     inside.specialise()
     denied, doubted, unasserted = reaches(marks, lo, hi)
-    inside.say_normal(denied)
+    inside.say_normal()
     inside.say_abnormal(denied)
     heads = sorted(inside.heads, key=lambda h: (h.begin, h.end, h.finding))
     if not heads:
@@ -111,7 +94,8 @@ class _Clause:
     """One clause while its findings are put together."""
 
     def __init__(self, marks: Marks, subject: tuple[int, int, str] | None, lexicon: Lexicon, lo: int, hi: int) -> None:
-        self.words, self.lexicon, self.lo, self.hi = marks.words, lexicon, lo, hi
+        self.marks, self.words, self.lexicon, self.lo, self.hi = marks, marks.words, lexicon, lo, hi
+        self.separators = lexicon.grammar["separators"]
         self.heads = [Head(b, e, f) for b, e, f in marks.heads if lo <= b < hi]
         self.organs = [o for o in marks.organs if lo <= o[0] < hi]
         self.states = [s for s in marks.states if lo <= s[0] < hi]
@@ -133,7 +117,7 @@ class _Clause:
         self.segment = [0] * (hi - lo + 1)
         current = 0
         for i in range(lo, hi):
-            if self.words[i] in SEPARATORS or i in self.cue_starts:
+            if self.words[i] in self.separators or i in self.cue_starts:
                 current += 1
             self.segment[i - lo] = current
         self.segment[hi - lo] = current
@@ -142,9 +126,9 @@ class _Clause:
         return self.segment[min(max(i, self.lo), self.hi) - self.lo]
 
     def pair_for(self, organ: str, head: str) -> str | None:
-        for place in self.lexicon.place_chain(
-            self.lexicon.anatomy[organ].same or organ if organ in self.lexicon.anatomy else organ
-        ):
+        """The finding that this organ, or a place that holds it, makes of a state or of a general finding."""
+        known = self.lexicon.anatomy.get(organ)
+        for place in self.lexicon.place_chain((known.same if known else "") or organ):
             found = self.lexicon.pairs.get((place, head))
             if found:
                 return found
@@ -158,11 +142,11 @@ class _Clause:
         else:
             between = range(end, organ[0])
             cost = 6.0 if any(v in between for v in self.verbs) else 0.0
-        return cost + len(between) + sum(3.0 for i in between if self.words[i] in SEPARATORS)
+        return cost + len(between) + sum(3.0 for i in between if self.words[i] in self.separators)
 
     def pair_states(self) -> None:
-        near_states = self.states[:60]
-        for begin, end, state in near_states:
+        """ "the heart is enlarged": a state and the nearest organ that has a finding for it, whichever comes first."""
+        for begin, end, state in self.states:
             options = []
             for organ in self.organs:
                 if abs(organ[0] - begin) > 14:
@@ -174,35 +158,35 @@ class _Clause:
                 cost, organ, finding = min(options)
                 if cost > 14:
                     continue
-                self.add_pair(begin, end, finding, [organ])
+                self.add_pair(begin, end, finding, organ)
                 for other_cost, other, other_finding in options:
                     subjects = other is not organ and other[1] <= organ[0] and organ[1] <= begin
                     if not subjects or other_cost >= 14 or other_finding == finding:
                         continue
                     if self.is_list(other[1], organ[0]) and any(v >= organ[1] for v in self.verbs):
-                        self.add_pair(begin, end, other_finding, [other])
+                        self.add_pair(begin, end, other_finding, other)
                 continue
             same_mention = any(h.begin == begin for h in self.heads)
             if state in self.lexicon.open_states and not same_mention:
                 near = [(self.gap(o, begin, end), o) for o in self.organs if self.seg(o[0]) == self.seg(begin)]
                 if near and min(near)[0] <= 2.5 and not any(self.seg(h.begin) == self.seg(begin) for h in self.heads):
                     organ = min(near)[1]
-                    self.add_pair(begin, end, f"{state} {organ[2]}", [organ])
+                    self.add_pair(begin, end, f"{state} {organ[2]}", organ)
 
     def is_list(self, lo: int, hi: int) -> bool:
         between = self.words[lo:hi]
         return bool(between) and all(w in (",", "and", "the", "or", "left", "right", "both") for w in between)
 
-    def add_pair(self, begin: int, end: int, finding: str, organs: list[tuple[int, int, str]]) -> None:
+    def add_pair(self, begin: int, end: int, finding: str, organ: tuple[int, int, str]) -> None:
         self.heads = [h for h in self.heads if h.begin != begin or h.group or h in self.paired]
-        self.heads.append(Head(begin, end, finding))
-        self.paired.append(self.heads[-1])
-        self.used.update(organs)
-        organ = self.lexicon.anatomy.get(organs[0][2])
-        if organ is not None and organ.side:
-            self.heads[-1].side = (organ.side,)
-        if organ is None or organ.parent is not None or (finding in self.lexicon.many_organs and not organ.broad):
-            self.heads[-1].places = (organ.same or organ.id if organ else organs[0][2],)
+        head = Head(begin, end, finding)
+        self.heads.append(head)
+        self.paired.append(head)
+        self.used.add(organ)
+        known = self.lexicon.anatomy.get(organ[2], Anatomy(organ[2]))
+        head.side = (known.side,) if known.side else ()
+        if known.parent is not None or (finding in self.lexicon.many_organs and not known.broad):
+            head.places = (known.same or known.id,)
         self.modifiers = [m for m in self.modifiers if m[0] != begin or m[2] == "severity"]
 
     def pair_borderline(self) -> None:
@@ -214,7 +198,7 @@ class _Clause:
                 for organ in self.organs:
                     finding = self.pair_for(organ[2], "enlarged")
                     if finding:
-                        self.add_pair(begin, end, finding, [organ])
+                        self.add_pair(begin, end, finding, organ)
                         if value != 0.5 and any(m[2] == "severity" and m[0] < begin for m in self.modifiers):
                             self.modifiers = [m for m in self.modifiers if m[0] != begin]  # "slightly large"
                         self.normals = [n for n in self.normals if n[0] < end and n[0] < begin]
@@ -239,12 +223,13 @@ class _Clause:
                 if known is not None and known.parent is None and best[1] not in self.lexicon.many_organs:
                     self.used.add(best[2])
 
-    def say_normal(self, denied: list[tuple[int, int]]) -> None:
+    def say_normal(self) -> None:
+        """ "the heart and mediastinum are normal", "clear lungs": organs called normal are absent groups."""
         groups = [
             o for o in self.organs if o[2] in self.lexicon.anatomy and self.lexicon.anatomy[o[2]].group is not None
         ]
         borders = sorted([s[0] for s in self.states] + [n[0] for n in self.normals] + [h.begin for h in self.heads])
-        for begin, end in self.normals[:60]:
+        for begin, end in self.normals:
             following = [o for o in groups if o[0] >= end and o not in self.used]
             leading = [o for o in groups if o[1] <= begin and o not in self.used]
             says_of = any(begin - 4 <= v < begin for v in self.verbs) and bool(leading)
@@ -272,40 +257,14 @@ class _Clause:
     def is_bare(self, begin: int, end: int) -> bool:
         """Whether "normal" stands for the whole study: "Normal." or "otherwise unremarkable" or "normal study"."""
         rest = [w for i, w in enumerate(self.words[self.lo : self.hi], self.lo) if not begin <= i < end]
-        light = (
-            "otherwise",
-            "study",
-            "exam",
-            "examination",
-            "is",
-            "the",
-            "radiograph",
-            "film",
-            "x",
-            "ray",
-            "xray",
-            "a",
-            "an",
-            "scan",
-            "ct",
-            "mri",
-            "completely",
-            "entirely",
-            "this",
-            "image",
-            "report",
-            "grossly",
-            "view",
-            "for",
-            "age",
-        )
-        return all(w in light for w in rest) and (len(rest) > 0 or self.hi - self.lo <= 3)
+        light = self.lexicon.grammar["study"]
+        return light.issuperset(rest) and (len(rest) > 0 or self.hi - self.lo <= 3)
 
     def say_abnormal(self, denied: list[tuple[int, int]]) -> None:
         """ "no acute cardiopulmonary abnormality": general words for anything wrong, with the organs they speak of."""
         known = self.lexicon.anatomy
         groups = [o for o in self.organs if o[2] in known and known[o[2]].group is not None]
-        for begin, end in self.abnormals[:60]:
+        for begin, end in self.abnormals:
             if any(h.begin <= begin < h.end for h in self.heads):
                 continue
             reach = next(((a, b) for a, b in denied if a <= begin < b), None)
@@ -318,7 +277,11 @@ class _Clause:
                 for organ in near[:1]:
                     self.add_group(begin, end, organ, normal=False)
                 continue
-            if end < self.hi and self.words[end] in _LIGHT_NOUN_GOES_ON and any(h.begin >= end for h in self.heads):
+            if (
+                end < self.hi
+                and self.words[end] in self.lexicon.grammar["leads_on"]
+                and any(h.begin >= end for h in self.heads)
+            ):
                 continue
             scope = [o for o in groups if reach[0] <= o[0] < reach[1] and o not in self.used]
             chosen = [o for o in scope if o[1] <= begin and not any(o[1] <= h.begin < begin for h in self.heads)]
@@ -383,9 +346,9 @@ class _Clause:
                 elif not after:
                     head = before[-1]
                 else:
-                    where = starts_with_preposition(self.words, before[-1].end, begin) or thing[2] == "size"
+                    where = self.marks.says_where(before[-1].end, begin) or thing[2] == "size"
                     head = before[-1] if where else after[0]
-                late = head.begin < begin and starts_with_preposition(self.words, head.end, begin)
+                late = head.begin < begin and self.marks.says_where(head.end, begin)
             else:
                 before = [h for h in own if h.begin < begin]
                 after = [h for h in own if h.begin > begin]
@@ -430,9 +393,9 @@ class _Clause:
             return before[-1]
         if not before:
             return after[0]
-        if border == "with" or starts_with_preposition(self.words, segment_begin, at):
+        if border == "with" or self.marks.says_where(segment_begin, at):
             return before[-1]
-        said_where = starts_with_preposition(self.words, before[-1].end, segment_begin)
+        said_where = self.marks.says_where(before[-1].end, segment_begin)
         return before[-1] if said_where else after[0]
 
     def share_late_side(self, own: list[Head]) -> None:

@@ -15,27 +15,6 @@ from rewards.report.sentences import read
 from rewards.report.terms import find
 
 _MAX_ALIKE = 16  # differing mentions of one finding that a new one is compared with
-_ASKS = frozenset(
-    (
-        "is",
-        "are",
-        "does",
-        "do",
-        "can",
-        "could",
-        "what",
-        "which",
-        "where",
-        "how",
-        "should",
-        "was",
-        "describe",
-        "has",
-        "why",
-    )
-)
-_ADDS = frozenset(("but", "although", "though", "yet", "albeit", "however", ","))
-_PRONOUNS = frozenset(("it", "this", "these", "they", "which", "that"))
 
 
 def extract(text: str, lexicon: Lexicon) -> Reading:
@@ -54,9 +33,9 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
             repeated += len(words)
             if seen[key] > 2:
                 continue
-        if sentence.question and words[0] in _ASKS:
+        if sentence.question and words[0] in lexicon.grammar["asks"]:
             continue
-        if words[0] in _PRONOUNS and found:
+        if words[0] in lexicon.grammar["pronouns"] and found:
             continued = _continued(words, lexicon, found[-1][1])
             if continued is not None:
                 found[-1] = (found[-1][0], continued)
@@ -89,7 +68,7 @@ def _read_sentence(words: tuple[str, ...], lines: tuple[int, ...], lexicon: Lexi
             other = _other_side(words[lo:hi], lexicon, results[-1])
             if other is not None:
                 entities = [other]
-            elif words[lo - 1] in _ADDS:
+            elif words[lo - 1] in lexicon.grammar["contrasts"]:
                 results[-1] = _continued(words[lo:hi], lexicon, results[-1]) or results[-1]
         results += entities
     return tuple(results)

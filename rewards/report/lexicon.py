@@ -23,7 +23,7 @@ PACK_KEYS = frozenset(
     {
         *("name", "about", "source", "licence", "needs", "irregular", "abbreviations", "sections", "cues", "sides"),
         *("severity", "change", "qualifiers", "normal", "abnormal", "abnormal_states", "states", "open_states"),
-        *("open_suffixes", "not_findings", "predicates", "groups", "mains", "anatomy", "findings", "pairs"),
+        *("open_suffixes", "not_findings", "grammar", "groups", "mains", "anatomy", "findings", "pairs"),
     }
 )
 FINDING_KEYS = frozenset(("terms", "group", "weight", "sided", "related"))
@@ -76,7 +76,7 @@ class Lexicon:
     abbreviations: Mapping[str, str]
     skip_sections: frozenset[str]
     keep_sections: frozenset[str]
-    predicates: frozenset[str]
+    grammar: Mapping[str, frozenset[str]]  # small word classes: prepositions, separators, predicates ...
     open_states: frozenset[str]
     open_suffixes: tuple[str, ...]
     not_findings: frozenset[str]
@@ -201,13 +201,17 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
     """
     packs = _with_needs(("general", *names))
     merged: dict[str, dict[str, Any]] = {"irregular": {}, "abbreviations": {}, "groups": {}, "mains": {}}
-    listed: dict[str, set[str]] = {key: set() for key in ("open_states", "not_findings", "open_suffixes", "predicates")}
+    listed: dict[str, set[str]] = {key: set() for key in ("open_states", "not_findings", "open_suffixes")}
     for pack in packs:
         for key, table in merged.items():
             table.update(pack.get(key, {}))
         for key, words in listed.items():
             words.update(pack.get(key, ()))
     irregular = merged["irregular"]
+    grammar: dict[str, frozenset[str]] = {}
+    for pack in packs:
+        for role, words in pack.get("grammar", {}).items():
+            grammar[role] = grammar.get(role, frozenset()) | {stem(word, irregular) for word in words}
     build = _Builder(irregular)
     findings: dict[str, Finding] = {}
     anatomy: dict[str, Anatomy] = {}
@@ -265,7 +269,7 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
         abbreviations=merged["abbreviations"],
         skip_sections=frozenset(sections["skip"]),
         keep_sections=frozenset(sections["keep"]),
-        predicates=frozenset(stem(word, irregular) for word in listed["predicates"]),
+        grammar=grammar,
         open_states=frozenset(listed["open_states"]),
         open_suffixes=tuple(sorted(listed["open_suffixes"])),
         not_findings=frozenset(stem(word, irregular) for word in listed["not_findings"]),

@@ -39,6 +39,7 @@ class Marks:
     """The mentions of one sentence by kind; positions are word indices, ends exclusive."""
 
     words: Sequence[str]
+    lexicon: Lexicon
     heads: list[tuple[int, int, str]] = field(default_factory=list)  # findings
     organs: list[tuple[int, int, str]] = field(default_factory=list)
     states: list[tuple[int, int, str]] = field(default_factory=list)
@@ -50,12 +51,16 @@ class Marks:
     cues: list[tuple[int, int, str]] = field(default_factory=list)
     verbs: list[int] = field(default_factory=list)
 
+    def says_where(self, lo: int, hi: int) -> bool:
+        """Whether a preposition stands in words[lo:hi]: what follows it places the finding before it."""
+        return not self.lexicon.grammar["prepositions"].isdisjoint(self.words[lo:hi])
+
 
 def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
     """All terms, longest first from the left; besides them sizes, vertebral levels and words that end like a disease."""
-    marks = Marks(words)
+    marks = Marks(words, lexicon)
     root, n, i = lexicon.trie, len(words), 0
-    predicates = lexicon.predicates
+    predicates = lexicon.grammar["predicates"]
     while i < n:
         word = words[i]
         node = root.get(word)
