@@ -44,6 +44,8 @@ _BLANK_LINES = re.compile(r"\s*\n\s*")
 _STARS = re.compile(r"(?<=\d)\s?\*\*\s?(?=[-+(]?\d)")
 _DEGREE = re.compile(r"\s?\u030a\s?|°\s(?=[CFcf]\b)|(?<=\d)\s?º|(?<=\d)\s?\^?[oO](?=[CF]\b)")
 
+_DELTA = re.compile(r"(?:delta|Δ)\s?(?=°|deg\b|degree|[KCF]\b)")  # "1.8 Δ°F": the row says that it is a difference
+
 _LATEX_FONT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mathtt|mbox|hbox|boldsymbol|bm"
     r"|operatorname|emph|underline|unit|si|num|boxed|fbox|ce|bf|rm|left|right|big|Big|displaystyle)(?![A-Za-z])\*?\s?"
@@ -106,6 +108,8 @@ def clean(text: str) -> str:
         text = _STARS.sub("^", text).replace("**", " ").replace("`", " ").replace("__", " ")
     if "^o" in text or "oC" in text or "oF" in text or "° " in text:
         text = _DEGREE.sub("°", text)
+    if "Δ" in text or "delta" in text:
+        text = _DELTA.sub("", text)
     text = _SPACE.sub(" ", text)
     return _BLANK_LINES.sub("\n", text).strip() if "\n" in text else text.strip()
 
@@ -116,7 +120,7 @@ def _ascii_digit(match: re.Match[str]) -> str:
 
 
 def _without_latex(text: str) -> str:
-    text = text.replace("{,}", ",").replace("{.}", ".").replace("\\\\", " ")
+    text = text.replace("{,}", ",").replace("{.}", ".").replace("\\\\", " ").replace("---", "—").replace("--", "-")
     text = _LATEX_DEGREE.sub("°", text)
     text = text[:1] + text[1:].replace("~", " ")
     for _ in range(4):  # fonts may be nested: \text{\mathrm{mg}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,15 @@ from rewards.base import Reward, RewardInput, RewardResult
 from rewards.dates import find_dates
 from rewards.numeric_label import DEFAULT_TOLERANCE, UNIT_POLICIES, Label, LabelError, read_label
 from rewards.quantity import Quantity
-from rewards.reading import MAX_LENGTH, read
+from rewards.reading import MAX_LENGTH, read, unit_behind
 from rewards.symbolic import equivalence, lift_superscripts
 from rewards.units import Unit, convert
 
 _PRESSURE = (("length", -1), ("mass", 1), ("time", -2))
 _ANGLE = (("angle", 1),)
+_CLOSING = re.compile(r"\}|</[^<>\n]{1,20}>")
+_UNIT_BEHIND = 60
+_MOST_ANSWERS = 20
 _BARE_LINES = 40
 
 
@@ -62,8 +66,13 @@ class NumericUnits(Reward):
             return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
         if answer.status != "ok":
             return RewardResult(0.0, "unparsed", reason=answer.reason)
+        if answer.channel == "bare" and (len(answer.body) > 2 * MAX_LENGTH or answer.body.count("\n") > _BARE_LINES):
+            return RewardResult(0.0, "unparsed", reason="a long text without a marked answer")
         verdicts: list[_Verdict] = []
-        for text in _texts(answer):
+        texts = _texts(answer)
+        if len(texts) > _MOST_ANSWERS:
+            return RewardResult(0.0, "conflict", reason=f"{len(texts)} different answers")
+        for text in texts:
             verdict = _judge_text(text, label)
             if verdict.status in ("timeout", "error"):
                 return RewardResult(None, verdict.status, reason=verdict.reason)
@@ -94,7 +103,8 @@ class _Verdict:
 
 
 def _texts(answer: Answer) -> list[str]:
-    return [_raw(candidate, answer) for candidate in answer.candidates] or list(answer.texts)
+    """The different texts of the deciding channel, in order."""
+    return list(dict.fromkeys(_raw(candidate, answer) for candidate in answer.candidates) or answer.texts)
 
 
 def _raw(candidate: Candidate, answer: Answer) -> str:
@@ -104,18 +114,19 @@ def _raw(candidate: Candidate, answer: Answer) -> str:
         return written
     if candidate.channel == "json":
         return written if written.startswith("[") else candidate.text.replace(". ", " ")
+    behind = _CLOSING.match(answer.body, candidate.end)
+    if behind is not None and (unit := unit_behind(answer.body[behind.end() : behind.end() + _UNIT_BEHIND])):
+        return f"{candidate.text} {unit}"
     return candidate.text
 
 
 def _veto(answer: Answer, label: Label) -> str:
     """Why a right answer may not be paid: another place of the text gives a different one."""
-    for candidate in answer.lower:
-        if _contradicts(_raw(candidate, answer), label):
-            return f"the {candidate.channel} below says otherwise"
+    lower = dict.fromkeys(_raw(candidate, answer) for candidate in answer.lower)
+    if len(lower) > _MOST_ANSWERS or any(_contradicts(text, label) for text in lower):
+        return "another place of the text gives another value"
     if answer.channel == "bare":
         earlier = [line for line in answer.body.split("\n")[:-1] if line.strip()]
-        if len(earlier) > _BARE_LINES or len(answer.body) > 2 * MAX_LENGTH:
-            return "a long text without a marked answer"
         if any(_contradicts(line, label) for line in earlier):
             return "an earlier line gives another value"
     return ""

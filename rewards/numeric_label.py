@@ -101,8 +101,10 @@ def read_label(gold: Any, meta: Mapping[str, Any], tolerance: Mapping[str, Any],
     if isinstance(gold, datetime.date):
         gold = gold.isoformat()[:10]
     if kind == "date":
-        return _date_label(gold, analyte)
+        return _date_label(gold)
     label = _quantity_label(gold, kind, unit)
+    if label.kind == "date":
+        return label
     label = replace(label, policy=policy, analyte=analyte)
     label = replace(label, tolerance=_tolerance(meta.get("tolerance"), label, tolerance))
     _check(label)
@@ -159,7 +161,7 @@ def _text_label(gold: str, kind: str, unit: Unit | None) -> Label:
         and (dates := find_dates(gold, slash_order(gold))) is not None
         and len(dates) == 1
     ):
-        return _date_label(gold, "")
+        return _date_label(gold)
     if len(reading.items) != 1:
         raise LabelError(f"the label {gold!r} is no single quantity ({reading.problem or 'several are named'})")
     item = reading.items[0]
@@ -186,12 +188,12 @@ def _proper(item: Quantity) -> bool:
     return item.form == "over" and item.sign == "/" and 0 < item.values[0] < item.values[1]
 
 
-def _date_label(gold: Any, analyte: str) -> Label:
+def _date_label(gold: Any) -> Label:
     order = slash_order(gold) if isinstance(gold, str) else ""
     dates = find_dates(gold, order) if isinstance(gold, str) else None
     if dates is None or len(dates) != 1:
         raise LabelError(f"the date label {gold!r} is no single possible date; write it as 2024-04-23")
-    return Label("date", date=dates[0], date_order=order, analyte=analyte)
+    return Label("date", date=dates[0], date_order=order)
 
 
 def _tolerance(raw: Any, label: Label, default: Mapping[str, Any]) -> Tolerance:

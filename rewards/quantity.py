@@ -137,7 +137,7 @@ def _compound(tokens: list[Token], index: int) -> tuple[Quantity, int]:
     total = token.value
     while True:
         skip = end
-        while (joint := _at(tokens, skip)) is not None and (joint.kind == "and" or joint.text == ","):
+        while (joint := _at(tokens, skip)) is not None and (joint.kind == "and" or joint.text in (",", "+")):
             skip += 1
         part = _at(tokens, skip)
         if part is None or part.kind != "num" or part.negative or skip - end > 2:

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from rewards.numbers import clean, spell_digits
 from rewards.quantity import OPERATORS, Quantity, quantity_at
 from rewards.tokens import Token, tokenise
+from rewards.units import match_unit
 
 MAX_LENGTH = 2000
 
+_ENDS = re.compile(r"\s?(?:$|[.,;:)])")
 _CALCULATION = "an unfinished calculation"
 _EQUALS = ("=", "≈", "→", "->", "=>")
 _ONLY_A_NUMBER = re.compile(
@@ -52,6 +54,13 @@ def read(text: str) -> Reading:
         return Reading(problem="the text calls a value wrong", text=cleaned)
     items, problem = _asserted(tokens)
     return Reading(() if problem else tuple(items), problem or ("" if items else "no number"), cleaned)
+
+
+def unit_behind(text: str) -> str:
+    """The unit that follows a closed answer, as in "\\boxed{5} mg": cleaned, or "" when anything else stands there."""
+    line = clean(text.split("\n", 1)[0])
+    found = match_unit(line, 0) if line else None
+    return line[: found[1]] if found is not None and _ENDS.match(line, found[1]) is not None else ""
 
 
 def _asserted(tokens: list[Token]) -> tuple[list[Quantity], str]:

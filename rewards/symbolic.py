@@ -12,7 +12,7 @@ import math
 import re
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 from rewards.base import Reward, RewardInput, RewardResult
@@ -42,7 +42,7 @@ _FONT = re.compile(
 )
 _LEFT_SIDE = re.compile(r"\s*[^\W\d_]\w{0,20}(?:\s?\(\s?[^\W\d_]\w{0,10}\s?\))?\s*=")
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d{1,15}(?:\.\d{1,15})?(?![\d.]))|\\?(?P<name>[^\W\d_]+(?:_\{\w{1,12}\}|_?\d{0,3}(?:_\w{1,12})?))"
+    r"\s*(?:(?P<number>\d{1,15}(?:\.\d{1,15})?(?![\d.]))|\\?(?P<name>[^\W\d_]+(?:_\{\w{1,12}\}|\d{0,3}(?:_\w{1,12})?))"
     r"|(?P<mark>\*\*|[-+*/^(){}\[\]·×÷−]))"
 )
 _MARKS = {"**": "^", "·": "*", "×": "*", "÷": "/", "−": "-"}
@@ -53,17 +53,18 @@ def lift_superscripts(text: str) -> str:
     return _SUPERSCRIPT.sub(lambda match: f"^({normalise(match.group())})", text)
 
 
-def parse(text: str) -> Tree:
+def parse(text: str, known: Set[str] = frozenset()) -> Tree:
     """The tree of an expression in plain or LaTeX notation; ValueError names what cannot be read.
 
     "y = ..." is read as its right side. A variable is a name such as k, t, Vd, k_el; "xy" is one name, "2x" a product.
-    "log" is the decimal logarithm.
+    "log" is the decimal logarithm. known: variables of the label; a name that is none of them but spelled with their
+    letters is a product, as in e^{-kt}.
     """
     text = normalise(_FONT.sub(" ", lift_superscripts(text[: MAX_LENGTH * 2]))).strip().rstrip(".")
     if len(text) > MAX_LENGTH:
         raise ValueError(f"longer than {MAX_LENGTH} characters")
     left = _LEFT_SIDE.match(text)
-    reader = _Reader(_tokens(text[left.end() :] if left is not None else text))
+    reader = _Reader(_tokens(text[left.end() :] if left is not None else text), known)
     tree = reader.sum(0)
     if reader.peek() != ("end", ""):
         raise ValueError(f"unexpected {reader.peek()[1]!r}")
@@ -91,8 +92,9 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 class _Reader:
     """Recursive descent; every rule takes the depth so that no text can exhaust the stack."""
 
-    def __init__(self, tokens: list[tuple[str, str]]) -> None:
+    def __init__(self, tokens: list[tuple[str, str]], known: Set[str]) -> None:
         self._tokens = tokens
+        self._known = known
         self._position = 0
         self._nodes = 0
 
@@ -159,8 +161,14 @@ class _Reader:
             return self._node("/", self._group(depth), self._group(depth))
         if kind == "name" and word in _FUNCTIONS:
             return self._node("call", word, self._group(depth))
+        if kind == "name" and word in _CONSTANTS:
+            return self._node("constant", word)
         if kind == "name":
-            return self._node("constant" if word in _CONSTANTS else "variable", word)
+            letters = list(word) if word not in self._known and set(word) <= self._known else [word]
+            tree = self._node("variable", letters[0])
+            for letter in letters[1:]:
+                tree = self._node("*", tree, self._node("variable", letter))
+            return tree
         if word in ("(", "{", "["):
             return self._closed(word, depth)
         raise ValueError(f"unexpected {word!r}" if word else "the expression breaks off")
@@ -219,7 +227,7 @@ def equivalence(answer: str, gold: str) -> RewardResult:
     """
     target = parse(gold)
     try:
-        tree = parse(answer)
+        tree = parse(answer, variables(target))
     except ValueError as error:
         return RewardResult(0.0, "unparsed", reason=f"not a readable expression: {error}")
     if tree == target:
@@ -267,20 +275,19 @@ class SymbolicIdentity(Reward):
     def score(self, sample: RewardInput) -> RewardResult:
         import sympy
 
-        names = variables(parse(sample.completion)) | variables(parse(sample.gold))
-        symbols = {name: sympy.Symbol(f"x{index}", positive=True) for index, name in enumerate(sorted(names))}
-        difference = _expression(parse(sample.completion), symbols) - _expression(parse(sample.gold), symbols)
-        same = sympy.expand(difference) == 0
-        if not same:
-            # Fifty digits at fixed rational points: beyond what float agreement could have been by accident.
-            digits = [
-                difference.subs({symbols[n]: sympy.Rational(_coordinate(n, 100 + k)) for n in symbols}).evalf(
-                    50, chop=True
-                )
-                for k in range(3)
-            ]
-            same = all(number.is_number and abs(number) < sympy.Float("1e-40") for number in digits)
-        return RewardResult(float(same), parsed=sample.completion, reason="" if same else f"differs from {sample.gold}")
+        target = parse(sample.gold)
+        tree = parse(sample.completion, variables(target))
+        names = sorted(variables(tree) | variables(target))
+        symbols = {name: sympy.Symbol(f"x{index}", positive=True) for index, name in enumerate(names)}
+        left, right = _expression(tree, symbols), _expression(target, symbols)
+        difference = left - right
+        # Fifty digits at rational points: what float agreement could have been by accident is told apart here.
+        for number in range(3):
+            point = {symbols[name]: sympy.Rational(_coordinate(name, 100 + number)) for name in names}
+            size = abs(right.subs(point).evalf(50))
+            if not abs(difference.subs(point).evalf(50, chop=True)) <= sympy.Float("1e-40") * (1 + size):
+                return RewardResult(0.0, parsed=sample.completion, reason=f"differs from {sample.gold}")
+        return RewardResult(1.0, parsed=sample.completion)
 
 
 def _expression(tree: Tree, symbols: dict[str, Any]) -> Any:

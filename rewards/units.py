@@ -39,7 +39,7 @@ _COUNT = re.compile(
     rf"({'|'.join(sorted(_COUNTS, key=len, reverse=True))})"
     r"(?=\s?(?:(?:cells?|platelets?)\s?)?(?:/|per\s)\s?(?:(?:[uµμmd]|mc)?[lL]\b|mm|c[um]|[Ll]it|micro|milli))\s?"
 )
-_PER = re.compile(r"\s?/\s?|\s?\bper\s(?:each\s)?", re.I)
+_PER = re.compile(r"\s?/\s?|\s?\bper\s(?!cent|mil(?:le)?s?\b)(?:each\s)?", re.I)
 _PRODUCT = re.compile(r"\s?[·⋅∙•*×]\s?(?=[^\W\d_]|[°(]|1[.,]73)|\.(?=[^\W\d_])|-(?=[^\W\d_])")
 _SPACED = re.compile(r"\s(?=[^\W\d_]{1,5}\s?\^?\s?\(?-\d)")
 _EXPONENT = re.compile(
