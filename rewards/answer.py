@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from rewards.text import normalise, sentence_spans, strip_markup, unwrap_latex
+from rewards.text import first_sentence_end, normalise, strip_markup, unwrap_latex
 
 CLOSED_CHANNELS = ("tag", "boxed", "json")
 
@@ -47,7 +47,6 @@ _JSON = json.JSONDecoder(
     object_pairs_hook=lambda pairs: _JsonObject(pairs),
 )
 _CUE_TAIL = r"[*_`\"'\s]{0,12}(?:[:=|→]|->|=>)?[*_`\"\s]{0,12}"
-_LABEL_ONLY = re.compile(r"\W{0,6}[A-Za-z]\W{0,6}\.\W{0,3}")
 _ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&nbsp;": " ", "&amp;": "&"}
 _ENTITY = re.compile("|".join(_ENTITIES))
 
@@ -351,17 +350,9 @@ def _cues(text: str) -> list[Candidate]:
         start = match.end()
         stop = kept[index + 1].start() if index + 1 < len(kept) else len(text)
         newline = text.find("\n", start, stop)
-        end = _sentence_stop(text, start, stop if newline < 0 else newline)
+        end = start + first_sentence_end(text[start : stop if newline < 0 else newline])
         value = strip_markup(text[start:end])
         # A question asks; it does not answer.
         if re.search(r"\w", value) and not value.endswith("?"):
             candidates.append(Candidate(value, "cue", start, end, match.start()))
     return candidates
-
-
-def _sentence_stop(text: str, start: int, stop: int) -> int:
-    """Where the sentence that starts at `start` ends; a leading label ("B.") does not end it."""
-    for _, end in sentence_spans(text[start:stop]):
-        if not _LABEL_ONLY.fullmatch(text[start : start + end]):
-            return start + end
-    return stop

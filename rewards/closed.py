@@ -17,7 +17,7 @@ from rewards.text import (
     key_of_normalised,
     lines,
     normalise,
-    sentences,
+    sentence_spans,
     strip_markup,
     strip_quotes,
     text_key,
@@ -37,6 +37,8 @@ _REASON = re.compile(
     r"\s*[,;(—–-]?\s*(?:\b(?:because|since|as (?:shown|seen|evidenced|indicated)|given that|based on)\b|因为)",
     re.IGNORECASE,
 )
+_MOST_LABELS = 300
+_LONGEST_ANSWER = 500  # characters; what is cut off could not match anyway
 _PARENTHESIS = re.compile(r"\s*\(([^()]{1,80})\)\s*")
 _STATEMENT = re.compile(
     r"(?:(?:it|this|that|there|the \w+(?: \w+)?) (?:is|are|shows?|represents?|depicts?)"
@@ -56,20 +58,25 @@ def _table() -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- yes or no
 
 
+# A yes or no counts where a clause begins or after a word that leads up to it, and only where its clause then ends or
+# goes on with a subject: "no" before a noun is a determiner.
+_TOKEN = re.compile(r"[^\s.,;:!?()\[\]{}\"'*<>/|。、，؛،।=→—–-]+")
+_BEFORE = re.compile(
+    r"(?:^|[.;:!?,\n(>→—–]|\s-|\b(?:is|are|be|say|answer|so|thus|therefore|hence|definitely|probably|clearly|likely)"
+    r"(?: a(?: clear| definite)?)?)[\s\"'*]*$",
+    re.IGNORECASE,
+)
+_AFTER = re.compile(
+    r"[\s\"')*]*(?:$|[.,;:!?—–。、，।]|\s-\s|\n|(?:because|since|there|it|the|this|that|i|we|as)\b)", re.IGNORECASE
+)
+
+
 @cache
-def _yes_no_words() -> tuple[dict[str, str], dict[str, str], re.Pattern[str]]:
-    """(single words, whole phrases, a word that opens or closes a clause)."""
+def _yes_no_words() -> tuple[dict[str, str], dict[str, str]]:
+    """(single words, whole phrases)."""
     table = _table()
     single = {key_of_normalised(word): value for value in ("yes", "no") for word in table[value]}
-    phrases = single | {phrase: "yes" for phrase in table["present"]} | {phrase: "no" for phrase in table["absent"]}
-    alternatives = "|".join(sorted((re.escape(word) for word in single), key=len, reverse=True))
-    clause = re.compile(
-        r"(?:^|(?<=[.;:!?,\n(—–>→])|(?<=\s-)|\b(?:is|are|be|say|answer|so|thus|therefore|hence|definitely|probably|clearly|likely|a)\b)"
-        rf"[\s\"'*]*(?:a (?:clear|definite) )?(?<!\w)({alternatives})(?!\w)"
-        r"(?=[\s\"')*]*(?:$|[.,;:!?—–]|\s-\s|입니다|です|\n|(?:because|since|there|it|the|this|that|i|we|as)\b))",
-        re.IGNORECASE,
-    )
-    return single, phrases, clause
+    return single, single | dict.fromkeys(table["present"], "yes") | dict.fromkeys(table["absent"], "no")
 
 
 def read_yes_no(text: str) -> str:
@@ -78,20 +85,26 @@ def read_yes_no(text: str) -> str:
     "no" counts as the answer word only, never as a determiner ("no fracture is seen" says "" here: what it means
     depends on the question) and never inside another word.
     """
-    _, phrases, clause = _yes_no_words()
-    phrase = clean_phrase(text)
-    for candidate in (
-        phrase,
-        strip_leads(phrase),
-        words().closer.sub("", phrase, count=1) if not phrase.isascii() else "",
-    ):
-        if (said := phrases.get(key_of_normalised(candidate))) is not None:
-            return said
+    single, phrases = _yes_no_words()
+    if len(text) <= 200:
+        phrase = clean_phrase(text)
+        bare = words().closer.sub("", phrase, count=1) if not phrase.isascii() else ""
+        for candidate in (phrase, strip_leads(phrase), bare):
+            if (said := phrases.get(key_of_normalised(candidate))) is not None:
+                return said
     found: set[str] = set()
-    for sentence in sentences(_IDIOMS.sub(" ", strip_markup(text))):
-        if sentence.endswith("?") or words().conditional.search(sentence):
-            continue
-        found |= {phrases[key_of_normalised(match.group(1))] for match in clause.finditer(sentence)}
+    for start, end in sentence_spans(text := _IDIOMS.sub(" ", strip_markup(text))):
+        said_here: set[str] = set()
+        for match in _TOKEN.finditer(text, start, end):
+            said = single.get(match.group().casefold())
+            if (
+                said is not None
+                and _BEFORE.search(text[max(start, match.start() - 24) : match.start()])
+                and _AFTER.match(text, match.end(), end)
+            ):
+                said_here.add(said)
+        if said_here and text[end - 1] not in "?？" and not words().conditional.search(text, start, end):
+            found |= said_here
     if len(found) == 2:
         return "both"
     return found.pop() if found else ""
@@ -119,11 +132,11 @@ class YesNo(Reward):
             return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
         if answer.status != "ok":
             return RewardResult(0.0, "unparsed", reason=answer.reason)
-        said = [read_yes_no(text) for text in answer.texts] if answer.closed else []
+        said = [read_yes_no(text) for text in dict.fromkeys(answer.texts)] if answer.closed else []
         if "" in said:
             return RewardResult(0.0, "unparsed", reason=f"the {answer.channel} says neither yes nor no")
         outside = [candidate.text for candidate in answer.lower] if answer.closed else list(answer.texts)
-        said += [word for text in (answer.rest, *outside) if (word := read_yes_no(text))]
+        said += [word for text in dict.fromkeys((answer.rest.strip(), *outside)) if (word := read_yes_no(text))]
         if not said:
             return RewardResult(0.0, "unparsed", reason="neither yes nor no is said")
         if len(set(said)) > 1 or "both" in said:
@@ -195,7 +208,7 @@ class OpenAnswer(Reward):
         answer = extract(sample.completion)
         if sample.truncated and not answer.closed:
             return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
-        texts = _free_texts(answer)
+        texts = tuple(dict.fromkeys(text[:_LONGEST_ANSWER] for text in _free_texts(answer)))
         if not texts:
             return RewardResult(0.0, "unparsed", reason=answer.reason or "no short answer was found")
         said = [_match(text, accepted) for text in texts]
@@ -356,7 +369,7 @@ class LabelSet(Reward):
         texts = answer.texts if answer.status == "ok" and answer.channel != "bare" else (answer.body,)
         if answer.status != "ok":
             return RewardResult(0.0, "unparsed", reason=answer.reason)
-        readings = [_named_labels(text, aliases) for text in texts]
+        readings = [_named_labels(text, aliases) for text in dict.fromkeys(texts)]
         named = readings[0]
         if named is None:
             return RewardResult(0.0, "unparsed", reason="no list of labels was found")
@@ -399,7 +412,10 @@ def _named_labels(text: str, aliases: Mapping[str, str]) -> frozenset[str] | str
     named: set[str] = set()
     denied: set[str] = set()
     nothing = False
-    for part in _SEPARATOR.split(items):
+    parts = _SEPARATOR.split(items)
+    if len(parts) > _MOST_LABELS:
+        return "too many labels are named"
+    for part in parts:
         item = strip_leads(strip_quotes(part).strip(" .'\""))
         key = answer_key(item)
         if not key:

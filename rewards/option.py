@@ -12,7 +12,7 @@ from rewards.choices import OptionSet, option_set
 from rewards.closed import read_yes_no
 from rewards.fuzzy import nearest_option
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, NOTHING, Reading, clean_phrase, read_phrase
-from rewards.statements import Statement, agree, denied_letters, find_statements
+from rewards.statements import FLOOD, Statement, agree, denied_letters, find_statements
 from rewards.text import text_key
 
 
@@ -69,18 +69,19 @@ class OptionLetter(Reward):
             return "unparsed", nobody, answer.reason
         readings: list[Reading] = []
         if answer.closed:
-            for text in answer.texts:
+            for text in dict.fromkeys(answer.texts):
                 reading = self._closed(text, options, multi)
                 if reading.kind != CHOSEN:
                     status = "conflict" if reading.kind == CONFLICT else "unparsed"
                     return status, nobody, reading.reason or f"the {answer.channel} holds no option"
                 readings.append(reading)
-            for candidate in answer.lower:
-                if candidate.channel != "cue":
-                    lower = self._closed(candidate.text, options, multi)
-                    if lower.kind == CHOSEN:
-                        readings.append(lower)
+            for text in dict.fromkeys(item.text for item in answer.lower if item.channel != "cue"):
+                lower = self._closed(text, options, multi)
+                if lower.kind == CHOSEN:
+                    readings.append(lower)
         statements = find_statements(answer, options, multi)
+        if FLOOD in statements:
+            return "conflict", nobody, FLOOD.reading.reason
         if not answer.closed:
             if self.fuzzy and not multi and not statements and answer.channel == "cue":
                 found = (_misspelt(text, options) for text in answer.texts)

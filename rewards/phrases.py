@@ -231,22 +231,26 @@ def _hedged(chosen: frozenset[str], rest: str, options: OptionSet) -> bool:
     return False
 
 
+def _list_end(rest: str, options: OptionSet) -> int:
+    """Where the list of letters at the start of `rest` ends; 0 without one. 30 members are list enough."""
+    position = 0
+    for _ in range(30):
+        item = _next_item(rest, position, options)
+        if item is None:
+            break
+        position = item[1]
+    return position
+
+
 def _new_sentence(rest: str, options: OptionSet) -> bool:
     """After "B. A": the second letter, perhaps with more, is the subject of a sentence ("A, C and D are wrong")."""
-    position = 0
-    while (item := _next_item(rest, position, options)) is not None:
-        position = item[1]
-    return bool(VERB.match(rest, position) or words().bad_verdict.match(rest, position)) and not _ALSO_TRUE.match(
-        rest, position
-    )
+    end = _list_end(rest, options)
+    return bool(VERB.match(rest, end) or words().bad_verdict.match(rest, end)) and not _ALSO_TRUE.match(rest, end)
 
 
 def _bad_list(rest: str, options: OptionSet) -> bool:
     """`rest` goes on to list letters and then rejects them (", C and D are wrong")."""
-    position = 0
-    while (item := _next_item(rest, position, options)) is not None:
-        position = item[1]
-    return bool(words().bad_verdict.match(rest, position))
+    return bool(words().bad_verdict.match(rest, _list_end(rest, options)))
 
 
 def _next_item(rest: str, start: int, options: OptionSet) -> tuple[str, int, bool] | None:
@@ -369,7 +373,10 @@ def _list(first: str, rest: str, options: OptionSet, multi: bool) -> Reading | N
     found = {first}
     repeated = False
     position = 0
-    while (item := _next_item(rest, position, options)) is not None:
+    for _ in range(31):
+        item = _next_item(rest, position, options)
+        if item is None:
+            break
         letter, end, either = item
         tail = rest[end:]
         if "." in rest[position:end] and _new_sentence(tail, options):

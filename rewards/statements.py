@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, named_first, text_head
-from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, Reading, read_phrase
+from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, read_phrase
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import words
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A reading with its channel (cue | bare | text) and its place in the text."""
+    """A reading with its channel (cue | bare | text | flood) and its place in the text."""
 
     reading: Reading
     channel: str
     start: int
 
+
+FLOOD = Statement(Reading(CONFLICT, reason="too many statements"), "flood", 0)
 
 _SPLIT = re.compile(
     r"\b(that|because|so|therefore|thus|hence|but|while|whereas|though|although|and|or|since|only)\b|[,;:—]",
@@ -50,6 +52,11 @@ _COPULA = re.compile(
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"^\s*(?:```\w*|-{3,}|={3,}|\*{3,}|_{3,})\s*$")
+_CAPITAL = re.compile(r"(?<![A-Za-z0-9])[A-Z](?![A-Za-z0-9])")
+_NOTHING = Reading(NOTHING)
+# Nobody announces an answer this often; it also bounds the time.
+_MOST_CUES = 100
+_MOST_SENTENCES = 300
 _LONGEST_LINE = 300
 _LONGEST_SENTENCE = 2000
 
@@ -60,62 +67,109 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     if not rest.strip():
         return []
     spans = sentence_spans(rest)
-    usable = [_asserts(rest[start:end], options) for start, end in spans]
-    found: list[Statement] = []
-    taken: set[int] = set()
-    blocks: list[tuple[int, int]] = []
-
     starts = [start for start, _ in spans]
+    usable = [_asserts(rest[start:end], options) for start, end in spans]
     candidates = answer.candidates if answer.channel == "cue" else answer.lower
-    for candidate in candidates:
-        # The cue may stand in a sentence of its own: a heading, or "What is the answer?".
-        index = bisect_right(starts, candidate.start) - 1
-        taken |= {index, bisect_right(starts, candidate.lead) - 1}
-        if candidate.channel != "cue" or (index >= 0 and not usable[index]):
-            continue
-        if words().wrong_lead.search(answer.rest[max(0, candidate.lead - 40) : candidate.lead]):
-            continue
-        text, end = candidate.text, candidate.end
-        if multi:
-            text, end = _with_following_lines(answer.rest, candidate)
-            blocks.append((candidate.start, end))
-        elif (longer := text_head(line := answer.rest[candidate.start :].split("\n", 1)[0], options)) is not None:
-            # The sentence seemed to end inside an option's own words ("Inj. Calcium").
-            text = max(text, line[: longer[1]], key=len)
-        if options.is_conditional(text):
-            continue
-        reading = read_phrase(text, options, multi)
-        if reading.kind in (CHOSEN, CONFLICT):
-            found.append(Statement(reading, "cue", candidate.start))
-        elif reading.kind == EXCLUDED and reading.by_letter:
-            # "The answer is C - no, wait": said and taken back.
-            found.append(Statement(Reading(CONFLICT), "cue", candidate.start))
-        elif reading.kind == EXCLUDED and reading.letters:
-            found.append(Statement(reading, "cue", candidate.start))
+    if len(candidates) > _MOST_CUES:
+        return [FLOOD]
 
+    blocks: list[tuple[int, int]] = []
+    found = list(_after_cues(answer, candidates, starts, usable, options, multi, blocks))
+    taken = {bisect_right(starts, place) - 1 for candidate in candidates for place in (candidate.lead, candidate.start)}
+
+    seen: set[str] = set()
     for index, (start, end) in enumerate(spans):
-        if usable[index] and end - start <= _LONGEST_SENTENCE:
-            before = len(found)
-            found += (Statement(reading, "cue", start) for reading in _in_sentence(rest[start:end], options, multi))
-            if len(found) > before:
-                taken.add(index)
+        sentence = rest[start:end]
+        if (
+            not usable[index]
+            or sentence in seen
+            or len(sentence) > _LONGEST_SENTENCE
+            or not _mentions(sentence, options)
+        ):
+            continue
+        seen.add(sentence)
+        if len(seen) > _MOST_SENTENCES:
+            return [FLOOD]
+        before = len(found)
+        found += (Statement(reading, "cue", start) for reading in _in_sentence(sentence, options, multi))
+        if len(found) > before:
+            taken.add(index)
 
-    for start, end in blocks:
-        rest = rest[:start] + re.sub(r"[^\n]", " ", rest[start:end]) + rest[end:]
-    bare = list(_bare_lines(rest, options, multi))
+    bare = list(_bare_lines(_blanked(rest, blocks), options, multi))
     if spans and not multi:
         start, end = spans[-1]
         if LETTER_ALONE.fullmatch(rest[start:end]) and rest[start:end].isupper():
             bare.append(Statement(read_phrase(rest[start:end], options), "bare", start))
     found += bare
-    covered = {bisect_right(starts, statement.start) - 1 for statement in bare}
-    left = [i for i in range(len(spans)) if i not in taken and i not in covered]
+    taken |= {bisect_right(starts, statement.start) - 1 for statement in bare}
+    left = [index for index in range(len(spans)) if index not in taken]
     if len(left) == 1 and usable[left[0]] and not multi:
         start, end = spans[left[0]]
         predicate = _only_sentence(rest[start:end], options)
         if predicate is not None:
             found.append(Statement(predicate, "text", start))
     return found
+
+
+def _after_cues(
+    answer: Answer,
+    candidates: Iterable[Candidate],
+    starts: Sequence[int],
+    usable: Sequence[bool],
+    options: OptionSet,
+    multi: bool,
+    blocks: list[tuple[int, int]],
+) -> Iterator[Statement]:
+    """Statements of the cue candidates. `starts`, `usable`: where sentences begin, and whether each asserts something.
+
+    `blocks` collects the places that a cue and the lines below it fill.
+    """
+    rest = answer.rest
+    read: dict[str, Reading] = {}
+    for candidate in candidates:
+        # The cue may stand in a sentence of its own: a heading, or "What is the answer?".
+        index = bisect_right(starts, candidate.start) - 1
+        if candidate.channel != "cue" or (index >= 0 and not usable[index]):
+            continue
+        if words().wrong_lead.search(rest[max(0, candidate.lead - 40) : candidate.lead]):
+            continue
+        text = candidate.text
+        if multi:
+            text, end = _with_following_lines(rest, candidate)
+            blocks.append((candidate.start, end))
+        else:
+            # The sentence may seem to end inside an option's own words ("Inj. Calcium").
+            newline = rest.find("\n", candidate.start)
+            line = rest[candidate.start : newline if newline >= 0 else len(rest)][:MAX_PHRASE]
+            longer = text_head(line, options)
+            if longer is not None and longer[1] > len(text):
+                text = line[: longer[1]]
+        if text not in read:
+            read[text] = _NOTHING if options.is_conditional(text) else read_phrase(text, options, multi)
+        reading = read[text]
+        if reading.kind == EXCLUDED and reading.by_letter:
+            reading = Reading(CONFLICT, reason="an option is chosen and taken back")
+        if reading.kind in (CHOSEN, CONFLICT) or (reading.kind == EXCLUDED and reading.letters):
+            yield Statement(reading, "cue", candidate.start)
+
+
+def _mentions(sentence: str, options: OptionSet) -> bool:
+    """A cheap test: the sentence has a capital on its own or the first word of an option."""
+    if _CAPITAL.search(sentence):
+        return True
+    lowered = sentence.lower()
+    return any(head in lowered for head in options.heads)
+
+
+def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    parts: list[str] = []
+    position = 0
+    for start, end in sorted(spans):
+        start = max(start, position)
+        if end > start:
+            parts += [text[position:start], re.sub(r"[^\n]", " ", text[start:end])]
+            position = end
+    return "".join([*parts, text[position:]])
 
 
 def _asserts(sentence: str, options: OptionSet) -> bool:
@@ -126,7 +180,7 @@ def _with_following_lines(rest: str, candidate: Candidate) -> tuple[str, int]:
     """In multi mode a heading may be followed by one option a line: (text, end)."""
     block: list[str] = []
     end = candidate.start
-    for line in rest[candidate.start : candidate.start + 2000].split("\n"):
+    for line in rest[candidate.start : candidate.start + 1000].split("\n")[:27]:
         if not line.strip():
             break
         block.append(strip_markup(line))

@@ -32,6 +32,8 @@ _KEY_DROP = re.compile(rf"[{_QUOTES}`*,;:!?()\[\]{{}}。、，；：！？।]|\
 _PLAIN_WORDS = re.compile(r"[A-Za-z0-9 ]*")
 _SENTENCE_END = re.compile(r"[。！？।]|(?<![.!?])[.!?]++(?=[\"'”’)\]*_]*+(?:\s|$))")
 _ABBREVIATION = re.compile(r"\b(?:[ei]\.[ge]|vs|cf|st|dr|mr|mrs|no|fig|ca|approx|resp)$", re.IGNORECASE)
+# The last letters of the abbreviations: most full stops need no second look.
+_ABBREVIATION_ENDS = frozenset("egsftropa.")
 _NEXT = re.compile(r"\s*(\S)")
 ARTICLES = ("a", "an", "the")
 
@@ -45,6 +47,8 @@ def normalise(text: str) -> str:
     if not text.isascii():
         text = _SUPERSCRIPT.sub(r"^\1", text)
         text = _FRACTION.sub(" ", text)
+        # Two ligatures unfold to 18 and 8 letters each and answer nothing.
+        text = text.replace("\ufdfa", " ").replace("\ufdfb", " ")
         text = unicodedata.normalize("NFKC", text).replace("\u2044", "/")
         text = _NEWLINE.sub("\n", text)
     elif "\r" in text:
@@ -127,7 +131,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     for line in text.split("\n"):
         start = 0
         for match in _SENTENCE_END.finditer(line):
-            if match.group() == "." and _goes_on(line, start, match):
+            if match.group()[0] == "." and _goes_on(line, start, match):
                 continue
             spans.append((offset + start, offset + match.end()))
             start = match.end()
@@ -136,10 +140,24 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     return [(start, end) for start, end in spans if text[start:end].strip()]
 
 
+def first_sentence_end(line: str) -> int:
+    """Where the first sentence of a line ends."""
+    for match in _SENTENCE_END.finditer(line):
+        if match.group()[0] != "." or not _goes_on(line, 0, match):
+            return match.end()
+    return len(line)
+
+
 def _goes_on(line: str, start: int, stop: re.Match[str]) -> bool:
     following = _NEXT.match(line, stop.end())
     if following is None:
         return False
-    before = line[max(start, stop.start() - 8) : stop.start()]
-    is_label = stop.start() - start < 8 and len(before.strip(" (*_[")) == 1
-    return is_label or following.group(1).islower() or _ABBREVIATION.search(before) is not None
+    if following.group(1).islower():
+        return True
+    at = stop.start()
+    if at - start < 8 and len(line[start:at].strip(" ()*_[]")) == 1:
+        return True
+    return (
+        line[at - 1 : at].lower() in _ABBREVIATION_ENDS
+        and _ABBREVIATION.search(line[max(start, at - 8) : at]) is not None
+    )
