@@ -117,27 +117,27 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    first = points[0]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    axes = {
-        "group_size": ("group size G", "o-"),
-        "prompt_tokens": ("prompt tokens P", "s--"),
-        "completion_tokens": ("completion tokens C", "^:"),
+    labels = {
+        "group_size": "group size G",
+        "prompt_tokens": "prompt tokens P",
+        "completion_tokens": "completion tokens C",
     }
-    for key, (label, style) in axes.items():
-        others = [name for name in axes if name != key]
+    first = points[0]
+    figure, (timing, *panels) = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    for panel, (key, label) in zip(panels, labels.items(), strict=True):
+        others = [name for name in labels if name != key]
         line = sorted((p for p in points if all(p[o] == first[o] for o in others)), key=lambda p: p[key])
-        right.plot([p[key] for p in line], [p["speedup"] for p in line], style, label=label)
+        places = [p[key] for p in line]
+        panel.plot(places, [p["speedup"] for p in line], "o-")
+        panel.axhline(1, color="grey", linewidth=0.8)
+        panel.set(xlabel=label, ylabel="times faster than TRL", xlim=(0, None), ylim=(0, None))
         if key == "group_size":
-            left.plot([p[key] for p in line], [p["trl_s"] for p in line], "s-", label="TRL")
-            left.plot([p[key] for p in line], [p["ours_s"] for p in line], "o-", label="lingshu-rl")
-    left.set(xlabel="group size G", ylabel="seconds an update", xscale="log", yscale="log")
-    left.set_title(f"P = {first['prompt_tokens']}, C = {first['completion_tokens']}, {PROMPTS} prompts")
-    right.set(xlabel="tokens or completions", ylabel="times faster than TRL", xscale="log")
-    right.axhline(1, color="grey", linewidth=0.8)
-    right.set_title(f"one axis varied around P = {first['prompt_tokens']}, C = {first['completion_tokens']}, G = 8")
-    left.legend()
-    right.legend()
+            timing.plot(places, [p["trl_s"] for p in line], "s-", label="TRL")
+            timing.plot(places, [p["ours_s"] for p in line], "o-", label="lingshu-rl")
+            timing.set(xlabel=label, ylabel="seconds an update", xlim=(0, None), ylim=(0, None))
+            timing.legend()
+    at = ", ".join(f"{label.split()[-1]} = {first[key]}" for key, label in labels.items())
+    figure.suptitle(f"one update of {PROMPTS} prompts; one axis varied around {at}")
     figure.savefig(path, dpi=130)
 
 
