@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from rewards.numbers import clean, spell_digits
 from rewards.quantity import OPERATORS, Quantity, quantity_at
 from rewards.tokens import Token, tokenise
-from rewards.units import match_unit
+from rewards.units import ONE, match_unit
 
 MAX_LENGTH = 2000
 
 _ENDS = re.compile(r"\s?(?:$|[.,;:)])")
 _CALCULATION = "an unfinished calculation"
+_NAMED = ("stage", "grade", "class", "type", "category", "phase", "step", "figure", "table")
 _EQUALS = ("=", "≈", "→", "->", "=>")
 _ONLY_A_NUMBER = re.compile(
     r"(?:(?:the|a|an|my|final|total|score|value|is|of|about|approximately|exactly|minus|negative|[:=])\s?)*"
@@ -112,6 +113,7 @@ def _items(tokens: list[Token]) -> tuple[list[Quantity], str]:
     while index < len(tokens):
         token = tokens[index]
         if token.kind == "num":
+            previous = tokens[index - 1].text.lower() if index else ""
             item, index = quantity_at(tokens, index, clause.between)
             if item is None:
                 return [], _CALCULATION
@@ -120,7 +122,7 @@ def _items(tokens: list[Token]) -> tuple[list[Quantity], str]:
                     return [], "a comparison with more than a number"
                 item = replace(item, form="bound", sign=clause.bound)
             if not clause.denied and not _denied_after(tokens, index):
-                items.append((item, clause.premise))
+                items.append((item, clause.premise or _is_name(token, previous)))
             clause.bound, clause.between, is_first = "", False, False
             continue
         if token.kind == "break" or token.text in (".", ";"):
@@ -144,6 +146,8 @@ def _step(clause: _Clause, token: Token, is_first: bool, has_item: bool) -> None
         clause.denied, clause.bound, clause.between = False, "", False
     elif token.kind == "cmp":
         clause.bound, clause.words_since = token.text, 0
+    elif token.text in ("±", "+-", "+/-"):
+        clause.bound, clause.words_since = "±", 0  # a spread without a centre
     elif token.kind == "between":
         clause.between = True
     elif token.text == ",":
@@ -160,12 +164,17 @@ def _step(clause: _Clause, token: Token, is_first: bool, has_item: bool) -> None
 
 
 def _without_premises(items: list[tuple[Quantity, bool]]) -> list[Quantity]:
-    """Premises go when all else has a unit and theirs has another dimension: they cannot be a second answer."""
+    """Premises go when all else has a unit and theirs is of another dimension: they cannot be a second answer."""
     stated = [item for item, is_premise in items if not is_premise]
     dims = {item.unit.dims if item.unit is not None else None for item in stated}
     if not stated or None in dims:
         return [item for item, _ in items]
-    return [item for item, is_premise in items if not is_premise or item.unit is None or item.unit.dims in dims]
+    return [item for item, is_premise in items if not is_premise or (item.unit or ONE).dims in dims]
+
+
+def _is_name(token: Token, previous: str) -> bool:
+    """ "stage 3", "grade 2": a name beside a quantity with a unit, the answer where nothing else is said."""
+    return previous in _NAMED and token.unit is None
 
 
 def _denied_after(tokens: list[Token], index: int) -> bool:

@@ -54,17 +54,16 @@ _CALCULATION = (
     r"(?= (?:the )?[-+]?\d)"
     r"|and (?:a|one) (?:half|quarter|third)|dozens?"
 )
-_PREMISE = r"based|given|using|for|with|assuming|because|since|from|calculated|in|at|after|every|when|as"
+_PREMISE = r"based|given|using|for|with|assuming|because|since|from|calculated|in|at|after|every|when|as|q"
 _PHRASE = re.compile(
     rf"(?P<ge>{_AT_LEAST})|(?P<le>{_AT_MOST})|(?P<gt>{_ABOVE})|(?P<lt>{_BELOW})"
     rf"|(?P<more>{_AFTER_MORE})|(?P<less>{_AFTER_LESS})"
     rf"|(?P<call>{_CALCULATION})|(?P<not>{_NEGATIVE})|(?P<reset>but|instead)|(?P<wrong>incorrect|wrong|false)|(?P<between>between)|(?P<to>to|through"
-    r"|until)|(?P<of>out of|of)|(?P<and>and)|(?P<minus>minus|negative)|(?P<plus>plus)"
+    r"|until)|(?P<of>out of(?: a| the)?(?: (?:possible|maximum|total)){0,2}(?: of)?|of)|(?P<and>and)|(?P<minus>minus|negative)|(?P<plus>plus)"
     rf"|(?P<so>so|therefore|thus|hence|giving)|(?P<is>is|are|was|equals)|(?P<lead>{_PREMISE})",
     re.I,
 )
 _WORD = re.compile(r"[^\W\d_]\w*(?:[-'^]\w+)*")
-_LETTERS = re.compile(r"[^\W\d_]+")
 _COMPARISON = re.compile(r"<\s?=|=\s?<|>\s?=|[<>]\s?or\s?(?:equal to|=)|[≤≥<>]")
 _SYMBOL = re.compile(r"\+\s?/\s?-|\+-|±|->|=>|→|\.\.+|[-+/:×*^=≈~(),;.\[\]—√]")
 _TIMES = re.compile(r"[xX]\s?\d")
@@ -76,7 +75,7 @@ _COMMENT = re.compile(
     r"[^()\n]{0,120}\)",
     re.I,
 )
-_NOUN_END = re.compile(r"\s?(?:$|[\n.,;:!?()\]]|(\w+))")
+_NOUN_END = re.compile(r"\s?(?:$|[^\w\s]|\n|(\w+))")
 # After a number these words are no unit and no counted thing: the number simply has no unit.
 _FUNCTION_WORDS = frozenset(
     re.findall(
@@ -165,6 +164,8 @@ def _word_token(text: str, position: int, tokens: list[Token]) -> int:
         if comparison is not None and phrase.group().lower() == "over" and before_is_number:
             tokens.append(Token("op", position, "over"))
         elif comparison is not None:
+            if phrase.group().lower() == "over":
+                tokens.append(Token("lead", position, "over"))  # "5 mg IV over 30 min"
             tokens.append(Token("cmp", position, comparison))
         elif kind in ("more", "less"):
             tokens.append(Token("after", position, ">=" if kind == "more" else "<="))
@@ -260,10 +261,12 @@ def _unit_behind(text: str, end: int, tokens: list[Token]) -> int:
 
 def _is_noun(text: str, end: int) -> bool:
     """True when a single unknown word ends the phrase after a number: it stands where the unit should."""
-    if text[end : end + 1] != " ":
-        return False
-    word = _LETTERS.match(text, end + 1)
+    if _UNKNOWN_DENOMINATOR.match(text, end) is not None:
+        return True
+    word = _WORD.match(text, end + 1) if text.startswith(" ", end) else None
     if word is None or word.group().lower() in _FUNCTION_WORDS:
         return False
+    if any(character.isdigit() for character in word.group()):
+        return True  # "5 mg10"
     following = _NOUN_END.match(text, word.end())
     return following is not None and (following.group(1) is None or following.group(1).lower() in _FUNCTION_WORDS)
