@@ -251,6 +251,11 @@ def validate(config: Config) -> None:
         "reference.urls or reference.model is set, but loss.kl_coef=0 uses no reference; unset one of them",
     )
     refuse(
+        c.advantage.variant == "gdpo" and c.advantage.overlong_buffer > 0,
+        "advantage.overlong_buffer changes the summed reward, which advantage.variant=gdpo does not use; make length a "
+        "part of rewards.spec instead",
+    )
+    refuse(
         bool(c.rollout.urls) and c.devices.rollout != "auto",
         "rollout.urls names running servers, so devices.rollout has no effect; unset one of them",
     )

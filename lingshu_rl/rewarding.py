@@ -10,7 +10,7 @@ from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.progress import Progress
 from lingshu_rl.types import Prompt
 from rewards.base import RewardInput, RewardResult
-from rewards.compose import DEFAULT_SPEC, SpecError
+from rewards.compose import DEFAULT_SPEC, Compose, SpecError, build
 from rewards.executor import Executor
 from rewards.preflight import check
 
@@ -18,8 +18,9 @@ from rewards.preflight import check
 class Rewards:
     """Grades training samples (counted against the failure budget) and evaluation samples (not counted)."""
 
-    def __init__(self, executor: Executor) -> None:
-        self.executor = executor
+    def __init__(self, executor: Executor, weights: Mapping[str, float]) -> None:
+        """weights: of the composition's parts by name, which GDPO normalises one by one."""
+        self.executor, self.weights = executor, weights
 
     async def score(self, samples: Sequence[RewardInput]) -> list[RewardResult]:
         """Raises RewardFailure when too many samples could not be judged."""
@@ -39,6 +40,12 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
     """
     spec = config.rewards.spec or default_spec(config)
     try:
+        reward = build(spec)
+        weights = reward.weights if isinstance(reward, Compose) else {}
+        if config.advantage.variant == "gdpo" and not weights:
+            raise ConfigError(
+                "advantage.variant=gdpo needs rewards.spec with `parts`: it normalises each part by itself"
+            )
         executor = Executor(
             spec,
             mode=config.rewards.executor,
@@ -57,7 +64,7 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
                 f"the rewards cannot judge these labels; mend them, or go on with rewards.preflight=false, which masks "
                 f"them:\n{report.text()}"
             )
-    return Rewards(executor)
+    return Rewards(executor, weights)
 
 
 def default_spec(config: Config) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lingshu_rl.advantages import group_advantages, overlong_penalty
+from lingshu_rl.advantages import gdpo_advantages, group_advantages, overlong_penalty
 from lingshu_rl.config import Config
 from lingshu_rl.evaluation import evaluate
 from lingshu_rl.firstbatch import check_first_batch
@@ -29,6 +29,10 @@ class Experience:
     advantages: tuple[tuple[float | None, ...], ...]
     train: tuple[TrainGroup, ...]
     seconds: dict[str, float]
+
+
+# The advantages of a group's members, and what the update needs of it (None: it has nothing to teach).
+Prepared = tuple[tuple[float | None, ...], TrainGroup | None]
 
 
 async def train(config: Config) -> dict[str, Any]:
@@ -60,57 +64,78 @@ async def train(config: Config) -> dict[str, Any]:
 
 
 async def collect(run: Run, step: int) -> Experience:
-    """Sample every prompt's group; each goes to the rewards and the reference as soon as it has landed."""
-    config = run.config.train
-    prompts = run.stream.take(run.cursor, config.prompts_per_step)
+    """Sample every prompt's group; each goes to the rewards and the reference as soon as it has landed.
+
+    GDPO compares reward components over all groups, so there the reference has to wait for the last one.
+    """
+    config = run.config
+    prompts = run.stream.take(run.cursor, config.train.prompts_per_step)
     began = time.monotonic()
-    tasks: dict[str, asyncio.Task[Any]] = {}
+    scoring: dict[str, asyncio.Task[tuple[Group, float]]] = {}
+    preparing: dict[str, asyncio.Task[Prepared]] = {}
     assert run.rollout is not None
-    async for rollouts in run.rollout.groups(prompts, config.group_size, step):
-        tasks[rollouts[0].prompt.id] = asyncio.create_task(judge(run, rollouts))
+    async for rollouts in run.rollout.groups(prompts, config.train.group_size, step):
+        name = rollouts[0].prompt.id
+        scoring[name] = asyncio.create_task(score(run, rollouts))
+        if config.advantage.variant != "gdpo":
+            preparing[name] = asyncio.create_task(prepare(run, scoring[name]))
     landed = time.monotonic()
-    judged = [await tasks[p.id] for p in prompts]
-    seconds = {"rollout": landed - began, "reference": time.monotonic() - landed, "reward": sum(j[3] for j in judged)}
+    scored = [await scoring[p.id] for p in prompts]
+    if config.advantage.variant == "gdpo":
+        found = gdpo_advantages([[components(m) for m in group.members] for group, _ in scored], run.rewards.weights)
+        for p, own in zip(prompts, found, strict=True):
+            preparing[p.id] = asyncio.create_task(prepare(run, scoring[p.id], tuple(own)))
+    prepared = [await preparing[p.id] for p in prompts]
+    seconds = {
+        "rollout": landed - began,
+        "reference": time.monotonic() - landed,
+        "reward": sum(spent for _, spent in scored),
+    }
     for name, value in seconds.items():
         run.add_seconds(name, value)
     return Experience(
-        groups=tuple(j[0] for j in judged),
-        advantages=tuple(j[1] for j in judged),
-        train=tuple(j[2] for j in judged if j[2] is not None),
+        groups=tuple(group for group, _ in scored),
+        advantages=tuple(advantages for advantages, _ in prepared),
+        train=tuple(ready for _, ready in prepared if ready is not None),
         seconds=seconds,
     )
 
 
-async def judge(
-    run: Run, rollouts: Sequence[Rollout]
-) -> tuple[Group, tuple[float | None, ...], TrainGroup | None, float]:
-    """Rewards, advantages and reference log-probs of one group, and the seconds its rewards took.
+async def score(run: Run, rollouts: Sequence[Rollout]) -> tuple[Group, float]:
+    """One group with its rewards, and the seconds they took."""
+    began = time.monotonic()
+    results = await run.rewards.score([rollout.reward_input() for rollout in rollouts])
+    members = tuple(Scored(rollout, result) for rollout, result in zip(rollouts, results, strict=True))
+    return Group(rollouts[0].prompt, members), time.monotonic() - began
+
+
+async def prepare(
+    run: Run, scored: asyncio.Task[tuple[Group, float]], advantages: tuple[float | None, ...] = ()
+) -> Prepared:
+    """Advantages (made here unless given) and reference log-probs of one group: what the update needs.
 
     A member whose reward failed is masked: out of the group's mean and of the update. A group whose advantages are all
     zero teaches nothing and goes neither to the reference nor to the update.
     """
-    began = time.monotonic()
-    results = await run.rewards.score([rollout.reward_input() for rollout in rollouts])
-    seconds = time.monotonic() - began
-    group = Group(rollouts[0].prompt, tuple(Scored(r, result) for r, result in zip(rollouts, results, strict=True)))
-    advantages = advantages_of(group, run.config)
+    group, _ = await scored
+    advantages = mask_truncated(group, advantages or advantages_of(group, run.config), run.config)
     kept = [(m.rollout, a) for m, a in zip(group.members, advantages, strict=True) if a is not None]
     if not any(a for _, a in kept):
-        return group, advantages, None, seconds
+        return advantages, None
     prompt_ids, vision = await asyncio.to_thread(run.encoder.encode, group.prompt)
-    if prompt_ids != rollouts[0].prompt_ids:
+    if prompt_ids != kept[0][0].prompt_ids:
         raise RuntimeError(
-            f"prompt {group.prompt.id!r}: the engine read {len(rollouts[0].prompt_ids)} tokens, the trainer's processor "
+            f"prompt {group.prompt.id!r}: the engine read {len(kept[0][0].prompt_ids)} tokens, the trainer's processor "
             f"makes {len(prompt_ids)}; both must use the same processor files and pixel limits"
         )
     tokens = TokenGroup(group.prompt.id, prompt_ids, tuple(r.token_ids for r, _ in kept), vision)
     reference = (await run.reference.logprobs([tokens]))[0] if run.reference is not None else None
-    ready = TrainGroup(tokens, tuple(a for _, a in kept), tuple(r.logprobs for r, _ in kept), reference)
-    return group, advantages, ready, seconds
+    logprobs = tuple(rollout.logprobs for rollout, _ in kept)
+    return advantages, TrainGroup(tokens, tuple(a for _, a in kept), logprobs, reference)
 
 
 def advantages_of(group: Group, config: Config) -> tuple[float | None, ...]:
-    """One a member; None for a member whose reward failed, and for a truncated one with loss.mask_truncated."""
+    """One a member from the group's own rewards; None for a member whose reward failed."""
     limit = config.rollout.max_tokens
     rewards = [
         None
@@ -118,6 +143,14 @@ def advantages_of(group: Group, config: Config) -> tuple[float | None, ...]:
         else m.result.value + overlong_penalty(len(m.rollout.token_ids), limit, config.advantage)
         for m in group.members
     ]
-    masked = [config.loss.mask_truncated and m.rollout.truncated for m in group.members]
-    found = group_advantages(rewards, config.advantage)
-    return tuple(None if mask else a for a, mask in zip(found, masked, strict=True))
+    return tuple(group_advantages(rewards, config.advantage))
+
+
+def mask_truncated(group: Group, advantages: Sequence[float | None], config: Config) -> tuple[float | None, ...]:
+    """With loss.mask_truncated, completions cut at the limit count in the mean but not in the loss (DAPO, 2503.14476)."""
+    hide = config.loss.mask_truncated
+    return tuple(None if hide and m.rollout.truncated else a for m, a in zip(group.members, advantages, strict=True))
+
+
+def components(member: Scored) -> dict[str, float] | None:
+    return dict(member.result.components) if member.result.value is not None else None

@@ -1,5 +1,5 @@
 from lingshu_rl.config import load_config
-from lingshu_rl.train import advantages_of
+from lingshu_rl.train import advantages_of, mask_truncated
 from lingshu_rl.types import Group, Prompt, Rollout, Scored
 from rewards.base import RewardResult
 
@@ -22,8 +22,10 @@ def test_a_failed_reward_is_masked_and_leaves_the_mean_alone():
 
 def test_truncated_completions_are_masked_only_when_asked():
     members = group((1.0, 3, "stop"), (0.0, 9, "length"), (0.0, 3, "stop"))
-    assert None not in advantages_of(members, load_config())
-    assert advantages_of(members, load_config(None, ["loss.mask_truncated=true"]))[1] is None
+    found = advantages_of(members, load_config())
+    assert mask_truncated(members, found, load_config()) == found and None not in found
+    masked = mask_truncated(members, found, load_config(None, ["loss.mask_truncated=true"]))
+    assert masked == (found[0], None, found[2])
 
 
 def test_overlong_completions_lose_reward():

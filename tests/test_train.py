@@ -111,7 +111,7 @@ def test_two_policy_ranks_train_and_do_what_one_does(stage, whole_run, servers, 
 def test_lora_freezing_checkpointing_and_several_optimizer_steps(servers, tmp_path):
     folder = tmp_path / "run"
     settings = ["train.lora={r: 4, target_modules: [q_proj, v_proj]}", "train.gradient_checkpointing=true", "loss.kl_coef=0",
-                "train.optimizer_steps=2", "train.lr_schedule=cosine", "train.weight_decay=0.01", "run.trackers=[]"]  # fmt: skip
+                "train.optimizer_steps=2", "advantage.variant=gdpo", "train.lr_schedule=cosine", "train.weight_decay=0.01", "run.trackers=[]"]  # fmt: skip
     done = launch([*SHORT, f"rollout.urls=[{servers.rollout}]", *settings, f"run.dir={folder}"], env=servers.env)
     assert done.returncode == 0, done.stdout
     rows = metrics_of(folder)

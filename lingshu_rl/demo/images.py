@@ -13,7 +13,7 @@ from PIL import Image
 
 SIZE = 112  # pixels a side
 SPLITS = ("train", "validation", "test")
-APART_BITS = 8  # a validation or test picture differs from every training picture in at least so many of 64 pHash bits
+APART_BITS = 5  # a validation or test picture differs from every training picture in at least so many of 64 pHash bits
 
 
 @dataclass(frozen=True)

@@ -156,11 +156,11 @@ def _report(facts: Facts) -> Iterator[Case]:
 
 
 TASKS = (
-    Task("plane", "option", 200, _label("plane", PLANES)),
-    Task("map", "option", 120, _map),
-    Task("level", "option", 120, _level),
+    Task("plane", "option", 230, _label("plane", PLANES)),
+    Task("map", "option", 130, _map),
+    Task("level", "option", 60, _level),
     Task("width_option", "option", 100, _width_option),
-    Task("modality", "option", 180, _label("modality", MODALITIES)),
+    Task("modality", "option", 200, _label("modality", MODALITIES)),
     Task("part", "option", 80, _label("part", PARTS)),
     Task("window", "option", 40, _label("window", WINDOWS)),
     Task("stain", "option", 60, _label("stain", STAINS)),
@@ -168,13 +168,13 @@ TASKS = (
     Task("inverted", "yesno", 80, _inverted),
     Task("ventricle", "yesno", 90, _ventricle),
     Task("is_modality", "yesno", 110, _is_label("modality", MODALITIES)),
-    Task("width", "numeric", 130, _number("width_mm", 10, "mm"), 10, "mm"),
-    Task("height", "numeric", 100, _number("height_mm", 10, "mm"), 10, "mm"),
+    Task("width", "numeric", 170, _number("width_mm", 20, "mm"), 20, "mm"),
+    Task("height", "numeric", 110, _number("height_mm", 20, "mm"), 20, "mm"),
     Task("area", "numeric", 70, _number("area_cm2", 20, "cm2"), 20, "cm2"),
-    Task("volume", "numeric", 50, _volume, 20, "mL"),
-    Task("grey", "numeric", 30, _number("grey_percent", 10, "%"), 10, "%"),
-    Task("brown", "numeric", 50, _number("brown_percent", 10, "%"), 10, "%"),
-    Task("nuclei", "numeric", 50, _number("nuclei", 5), 5),
+    Task("volume", "numeric", 40, _volume, 20, "mL"),
+    Task("grey", "numeric", 20, _number("grey_percent", 10, "%"), 10, "%"),
+    Task("brown", "numeric", 30, _number("brown_percent", 10, "%"), 10, "%"),
+    Task("nuclei", "numeric", 40, _number("nuclei", 5), 5),
     Task("brain_report", "report", 110, _brain_report),
     Task("report", "report", 110, _report),
 )
@@ -195,7 +195,9 @@ QUESTIONS = {
     "width": ("The image is {field} mm wide. How wide is the brain to the nearest {step} mm?",),
     "height": ("The image is {field} mm wide. How high is the brain to the nearest {step} mm?",),
     "area": ("The image is {field} mm wide. What is the brain area to the nearest {step} cm2?",),
-    "volume": ("The image is {field} mm wide, the slice {x} mm thick. What is its brain volume to the nearest {step} mL?",),
+    "volume": (
+        "The image is {field} mm wide, the slice {x} mm thick. What is its brain volume to the nearest {step} mL?",
+    ),
     "grey": ("How much of the brain is grey matter to the nearest {step} %?",),
     "brown": ("How much of the image is brown to the nearest {step} %?",),
     "nuclei": ("How many nuclei are there to the nearest {step}?",),
@@ -204,10 +206,15 @@ QUESTIONS = {
 }
 
 
-def make_rows(images: Sequence[DemoImage], split: str, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """The rows of one split, shuffled. Image paths are `images/<name>.png`, relative to the rows' file."""
+def make_rows(
+    images: Sequence[DemoImage], split: str, rng: np.random.Generator, times: float = 1.0
+) -> list[dict[str, Any]]:
+    """The rows of one split, shuffled. Image paths are `images/<name>.png`, relative to the rows' file.
+
+    times: rows of each task as a multiple of the demo's own count.
+    """
     mine = [image for image in images if image.split == split]
-    rows = [row for task in TASKS for row in _task_rows(task, mine, round(task.count * SHARES[split]), rng)]
+    rows = [row for task in TASKS for row in _task_rows(task, mine, round(task.count * SHARES[split] * times), rng)]
     return [{"id": f"demo-{split}-{n:04d}", **rows[i]} for n, i in enumerate(rng.permutation(len(rows)))]
 
 

@@ -27,6 +27,7 @@ CELLS = {"train": (0, 0, 0.5, 1), "validation": (0.53, 0, 1, 0.27), "test": (0.5
 BROWN_LEVELS = 30  # a pixel counts as brown (DAB stain) when its red exceeds its blue by this many of 255 levels
 
 Window = tuple[int, int, int]  # left, top and side of a crop in the picture, in pixels
+ONCE = dict.fromkeys(SPLITS, 1)
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Study:
     measure: Callable[[np.ndarray, Window], dict[str, Any]] | None = None
 
 
-def crops(rng: np.random.Generator) -> Iterator[DemoImage]:
-    """The images of all studies and splits."""
+def crops(rng: np.random.Generator, times: Mapping[str, int] = ONCE) -> Iterator[DemoImage]:
+    """The images of all studies and splits. times: crops of a split as multiples of each study's own count."""
     for study in STUDIES:
         views = study.views()
         for split, count in zip(SPLITS, study.counts, strict=True):
-            for n in range(count):
+            for n in range(count * times[split]):
                 picture, facts = views[n % len(views)]
                 crop, window = _crop(picture, study.boxes[split], study.side, study.turn, rng)
                 measured = study.measure(crop, window) if study.measure else {}
