@@ -46,6 +46,7 @@ _JSON = json.JSONDecoder(
     parse_constant=lambda text: text,
     object_pairs_hook=lambda pairs: _JsonObject(pairs),
 )
+_EMPTY_OBJECT = re.compile(r"\{[\s,]*\}")
 _CUE_TAIL = r"[*_`\"'\s]{0,12}(?:[:=|→]|->|=>)?[*_`\"\s]{0,12}"
 _ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&nbsp;": " ", "&amp;": "&"}
 _ENTITY = re.compile("|".join(_ENTITIES))
@@ -125,6 +126,8 @@ def extract(completion: str) -> Answer:
                 return Answer("unparsed", channel="tag", body=body, rest=rest, reason=problem)
         found += candidates
         rest = _blank(rest, spans)
+        if spans and find is _json_answers:
+            rest = _EMPTY_OBJECT.sub(lambda match: " " * len(match.group()), rest)
     found += _cues(rest)
 
     if not found:

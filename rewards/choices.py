@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from string import ascii_uppercase
 
-from rewards.text import ARTICLES, drop_article, key_of_normalised, normalise
+from rewards.text import ARTICLE, drop_article, key_of_normalised, normalise
 from rewards.words import words
 
 
@@ -88,11 +88,17 @@ VERB = re.compile(
 
 def text_head(text: str, options: OptionSet) -> tuple[str, int] | None:
     """(letter, end) of the longest option text that `text` begins with, an article aside."""
+    found = _text_at(text, 0, options)
+    if found is None and (article := ARTICLE.match(text)) is not None:
+        found = _text_at(text, article.end(), options)
+    return found
+
+
+def _text_at(text: str, start: int, options: OptionSet) -> tuple[str, int] | None:
     spans: list[tuple[str, int]] = []
-    first = 0
-    for match in _TOKEN.finditer(text):
+    for match in _TOKEN.finditer(text, start):
         token = match.group()
-        if token in _IGNORED:
+        if token in _IGNORED or (token == "s" and text[max(0, match.start() - 1) : match.start()] in ("'", "’")):
             continue
         if token in _DASH_CHARS:
             # As in a text key: a hyphen at a letter is a space; before or between numbers it counts.
@@ -101,24 +107,16 @@ def text_head(text: str, options: OptionSet) -> tuple[str, int] | None:
                 continue
             token = "-"
         token = token.casefold()
+        if not spans and token not in options.heads:
+            return None if token.isascii() else _glued_head(token, match.end(), text, options)
         spans.append((token, match.end()))
-        if len(spans) == first + 1 and token not in options.heads:
-            glued = None if token.isascii() else _glued_head(token, match.end(), text, options)
-            if glued is not None or first or token not in ARTICLES or text[match.end() : match.end() + 1] != " ":
-                return glued
-            first = 1
-        if len(spans) >= first + options.longest + (1 if spans[0][0] in ARTICLES else 0):
+        if len(spans) >= options.longest:
             break
-    articled = bool(spans) and spans[0][0] in ARTICLES and text[spans[0][1] : spans[0][1] + 1] == " "
-    for offset in (0, 1) if articled else (0,):
-        if offset >= len(spans):
-            continue
-        for letter, tokens in options.heads.get(spans[offset][0], ()):
-            last = offset + len(tokens) - 1
-            if last < len(spans) and all(spans[offset + i][0] == token for i, token in enumerate(tokens)):
-                end = spans[last][1]
-                if not text[end : end + 1].isalnum() and not _GOES_ON.match(text, end):
-                    return letter, end
+    for letter, tokens in options.heads.get(spans[0][0], ()) if spans else ():
+        if len(tokens) <= len(spans) and all(said == token for (said, _), token in zip(spans, tokens, strict=False)):
+            end = spans[len(tokens) - 1][1]
+            if not text[end : end + 1].isalnum() and not _GOES_ON.match(text, end):
+                return letter, end
     return None
 
 
@@ -146,7 +144,7 @@ def choice_head(text: str, options: OptionSet) -> tuple[str, int] | None:
         letter = head.group(1)
         rest = text[head.end() :]
         sure = bool(head.group("close")) or letter.isupper()
-        articled = letter in "AIai" and re.match(r"\s+[a-z]", rest) and not VERB.match(rest)
+        articled = letter in "AIai" and re.match(r"\s+(?!(?:or|and|but)\b)[a-z]", rest) and not VERB.match(rest)
         if sure and not articled and letter.upper() in options.letters:
             return letter.upper(), head.end()
     return text_head(text, options)

@@ -12,7 +12,7 @@ from rewards.choices import OptionSet, option_set
 from rewards.closed import read_yes_no
 from rewards.fuzzy import nearest_option
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, NOTHING, Reading, clean_phrase, read_phrase
-from rewards.statements import FLOOD, Statement, agree, denied_letters, find_statements
+from rewards.statements import FLOOD, Statement, agree, denied_letters, find_statements, open_ended
 from rewards.text import text_key
 
 
@@ -93,7 +93,7 @@ class OptionLetter(Reward):
                     break
             else:
                 return "unparsed", nobody, "no commitment to an option was found"
-        sets = {reading.letters for reading in readings} | agree(statements)
+        sets = {reading.letters for reading in readings} | agree(statements) | open_ended(statements)
         if len(sets) == 1 and denied_letters(statements) & min(sets):
             return "conflict", nobody, "the same option is chosen and denied"
         if len(sets) != 1:

@@ -23,7 +23,7 @@ MAX_PHRASE = 2000
 class Reading:
     """kind: chosen | nothing | excluded (a choice is denied) | conflict (several, or letter against text).
 
-    letters: the chosen (or denied) letters. exact: the phrase is the answer and nothing else. by_letter: a letter was written.
+    letters: the chosen or denied letters; of a conflict, those it surely offers. exact: the phrase is the answer and nothing else. by_letter: a letter was written.
     """
 
     kind: str
@@ -45,8 +45,13 @@ _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 _STRONG = re.compile(r"\s*[.):,;\-–—=>→|/]+\s*")
 _PLAIN_END = re.compile(r"[\s.,;:!)\]}>*\"'”’」。、]*")
 _NUMBER = re.compile(r"[-−–+<>≤≥=~.]{0,3}\d")
+# What comes next is another statement; here the phrase ends.
+_SECOND_THOUGHT = re.compile(r"\W{0,4}(?:actually|no,? wait|wait|hmm|sorry|oops)\b", re.IGNORECASE)
+_NEW_STATEMENT = re.compile(r"[\s.,;]+(?:(?:or|and|but)\s+)?I\s+[a-z]|\s*\.\s+(?:or|and|but)\b")
+# "B or": what follows was taken away as another answer, or is missing.
+_OPEN_END = re.compile(r"(?:(?<!\w)(?:or|and|but|oder|und|ou|et|или)|或|또는|または)\W{0,6}$")
 _COMMA = re.compile(r"\A\s*[,;(—–]?")
-_NEW_CLAUSE = re.compile(r"\s*[.;:。]\s|\s*[;(]|\s[—–-]\s|,\s")
+_NEW_CLAUSE = re.compile(r"\s*[.;:。]+[,;]?\s|\s*[;(]|\s[—–-]\s|,\s")
 _SEPARATOR = re.compile(r"\s*[,;、，/.]?\s*")
 _LIST_WORD = re.compile(r"(?:options?|choices?|letters?|also|either)\s+", re.IGNORECASE)
 # Between a letter and its text. A dash before a digit is a sign of the text.
@@ -81,7 +86,14 @@ def read_phrase(phrase: str, options: OptionSet, multi: bool = False) -> Reading
     """What `phrase` chooses. In `multi` mode a list of letters or texts is a set; otherwise it is a conflict."""
     if len(phrase) > MAX_PHRASE:
         return _NOTHING
-    return _read(clean_phrase(phrase), options, multi, depth=0)
+    text = clean_phrase(phrase)
+    open_end = _OPEN_END.search(text)
+    if open_end is None:
+        return _read(text, options, multi, depth=0)
+    offered = _read(text[: open_end.start()], options, multi, depth=0)
+    if offered.kind != CHOSEN:
+        return offered
+    return Reading(CONFLICT, offered.letters, reason="an alternative is left open")
 
 
 def _read(text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
@@ -315,16 +327,20 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
             if raw == "a" and not strong and not _PLAIN_END.fullmatch(after):
                 return _after_text(letter, after, options, multi, depth)
             return _after_pair(letter, after, options, multi)
-        if not strong and raw in "Aa":
+        if not strong and raw in "Aa" and not (raw == "A" and re.match(r"\s+[A-Z][a-z]", rest)):
             # "a CT angiography": the article of another option's text, not letter A.
             return _after_text(own_text[0], after, options, multi, depth)
         if strong and VERB.match(after) and not _ALSO_TRUE.match(after):
             return chosen
         return Reading(CONFLICT, reason=f"letter {letter} with the text of option {own_text[0]}")
+    if raw.isupper() and _SECOND_THOUGHT.match(rest):
+        return chosen
     if words().bad_verdict.match(rest):
         return Reading(EXCLUDED, by_letter=True, reason=f"option {letter} is rejected")
     if _hedged(chosen.letters, rest, options):
         return Reading(CONFLICT, reason=f"{letter} is offered beside another option")
+    if raw.isupper() and _NEW_STATEMENT.match(rest):
+        return chosen
     if words().predicate.match(rest, 1 if rest.startswith(" ") else 0):
         return chosen
     if words().closers_only.fullmatch(rest):
@@ -435,6 +451,8 @@ def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: 
     exact = Reading(CHOSEN, frozenset(letter), exact=True)
     if _PLAIN_END.fullmatch(rest) or words().closers_only.fullmatch(rest):
         return exact
+    if _SECOND_THOUGHT.match(rest):
+        return chosen
     denied = words().negated_after.match(rest)
     if denied is not None:
         return _denied_after(rest[denied.end() :], options, multi, depth)
@@ -454,7 +472,7 @@ def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: 
                 return Reading(CHOSEN, frozenset(letter), exact=ends, by_letter=True)
             if ends or not articled:
                 return Reading(CONFLICT, reason=f"the text of option {letter} with letter {head.group(1)}")
-    join = words().join_word.match(rest) or re.match(r"\s*[,;、，]\s*(?:and|or|und|oder|y|e|et|ou)?\s*", rest)
+    join = words().join_word.match(rest) or re.match(r"\s*[,;、，]\s*(?:(?:and|or|und|oder|y|e|et|ou)\b)?\s*", rest)
     if join is not None and join.end() > 0:
         tail = rest[join.end() :]
         other = text_head(tail, options)
@@ -472,7 +490,7 @@ def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: 
         return Reading(EXCLUDED, reason=f"option {letter} is rejected")
     if _hedged(frozenset(letter), rest, options):
         return Reading(CONFLICT, reason=f"{letter} is offered beside another option")
-    if _NEW_CLAUSE.match(rest) or words().because.match(_COMMA.sub("", rest, count=1)):
+    if _NEW_CLAUSE.match(rest) or _NEW_STATEMENT.match(rest) or words().because.match(_COMMA.sub("", rest, count=1)):
         return chosen
     return Reading(NOTHING, reason="more words follow the option's text")
 
@@ -506,7 +524,7 @@ def _agrees(letter: str, tail: str, options: OptionSet) -> bool:
         return False
     if set(said) <= set(own):
         return True
-    if nearest_option(" ".join(said), options.keys, least=75.0) == letter:
+    if nearest_option(" ".join(said), options.keys) == letter:
         return True
     flat = f" {' '.join(said)} "
     if f" {' '.join(own)} " not in flat:

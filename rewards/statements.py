@@ -52,6 +52,7 @@ _COPULA = re.compile(
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"^\s*(?:```\w*|-{3,}|={3,}|\*{3,}|_{3,})\s*$")
+_CLAUSE_END = re.compile(r";|\.\W")
 _CAPITAL = re.compile(r"(?<![A-Za-z0-9])[A-Z](?![A-Za-z0-9])")
 _NOTHING = Reading(NOTHING)
 # Nobody announces an answer this often; it also bounds the time.
@@ -126,7 +127,16 @@ def _after_cues(
     """
     rest = answer.rest
     read: dict[str, Reading] = {}
+    before = 0
     for candidate in candidates:
+        # "A The answer is B": a choice stands before the cue on its line.
+        line_start = max(before, rest.rfind("\n", before, candidate.lead) + 1)
+        before = max(before, candidate.end)
+        ahead = rest[line_start : candidate.lead].strip(" ,;")
+        if ahead and len(ahead) < _LONGEST_LINE and _may_choose(ahead, options):
+            choice = read_phrase(ahead, options, multi)
+            if (choice.kind == CHOSEN and choice.exact) or (choice.kind == CONFLICT and choice.letters):
+                yield Statement(choice, "bare", line_start)
         # The cue may stand in a sentence of its own: a heading, or "What is the answer?".
         index = bisect_right(starts, candidate.start) - 1
         if candidate.channel != "cue" or (index >= 0 and not usable[index]):
@@ -206,7 +216,14 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
         if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
             continue
         reading = read_phrase(phrase, options, multi)
-        if reading.kind == CHOSEN and (reading.exact or reading.by_letter):
+        if reading.kind in (NOTHING, CONFLICT) and (stop := _CLAUSE_END.search(phrase)) is not None:
+            first = read_phrase(phrase[: stop.start()], options, multi)
+            reading = first if first.kind == CHOSEN and first.exact else reading
+        if (
+            reading.letters
+            and (reading.kind == CONFLICT or reading.exact or reading.by_letter)
+            and reading.kind != EXCLUDED
+        ):
             yield reading
     for match in words().text_cue.finditer(plain):
         if _DIFFERENTIAL.search(plain, max(0, match.start() - 40), match.start()):
@@ -345,6 +362,11 @@ def _without_echo(rest: str, options: OptionSet) -> str:
 def denied_letters(statements: Iterable[Statement]) -> frozenset[str]:
     """The letters that a cue denies ("the answer is not B")."""
     return frozenset().union(*(s.reading.letters for s in statements if s.reading.kind == EXCLUDED))
+
+
+def open_ended(statements: Iterable[Statement]) -> set[frozenset[str]]:
+    """The letter sets that statements offer with an alternative left open ("A or")."""
+    return {s.reading.letters for s in statements if s.reading.kind == CONFLICT and s.reading.letters}
 
 
 def agree(statements: Iterable[Statement]) -> set[frozenset[str]]:

@@ -27,6 +27,7 @@ _QUOTES = "\"'“”„‟‘’‚‛«»‹›「」『』"
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">", "【": "】", "〔": "〕", "《": "》", "〈": "〉"}
 _DASHES = re.compile("[‐‑‒–—―−﹣]")
 _KEY_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=\w)|(?<=\w)-(?=[^\W\d_])")
+_KEY_POSSESSIVE = re.compile(r"(?<=[^\W\d_])['’]s\b")
 _KEY_DROP = re.compile(rf"[{_QUOTES}`*,;:!?()\[\]{{}}。、，；：！？।]|\.(?!\d)|(?<!\w)_|_(?!\w)")
 # The look-behind keeps a long run of full stops linear.
 _PLAIN_WORDS = re.compile(r"[A-Za-z0-9 ]*")
@@ -35,7 +36,7 @@ _ABBREVIATION = re.compile(r"\b(?:[ei]\.[ge]|vs|cf|st|dr|mr|mrs|no|fig|ca|approx
 # The last letters of the abbreviations: most full stops need no second look.
 _ABBREVIATION_ENDS = frozenset("egsftropa.")
 _NEXT = re.compile(r"\s*(\S)")
-ARTICLES = ("a", "an", "the")
+ARTICLE = re.compile(r"(?:a|(?i:an|the)|A(?! [A-Z][a-z])) +")
 
 
 def normalise(text: str) -> str:
@@ -91,7 +92,7 @@ def strip_quotes(text: str) -> str:
 
 
 def text_key(text: str) -> str:
-    """The form in which two short answers are compared: case, punctuation, quotes and hyphens between words ignored.
+    """The form in which two short answers are compared: case, punctuation, quotes, hyphens and a possessive 's ignored.
 
     Signs, digits, comparison marks, accents and every word are kept: "+1" and "-1" stay different.
     """
@@ -103,15 +104,15 @@ def key_of_normalised(text: str) -> str:
     if _PLAIN_WORDS.fullmatch(text):
         return " ".join(text.lower().split())
     text = _DASHES.sub("-", text).casefold()
-    text = _KEY_HYPHEN.sub(" ", text)
+    text = _KEY_HYPHEN.sub(" ", _KEY_POSSESSIVE.sub("", text))
     text = _KEY_DROP.sub(" ", text)
     return " ".join(text.split())
 
 
 def drop_article(text: str) -> str:
-    """`text` without one leading English article. Case is ignored."""
-    head, space, rest = text.partition(" ")
-    return rest.lstrip() if space and head.lower() in ARTICLES else text
+    """`text` without one leading English article. "A Liver" keeps its A, which may be a label."""
+    article = ARTICLE.match(text)
+    return text[article.end() :] if article is not None else text
 
 
 def lines(text: str) -> list[str]:
