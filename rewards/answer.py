@@ -317,11 +317,10 @@ def _blank(text: str, spans: list[tuple[int, int]]) -> str:
 
 
 @cache
-def cue_table() -> dict[str, dict[str, Any]]:
-    """The cue phrases of all languages, normalised as completions are."""
+def _cue_table() -> dict[str, Any]:
+    """The table of cue phrases, normalised as completions are; languages are the keys without an underscore."""
     source = resources.files("rewards") / "data" / "cues.json"
-    table: dict[str, dict[str, Any]] = json.loads(normalise(source.read_text(encoding="utf-8")))
-    table.pop("_about")
+    table: dict[str, Any] = json.loads(normalise(source.read_text(encoding="utf-8")))
     return table
 
 
@@ -329,9 +328,16 @@ def cue_table() -> dict[str, dict[str, Any]]:
 def _cue_patterns(ascii_only: bool) -> list[tuple[tuple[str, ...], re.Pattern[str]]]:
     return [
         (hints, re.compile(f"(?:{'|'.join(entry['answer'])}){_CUE_TAIL}", re.IGNORECASE))
-        for entry in cue_table().values()
-        if (hints := tuple(hint for hint in entry["hints"] if hint.isascii() or not ascii_only))
+        for language, entry in _cue_table().items()
+        if not language.startswith("_")
+        and (hints := tuple(hint for hint in entry["hints"] if hint.isascii() or not ascii_only))
     ]
+
+
+@cache
+def _cue_lead() -> re.Pattern[str]:
+    leads = "|".join(sorted(_cue_table()["_leads"], key=len, reverse=True))
+    return re.compile(rf"(?<!\w)(?:(?:{leads})\s{{0,2}})+$", re.IGNORECASE)
 
 
 def _cues(text: str) -> list[Candidate]:
@@ -348,14 +354,19 @@ def _cues(text: str) -> list[Candidate]:
     for match in matches:
         if not kept or match.start() >= kept[-1].end():
             kept.append(match)
-    candidates: list[Candidate] = []
+    leads = [match.start() for match in kept]
     for index, match in enumerate(kept):
+        earliest = kept[index - 1].end() if index else 0
+        lead = _cue_lead().search(text, max(earliest, match.start() - 40), match.start())
+        if lead is not None:
+            leads[index] = lead.start()
+    candidates: list[Candidate] = []
+    for match, lead_start, next_start in zip(kept, leads, [*leads[1:], len(text)], strict=True):
         start = match.end()
-        stop = kept[index + 1].start() if index + 1 < len(kept) else len(text)
-        newline = text.find("\n", start, stop)
-        end = start + first_sentence_end(text[start : stop if newline < 0 else newline])
+        newline = text.find("\n", start, next_start)
+        end = start + first_sentence_end(text[start : next_start if newline < 0 else newline])
         value = strip_markup(text[start:end])
         # A question asks; it does not answer.
         if re.search(r"\w", value) and not value.endswith("?"):
-            candidates.append(Candidate(value, "cue", start, end, match.start()))
+            candidates.append(Candidate(value, "cue", start, end, lead_start))
     return candidates

@@ -16,6 +16,7 @@ class OptionSet:
     """Options as they are compared. `keys` leaves out texts that two options share after normalisation."""
 
     texts: tuple[str, ...]
+    lowered: tuple[str, ...]
     letters: str
     keys: dict[str, str]
     heads: dict[str, list[tuple[str, tuple[str, ...]]]]
@@ -67,7 +68,9 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     longest = max((len(tokens) for entries in heads.values() for _, tokens in entries), default=0)
     yes_no = {"yes", "no"} <= set(keys) and len(options) <= 3
     conditional = tuple(text for text in texts if words().conditional.search(text))
-    return OptionSet(tuple(texts), letters, keys, heads, longest, yes_no, conditional)
+    return OptionSet(
+        tuple(texts), tuple(text.lower() for text in texts), letters, keys, heads, longest, yes_no, conditional
+    )
 
 
 # A letter stands alone: no Latin, Greek or Cyrillic letter, digit or apostrophe-joined word touches it. Scripts written

@@ -62,12 +62,13 @@ def _table() -> dict[str, Any]:
 # goes on with a subject: "no" before a noun is a determiner.
 _TOKEN = re.compile(r"[^\s.,;:!?()\[\]{}\"'*<>/|。、，؛،।=→—–-]+")
 _BEFORE = re.compile(
-    r"(?:^|[.;:!?,\n(>→—–]|\s-|\b(?:is|are|be|say|answer|so|thus|therefore|hence|definitely|probably|clearly|likely)"
+    r"(?:^|[.;:!?,\n(>→—–/]|\s-|\b(?:and|or|but|is|are|be|say|answer|so|thus|therefore|hence|definitely|probably|clearly|likely)"
     r"(?: a(?: clear| definite)?)?)[\s\"'*]*$",
     re.IGNORECASE,
 )
 _AFTER = re.compile(
-    r"[\s\"')*]*(?:$|[.,;:!?—–。、，।]|\s-\s|\n|(?:because|since|there|it|the|this|that|i|we|as)\b)", re.IGNORECASE
+    r"[\s\"')*]*(?:$|[.,;:!?—–。、，।/]|\s-\s|\n|(?:and|or|but|because|since|there|it|the|this|that|i|we|as)\b)",
+    re.IGNORECASE,
 )
 
 
@@ -88,10 +89,15 @@ def read_yes_no(text: str) -> str:
     single, phrases = _yes_no_words()
     if len(text) <= 200:
         phrase = clean_phrase(text)
-        bare = words().closer.sub("", phrase, count=1) if not phrase.isascii() else ""
-        for candidate in (phrase, strip_leads(phrase), bare):
+        if phrase.endswith("?"):
+            return ""
+        for candidate in (phrase, strip_leads(phrase)):
             if (said := phrases.get(key_of_normalised(candidate))) is not None:
                 return said
+        if not phrase.isascii():
+            for word, value in single.items():
+                if phrase.startswith(word) and words().closers_only.fullmatch(phrase, len(word)):
+                    return value
     found: set[str] = set()
     for start, end in sentence_spans(text := _IDIOMS.sub(" ", strip_markup(text))):
         said_here: set[str] = set()

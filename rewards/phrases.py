@@ -75,7 +75,9 @@ _HTML = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|sub|sup|center|code|div|h[1
 
 def clean_phrase(phrase: str) -> str:
     """One line without LaTeX, markdown and enclosing quotes; line breaks become sentence breaks."""
-    text = _HTML.sub("", unwrap_latex(phrase))
+    text = unwrap_latex(phrase)
+    if "<" in text:
+        text = _HTML.sub("", text)
     if "\n" in text:
         parts = (strip_markup(part).rstrip(".,; ") for part in text.split("\n"))
         text = ". ".join(part for part in parts if part.strip(".-_= "))

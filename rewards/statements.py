@@ -164,11 +164,11 @@ def _after_cues(
 
 
 def _mentions(sentence: str, options: OptionSet) -> bool:
-    """A cheap test: the sentence has a capital on its own or the first word of an option."""
-    if _CAPITAL.search(sentence):
+    """A cheap test: the sentence has an option's letter on its own or an option's text."""
+    if any(match.group() in options.letters for match in _CAPITAL.finditer(sentence)):
         return True
     lowered = sentence.lower()
-    return any(head in lowered for head in options.heads)
+    return any(text in lowered for text in options.lowered)
 
 
 def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
@@ -205,7 +205,8 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
     rival = _rival(plain, options)
     if rival is not None:
         yield rival
-    for match in words().predicate.finditer(plain):
+    predicate = words().ascii_predicate if plain.isascii() else words().predicate
+    for match in predicate.finditer(plain):
         reading = _subject(plain[: match.start()], options, multi)
         if reading is not None:
             yield reading
@@ -342,7 +343,7 @@ def _only_sentence(sentence: str, options: OptionSet) -> Reading | None:
 def _without_echo(rest: str, options: OptionSet) -> str:
     """Blank out a copy of the whole option list, unless nothing follows it."""
     lowered = " ".join(rest.lower().split())
-    if any(text.lower() not in lowered for text in options.texts):
+    if any(text not in lowered for text in options.lowered):
         return rest
     pairs = [
         (letter, re.escape(text).replace(r"\ ", r"\s+"))

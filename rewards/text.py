@@ -71,8 +71,10 @@ def unwrap_latex(text: str) -> str:
 
 def strip_markup(text: str) -> str:
     """Remove markdown emphasis, code ticks, headings, bullets and table bars around one line."""
-    text = _MARKUP.sub("", text).strip(" \t|")
-    return _BULLET.sub("", text).strip()
+    if any(mark in text for mark in "*_`#~"):
+        text = _MARKUP.sub("", text)
+    text = text.strip(" \t|")
+    return text if text[:1].isalnum() else _BULLET.sub("", text).strip()
 
 
 def strip_quotes(text: str) -> str:
@@ -101,10 +103,16 @@ def text_key(text: str) -> str:
 
 def key_of_normalised(text: str) -> str:
     """`text_key` for a text that went through `normalise` already."""
+    text = text.lstrip(" ,;:!?").rstrip(" .,;:!?")
     if _PLAIN_WORDS.fullmatch(text):
         return " ".join(text.lower().split())
-    text = _DASHES.sub("-", text).casefold()
-    text = _KEY_HYPHEN.sub(" ", _KEY_POSSESSIVE.sub("", text))
+    if not text.isascii():
+        text = _DASHES.sub("-", text)
+    text = text.casefold()
+    if "'" in text or "’" in text:
+        text = _KEY_POSSESSIVE.sub("", text)
+    if "-" in text:
+        text = _KEY_HYPHEN.sub(" ", text)
     text = _KEY_DROP.sub(" ", text)
     return " ".join(text.split())
 

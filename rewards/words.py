@@ -51,7 +51,8 @@ class Words:
         self.conditional = re.compile(alternatives("conditional", "conditional_marks"), flags)
         self.soft_cue = re.compile(rf"{alternatives('soft_cues')}[\s,:*]*", flags)
         self.text_cue = re.compile(rf"{alternatives('text_cues')}[\s:*]+", flags)
-        self.predicate = re.compile("|".join(table["predicates"]), flags)
+        self.ascii_predicate = re.compile("|".join(table["predicates"]), flags)
+        self.predicate = re.compile("|".join(table["predicates"] + table["predicate_marks"]), flags)
         self.bad_verdict = re.compile(rf"[\s,:;.()—–-]*{alternatives('bad_verdicts')}", flags)
 
 

@@ -52,7 +52,9 @@ def test_shared_cases():
     assert [row["id"] for row in rows(SHARED) if graded(row).value and not row["expected_reward"]] == []
 
 
-@pytest.mark.parametrize("gold", ["B", "b", "(B)", "B.", "Pleural effusion", "pleural effusion.", "B. Pleural effusion"])
+@pytest.mark.parametrize(
+    "gold", ["B", "b", "(B)", "B.", "Pleural effusion", "pleural effusion.", "B. Pleural effusion"]
+)
 def test_gold_may_be_the_letter_or_the_text(gold):
     assert OptionLetter().check_gold(RewardInput("", gold, FILMS)) is None
     assert score("<answer>B</answer>", gold).value == 1.0

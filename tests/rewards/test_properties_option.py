@@ -31,9 +31,41 @@ FORMS = (
     "{text}",
 )
 PIECES = st.sampled_from(
-    ["A", "B", "C", " ", "\n", ".", ",", "(", ")", "*", "not ", "or ", "and ", "the answer is ", "Answer: ", "<answer>"]
-    + ["</answer>", "<think>", "</think>", "\\boxed{", "}", '{"answer": "', '"}', "is correct", "if ", "Rib fracture"]
-    + ["Cardiomegaly", "답은 ", "答案是", "I ", "a ", "?", "because ", "Normal chest", "no ", "so "]
+    [
+        *(
+            "A",
+            "B",
+            "C",
+            " ",
+            "\n",
+            ".",
+            ",",
+            "(",
+            ")",
+            "*",
+            "?",
+            "not ",
+            "or ",
+            "and ",
+            "no ",
+            "so ",
+            "if ",
+            "I ",
+            "a ",
+        ),
+        *(
+            "the answer is ",
+            "Answer: ",
+            "<answer>",
+            "</answer>",
+            "<think>",
+            "</think>",
+            "\\boxed{",
+            "}",
+            '{"answer": "',
+        ),
+        *('"}', "is correct", "because ", "Rib fracture", "Cardiomegaly", "Normal chest", "답은 ", "答案是"),
+    ]
 )
 HOSTILE = st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=40).map("".join))
 
