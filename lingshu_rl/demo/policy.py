@@ -32,7 +32,7 @@ class Recipe:
     lookup_steps: int = 800
     seeing_steps: int = 600
     pool_times: int = 6
-    sft_steps: int = 120
+    sft_steps: int = 200
     sft_rows: int = 1000
     sft_batch: int = 32
     sft_lr: float = 1e-3
