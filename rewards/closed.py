@@ -38,6 +38,7 @@ _REASON = re.compile(
     re.IGNORECASE,
 )
 _MOST_LABELS = 300
+_LONGEST_PHRASE = 200
 _LONGEST_ANSWER = 500  # characters; what is cut off could not match anyway
 _PARENTHESIS = re.compile(r"\s*\(([^()]{1,80})\)\s*")
 _STATEMENT = re.compile(
@@ -87,7 +88,7 @@ def read_yes_no(text: str) -> str:
     depends on the question) and never inside another word.
     """
     single, phrases = _yes_no_words()
-    if len(text) <= 200:
+    if len(text) <= _LONGEST_PHRASE:
         phrase = clean_phrase(text)
         if phrase.endswith("?"):
             return ""
@@ -141,7 +142,9 @@ class YesNo(Reward):
         said = [read_yes_no(text) for text in dict.fromkeys(answer.texts)] if answer.closed else []
         if "" in said:
             return RewardResult(0.0, "unparsed", reason=f"the {answer.channel} says neither yes nor no")
-        outside = [candidate.text for candidate in answer.lower] if answer.closed else list(answer.texts)
+        # A long cue text says nothing that the text around it does not.
+        candidates = answer.lower if answer.closed else answer.candidates
+        outside = [candidate.text for candidate in candidates if len(candidate.text) <= _LONGEST_PHRASE]
         said += [word for text in dict.fromkeys((answer.rest.strip(), *outside)) if (word := read_yes_no(text))]
         if not said:
             return RewardResult(0.0, "unparsed", reason="neither yes nor no is said")

@@ -134,7 +134,7 @@ def sentences(text: str) -> list[str]:
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) offsets of the sentences of `text`; between them lies only white space."""
+    """(start, end) offsets of the sentences of `text`; between them lies only white space and stray full stops."""
     spans: list[tuple[int, int]] = []
     offset = 0
     for line in text.split("\n"):
@@ -146,7 +146,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
             start = match.end()
         spans.append((offset + start, offset + len(line)))
         offset += len(line) + 1
-    return [(start, end) for start, end in spans if text[start:end].strip()]
+    return [(start, end) for start, end in spans if text[start:end].strip(" \t.!?")]
 
 
 def first_sentence_end(line: str) -> int:
