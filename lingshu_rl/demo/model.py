@@ -102,7 +102,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
     """A network with random weights (torch's global generator), embedding tied to the output layer, float32."""
-    token = tokenizer.convert_tokens_to_ids
+    token = tokenizer.get_vocab().__getitem__
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": -(-len(tokenizer) // 64) * 64,  # vLLM pads to 64 itself; a full table needs no special case
