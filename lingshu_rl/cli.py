@@ -120,7 +120,7 @@ def run_training(config) -> int:  # type: ignore[no-untyped-def]
     except known as error:
         print(f"\nthe run stopped: {error}", file=sys.stderr)
         code = 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C, and SIGTERM by `cancel_on`
         print("\nthe run was stopped; the same command goes on from its last checkpoint", file=sys.stderr)
         code = 130
     else:

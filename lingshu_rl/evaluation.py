@@ -54,8 +54,9 @@ async def evaluate(run: Run, name: str, controls: Sequence[str] = ()) -> dict[st
     for condition, rows in results.items():
         score = mean_ci([row["value"] for row in rows], [row["image"] for row in rows])
         low, high = score["ci95"]
+        told = f"{score['accuracy']:.3f}" if score["n"] else "unknown (no answer could be judged)"
         run.progress.say(
-            f"{name}, {condition}: accuracy {score['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, n={score['n']})"
+            f"{name}, {condition}: accuracy {told} (95 % interval {low:.3f} to {high:.3f}, n={score['n']})"
         )
     return results
 

@@ -192,13 +192,12 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         else:
             run.transfer = FileTransfer(run.rollout, shared if is_main else None)
         await run.on_main(run.transfer.start)
-        if checkpoint is not None:
+        if checkpoint is not None or config.rollout.urls:
+            # A server that was running already may still hold the weights of the run before.
             await run.transfer.send(policy, version=run.first_step)
         run.add_seconds("start", time.monotonic() - start)
         run.policy.start_trackers(folder.path)
         yield run
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt("the run was asked to stop") from None
     finally:
         stop_all(workers)
         if not given:
