@@ -44,8 +44,8 @@ class TrainConfig:
     steps: int = 100
     prompts_per_step: int = 32
     group_size: int = 8  # completions sampled for each prompt (G)
-    lr: float = 5e-4
-    warmup_steps: int = 5
+    lr: float = 3e-4
+    warmup_steps: int = 10
     lr_schedule: str = "constant"  # constant | linear | cosine, after the warm-up
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
