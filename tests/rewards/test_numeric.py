@@ -248,7 +248,7 @@ def test_no_text_of_20_kb_takes_long(fragment):
             start = time.process_time()
             REWARD.score(row)
             times.append(time.process_time() - start)
-        assert min(times) < 0.05, (fragment, row.meta, min(times))
+        assert min(times) < 0.5, (fragment, row.meta, min(times))
 
 
 def test_hostile_text_touches_nothing(tmp_path, monkeypatch):
