@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +92,3 @@ def blank_image(image: str | bytes) -> bytes:
     buffer = io.BytesIO()
     Images.new("RGB", open_image(image).size, (128, 128, 128)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def vision_bytes(vision: Mapping[str, torch.Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in vision.values())
