@@ -1,20 +1,24 @@
-# demo: install what is missing, train the embedded demo, show the result.   test: everything.   lint: ruff and types.
+# demo: install what is missing, train the embedded demo, show the result.   test: everything but the
+# endurance tests (tens of minutes, test-endurance).   lint: ruff and types.
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN = .venv/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-fast lint format bench
+.PHONY: demo test test-fast test-endurance lint format bench
 
 demo: .venv/.installed
 	$(BIN)/accelerate launch --num_processes 1 recipes/grpo_medvqa.py
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -q -m "not slow" -n 2
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m "not slow and not endurance" -n 2
+	$(BIN)/python -m pytest -q -m "slow and not endurance"
 
 test-fast: .venv/.installed
-	$(BIN)/python -m pytest -q -m "not slow" -n 2
+	$(BIN)/python -m pytest -q -m "not slow and not endurance" -n 2
+
+test-endurance: .venv/.installed
+	$(BIN)/python -m pytest -q -m endurance
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
