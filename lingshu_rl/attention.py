@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -167,19 +168,23 @@ def shared_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    today = blocks.last if getattr(module, "layer_idx", None) == blocks.last_layer else blocks.every
+    # Cut once: the gradient of a split is one concatenation, that of a slice a whole tensor of zeros.
+    cuts = sorted({0, query.shape[2], *(c for b in today for r in ((b.start, b.stop), *b.keys) for c in r)})
+    q, k, v = (_Cut(x, cuts) for x in (query, key, value))
     outputs = []
     place = 0
-    for block in blocks.last if getattr(module, "layer_idx", None) == blocks.last_layer else blocks.every:
+    for block in today:
         if block.start > place:
             outputs.append(query.new_zeros(1, block.start - place, query.shape[1], value.shape[3]))
-        k, v = _join(key, block.keys), _join(value, block.keys)
+        keys, values = k.join(block.keys), v.join(block.keys)
         # Off the CPU a mask and grouped heads together lead to the slow kernel.
-        grouped = k.shape[1] != query.shape[1]
+        grouped = keys.shape[1] != query.shape[1]
         if grouped and block.mask is not None and query.device.type != "cpu":
-            k, v = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (k, v))
+            keys, values = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (keys, values))
             grouped = False
         output = scaled_dot_product_attention(
-            query[:, :, block.start : block.stop], k, v, attn_mask=block.mask, is_causal=block.mask is None,
+            q.join([(block.start, block.stop)]), keys, values, attn_mask=block.mask, is_causal=block.mask is None,
             scale=scaling, enable_gqa=grouped,
         )  # fmt: skip
         outputs.append(output.transpose(1, 2))
@@ -187,9 +192,16 @@ def shared_attention(
     return torch.cat(outputs, dim=1), None
 
 
-def _join(x: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
-    parts = [x[:, :, a:b] for a, b in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+class _Cut:
+    """A tensor cut along its tokens; `join` puts ranges that begin and end at cuts together."""
+
+    def __init__(self, x: Tensor, cuts: Sequence[int]) -> None:
+        self.pieces = x.split([b - a for a, b in pairwise(cuts)], dim=2)
+        self.number = {cut: i for i, cut in enumerate(cuts)}
+
+    def join(self, ranges: Sequence[tuple[int, int]]) -> Tensor:
+        parts = [p for a, b in ranges for p in self.pieces[self.number[a] : self.number[b]]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 AttentionInterface.register(NAME, shared_attention)

@@ -45,6 +45,7 @@ class PackedRow:
     image_S: number of the image a token belongs to, -1 for text.
     keep_U: places whose output predicts a token. row_T, target_T: which of the U, and which id, for each of the T.
     members: (group index, member index, completion tokens) in the order of the T tokens.
+    features: the encoded images, in place of the pixels in `vision`; see `logprobs.with_image_features`.
     """
 
     input_ids_1S: Tensor
@@ -60,6 +61,7 @@ class PackedRow:
     members: tuple[tuple[int, int, int], ...]
     spans: tuple[Span, ...]
     dense: bool
+    features: Any = None
 
     @property
     def tokens(self) -> int:

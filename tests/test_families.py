@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lingshu_rl.attention import NAME, allowed, attention_masks
 from lingshu_rl.families import model_spec, supports_sharing, unwrap
-from lingshu_rl.logprobs import completion_logprobs
+from lingshu_rl.logprobs import completion_logprobs, trains_vision, with_image_features
 from lingshu_rl.packing import PackedRow, pack
 from lingshu_rl.scoring import group_logprobs
 from lingshu_rl.types import TokenGroup
@@ -114,15 +114,48 @@ def test_a_wrong_mask_or_wrong_positions_show(family: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 16])
-def test_any_group_size(size: int) -> None:
-    model = build("qwen2_5_vl")
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "qwen2_window"])
+def test_any_group_size(family: str, size: int) -> None:
+    model = build(family)
     lengths = torch.randint(1, 11, (size,)).tolist()
-    groups = [group("qwen2_5_vl", "a", lengths, images=1), group("qwen2_5_vl", "b", lengths[::-1], images=2)]
+    images = int(family in VISION_FAMILIES)
+    groups = [group(family, "a", lengths, images=images), group(family, "b", lengths[::-1], images=2 * images)]
     weights = token_weights(groups)
     dense = score(model, pack(groups, model, 1, "dense"), weights)
     shared = score(model, pack(groups, model, 1024), weights)
     assert logprob_gap(dense[0], shared[0]) < 1e-4
     assert gradient_gap(dense[1], shared[1]) < 1e-4
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_features_of_a_frozen_tower_stand_in_for_the_pixels(family: str) -> None:
+    model = build(family)
+    text = {id(p) for m in (model.get_decoder(), model.get_output_embeddings()) for p in m.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in text)
+    assert not trains_vision(model)
+    groups = make_groups(family)
+    weights = token_weights(groups)
+    for layout in ("shared", "dense"):
+        rows = pack(groups, model, 512, layout)
+        logprobs, gradients = score(model, rows, weights)
+        kept = [with_image_features(model, row) for row in rows]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(model.base_model), "get_image_features", None)  # whoever encodes again fails
+            again, gradients_again = score(model, kept, weights)
+        assert logprob_gap(logprobs, again) < 1e-6 and gradient_gap(gradients, gradients_again) < 1e-5
+
+
+def test_who_trains_the_vision_tower() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    def adapted(targets: object) -> object:
+        return get_peft_model(build("qwen2_5_vl"), LoraConfig(r=2, target_modules=targets))
+
+    assert trains_vision(build("qwen2_5_vl"))
+    assert not trains_vision(build("llama"))
+    assert not trains_vision(adapted(["q_proj", "v_proj"]))  # the tower's layer is called qkv
+    assert trains_vision(adapted("all-linear"))
 
 
 def test_completions_of_one_token_and_a_long_prompt() -> None:
