@@ -25,6 +25,7 @@ from lingshu_rl.families import ModelSpec
 from lingshu_rl.packing import PackedRow, Span
 
 NAME = "shared_prefix"
+WINDOWS = "windows_as_flash"  # "flash" in the name makes Qwen-VL hand over all windows in one call
 _SMALLEST_BLOCK = 64  # queries; smaller blocks are slower than the masked part they leave out
 
 
@@ -50,11 +51,13 @@ class Blocks:
     last_layer: int
 
 
-def use_shared_attention(base: Any) -> None:
-    """Route the text model's attention through this module. Its vision tower keeps what it has."""
+def use_shared_attention(base: Any, spec: ModelSpec) -> None:
+    """Route the model's attention through this module: the text model's, and that of a vision tower with windows."""
     text = base.config.get_text_config()
     if text._attn_implementation != NAME:
         text._attn_implementation = NAME
+    if spec.mrope_merge and base.config.vision_config._attn_implementation == "sdpa":
+        base.config.vision_config._attn_implementation = WINDOWS
 
 
 def attention_masks(row: PackedRow, spec: ModelSpec, device: torch.device, backend: str, last_layer: int) -> Any:
@@ -204,5 +207,35 @@ class _Cut:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
+def window_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *,
+    cu_seq_lens_q: Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """For Qwen's vision towers: (1, heads, patches, D) each -> (1, patches, heads, D). Patches see their own window.
+
+    cu_seq_lens_q: where windows begin and end. Windows of one length are one batch; transformers' SDPA path calls the
+    kernel for each, dozens an image in Qwen2.5-VL.
+    """
+    lengths = (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist()
+    windows = [x[0].split(lengths, dim=1) for x in (query, key, value)]
+    outputs: list[Tensor] = [query] * len(lengths)
+    for length in set(lengths):
+        alike = [i for i, one in enumerate(lengths) if one == length]
+        q, k, v = (torch.stack([parts[i] for i in alike]) for parts in windows)
+        found = scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        for i, output in zip(alike, found.transpose(1, 2).unbind(), strict=True):
+            outputs[i] = output
+    return torch.cat(outputs)[None], None
+
+
 AttentionInterface.register(NAME, shared_attention)
+AttentionInterface.register(WINDOWS, window_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -53,7 +53,7 @@ def completion_logprobs(
     spec = model_spec(base)
     device = next(base.parameters()).device
     if not row.dense:
-        use_shared_attention(base)
+        use_shared_attention(base, spec)
     if banned_ids and (found := set(banned_ids).intersection(row.target_T.tolist())):
         raise ValueError(f"completions hold the banned token id {min(found)}; ban it in sampling too (logit_bias -100)")
     head = _linear_head(base.get_output_embeddings())

@@ -32,7 +32,7 @@ for prompt in load("demo:validation", instruction="short").prompts[:5]:
     groups.append(TrainGroup(TokenGroup(prompt.id, ids, completions, vision), advantages,
                              tuple(tuple(l.tolist()) for l in logprobs), tuple(logprobs)))
 # And two without an image: under ZeRO, ranks must agree on when the vision tower runs.
-for n in (9, 30):
+for n in (9, 95):
     tokens = TokenGroup(f"text {n}", tuple(range(20, 20 + n)), groups[0].tokens.completions, {})
     groups.append(TrainGroup(tokens, groups[0].advantages, groups[0].rollout_logprobs, groups[0].reference_logprobs))
 found = {}
