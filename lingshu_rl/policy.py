@@ -115,11 +115,27 @@ class Policy:
         return {**totals, "lr": lr}
 
     def logprobs(self, groups: Sequence[TokenGroup], layout: str | None = None) -> list[tuple[torch.Tensor, ...]]:
-        """Per group, per completion, float32 log-probs without gradient. Every rank computes every row."""
+        """Per group, per completion, float32 log-probs without gradient. Every rank computes every row.
+
+        Without `layout` they come about as in the update; the dense layout goes from the pixels, as the oracle.
+        """
         from lingshu_rl.scoring import group_logprobs
 
-        budget = self.config.packing.token_budget
-        return group_logprobs(self.engine, groups, token_budget=budget, layout=layout or self.layout, **self.scoring)
+        return group_logprobs(
+            self.engine,
+            groups,
+            token_budget=self.config.packing.token_budget,
+            layout=layout or self.layout,
+            features=layout is None and self.keeps_features,
+            **self.scoring,
+        )
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether images are encoded once for all passes of a batch: several optimiser steps, no gradient to the tower."""
+        from lingshu_rl.logprobs import trains_vision
+
+        return self.config.train.optimizer_steps > 1 and not trains_vision(self.engine)
 
     def _deal(self, groups: Sequence[TrainGroup]) -> Batch:
         """One optimiser step's groups packed, and the rows of this rank."""
@@ -137,12 +153,11 @@ class Policy:
         """
         import torch
 
-        from lingshu_rl.logprobs import completion_logprobs, trains_vision, with_image_features
+        from lingshu_rl.logprobs import completion_logprobs, with_image_features
 
         rows = []
-        keep_features = not trains_vision(self.engine)
         for row, counts, _ in batch.rows:
-            row = with_image_features(self.engine, row) if keep_features else row
+            row = with_image_features(self.engine, row) if self.keeps_features else row
             with torch.no_grad():
                 old_T = completion_logprobs(self.engine, row, **self.scoring).logprobs_T
             rows.append((row, counts, old_T))

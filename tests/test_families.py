@@ -58,8 +58,8 @@ def score(
     return found, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def flat_logprobs(model, groups: Sequence[TokenGroup], layout: str = "shared") -> Tensor:
-    found = group_logprobs(model, groups, token_budget=512, layout=layout, banned_ids=(), temperature=1.0)
+def flat_logprobs(model, groups: Sequence[TokenGroup], layout: str = "shared", **options) -> Tensor:
+    found = group_logprobs(model, groups, token_budget=512, layout=layout, banned_ids=(), temperature=1.0, **options)
     return torch.cat([part for one in found for part in one])
 
 
@@ -145,6 +145,8 @@ def test_features_of_a_frozen_tower_stand_in_for_the_pixels(family: str) -> None
             patch.setattr(type(model.base_model), "get_image_features", None)  # whoever encodes again fails
             again, gradients_again = score(model, kept, weights)
         assert logprob_gap(logprobs, again) < 1e-6 and gradient_gap(gradients, gradients_again) < 1e-5
+        pixels, encoded = (flat_logprobs(model, groups, layout, features=f) for f in (False, True))
+        assert (pixels - encoded).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
