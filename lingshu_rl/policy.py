@@ -20,6 +20,7 @@ from lingshu_rl.types import TrainGroup
 if TYPE_CHECKING:
     import torch
 
+    from lingshu_rl.families import ModelSpec
     from lingshu_rl.packing import PackedRow
     from lingshu_rl.types import TokenGroup
 
@@ -49,8 +50,9 @@ class Policy:
         # The same start on every rank; sampling happens in the engines, so ranks need no seeds of their own.
         torch.manual_seed(config.seed)
         model = load_model(config.model, torch.float32 if not on_gpu else resolve_dtype(config.train.dtype, on_gpu))
-        self.banned = model_spec(model.config).placeholder_ids
-        self.layout = config.packing.layout
+        spec = model_spec(model.config)
+        self.banned = spec.placeholder_ids
+        self.layout, self.layout_note = row_layout(config, spec, on_gpu)
         self.scoring: dict[str, Any] = {
             "banned_ids": self.banned,
             "temperature": config.rollout.temperature,
@@ -329,6 +331,15 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
         log_with=available_trackers(config.run.trackers),
         project_dir=config.run.dir,
     )
+
+
+def row_layout(config: Config, spec: ModelSpec, on_gpu: bool) -> tuple[str, str]:
+    """The layout of rows, and what to tell the user about it ("" for nothing). Raises ConfigError for flex on a CPU."""
+    if config.packing.attention == "flex" and not on_gpu:
+        raise ConfigError("packing.attention=flex has no gradient on a CPU; use sdpa there")
+    if config.packing.layout == "shared" and not spec.shareable:
+        return "dense", f"prompts cannot be shared, so each completion gets a row of its own: {spec.reason}"
+    return config.packing.layout, ""
 
 
 def share_rows(rows: Sequence[PackedRow], rank: int, ranks: int) -> list[tuple[PackedRow, bool]]:

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 from conftest import launch
 
-from lingshu_rl.config import load_config
-from lingshu_rl.policy import Policy, share_rows
+from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.policy import Policy, row_layout, share_rows
 
 SCRIPT = """
 import json, os, sys, torch
@@ -99,6 +99,23 @@ def test_rows_are_dealt_once_and_ranks_run_the_same_parts_of_the_model(sizes, im
     assert sorted(map(id, counted)) == sorted(map(id, rows))
     kinds = [[bool(row.vision) for row, _ in share] for share in shares]
     assert kinds[0] and all(kind == kinds[0] == sorted(kind) for kind in kinds)
+
+
+def test_a_model_that_cannot_share_is_said_and_gets_rows_of_its_own():
+    from transformers import CONFIG_MAPPING
+
+    from lingshu_rl.families import model_spec
+
+    plain, linear = model_spec(CONFIG_MAPPING["qwen3"]()), model_spec(CONFIG_MAPPING["qwen3_next"]())
+    config = load_config()
+    assert row_layout(config, plain, False) == ("shared", "")
+    layout, note = row_layout(config, linear, False)
+    assert layout == "dense" and "qwen3_next" in note and "linear_attention" in note
+    assert row_layout(load_config(None, ["packing.layout=dense"]), linear, False) == ("dense", "")
+    flex = load_config(None, ["packing.attention=flex"])
+    assert row_layout(flex, plain, True) == ("shared", "")
+    with pytest.raises(ConfigError, match="flex has no gradient on a CPU"):
+        row_layout(flex, plain, False)
 
 
 def test_learning_rate_warms_up_and_follows_its_schedule():
