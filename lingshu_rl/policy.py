@@ -158,8 +158,9 @@ class Policy:
         from lingshu_rl.logprobs import completion_logprobs, with_image_features
 
         rows = []
+        keep = self.keeps_features
         for row, counts, _ in batch.rows:
-            row = with_image_features(self.engine, row) if self.keeps_features else row
+            row = with_image_features(self.engine, row) if keep else row
             with torch.no_grad():
                 old_T = completion_logprobs(self.engine, row, **self.scoring).logprobs_T
             rows.append((row, counts, old_T))

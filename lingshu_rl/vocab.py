@@ -16,6 +16,7 @@ from torch import Tensor
 # Logits of one chunk, in numbers: 64 MiB of float32 on the CPU, 512 MiB on an accelerator, where short chunks waste it.
 _CHUNK_NUMBERS = {"cpu": 2**24}
 _CHUNK_NUMBERS_ELSEWHERE = 2**27
+_SLAB = 2**15  # rows of the head whose gradient is added at once
 _NEVER = -1e30  # a banned logit: far below any real one, yet finite, so that p * z stays 0 and not nan
 
 
@@ -190,7 +191,9 @@ def _logits(
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b with a float32 total."""
     if total.device.type == "cuda" and a.dtype in (torch.float16, torch.bfloat16):
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        # addmm with a float32 total and half factors is refused by some releases; slabs keep what mm returns small.
+        for rows, part in zip(a.split(_SLAB), total.split(_SLAB), strict=True):
+            part += torch.mm(rows, b, out_dtype=torch.float32)
     else:
         total.addmm_(a.float(), b.float())
 
