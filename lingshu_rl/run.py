@@ -181,6 +181,8 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
             f"policy: {config.model}, {policy.parameters / 1e6:.1f} M parameters, DeepSpeed ZeRO stage {policy.zero_stage}, "
             f"{policy.ranks} rank(s)"
         )
+        if policy.layout_note:
+            progress.say(policy.layout_note)
         await run.on_main(lambda: connect(run, token))
         urls = rollout_urls(run)
         kind = config.rollout.weight_transfer
