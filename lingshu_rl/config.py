@@ -29,6 +29,7 @@ class RunConfig:
         default_factory=lambda: ["tensorboard"]
     )  # accelerate's names: wandb, trackio, mlflow ...
     stop_timeout_s: float = 10.0  # how long child processes may take to stop before they are killed
+    max_restarts: int = 3  # times a server process that died is started again; then the run ends with a checkpoint
 
 
 @dataclass
@@ -49,6 +50,7 @@ class TrainConfig:
     lr_schedule: str = "constant"  # constant | linear | cosine, after the warm-up
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    max_staleness: int = 0  # 1: the next step's rollouts run during the update, on weights one step old
     optimizer_steps: int = 1  # optimiser steps a batch; above 1 the old log-probs are kept and the ratio is clipped
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on CUDA, float32 on CPU
     gradient_checkpointing: bool = False
@@ -61,6 +63,7 @@ class RolloutConfig:
     temperature: float = 1.0  # the trained distribution is scaled alike
     max_tokens: int = 40  # completion tokens
     urls: list[str] = field(default_factory=list)  # running vLLM servers; empty = started by the run
+    servers: int = 0  # how many share devices.rollout; 0 = as many as rollout.vllm.tensor_parallel_size allows, else one
     request_timeout_s: float = 300.0
     retries: int = 2  # a request that fails is sent again with the same seed
     start_timeout_s: float = 300.0
@@ -73,9 +76,12 @@ class RolloutConfig:
 @dataclass
 class ReferenceConfig:
     urls: list[str] = field(default_factory=list)  # running reference servers; empty = started by the run
+    replicas: int = 0  # how many share devices.reference; 0 = one for every tensor_parallel GPUs, one on CPU
+    tensor_parallel: int = 1  # GPUs (on CPU: processes) that one replica is sharded over
     model: str = ""  # "" = the model the run starts from
     dtype: str = "auto"
     request_timeout_s: float = 300.0
+    retries: int = 2
     start_timeout_s: float = 300.0
 
 
@@ -109,6 +115,7 @@ class EvalConfig:
 class CheckpointConfig:
     every: int = 50  # steps; 0 = only at the end
     keep_last: int = 2
+    keep_best: bool = True  # keep also the one with the highest held-out accuracy (by the last evaluation before it)
 
 
 @dataclass
@@ -230,6 +237,20 @@ def validate(config: Config) -> None:
         "checkpoint.keep_last": c.checkpoint.keep_last,
     }.items():
         refuse(number < 1, f"{key}={number} must be at least 1")
+    for key, number in {
+        "rollout.servers": c.rollout.servers,
+        "rollout.retries": c.rollout.retries,
+        "reference.replicas": c.reference.replicas,
+        "reference.retries": c.reference.retries,
+        "run.max_restarts": c.run.max_restarts,
+    }.items():
+        refuse(number < 0, f"{key}={number} must not be negative")
+    refuse(c.reference.tensor_parallel < 1, f"reference.tensor_parallel={c.reference.tensor_parallel} must be at least 1")
+    refuse(c.train.max_staleness not in (0, 1), f"train.max_staleness={c.train.max_staleness} must be 0 or 1")
+    refuse(
+        c.train.max_staleness > 0 and c.loss.importance_cap == 0,
+        "train.max_staleness=1 samples from older weights, which loss.importance_cap must correct; set it above 0",
+    )
     refuse(c.train.lr <= 0, f"train.lr={c.train.lr} must be above 0")
     refuse(c.loss.kl_coef < 0, f"loss.kl_coef={c.loss.kl_coef} must not be negative")
     refuse(
@@ -259,6 +280,11 @@ def validate(config: Config) -> None:
         bool(c.rollout.urls) and c.devices.rollout != "auto",
         "rollout.urls names running servers, so devices.rollout has no effect; unset one of them",
     )
+    for group, urls, count in (
+        ("rollout.servers", c.rollout.urls, c.rollout.servers),
+        ("reference.replicas", c.reference.urls, c.reference.replicas),
+    ):
+        refuse(bool(urls) and count > 0, f"{group}={count} has no effect beside the URLs of running servers; unset it")
     refuse(
         bool(c.reference.urls) and c.devices.reference != "auto",
         "reference.urls names running servers, so devices.reference has no effect; unset one of them",

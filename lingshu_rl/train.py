@@ -17,7 +17,7 @@ from lingshu_rl.config import Config
 from lingshu_rl.evaluation import evaluate
 from lingshu_rl.firstbatch import check_first_batch
 from lingshu_rl.results import finish, log_step
-from lingshu_rl.run import Run, open_run
+from lingshu_rl.run import Ahead, Run, open_run
 from lingshu_rl.types import Group, Rollout, Scored, TokenGroup, TrainGroup
 
 
@@ -42,17 +42,19 @@ async def train(config: Config) -> dict[str, Any]:
             with run.phase("evaluation"):
                 await run.on_main(partial(evaluate, run, "before", config.eval.controls))
         run.progress.start("training", config.train.steps, done=run.first_step)
+        ahead = Ahead(run, collect)
         for step in range(run.first_step, config.train.steps):
             began = time.monotonic()
-            batch = await run.on_main(partial(collect, run, step))
+            batch = await ahead.batch(step)
             if batch.train and not run.first_batch:
                 check_first_batch(run, batch.train)
-            with run.phase("update"):
-                update = run.policy.update(batch.train, step)
+            run.cursor += config.train.prompts_per_step
+            async with ahead.during(step):
+                update = await run.update(batch.train, step)
             with run.phase("weight_sync"):
                 await run.transfer.send(run.policy, version=step + 1)
-            run.cursor += config.train.prompts_per_step
             log_step(run, step + 1, batch, update, time.monotonic() - began)
+            run.step = step + 1
             if config.eval.every and (step + 1) % config.eval.every == 0 and step + 1 < config.train.steps:
                 await run.on_main(partial(evaluate, run, f"step-{step + 1:06d}"))
             if config.checkpoint.every and (step + 1) % config.checkpoint.every == 0:

@@ -34,7 +34,7 @@ def vllm_command(config: Config, model: str, devices: DeviceSet, *, port: int, h
         "generation_config": "vllm",
     }
     if devices.on_gpu:
-        chosen["tensor_parallel_size"] = len(devices.gpus)
+        chosen["tensor_parallel_size"] = len(devices.gpus) // int(config.rollout.vllm.get("pipeline_parallel_size", 1))
     else:
         chosen["enforce_eager"] = True
         # A prompt prefilled in pieces makes vLLM rewind the request's seeded generator, which CPU generators cannot do.
