@@ -59,7 +59,7 @@ def use_shared_attention(base: Any) -> None:
 def attention_masks(row: PackedRow, spec: ModelSpec, device: torch.device, backend: str, last_layer: int) -> Any:
     """The `attention_mask` argument: one mask, or one for each layer type where a model has several.
 
-    backend: "sdpa" (any device), or "flex" for CUDA, where it was not run; its forward was compared on the CPU alone.
+    backend: "sdpa" (any device), or "flex" for CUDA; on the CPU flex has a forward, but no backward.
     """
     if backend == "flex":
         masks: dict[str, Any] = {kind: _flex_mask(row, spec, window, device) for kind, window in spec.windows.items()}
@@ -76,14 +76,20 @@ def allowed(row: PackedRow, spec: ModelSpec, window: int | None, device: torch.d
     group, branch, logical = row.group_S.to(device), row.branch_S.to(device), row.logical_S.to(device)
     distance = logical[:, None] - logical[None, :]
     may = distance >= 0
-    if spec.image_blocks or spec.prefix_blocks:
-        block = row.image_S.to(device) if spec.image_blocks else torch.where(branch < 0, 0, -1)
+    if (block := _blocks_without_order(row, spec, device)) is not None:
         may |= (block[:, None] == block[None, :]) & (block[:, None] >= 0)
     if window is not None:
         may &= distance < window
     may &= (branch[None, :] < 0) | (branch[None, :] == branch[:, None])
     may &= group[None, :] == group[:, None]
     return may
+
+
+def _blocks_without_order(row: PackedRow, spec: ModelSpec, device: torch.device) -> Tensor | None:
+    """(S,) tokens of one number >= 0 see each other both ways: those of an image (Gemma 3), the prompt's (PaliGemma)."""
+    if spec.image_blocks:
+        return row.image_S.to(device)
+    return torch.where(row.branch_S < 0, 0, -1).to(device) if spec.prefix_blocks else None
 
 
 def _sdpa_mask(row: PackedRow, spec: ModelSpec, window: int | None, device: torch.device, last_layer: int) -> Tensor:
@@ -126,12 +132,14 @@ def _block(mask: Tensor, start: int, stop: int, keys: tuple[tuple[int, int], ...
 def _flex_mask(row: PackedRow, spec: ModelSpec, window: int | None, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    if spec.image_blocks or spec.prefix_blocks:
-        raise ValueError(f"{spec.model_type}: packing.attention=flex knows causal prompts only; use sdpa")
     group, branch, logical = row.group_S.to(device), row.branch_S.to(device), row.logical_S.to(device)
+    block = _blocks_without_order(row, spec, device)
 
     def may(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        seen = (group[q] == group[k]) & ((branch[k] < 0) | (branch[k] == branch[q])) & (logical[k] <= logical[q])
+        seen = logical[k] <= logical[q]
+        if block is not None:
+            seen = seen | ((block[q] == block[k]) & (block[q] >= 0))
+        seen = seen & (group[q] == group[k]) & ((branch[k] < 0) | (branch[k] == branch[q]))
         return seen if window is None else seen & (logical[q] - logical[k] < window)
 
     return create_block_mask(may, 1, None, row.tokens, row.tokens, device=str(device))

@@ -119,7 +119,16 @@ def run_training(config) -> int:  # type: ignore[no-untyped-def]
     from lingshu_rl.workers import WorkerError
     from rewards.executor import RewardFailure
 
-    known = (ConfigError, DataError, CheckError, ReferenceRequestError, RolloutError, WorkerError, RewardFailure, RunFolderError)
+    known = (
+        ConfigError,
+        DataError,
+        CheckError,
+        ReferenceRequestError,
+        RolloutError,
+        WorkerError,
+        RewardFailure,
+        RunFolderError,
+    )
     try:
         asyncio.run(train(config))
     except known as error:

@@ -45,6 +45,7 @@ class TrainConfig:
     steps: int = 100
     prompts_per_step: int = 32
     group_size: int = 8  # completions sampled for each prompt (G)
+    max_refills: int = 0  # times a step may draw further prompts for groups that teach nothing (dynamic sampling)
     lr: float = 3e-4
     warmup_steps: int = 10
     lr_schedule: str = "constant"  # constant | linear | cosine, after the warm-up
@@ -63,7 +64,9 @@ class RolloutConfig:
     temperature: float = 1.0  # the trained distribution is scaled alike
     max_tokens: int = 40  # completion tokens
     urls: list[str] = field(default_factory=list)  # running vLLM servers; empty = started by the run
-    servers: int = 0  # how many share devices.rollout; 0 = as many as rollout.vllm.tensor_parallel_size allows, else one
+    servers: int = (
+        0  # how many share devices.rollout; 0 = as many as rollout.vllm.tensor_parallel_size allows, else one
+    )
     request_timeout_s: float = 300.0
     retries: int = 2  # a request that fails is sent again with the same seed
     start_timeout_s: float = 300.0
@@ -245,12 +248,15 @@ def validate(config: Config) -> None:
         "run.max_restarts": c.run.max_restarts,
     }.items():
         refuse(number < 0, f"{key}={number} must not be negative")
-    refuse(c.reference.tensor_parallel < 1, f"reference.tensor_parallel={c.reference.tensor_parallel} must be at least 1")
+    refuse(
+        c.reference.tensor_parallel < 1, f"reference.tensor_parallel={c.reference.tensor_parallel} must be at least 1"
+    )
     refuse(c.train.max_staleness not in (0, 1), f"train.max_staleness={c.train.max_staleness} must be 0 or 1")
     refuse(
         c.train.max_staleness > 0 and c.loss.importance_cap == 0,
         "train.max_staleness=1 samples from older weights, which loss.importance_cap must correct; set it above 0",
     )
+    refuse(c.train.max_refills < 0, f"train.max_refills={c.train.max_refills} must not be negative")
     refuse(c.train.lr <= 0, f"train.lr={c.train.lr} must be above 0")
     refuse(c.loss.kl_coef < 0, f"loss.kl_coef={c.loss.kl_coef} must not be negative")
     refuse(
@@ -275,6 +281,10 @@ def validate(config: Config) -> None:
         c.advantage.variant == "gdpo" and c.advantage.overlong_buffer > 0,
         "advantage.overlong_buffer changes the summed reward, which advantage.variant=gdpo does not use; make length a "
         "part of rewards.spec instead",
+    )
+    refuse(
+        c.advantage.variant == "gdpo" and c.train.max_refills > 0,
+        "advantage.variant=gdpo normalises over the whole batch, so train.max_refills cannot add to it; set it to 0",
     )
     refuse(
         bool(c.rollout.urls) and c.devices.rollout != "auto",

@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +36,36 @@ from lingshu_rl.workers import Supervisor, Worker, WorkerError, free_port, stop_
 
 T = TypeVar("T")
 GRACE_S = 10.0  # how long SIGTERM lets a batch that runs ahead of its step come to its end
+
+
+class Spans(dict[str, tuple[float, float]]):
+    """When each phase of a batch began and ended, on the run's clock; a name used again widens its span."""
+
+    def __init__(self, clock: Callable[[], float], spans: Mapping[str, tuple[float, float]] | None = None) -> None:
+        super().__init__(spans or {})
+        self.clock = clock
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        start = self.clock()
+        try:
+            yield
+        finally:
+            self._widen(name, start, self.clock())
+
+    def seconds(self, name: str) -> float:
+        start, end = self.get(name, (0.0, 0.0))
+        return end - start
+
+    def __or__(self, more: Mapping[str, tuple[float, float]]) -> Spans:  # type: ignore[override]
+        both = Spans(self.clock, self)
+        for name, (start, end) in more.items():
+            both._widen(name, start, end)
+        return both
+
+    def _widen(self, name: str, start: float, end: float) -> None:
+        first, last = self.get(name, (start, end))
+        self[name] = (min(first, start), max(last, end))
 
 
 class Preempted(RuntimeError):
@@ -142,7 +172,7 @@ class Run:
             return "no step was finished, so there is no checkpoint"
         return f"the state after step {self.saved_step} is in {self.folder.checkpoint(self.saved_step)}"
 
-    async def on_main(self, work: Callable[[], Awaitable[T]], *, urgent: bool = True) -> T | None:
+    async def on_main(self, work: Callable[[], Awaitable[T]], *, urgent: bool = True) -> T:
         """Run `work` on the main rank; every rank gets its result or its exception.
 
         Meanwhile a rollout server that was started again gets the weights, which all ranks may have to gather: those
@@ -177,7 +207,8 @@ class Run:
         lost = {self.supervisor.failure} if self.supervisor is not None else set()
         try:
             while True:
-                await asyncio.wait({task, wanted, stop, *lost}, return_when=asyncio.FIRST_COMPLETED)
+                waited: set[asyncio.Future[Any]] = {task, wanted, stop, *lost}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                 if any(failure.done() for failure in lost):
                     return ("error", next(iter(lost)).exception()) if urgent else ("value", None)
                 if wanted.done():
@@ -254,9 +285,7 @@ class Ahead(Generic[T]):
 
     async def batch(self, step: int) -> T:
         pending, self.pending = self.pending, None
-        batch = await self.run.on_main(lambda: pending or self.collect(self.run, step))
-        assert batch is not None
-        return batch
+        return await self.run.on_main(lambda: pending or self.collect(self.run, step))
 
     @asynccontextmanager
     async def during(self, step: int) -> AsyncIterator[None]:

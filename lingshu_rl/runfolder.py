@@ -140,7 +140,9 @@ class RunFolder:
             complaints.append(f"{self.metrics} ended in unreadable text (line {bad}), which was dropped")
         missing = sorted(set(range(1, step + 1)) - {of for of, _ in kept})
         if missing:
-            complaints.append(f"{self.metrics} lacks the metrics of step(s) {_ranges(missing)}; the run goes on without them")
+            complaints.append(
+                f"{self.metrics} lacks the metrics of step(s) {_ranges(missing)}; the run goes on without them"
+            )
         write_text(self.metrics, "".join(line + "\n" for _, line in kept))
         for file in self.path.glob("rollouts/step-*.parquet"):
             if int(file.stem.removeprefix("step-")) > step:
@@ -276,7 +278,7 @@ def checkpoint_fault(folder: Path) -> str:
     try:
         state = json.loads((folder / "run.json").read_text())
         files = dict(state.get("files", {}))
-        state["step"], state["cursor"]
+        int(state["step"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         return f"run.json is unreadable ({type(error).__name__}: {error})"
     for name, size in files.items():

@@ -143,7 +143,9 @@ class Supervisor:
             if await asyncio.to_thread(worker.healthy):
                 return False
             if time.monotonic() > deadline:
-                self.say(f"{worker.name} has not answered for {patience_s:.0f} s and is killed; its log is {worker.log}")
+                self.say(
+                    f"{worker.name} has not answered for {patience_s:.0f} s and is killed; its log is {worker.log}"
+                )
                 await asyncio.to_thread(worker.kill)
             await asyncio.sleep(0.2)
         return True
@@ -153,7 +155,9 @@ class Supervisor:
         try:
             while True:
                 if worker.restarts >= self.max_restarts:
-                    raise WorkerError(f"{death}\n{worker.name} was started again {worker.restarts} times (run.max_restarts)")
+                    raise WorkerError(
+                        f"{death}\n{worker.name} was started again {worker.restarts} times (run.max_restarts)"
+                    )
                 worker.restarts += 1
                 self.say(f"{str(death).splitlines()[0]}; starting it again ({worker.restarts} of {self.max_restarts})")
                 await asyncio.to_thread(worker.stop)

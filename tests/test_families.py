@@ -294,7 +294,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_window"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
 def test_flex_attention_is_exact_in_the_forward(family: str) -> None:
     """Block masks are for CUDA: on the CPU flex attention is compiled first and has no backward."""
     model = build(family)
@@ -305,12 +305,15 @@ def test_flex_attention_is_exact_in_the_forward(family: str) -> None:
     assert (masked_T - blocks_T).abs().max() < 1e-5
 
 
-def test_flex_masks_allow_what_the_others_do() -> None:
-    model = build("qwen2_window")
-    rows = pack(make_groups("qwen2_window"), model, 512)
+@pytest.mark.parametrize("family", ["qwen2_window", "gemma3", "paligemma"])
+def test_flex_masks_allow_what_the_others_do(family: str) -> None:
+    model = build(family)
+    rows = pack(make_groups(family), model, 512)
     spec = model_spec(model)
     masks = attention_masks(rows[0], spec, torch.device("cpu"), "flex", last_layer=-1)
-    assert set(masks) == {"full_attention", "sliding_attention"}
+    if not spec.mask_is_dict:
+        masks = {"full_attention": masks}
+    assert set(masks) == set(spec.windows)
     places = torch.arange(rows[0].tokens)
     for kind, mask in masks.items():
         dense = allowed(rows[0], spec, spec.windows[kind], torch.device("cpu"))

@@ -37,7 +37,9 @@ class FileTransfer:
     async def start(self, servers: Sequence[Server] | None = None) -> None:
         """Make the servers (default: all) ready to receive. Only the main rank does anything."""
         if self.pool is not None:
-            await self.pool.post_to(servers or self.pool.servers, "/init_weight_transfer_engine", json={"init_info": {}})
+            await self.pool.post_to(
+                servers or self.pool.servers, "/init_weight_transfer_engine", json={"init_info": {}}
+            )
 
     async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
         """To every server that is up, or to the one of this URL whatever its state. One that dies meanwhile is left out."""
@@ -158,7 +160,7 @@ class FanOut:
     def start_weight_update(self) -> None:
         self._post("start_weight_update")
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
+    def update_weights(self, update_info: Any) -> None:
         self._post("update_weights", [{"update_info": update_info}] * len(self.urls))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
