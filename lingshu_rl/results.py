@@ -56,9 +56,7 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float], s
         **{f"time/{name}": value for name, value in batch.seconds.items()},
         **{f"time/{name}": run.last_seconds[name] for name in ("update", "weight_sync") if name in run.last_seconds},
         "time/step": seconds,
-        **_timeline(
-            {**batch.spans, **{name: run.spans[name] for name in ("update", "weight_sync") if name in run.spans}}
-        ),
+        **timeline({**batch.spans, **run.spans}, run.started),
     }
     run.folder.log_metrics(metrics)
     run.folder.write_rollouts(step, batch.groups, batch.advantages)
@@ -67,9 +65,10 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float], s
     run.progress.say(step_line(step, run.config.train.steps, metrics))
 
 
-def _timeline(spans: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """time/start/PHASE and time/end/PHASE, in seconds since this process started the run."""
-    return {f"time/{edge}/{name}": span[i] for name, span in spans.items() for i, edge in enumerate(("start", "end"))}
+def timeline(spans: Mapping[str, tuple[float, float]], origin: float) -> dict[str, float]:
+    """time/start/PHASE and time/end/PHASE in seconds since `origin`: when this process started the run."""
+    edges = enumerate(("start", "end"))
+    return {f"time/{edge}/{name}": span[i] - origin for i, edge in edges for name, span in spans.items()}
 
 
 async def finish(run: Run) -> dict[str, Any]:

@@ -39,26 +39,22 @@ GRACE_S = 10.0  # how long SIGTERM lets a batch that runs ahead of its step come
 
 
 class Spans(dict[str, tuple[float, float]]):
-    """When each phase of a batch began and ended, on the run's clock; a name used again widens its span."""
-
-    def __init__(self, clock: Callable[[], float], spans: Mapping[str, tuple[float, float]] | None = None) -> None:
-        super().__init__(spans or {})
-        self.clock = clock
+    """When each phase of a batch began and ended (time.monotonic); a name used again widens its span."""
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        start = self.clock()
+        start = time.monotonic()
         try:
             yield
         finally:
-            self._widen(name, start, self.clock())
+            self._widen(name, start, time.monotonic())
 
     def seconds(self, name: str) -> float:
         start, end = self.get(name, (0.0, 0.0))
         return end - start
 
     def __or__(self, more: Mapping[str, tuple[float, float]]) -> Spans:  # type: ignore[override]
-        both = Spans(self.clock, self)
+        both = Spans(self)
         for name, (start, end) in more.items():
             both._widen(name, start, end)
         return both
@@ -97,25 +93,21 @@ class Run:
         self.started = time.monotonic()
         self.seconds: dict[str, float] = {}
         self.last_seconds: dict[str, float] = {}  # of the latest time each phase ran
-        self.spans: dict[str, tuple[float, float]] = {}  # when it ran, seconds since this process started the run
+        self.spans: dict[str, tuple[float, float]] = {}  # when it began and ended (time.monotonic)
         self.seconds_before = 0.0  # spent before this process resumed the run
         self.first_batch: dict[str, float] = {}
         self.stopping = asyncio.Event()  # set by SIGTERM
         self.wanted: asyncio.Queue[str] = asyncio.Queue()  # URLs of restarted rollout servers that wait for weights
 
-    def clock(self) -> float:
-        """Seconds since this process started the run."""
-        return time.monotonic() - self.started
-
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Adds the block's wall time to `seconds_by_phase`."""
-        start = self.clock()
+        start = time.monotonic()
         try:
             yield
         finally:
-            self.spans[name] = (start, self.clock())
-            self.add_seconds(name, self.clock() - start)
+            self.spans[name] = (start, time.monotonic())
+            self.add_seconds(name, time.monotonic() - start)
 
     def add_seconds(self, name: str, seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
@@ -153,7 +145,7 @@ class Run:
                     "cursor": self.cursor,
                     "accuracy": self.accuracy,
                     "seconds": self.seconds,
-                    "seconds_total": self.seconds_before + self.clock(),
+                    "seconds_total": self.seconds_before + time.monotonic() - self.started,
                     "first_batch": self.first_batch,
                 },
                 write,
@@ -211,6 +203,8 @@ class Run:
                 await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                 if any(failure.done() for failure in lost):
                     return ("error", next(iter(lost)).exception()) if urgent else ("value", None)
+                if urgent and self.stopping.is_set():
+                    return "error", Preempted("the run was stopped by SIGTERM")
                 if wanted.done():
                     await self._give_weights(wanted.result())
                     wanted = asyncio.ensure_future(self.wanted.get())
@@ -218,7 +212,7 @@ class Run:
                     error = task.exception()
                     return ("error", error) if error is not None else ("value", task.result())
                 elif stop.done():
-                    return ("error", Preempted("the run was stopped by SIGTERM")) if urgent else ("value", None)
+                    return "value", None
         finally:
             await cancelled(wanted)
             await cancelled(stop)

@@ -104,7 +104,7 @@ async def sample(run: Run, step: int, prompts: Sequence[Prompt]) -> Experience:
     GDPO compares reward components over all groups, so there the reference has to wait for the last one.
     """
     config = run.config
-    spans = Spans(run.clock)
+    spans = Spans()
     scoring: dict[str, asyncio.Task[tuple[Group, float]]] = {}
     preparing: dict[str, asyncio.Task[Prepared]] = {}
     assert run.rollout is not None

@@ -125,12 +125,12 @@ def test_the_server_refuses_strangers_junk_and_giants_and_lives_on(app):
 def test_the_client_says_which_server_refused_and_why():
     async def ask():
         client = ReferenceClient(["http://ref"], token="t", timeout_s=5)
-        client.http = httpx.AsyncClient(
+        client.pool.http = httpx.AsyncClient(
             transport=httpx.MockTransport(lambda r: httpx.Response(422, text="image tokens"))
         )
         await client.logprobs(groups())
 
-    with pytest.raises(ReferenceRequestError, match=r"http://ref answered 422: image tokens"):
+    with pytest.raises(ReferenceRequestError, match=r"http://ref refused group 'a': HTTP 422: image tokens"):
         asyncio.run(ask())
 
 
@@ -150,7 +150,7 @@ def test_replicas_share_one_queue():
 
     async def ask():
         client = ReferenceClient(["http://a", "http://b"], token="t", timeout_s=5)
-        client.http = httpx.AsyncClient(transport=httpx.MockTransport(handler))
+        client.pool.http = httpx.AsyncClient(transport=httpx.MockTransport(handler))
         return await asyncio.gather(*(client.logprobs(groups()) for _ in range(6)))
 
     assert len(asyncio.run(ask())) == 6 and max(most) == 2
