@@ -81,6 +81,7 @@ class ReferenceConfig:
     urls: list[str] = field(default_factory=list)  # running reference servers; empty = started by the run
     replicas: int = 0  # how many share devices.reference; 0 = one for every tensor_parallel GPUs, one on CPU
     tensor_parallel: int = 1  # GPUs (on CPU: processes) that one replica is sharded over
+    refresh_every: int = 0  # steps after which the reference becomes the policy of that moment; 0 = never
     model: str = ""  # "" = the model the run starts from
     dtype: str = "auto"
     request_timeout_s: float = 300.0
@@ -245,6 +246,7 @@ def validate(config: Config) -> None:
         "rollout.retries": c.rollout.retries,
         "reference.replicas": c.reference.replicas,
         "reference.retries": c.reference.retries,
+        "reference.refresh_every": c.reference.refresh_every,
         "run.max_restarts": c.run.max_restarts,
     }.items():
         refuse(number < 0, f"{key}={number} must not be negative")
@@ -276,6 +278,11 @@ def validate(config: Config) -> None:
     refuse(
         bool(c.reference.urls or c.reference.model) and c.loss.kl_coef == 0,
         "reference.urls or reference.model is set, but loss.kl_coef=0 uses no reference; unset one of them",
+    )
+    refuse(
+        c.reference.refresh_every > 0 and (c.loss.kl_coef == 0 or c.train.max_staleness > 0),
+        "reference.refresh_every needs loss.kl_coef above 0 (else there is no reference) and train.max_staleness=0 (a batch "
+        "collected ahead would have seen the reference of before)",
     )
     refuse(
         c.advantage.variant == "gdpo" and c.advantage.overlong_buffer > 0,

@@ -53,6 +53,7 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float], s
         "weight_version": min(m.rollout.weight_version for m in members),
         "staleness": step - 1 - min(m.rollout.weight_version for m in members),
         "cursor": run.cursor,
+        **({"reference_version": int(run.reference_from[-6:])} if run.reference_from else {}),
         **{f"time/{name}": value for name, value in batch.seconds.items()},
         **{f"time/{name}": run.last_seconds[name] for name in ("update", "weight_sync") if name in run.last_seconds},
         "time/step": seconds,

@@ -90,6 +90,7 @@ class Run:
         self.version = 0  # updates that the policy's weights hold
         self.cursor = 0  # prompts drawn so far, over all epochs
         self.accuracy: float | None = None  # held-out, of the latest evaluation
+        self.reference_from = ""  # folder in RunFolder.references; "" = the model the run started with
         self.started = time.monotonic()
         self.seconds: dict[str, float] = {}
         self.last_seconds: dict[str, float] = {}  # of the latest time each phase ran
@@ -144,6 +145,7 @@ class Run:
                     "step": step,
                     "cursor": self.cursor,
                     "accuracy": self.accuracy,
+                    "reference": self.reference_from,
                     "seconds": self.seconds,
                     "seconds_total": self.seconds_before + time.monotonic() - self.started,
                     "first_batch": self.first_batch,
@@ -155,6 +157,30 @@ class Run:
                 keep_best=self.config.checkpoint.keep_best,
             )
         self.saved_step = step
+
+    async def refresh_reference(self, step: int) -> None:
+        """The policy as it is becomes the reference, in every replica and in every one that is started from here on.
+
+        All ranks call this. The checkpoint names the folder; servers given by URLs must see the run folder too.
+        """
+        folder = self.folder.references / f"step-{step:06d}"
+        with self.phase("refresh"):
+            self.policy.save_hf(folder)
+            self.reference_from = folder.name
+
+            async def tell() -> None:
+                assert self.reference is not None
+                self.encoder.save(folder)
+                pool = self.reference.pool
+                while len(pool.up) < len(pool.servers):  # one that is just starting would come up with the old model
+                    await asyncio.sleep(0.2)
+                for worker in self.workers:
+                    if "reference" in worker.name:
+                        worker.command = [str(folder) if last == "--model" else word
+                                          for last, word in zip(["", *worker.command], worker.command, strict=False)]  # fmt: skip
+                await pool.post_to(pool.servers, "/refresh", json={"folder": folder.name})
+
+            await self.on_main(tell)
 
     def save_before_the_end(self) -> str:
         """A checkpoint of the last whole step unless there is one; says what a person can go on from."""
@@ -352,7 +378,9 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
             progress.say(
                 f"starting {'rollout and reference servers' if config.loss.kl_coef else 'the rollout servers'}; logs in {folder.logs}"
             )
-            workers += start_workers(config, placement, folder, token, shared)
+            workers += start_workers(
+                config, placement, folder, token, shared, reference_model(config, folder, checkpoint)
+            )
         policy = Policy(config, on_gpu=on_gpu)
         run = Run(config, policy, folder, placement)
         run.workers, run.progress, run.test, run.rewards = workers, progress, test, rewards
@@ -406,7 +434,7 @@ def resume(run: Run, checkpoint: Path) -> None:
     """Put the run where the checkpoint left it. All ranks call this. Raises ConfigError when it cannot be read."""
     state = json.loads((checkpoint / "run.json").read_text())
     run.first_step = run.step = run.saved_step = run.version = state["step"]
-    run.cursor, run.accuracy = state["cursor"], state.get("accuracy")
+    run.cursor, run.accuracy, run.reference_from = state["cursor"], state.get("accuracy"), state.get("reference", "")
     run.seconds, run.first_batch = state["seconds"], state["first_batch"]
     run.seconds_before = state["seconds_total"]
     try:
@@ -439,10 +467,26 @@ def load_prompts(config: Config, folder: RunFolder, is_main: bool) -> tuple[list
     return sets[0], sets[1]
 
 
-def start_workers(config: Config, placement: Placement, folder: RunFolder, token: str, shared: Path) -> list[Worker]:
-    """The rollout and reference servers of this host, started together; they load while the policy loads."""
+def reference_model(config: Config, folder: RunFolder, checkpoint: Path | None) -> str:
+    """What the reference is at the checkpoint (None: at the start)."""
+    name = json.loads((checkpoint / "run.json").read_text()).get("reference") if checkpoint else ""
+    if not name:
+        return model_path(config.reference.model or config.model)
+    if not (folder.references / name).is_dir():
+        raise ConfigError(
+            f"checkpoint {checkpoint} was made with the reference {folder.references / name}, which is gone"
+        )
+    return str(folder.references / name)
+
+
+def start_workers(
+    config: Config, placement: Placement, folder: RunFolder, token: str, shared: Path, frozen: str
+) -> list[Worker]:
+    """The rollout and reference servers of this host, started together; they load while the policy loads.
+
+    frozen: the reference model.
+    """
     model = model_path(config.model)
-    frozen = model_path(config.reference.model or config.model)
     groups = [("rollout", i, devices) for i, devices in enumerate(placement.rollout_servers)]
     groups += [("reference", i, devices) for i, devices in enumerate(placement.reference_replicas)]
     workers = []

@@ -4,7 +4,9 @@ config.yaml versions.json          the resolved configuration and what it ran wi
 metrics.jsonl                      one object a step
 rollouts/step-000001.parquet       every completion with its reward, components and reasons
 eval/<name>.jsonl                  graded held-out questions
-checkpoints/step-000050/           hf/ (Hugging Face form), state/ (DeepSpeed, optimiser, RNG), run.json
+checkpoints/step-000050/           hf/ (Hugging Face form), state/ (DeepSpeed, optimiser, RNG), run.json; landed.jsonl:
+                                   groups of the next step that were sampled already
+reference/step-000050/             the policy that became the reference after that step (reference.refresh_every)
 logs/                              one file a child process
 summary.json report.html           the result
 """
@@ -55,6 +57,7 @@ class RunFolder:
         self.path = Path(path)
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.references = self.path / "reference"  # models that became the reference (reference.refresh_every)
         self.logs = self.path / "logs"
         self.summary = self.path / "summary.json"
         self.complaints: list[str] = []  # what `open` found damaged and went around
@@ -256,6 +259,10 @@ class RunFolder:
                 link.symlink_to(best.name)
         for old in set(done) - keep:
             shutil.rmtree(old)
+        used = {json.loads((p / "run.json").read_text()).get("reference") for p in keep}
+        for folder in self.references.glob("step-*"):
+            if folder.name not in used:
+                shutil.rmtree(folder)
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:

@@ -69,6 +69,8 @@ async def train(config: Config) -> dict[str, Any]:
             with run.phase("weight_sync"):
                 await run.transfer.send(run.policy, version=step + 1)
             log_step(run, step + 1, batch, update, time.monotonic() - began)
+            if config.reference.refresh_every and (step + 1) % config.reference.refresh_every == 0:
+                await run.refresh_reference(step + 1)
             run.step = step + 1
             if config.eval.every and (step + 1) % config.eval.every == 0 and step + 1 < config.train.steps:
                 await run.on_main(partial(evaluate, run, f"step-{step + 1:06d}"))

@@ -116,7 +116,11 @@ def test_a_step_takes_its_longest_phase_and_the_update(tmp_path, rollout_s, rewa
 
     async def step():
         run = a_run(tmp_path, prompts=groups)
-        run.rollout, run.rewards, run.reference = Rollouts(rollout_s), Rewards(reward_s), reference(reference_s, replicas)
+        run.rollout, run.rewards, run.reference = (
+            Rollouts(rollout_s),
+            Rewards(reward_s),
+            reference(reference_s, replicas),
+        )
         batch = await collect(run, 0)
         await asyncio.sleep(update_s)
         assert len(batch.train) == groups
@@ -264,7 +268,9 @@ def test_every_rank_gets_the_main_ranks_result_or_error(tmp_path):
 
 def test_a_restarted_server_gets_the_weights_from_all_ranks_while_the_work_goes_on(tmp_path):
     def prepare(run):
-        run.rollout = SimpleNamespace(pool=Pool("rollout", ["http://a"], token="", timeout_s=1, retries=0, error=ValueError))
+        run.rollout = SimpleNamespace(
+            pool=Pool("rollout", ["http://a"], token="", timeout_s=1, retries=0, error=ValueError)
+        )
         run.workers = [SimpleNamespace(url="http://a", restarts=1)]
         run.rollout.pool.mark(run.rollout.pool.servers[0], alive=True, up=False)
         run.wanted.put_nowait("http://a")

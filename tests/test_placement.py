@@ -86,7 +86,10 @@ def test_a_groups_devices_are_shared_by_its_servers():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["devices.rollout=[1,2,3]", "rollout.servers=2"], r"rollout.servers=2, but devices.rollout=cuda:1,2,3 cannot be divided"),
+        (
+            ["devices.rollout=[1,2,3]", "rollout.servers=2"],
+            r"rollout.servers=2, but devices.rollout=cuda:1,2,3 cannot be divided",
+        ),
         (["devices.rollout=[1,2,3]", "rollout.vllm.tensor_parallel_size=2"], "has 3 GPUs; 1 server"),
         (["devices.reference=[1,2]", "reference.replicas=2", "reference.tensor_parallel=2"], "need 4"),
         (["rollout.urls=[http://a]", "rollout.servers=2"], "has no effect beside the URLs"),

@@ -160,7 +160,9 @@ def test_landed_groups_are_not_sampled_again_and_survive_a_file(tmp_path):
         write_rollouts(tmp_path / "landed.jsonl", first.landed[5])
         second = client(handler)
         second.landed[5] = read_rollouts(tmp_path / "landed.jsonl", prompts)
-        assert {g[0].prompt.id: g async for g in second.groups(prompts, 2, step=5)} == {g[0].prompt.id: g for g in groups}
+        assert {g[0].prompt.id: g async for g in second.groups(prompts, 2, step=5)} == {
+            g[0].prompt.id: g for g in groups
+        }
         assert len(calls) == 2
         _ = [g async for g in second.groups(prompts, 2, step=6)]
         assert len(calls) == 4 and set(second.landed) == {6}

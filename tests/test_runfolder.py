@@ -45,7 +45,10 @@ def test_a_checkpoint_that_fails_leaves_the_last_good_one(tmp_path):
     def full_disk(path):
         raise OSError("No space left on device")
 
-    with pytest.raises(RunFolderError, match=r"step-000020 could not be written \(OSError: No space.*last good checkpoint is .*step-000010"):
+    with pytest.raises(
+        RunFolderError,
+        match=r"step-000020 could not be written \(OSError: No space.*last good checkpoint is .*step-000010",
+    ):
         folder.save_checkpoint(20, {}, full_disk, is_main=True, barrier=lambda: None, keep_last=1)
     assert folder.newest_checkpoint().name == "step-000010"
 
@@ -187,7 +190,9 @@ for work in (lambda: save(2, 50_000), lambda: [folder.log_metrics({"step": i, "x
         print(error)
 """
     root = Path(__file__).resolve().parent.parent
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run"), str(root)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "run"), str(root)], capture_output=True, text=True
+    )
     checkpoint_line, metrics_line = done.stdout.splitlines()
     assert "step-000002 could not be written (OSError" in checkpoint_line and "step-000001" in checkpoint_line
     assert "metrics.jsonl could not be written (OSError" in metrics_line

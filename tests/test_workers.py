@@ -137,7 +137,9 @@ def test_a_dead_worker_is_started_again_and_after_that_is_an_error(tmp_path):
         await until(events, "back")
         assert gone_soon(first) and w.healthy() and not await supervisor.examine(w.url)
         os.kill(w.process.pid, signal.SIGKILL)
-        with pytest.raises(WorkerError, match=r"(?s)killed by SIGKILL.*w\.log.*started again 1 times \(run.max_restarts\)"):
+        with pytest.raises(
+            WorkerError, match=r"(?s)killed by SIGKILL.*w\.log.*started again 1 times \(run.max_restarts\)"
+        ):
             await asyncio.wait_for(supervisor.failure, 20)
 
     events = supervised(w, body)
