@@ -74,6 +74,7 @@ class RolloutConfig:
     weight_transfer: str = "auto"  # auto | file | nccl
     vllm: dict[str, Any] = field(default_factory=dict)  # vLLM's own options: {max_model_len: 4096, ...}
     env: dict[str, str] = field(default_factory=dict)  # environment of the vLLM processes
+    ray: dict[str, Any] = field(default_factory=dict)  # with cluster=ray: Ray's actor options, {resources: {big: 1}}
 
 
 @dataclass
@@ -84,6 +85,7 @@ class ReferenceConfig:
     refresh_every: int = 0  # steps after which the reference becomes the policy of that moment; 0 = never
     model: str = ""  # "" = the model the run starts from
     dtype: str = "auto"
+    ray: dict[str, Any] = field(default_factory=dict)  # with cluster=ray: Ray's actor options
     request_timeout_s: float = 300.0
     retries: int = 2
     start_timeout_s: float = 300.0
@@ -137,6 +139,7 @@ class CheckConfig:
 class Config:
     model: str = "demo"  # demo | folder | Hub id
     seed: int = 0
+    cluster: str = "local"  # local: servers on this host (or by URL) | ray: on the nodes of a Ray cluster
     resume: str = "auto"  # auto: go on from the newest checkpoint in run.dir | never | a checkpoint folder
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -271,6 +274,15 @@ def validate(config: Config) -> None:
     one_of("reference.dtype", c.reference.dtype, ("auto", "float32", "bfloat16"))
     one_of("train.lr_schedule", c.train.lr_schedule, ("constant", "linear", "cosine"))
     one_of("rollout.weight_transfer", c.rollout.weight_transfer, ("auto", "file", "nccl"))
+    one_of("cluster", c.cluster, ("local", "ray"))
+    for key, options in (("rollout.ray", c.rollout.ray), ("reference.ray", c.reference.ray)):
+        refuse(bool(options) and c.cluster != "ray", f"{key} is set, but only cluster=ray uses it")
+    for key, devices in (("rollout", c.devices.rollout), ("reference", c.devices.reference)):
+        refuse(
+            c.cluster == "ray" and devices not in ("auto", "cpu"),
+            f"devices.{key}={devices!r}: with cluster=ray, Ray picks the devices; say auto (GPUs) or cpu, and how many "
+            "servers of which size by rollout.servers and rollout.vllm.tensor_parallel_size",
+        )
     one_of("rewards.executor", c.rewards.executor, ("inline", "isolated"))
     one_of("check.on_failure", c.check.on_failure, ("stop", "dense", "warn"))
     for control in c.eval.controls:

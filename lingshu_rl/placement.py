@@ -119,10 +119,11 @@ def place(config: Config, gpus: int, policy_ranks: int = 1) -> Placement:
 
     Raises ConfigError when groups overlap on a GPU, or there are too few GPUs to place them by themselves.
     """
+    here = config.cluster == "local"
     starts = {
         "policy": True,
-        "rollout": not config.rollout.urls,
-        "reference": not config.reference.urls and config.loss.kl_coef > 0,
+        "rollout": here and not config.rollout.urls,
+        "reference": here and not config.reference.urls and config.loss.kl_coef > 0,
     }
     chosen: dict[str, DeviceSet | None] = {
         group: parse_devices(group, getattr(config.devices, group)) if needed else None
@@ -168,6 +169,8 @@ def place(config: Config, gpus: int, policy_ranks: int = 1) -> Placement:
         )
     used = {gpu for devices in chosen.values() if devices for gpu in devices.gpus}
     idle = tuple(gpu for gpu in range(gpus) if gpu not in used)
+    if not here:
+        return Placement(chosen["policy"], None, None, idle, *on_cluster(config, gpus > 0))
     return Placement(
         chosen["policy"],
         chosen["rollout"],
@@ -176,6 +179,25 @@ def place(config: Config, gpus: int, policy_ranks: int = 1) -> Placement:
         share_rollout(config, chosen["rollout"]),
         share_reference(config, chosen["reference"]),
     )
+
+
+def on_cluster(config: Config, on_gpu: bool) -> tuple[tuple[DeviceSet, ...], tuple[DeviceSet, ...]]:
+    """What each rollout server and reference replica asks Ray for; which GPUs of which node these are, Ray decides."""
+    given = config.rollout.vllm
+    sizes = {
+        "rollout": int(given.get("tensor_parallel_size", 1)) * int(given.get("pipeline_parallel_size", 1)),
+        "reference": config.reference.tensor_parallel,
+    }
+    counts = {
+        "rollout": 0 if config.rollout.urls else config.rollout.servers or 1,
+        "reference": 0 if config.reference.urls or not config.loss.kl_coef else config.reference.replicas or 1,
+    }
+
+    def each(group: str) -> DeviceSet:
+        here = on_gpu and getattr(config.devices, group) != "cpu"
+        return DeviceSet(gpus=tuple(range(sizes[group]))) if here else DeviceSet()
+
+    return (each("rollout"),) * counts["rollout"], (each("reference"),) * counts["reference"]
 
 
 def share_rollout(config: Config, devices: DeviceSet | None) -> tuple[DeviceSet, ...]:

@@ -22,6 +22,7 @@ class Server:
     """
 
     url: str
+    name: str = ""  # of the process behind it, where this run started it; the URL may change when it is started again
     alive: bool = True
     up: bool = True
     load: int = 0

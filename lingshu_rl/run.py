@@ -15,12 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from lingshu_rl.cluster import HOST, PORT, RayWorker, join_cluster, leave_cluster
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import load
 from lingshu_rl.model import DEMO_MODEL, PromptEncoder, model_path
 from lingshu_rl.placement import Placement, place, visible_gpus
 from lingshu_rl.policy import Policy
-from lingshu_rl.pool import Server
+from lingshu_rl.pool import Pool, Server
 from lingshu_rl.progress import Progress
 from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.reference.server import reference_command
@@ -98,7 +99,8 @@ class Run:
         self.seconds_before = 0.0  # spent before this process resumed the run
         self.first_batch: dict[str, float] = {}
         self.stopping = asyncio.Event()  # set by SIGTERM
-        self.wanted: asyncio.Queue[str] = asyncio.Queue()  # URLs of restarted rollout servers that wait for weights
+        self.wanted: asyncio.Queue[Worker] = asyncio.Queue()  # restarted rollout servers that wait for weights
+        self.server_of: dict[str, Server] = {}  # what the clients know of each worker, by its name
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -247,15 +249,13 @@ class Run:
         await self.stopping.wait()
         await asyncio.sleep(grace_s)
 
-    async def _give_weights(self, url: str) -> None:
+    async def _give_weights(self, worker: Worker) -> None:
         """All ranks' part in making a restarted rollout server useful; one that died again is left to the supervisor."""
         assert self.rollout is not None
-        server = self.rollout.pool.by_url(url)
-        worker = next(w for w in self.workers if w.url == url)
-        born = worker.restarts
-        self.policy.share(("weights", url))
+        server, born = self.server_of[worker.name], worker.restarts
+        self.policy.share(("weights", server.url))
         await self.transfer.start([server])
-        await self.transfer.send(self.policy, self.version, server=url)
+        await self.transfer.send(self.policy, self.version, server=server.url)
         if server.alive and worker.restarts == born:
             self.rollout.pool.mark(server, alive=True, up=True)
 
@@ -263,21 +263,25 @@ class Run:
         """From here on a server that dies is started again."""
         config = self.config
 
-        def client_of(worker: Worker) -> RolloutClient | ReferenceClient:
+        def pool_of(worker: Worker) -> Pool:
             client = self.rollout if "rollout" in worker.name else self.reference
             assert client is not None
-            return client
+            return client.pool
 
         def lost(worker: Worker) -> None:
-            pool = client_of(worker).pool
-            pool.mark(pool.by_url(worker.url), alive=False, up=False)
+            pool_of(worker).mark(self.server_of[worker.name], alive=False, up=False)
 
         def revive(worker: Worker) -> None:
-            pool, is_rollout = client_of(worker).pool, client_of(worker) is self.rollout
-            pool.mark(pool.by_url(worker.url), alive=True, up=not is_rollout)
-            if is_rollout:
-                self.wanted.put_nowait(worker.url)
+            server, pool = self.server_of[worker.name], pool_of(worker)
+            server.url = worker.url
+            waits = self.rollout is not None and pool is self.rollout.pool
+            pool.mark(server, alive=True, up=not waits)
+            if waits:
+                self.wanted.put_nowait(worker)
 
+        for worker in self.workers:
+            server = self.server_of[worker.name] = pool_of(worker).by_url(worker.url)
+            server.name = worker.name
         self.supervisor = Supervisor(
             self.workers,
             max_restarts=config.run.max_restarts,
@@ -289,7 +293,7 @@ class Run:
 
     async def examine(self, server: Server) -> bool:
         """Is this server down and coming back? See `pool`."""
-        return self.supervisor is not None and await self.supervisor.examine(server.url)
+        return self.supervisor is not None and await self.supervisor.examine(server.name)
 
 
 class Ahead(Generic[T]):
@@ -381,6 +385,7 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
             workers += start_workers(
                 config, placement, folder, token, shared, reference_model(config, folder, checkpoint)
             )
+            on_signal(signal.SIGTERM, terminate)  # Ray took it
         policy = Policy(config, on_gpu=on_gpu)
         run = Run(config, policy, folder, placement)
         run.workers, run.progress, run.test, run.rewards = workers, progress, test, rewards
@@ -398,7 +403,7 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         if checkpoint is not None and run.rollout is not None:
             run.rollout.landed[run.step] = read_rollouts(checkpoint / "landed.jsonl", prompts)
         kind = config.rollout.weight_transfer
-        nccl = kind == "nccl" or (kind == "auto" and on_gpu and (placement.rollout is None or placement.rollout.on_gpu))
+        nccl = kind == "nccl" or (kind == "auto" and on_gpu and all(d.on_gpu for d in placement.rollout_servers))
         run.transfer = (
             NcclTransfer(run.rollout, token, config.rollout.request_timeout_s, dead=lambda: first_death(workers))
             if nccl
@@ -420,6 +425,8 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         if run is not None and run.supervisor is not None:
             await run.supervisor.close()
         stop_all(workers)
+        if config.cluster == "ray" and workers:
+            leave_cluster()
         if not given:
             remove_folder(shared)
         if run is not None:
@@ -489,25 +496,31 @@ def start_workers(
     model = model_path(config.model)
     groups = [("rollout", i, devices) for i, devices in enumerate(placement.rollout_servers)]
     groups += [("reference", i, devices) for i, devices in enumerate(placement.reference_replicas)]
-    workers = []
+    on_ray = config.cluster == "ray" and groups
+    if on_ray:
+        join_cluster()
+    workers: list[Worker] = []
     for role, i, devices in groups:
-        port = free_port()
+        where: dict[str, Any] = {"host": HOST, "port": PORT} if on_ray else {"host": "127.0.0.1", "port": free_port()}
         if role == "rollout":
-            command = vllm_command(config, model, devices, port=port)
+            command = vllm_command(config, model, devices, **where)
             env = vllm_env(devices, token=token, transfer_dir=shared, extra=config.rollout.env)
         else:
-            command = reference_command(config, frozen, devices, port=port)
+            command = reference_command(config, frozen, devices, **where)
             env = {**devices.env(), TOKEN_ENV: token}
-        workers.append(
-            Worker(
-                f"{role} server {i}",
-                command,
-                url=f"http://127.0.0.1:{port}",
-                log=folder.logs / f"{role}-{i}.log",
-                env=env,
-                stop_timeout_s=config.run.stop_timeout_s,
-            )
-        )
+        common: dict[str, Any] = {
+            "log": folder.logs / f"{role}-{i}.log",
+            "env": env,
+            "stop_timeout_s": config.run.stop_timeout_s,
+        }
+        name = f"{role} server {i}"
+        if on_ray:
+            if devices.on_gpu:
+                del env["CUDA_VISIBLE_DEVICES"]  # Ray sets it
+            options = config.rollout.ray if role == "rollout" else config.reference.ray
+            workers.append(RayWorker(name, command, options={"num_gpus": len(devices.gpus), **options}, **common))
+        else:
+            workers.append(Worker(name, command, url=f"http://127.0.0.1:{where['port']}", **common))
     return workers
 
 

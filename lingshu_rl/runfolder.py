@@ -40,7 +40,7 @@ PACKAGES = (
 )
 
 # Settings that do not change what a step computes: they may differ between a run and its resumption.
-MAY_CHANGE = ("run", "checkpoint", "eval", "devices", "resume", "train.steps", "rollout.urls", "rollout.servers",
+MAY_CHANGE = ("run", "cluster", "rollout.ray", "reference.ray", "checkpoint", "eval", "devices", "resume", "train.steps", "rollout.urls", "rollout.servers",
               "rollout.request_timeout_s", "rollout.retries", "rollout.start_timeout_s", "rollout.concurrency",
               "reference.urls", "reference.replicas", "reference.request_timeout_s", "reference.retries",
               "reference.start_timeout_s")  # fmt: skip

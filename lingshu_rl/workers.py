@@ -61,7 +61,7 @@ class Worker:
             if self.healthy():
                 return
             time.sleep(0.2)
-        raise WorkerError(f"{self.name} was not ready after {timeout_s:.0f} s; its log is {self.log}{self._tail()}")
+        raise WorkerError(f"{self.name} was not ready after {timeout_s:.0f} s; its log is {self.log}{self.tail()}")
 
     def healthy(self, timeout_s: float = 2.0) -> bool:
         with contextlib.suppress(httpx.HTTPError):
@@ -72,7 +72,11 @@ class Worker:
         code = self.process.poll()
         if code is not None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise WorkerError(f"{self.name} {how}; its log is {self.log}{self._tail()}")
+            raise WorkerError(f"{self.name} {how}; its log is {self.log}{self.tail()}")
+
+    def ask_to_stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
 
     def stop(self) -> None:
         """End the whole process group: asked first, killed after `stop_timeout_s`. Safe to call twice."""
@@ -89,7 +93,7 @@ class Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def _tail(self, lines: int = 15) -> str:
+    def tail(self, lines: int = 15) -> str:
         text = self.log.read_text(errors="replace").rstrip() if self.log.exists() else ""
         return "\n  | " + "\n  | ".join(text.splitlines()[-lines:]) if text else " (empty)"
 
@@ -124,18 +128,18 @@ class Supervisor:
 
     def _look(self, worker: Worker) -> bool:
         """True when the worker is down (and being started again)."""
-        if worker.url in self._restarting:
+        if worker.name in self._restarting:
             return True
         try:
             worker.check_alive()
         except WorkerError as death:
-            self._restarting[worker.url] = asyncio.create_task(self._restart(worker, death))
+            self._restarting[worker.name] = asyncio.create_task(self._restart(worker, death))
             return True
         return False
 
-    async def examine(self, url: str, patience_s: float = 15.0) -> bool:
+    async def examine(self, name: str, patience_s: float = 15.0) -> bool:
         """After a failed request: is the server down? One that neither ends nor answers for `patience_s` is killed."""
-        worker = next((w for w in self.workers if w.url == url), None)
+        worker = next((w for w in self.workers if w.name == name), None)
         if worker is None:
             return False
         deadline = time.monotonic() + patience_s
@@ -171,7 +175,7 @@ class Supervisor:
             if not self.failure.done():
                 self.failure.set_exception(error)
             return
-        del self._restarting[worker.url]
+        del self._restarting[worker.name]
         self.say(f"{worker.name} is back")
         self.revive(worker)
 
@@ -188,8 +192,7 @@ class Supervisor:
 def stop_all(workers: Sequence[Worker]) -> None:
     """Stop every worker; the waits overlap because all are asked before any is waited for."""
     for worker in workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.process.pid, signal.SIGTERM)
+        worker.ask_to_stop()
     for worker in workers:
         worker.stop()
 
@@ -200,13 +203,13 @@ def die_with_launcher() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def free_port() -> int:
+def free_port(host: str = "127.0.0.1") -> int:
     """A port that is free now, below the range from which systems draw ports for outgoing connections: a server binds it
     seconds later, and until then nobody else picks it by chance."""
     while True:
         port = secrets.choice(range(20_000, 32_000))
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
             return port
 
 

@@ -271,9 +271,9 @@ def test_a_restarted_server_gets_the_weights_from_all_ranks_while_the_work_goes_
         run.rollout = SimpleNamespace(
             pool=Pool("rollout", ["http://a"], token="", timeout_s=1, retries=0, error=ValueError)
         )
-        run.workers = [SimpleNamespace(url="http://a", restarts=1)]
+        run.server_of = {"rollout server 0": run.rollout.pool.servers[0]}
         run.rollout.pool.mark(run.rollout.pool.servers[0], alive=True, up=False)
-        run.wanted.put_nowait("http://a")
+        run.wanted.put_nowait(SimpleNamespace(name="rollout server 0", restarts=1))
 
     async def work(run):
         server = await run.rollout.pool.take(1)  # waits until the server has the weights

@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly_for_the_one_before(tmp_path,
     file.unlink() if damage == "missing" else file.write_text(file.read_text()[:3])
     assert folder.open(config_for(folder.path)).name == "step-000010"
     assert len(folder.complaints) == 1 and "step-000020 is damaged" in folder.complaints[0]
-    with pytest.raises(ConfigError, match="weights|run.json"):
+    with pytest.raises(ConfigError, match=r"weights|run\.json"):
         folder.open(config_for(folder.path, f"resume={folder.checkpoint(20)}"))
     (folder.checkpoint(10) / "weights").unlink()
     with pytest.raises(ConfigError, match=r"(?s)no checkpoint is whole.*resume=never"):

@@ -133,9 +133,9 @@ def test_a_dead_worker_is_started_again_and_after_that_is_an_error(tmp_path):
     async def body(supervisor, events):
         first = child_of(w)
         os.kill(w.process.pid, signal.SIGKILL)
-        assert await supervisor.examine(w.url)
+        assert await supervisor.examine(w.name)
         await until(events, "back")
-        assert gone_soon(first) and w.healthy() and not await supervisor.examine(w.url)
+        assert gone_soon(first) and w.healthy() and not await supervisor.examine(w.name)
         os.kill(w.process.pid, signal.SIGKILL)
         with pytest.raises(
             WorkerError, match=r"(?s)killed by SIGKILL.*w\.log.*started again 1 times \(run.max_restarts\)"
@@ -153,7 +153,7 @@ def test_a_worker_that_no_longer_answers_is_killed_and_started_again(tmp_path):
 
     async def body(supervisor, events):
         os.kill(w.process.pid, signal.SIGSTOP)
-        assert await supervisor.examine(w.url, patience_s=0.1)
+        assert await supervisor.examine(w.name, patience_s=0.1)
         await until(events, "back")
 
     assert any("has not answered" in e for e in supervised(w, body))

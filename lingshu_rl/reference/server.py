@@ -23,7 +23,6 @@ from lingshu_rl.rollout.vllm_plugin import RequireToken
 from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.workers import python
 
-
 ADMITTED = 2  # one is computed while the next is read
 MAX_CONNECTIONS = 512
 BODY_TIMEOUT_S = 60.0  # for the whole body, once it is its turn
@@ -116,9 +115,10 @@ def build_app(reference: ReferenceModel, max_body_bytes: int, refresh_dir: Path 
 
     def load(body: bytes) -> bytes:
         name = json.loads(body)["folder"]
-        if refresh_dir is None or Path(name).name != name or not (refresh_dir / name).is_dir():
+        folder = (refresh_dir / name).resolve() if refresh_dir is not None else Path()
+        if refresh_dir is None or folder.parent != refresh_dir.resolve() or folder.name != name or not folder.is_dir():
             raise WireError(f"{name!r} is not a folder in {refresh_dir or 'this server, which has no --refresh-dir'}")
-        reference.refresh(refresh_dir / name)
+        reference.refresh(folder)
         return b""
 
     async def refresh(request: Request) -> Response:

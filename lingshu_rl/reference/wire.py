@@ -10,7 +10,6 @@ from safetensors.torch import load, save
 
 from lingshu_rl.types import TokenGroup
 
-
 MAX_HEADER = 1 << 20  # bytes of JSON; what it describes cannot be larger than the body, which safetensors checks
 MAX_SIDE = 1 << 16  # largest grid or size that a vision tensor may name
 
