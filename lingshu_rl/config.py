@@ -64,6 +64,7 @@ class RolloutConfig:
     temperature: float = 1.0  # the trained distribution is scaled alike
     max_tokens: int = 40  # completion tokens
     urls: list[str] = field(default_factory=list)  # running vLLM servers; empty = started by the run
+    placement: str = "servers"  # servers: processes of their own | colocate: in the policy process (one policy rank)
     servers: int = (
         0  # how many share devices.rollout; 0 = as many as rollout.vllm.tensor_parallel_size allows, else one
     )
@@ -274,6 +275,13 @@ def validate(config: Config) -> None:
     one_of("reference.dtype", c.reference.dtype, ("auto", "float32", "bfloat16"))
     one_of("train.lr_schedule", c.train.lr_schedule, ("constant", "linear", "cosine"))
     one_of("rollout.weight_transfer", c.rollout.weight_transfer, ("auto", "file", "nccl"))
+    one_of("rollout.placement", c.rollout.placement, ("servers", "colocate"))
+    refuse(
+        c.rollout.placement == "colocate"
+        and bool(c.rollout.urls or c.rollout.servers or c.train.max_staleness or c.devices.rollout != "auto"),
+        "rollout.placement=colocate samples in the policy's process, on its devices and between its updates: leave out "
+        "rollout.urls, rollout.servers, devices.rollout and train.max_staleness",
+    )
     one_of("cluster", c.cluster, ("local", "ray"))
     for key, options in (("rollout.ray", c.rollout.ray), ("reference.ray", c.reference.ray)):
         refuse(bool(options) and c.cluster != "ray", f"{key} is set, but only cluster=ray uses it")

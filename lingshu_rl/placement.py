@@ -64,7 +64,8 @@ class Placement:
     def describe(self) -> dict[str, str]:
         shown = {
             "policy": str(self.policy),
-            "rollout": " | ".join(map(str, self.rollout_servers)) or "elsewhere (rollout.urls)",
+            "rollout": " | ".join(map(str, self.rollout_servers))
+            or "elsewhere (rollout.urls), or in the policy's process",
             "reference": " | ".join(map(str, self.reference_replicas))
             or "none started (reference.urls, or loss.kl_coef=0)",
         }
@@ -119,10 +120,12 @@ def place(config: Config, gpus: int, policy_ranks: int = 1) -> Placement:
 
     Raises ConfigError when groups overlap on a GPU, or there are too few GPUs to place them by themselves.
     """
-    here = config.cluster == "local"
+    here, colocate = config.cluster == "local", config.rollout.placement == "colocate"
+    if colocate and policy_ranks > 1:
+        raise ConfigError(f"rollout.placement=colocate needs one policy rank, accelerate started {policy_ranks} here")
     starts = {
         "policy": True,
-        "rollout": here and not config.rollout.urls,
+        "rollout": here and not config.rollout.urls and not colocate,
         "reference": here and not config.reference.urls and config.loss.kl_coef > 0,
     }
     chosen: dict[str, DeviceSet | None] = {
@@ -189,7 +192,7 @@ def on_cluster(config: Config, on_gpu: bool) -> tuple[tuple[DeviceSet, ...], tup
         "reference": config.reference.tensor_parallel,
     }
     counts = {
-        "rollout": 0 if config.rollout.urls else config.rollout.servers or 1,
+        "rollout": 0 if config.rollout.urls or config.rollout.placement == "colocate" else config.rollout.servers or 1,
         "reference": 0 if config.reference.urls or not config.loss.kl_coef else config.reference.replicas or 1,
     }
 

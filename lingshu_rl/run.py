@@ -27,6 +27,7 @@ from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.reference.server import reference_command
 from lingshu_rl.rewarding import build_rewards
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
+from lingshu_rl.rollout.colocated import ColocatedRollout, ColocatedTransfer
 from lingshu_rl.rollout.server import vllm_command, vllm_env
 from lingshu_rl.rollout.transfer import FileTransfer, NcclTransfer, remove_folder, transfer_folder
 from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
@@ -80,7 +81,7 @@ class Run:
         self.rollout: RolloutClient | None = None
         self.reference: ReferenceClient | None = None
         self.rewards: Any = None
-        self.transfer: FileTransfer | NcclTransfer
+        self.transfer: FileTransfer | NcclTransfer | ColocatedTransfer
         self.encoder: PromptEncoder
         self.stream: PromptStream[Prompt]
         self.test: list[Prompt] = []
@@ -123,6 +124,8 @@ class Run:
             self.policy.use_device()
             return self.policy.update(groups, step)
 
+        if self.rollout is not None:
+            self.rollout.sleep()
         with self.phase("update"):
             metrics = await asyncio.to_thread(work) if self.config.train.max_staleness else work()
         self.version = step + 1
@@ -405,7 +408,9 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         kind = config.rollout.weight_transfer
         nccl = kind == "nccl" or (kind == "auto" and on_gpu and all(d.on_gpu for d in placement.rollout_servers))
         run.transfer = (
-            NcclTransfer(run.rollout, token, config.rollout.request_timeout_s, dead=lambda: first_death(workers))
+            ColocatedTransfer(run.rollout)
+            if isinstance(run.rollout, ColocatedRollout)
+            else NcclTransfer(run.rollout, token, config.rollout.request_timeout_s, dead=lambda: first_death(workers))
             if nccl
             else FileTransfer(run.rollout, shared if is_main else None)
         )
@@ -548,19 +553,22 @@ async def connect(run: Run, token: str) -> None:
         run.progress.say(f"{worker.name} is ready at {worker.url}")
 
     await asyncio.gather(*map(ready, run.workers))
-    run.rollout = RolloutClient(
-        config.rollout.urls or [w.url for w in run.workers if "rollout" in w.name],
-        token=token,
-        decode=run.encoder.decode,
-        banned_ids=run.policy.banned,
-        seed=config.seed,
-        temperature=config.rollout.temperature,
-        max_tokens=config.rollout.max_tokens,
-        timeout_s=config.rollout.request_timeout_s,
-        retries=config.rollout.retries,
-        concurrency=config.rollout.concurrency,
-        examine=run.examine,
-    )
+    reading: dict[str, Any] = {"decode": run.encoder.decode, "banned_ids": run.policy.banned}
+    if config.rollout.placement == "colocate":
+        run.rollout = ColocatedRollout(config, model_path(config.model), run.placement.policy, **reading)
+    else:
+        run.rollout = RolloutClient(
+            config.rollout.urls or [w.url for w in run.workers if "rollout" in w.name],
+            token=token,
+            seed=config.seed,
+            temperature=config.rollout.temperature,
+            max_tokens=config.rollout.max_tokens,
+            timeout_s=config.rollout.request_timeout_s,
+            retries=config.rollout.retries,
+            concurrency=config.rollout.concurrency,
+            examine=run.examine,
+            **reading,
+        )
     if config.loss.kl_coef > 0:
         run.reference = ReferenceClient(
             config.reference.urls or [w.url for w in run.workers if "reference" in w.name],

@@ -102,10 +102,7 @@ class RolloutClient:
             **changes,
         }
         async with self.gate:
-            response, version = await self.pool.post(
-                "/v1/chat/completions", json=body, cost=n * body["max_tokens"], what=f"prompt {prompt.id!r}"
-            )
-        answer = response.json()
+            answer, version = await self._ask(body, prompt)
         prompt_ids = tuple(answer["prompt_token_ids"])
         rollouts = []
         for choice in sorted(answer["choices"], key=lambda c: c["index"]):
@@ -129,6 +126,17 @@ class RolloutClient:
                 )
             )
         return tuple(rollouts)
+
+    async def _ask(self, body: dict[str, Any], prompt: Prompt) -> tuple[dict[str, Any], int]:
+        """vLLM's answer, and the version of the weights that gave it."""
+        cost = body["n"] * body["max_tokens"]
+        response, version = await self.pool.post(
+            "/v1/chat/completions", json=body, cost=cost, what=f"prompt {prompt.id!r}"
+        )
+        return response.json(), version
+
+    def sleep(self) -> None:
+        """Told before each update; servers have devices of their own and stay awake."""
 
     async def generated_tokens(self) -> int:
         """The servers' own count of generated tokens (vLLM's Prometheus metrics)."""
