@@ -99,7 +99,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def run_training(config) -> int:  # type: ignore[no-untyped-def]
-    """Train; errors that have a known cause become one message and exit code 1, Ctrl-C and SIGTERM 130."""
+    """Train; errors that have a known cause become one message and exit code 1, Ctrl-C 130.
+
+    SIGTERM between two steps saves a checkpoint and gives 75 (EX_TEMPFAIL: run the same command again).
+    """
     import asyncio
 
     from lingshu_rl.workers import die_with_launcher
@@ -110,17 +113,31 @@ def run_training(config) -> int:  # type: ignore[no-untyped-def]
     from lingshu_rl.firstbatch import CheckError
     from lingshu_rl.reference.client import ReferenceRequestError
     from lingshu_rl.rollout.client import RolloutError
+    from lingshu_rl.run import Preempted
+    from lingshu_rl.runfolder import RunFolderError
     from lingshu_rl.train import train
     from lingshu_rl.workers import WorkerError
     from rewards.executor import RewardFailure
 
-    known = (ConfigError, DataError, CheckError, ReferenceRequestError, RolloutError, WorkerError, RewardFailure)
+    known = (
+        ConfigError,
+        DataError,
+        CheckError,
+        ReferenceRequestError,
+        RolloutError,
+        WorkerError,
+        RewardFailure,
+        RunFolderError,
+    )
     try:
         asyncio.run(train(config))
     except known as error:
         print(f"\nthe run stopped: {error}", file=sys.stderr)
         code = 1
-    except (KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C, and SIGTERM by `cancel_on`
+    except Preempted as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        code = 75
+    except (KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C, and SIGTERM before there is a run
         print("\nthe run was stopped; the same command goes on from its last checkpoint", file=sys.stderr)
         code = 130
     else:

@@ -53,6 +53,8 @@ async def evaluate(run: Run, name: str, controls: Sequence[str] = ()) -> dict[st
     run.progress.stop()
     for condition, rows in results.items():
         score = mean_ci([row["value"] for row in rows], [row["image"] for row in rows])
+        if condition == "image" and score["n"]:
+            run.accuracy = score["accuracy"]
         low, high = score["ci95"]
         told = f"{score['accuracy']:.3f}" if score["n"] else "unknown (no answer could be judged)"
         run.progress.say(

@@ -284,6 +284,13 @@ class Policy:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
+    def use_device(self) -> None:
+        """Make this rank's GPU the current one of the calling thread; nothing on CPU."""
+        import torch
+
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.set_device(self.accelerator.device)
+
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 

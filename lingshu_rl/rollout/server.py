@@ -12,36 +12,42 @@ from lingshu_rl.rollout.vllm_plugin import BACKEND, TOKEN_ENV, TRANSFER_DIR_ENV
 from lingshu_rl.workers import python
 
 
-def vllm_command(config: Config, model: str, devices: DeviceSet, *, port: int, host: str = "127.0.0.1") -> list[str]:
-    """The argv. `config.rollout.vllm` holds vLLM's own options (`max_model_len: 4096`), which win over those chosen here.
-
-    The module is started rather than the `vllm` script, because the CPU package installs no working script.
-    """
-    transfer = "nccl" if devices.on_gpu and config.rollout.weight_transfer != "file" else BACKEND
+def vllm_options(config: Config, model: str, devices: DeviceSet) -> dict[str, Any]:
+    """vLLM's own options for a server or an engine in this process; `config.rollout.vllm` wins over those chosen here."""
     chosen: dict[str, Any] = {
         "model": model,
-        "served_model_name": "policy",
-        "host": host,
-        "port": port,
         "dtype": "bfloat16" if devices.on_gpu and config.train.dtype != "float32" else "float32",
         "seed": config.seed,
         # Log-probs after temperature and banned tokens: the distribution that was really sampled.
         "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": {"backend": transfer},
-        "middleware": "lingshu_rl.rollout.vllm_plugin.RequireToken",
-        "disable_uvicorn_access_log": True,
         # The model's own generation_config would change temperature or top-p behind the trainer's back.
         "generation_config": "vllm",
     }
     if devices.on_gpu:
-        chosen["tensor_parallel_size"] = len(devices.gpus)
+        chosen["tensor_parallel_size"] = len(devices.gpus) // int(config.rollout.vllm.get("pipeline_parallel_size", 1))
     else:
         chosen["enforce_eager"] = True
         # A prompt prefilled in pieces makes vLLM rewind the request's seeded generator, which CPU generators cannot do.
         chosen["enable_chunked_prefill"] = False
-    chosen.update(config.rollout.vllm)
+    return {**chosen, **config.rollout.vllm}
+
+
+def vllm_command(config: Config, model: str, devices: DeviceSet, *, port: int, host: str = "127.0.0.1") -> list[str]:
+    """The argv of one server.
+
+    The module is started rather than the `vllm` script, because the CPU package installs no working script.
+    """
+    transfer = "nccl" if devices.on_gpu and config.rollout.weight_transfer != "file" else BACKEND
+    served = {
+        "served_model_name": "policy",
+        "host": host,
+        "port": port,
+        "weight_transfer_config": {"backend": transfer},
+        "middleware": "lingshu_rl.rollout.vllm_plugin.RequireToken",
+        "disable_uvicorn_access_log": True,
+    }
     command = [*devices.command_prefix(), python(), "-m", "vllm.entrypoints.openai.api_server"]
-    for key, value in chosen.items():
+    for key, value in {**served, **vllm_options(config, model, devices)}.items():
         flag = "--" + key.replace("_", "-")
         if value is True:
             command.append(flag)
