@@ -53,7 +53,7 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     keys: dict[str, str] = {}
     shared: set[str] = set()
     for letter, text in zip(letters, texts, strict=True):
-        for key in {key_of_normalised(text), key_of_normalised(drop_article(text))}:
+        for key in {key_of_normalised(text), key_of_normalised(drop_article(text)), tight(key_of_normalised(text))}:
             if not key:
                 continue
             if keys.setdefault(key, letter) != letter:
@@ -71,6 +71,14 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     return OptionSet(
         tuple(texts), tuple(text.lower() for text in texts), letters, keys, heads, longest, yes_no, conditional
     )
+
+
+_UNIT_SPACE = re.compile(r"(?<=\d) (?=[a-zµ%])")
+
+
+def tight(key: str) -> str:
+    """A text key without the space between a number and its unit: "5 mg" and "5mg" are one text."""
+    return _UNIT_SPACE.sub("", key)
 
 
 # A letter stands alone: no Latin, Greek or Cyrillic letter, digit or apostrophe-joined word touches it. Scripts written

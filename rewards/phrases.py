@@ -7,10 +7,11 @@ wholly explained by the grammar below reads as nothing.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rewards.choices import LETTER_ALONE, LETTER_HEAD, VERB, OptionSet, choice_head, named_first, text_head
+from rewards.choices import LETTER_ALONE, LETTER_HEAD, VERB, OptionSet, choice_head, named_first, text_head, tight
 from rewards.fuzzy import nearest_option, negators
 from rewards.text import drop_article, key_of_normalised, strip_markup, strip_quotes, unwrap_latex
 from rewards.words import words
@@ -46,6 +47,13 @@ _STRONG = re.compile(r"\s*[.):,;\-–—=>→|/]+\s*")
 _PLAIN_END = re.compile(r"[\s.,;:!)\]}>*\"'”’」。、]*")
 _NUMBER = re.compile(r"[-−–+<>≤≥=~.]{0,3}\d")
 # What comes next is another statement; here the phrase ends.
+# A denial anywhere in the clause, in scripts where it stands behind the letter.
+_DENIED_LATER = re.compile(
+    r"[^,;.、，。]{0,40}?(?:아니|않|없|틀[렸린리]|오답|잘못|ない|ません|間違|誤|不[正对對是符会會能]|错|錯|并非|並非|नहीं|गलत|নয়|ভুল|ไม่|ผิด"
+    r"|ليس|خطأ|خاطئ)"
+)
+# "B — just kidding, C": the sentence ends with another letter on its own.
+_LAST_LETTER = re.compile(r"[,:;—–-]\s*\(?([A-Z])\)?[\s.!]*$")
 _SECOND_THOUGHT = re.compile(r"\W{0,4}(?:actually|no,? wait|wait|hmm|sorry|oops)\b", re.IGNORECASE)
 _NEW_STATEMENT = re.compile(r"[\s.,;]+(?:(?:or|and|but)\s+)?I\s+[a-z]|\s*\.\s+(?:or|and|but)\b")
 # "B or": what follows was taken away as another answer, or is missing.
@@ -53,6 +61,7 @@ _OPEN_END = re.compile(r"(?:(?<!\w)(?:or|and|but|oder|und|ou|et|или)|或|또�
 _COMMA = re.compile(r"\A\s*[,;(—–]?")
 _NEW_CLAUSE = re.compile(r"\s*[.;:。]+[,;]?\s|\s*[;(]|\s[—–-]\s|,\s")
 _SEPARATOR = re.compile(r"\s*[,;、，/.]?\s*")
+_STRAY = re.compile(r"\s*[,;/&+、，]?\s*(?:and\s+)?\(?([A-Z])\)?[\s.]*$")
 _LIST_WORD = re.compile(r"(?:options?|choices?|letters?|also|either)\s+", re.IGNORECASE)
 # Between a letter and its text. A dash before a digit is a sign of the text.
 _PAIR_MARK = re.compile(r"[\s.):,;=>(|/]*+(?:[-–—]++(?!\d)[\s(]*+)?")
@@ -131,7 +140,9 @@ def _after_leads(text: str) -> str:
 def _whole(text: str, options: OptionSet) -> Reading | None:
     """The phrase is exactly an option's text, or exactly one letter."""
     key = key_of_normalised(text)
-    by_text = options.keys.get(key) or options.keys.get(key_of_normalised(drop_article(text)))
+    by_text = options.keys.get(key) or options.keys.get(key_of_normalised(drop_article(text))) or options.keys.get(tight(key))
+    if by_text and text.endswith("?") and not options.texts[options.letters.index(by_text)].endswith("?"):
+        return Reading(NOTHING, reason="a question is no answer")
     lone = LETTER_ALONE.fullmatch(text)
     if lone is None:
         arabic = _ARABIC_LONE.fullmatch(text) if not text.isascii() else None
@@ -232,6 +243,9 @@ def _instead(rest: str, options: OptionSet) -> bool:
 def _hedged(chosen: frozenset[str], rest: str, options: OptionSet) -> bool:
     """The same sentence offers another option ("B, or maybe C")."""
     clause = _first_clause(rest)
+    last = _LAST_LETTER.search(clause)
+    if last is not None and last.group(1) in options.letters and last.group(1) not in chosen:
+        return True
     for hedge in _HEDGE.finditer(clause):
         tail = clause[hedge.end() :]
         other = choice_head(tail, options)
@@ -348,8 +362,11 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
     if words().closers_only.fullmatch(rest):
         return exact
     if not rest.lstrip(" ")[:1].isascii():
-        tight = not closed and not rest[0].isspace() and not words().closer.match(rest) and rest[0].isalpha()
-        return _NOTHING if tight else chosen
+        if _DENIED_LATER.match(rest) and not words().contrast.search(rest):
+            return Reading(EXCLUDED, by_letter=True, reason=f"option {letter} is rejected")
+        mark = unicodedata.category(rest[0])[0]
+        glued = not closed and not words().closer.match(rest) and mark in "LM"
+        return _NOTHING if glued else chosen
     strong_sep = _STRONG.match(rest)
     if strong_sep is None and not closed:
         if articled:
@@ -412,6 +429,9 @@ def _list(first: str, rest: str, options: OptionSet, multi: bool) -> Reading | N
     if position == 0:
         return None
     after = rest[position:]
+    stray = _STRAY.match(after)
+    if stray is not None and stray.group(1) not in options.letters:
+        return Reading(NOTHING, reason=f"letter {stray.group(1)} is outside the {len(options.texts)} options")
     denied = words().negated_after.match(after)
     instead = _instead(after, options)
     if not instead and (words().bad_verdict.match(after) or denied is not None):
@@ -504,7 +524,7 @@ def _is_sentence(tail: str) -> bool:
         len(clause.split()) > 6
         or re.search(
             r"\b(?:is|are|was|were|has|have|had|shows?|showed|suggests?|indicates?|fits?|explains?|can|cannot|does|do|this|there|we|you|i|it"
-            r"|best|most|correct|right|because|since|reveals?|demonstrates?|supports?|rules?|the|see|final|explanation|reason|rationale)\b",
+            r"|best|most|again|correct|right|because|since|reveals?|demonstrates?|supports?|rules?|the|see|final|explanation|reason|rationale)\b",
             clause,
             re.IGNORECASE,
         )

@@ -42,8 +42,30 @@ _NEGATED_CUE = re.compile(
     r"|\b(?:wrong|incorrect|mistake|error|unwise|tempting|tempted|hard|difficult|reluctant) to\s+$",
     re.IGNORECASE,
 )
-_DIFFERENTIAL = re.compile(
-    r"\b(?:differential|alternative|unlikely|less likely|other|wrong|possible)\s+$", re.IGNORECASE
+# "The diagnosis", not "the previous diagnosis": an unknown adjective may make it another one.
+_OTHER_KIND = re.compile(r"\w\s+$", re.IGNORECASE)
+_SAME_KIND = re.compile(
+    r"\b(?:the|my|our|your|this|that|so|thus|hence|therefore|and|as|is|overall|radiological|radiographic|radiologic|imaging|unifying"
+    r"|single|underlying|new|clear|obvious|clinical)\s+$",
+    re.IGNORECASE,
+)
+_CLAUSE_BREAK = re.compile(
+    r"[,;:—–]|\b(?:but|so|therefore|thus|hence|however|and|while|although|because|since|yet|then)\b", re.IGNORECASE
+)
+_NO_DENIAL = re.compile(
+    r"\b(?:(?:no|without(?: any| a)?|beyond(?: any| a)?) (?:doubt|question|hesitation)|doubtless|not (?:only|difficult|hard|surprising))\b",
+    re.IGNORECASE,
+)
+# Whose clause "the answer is B" completes: a denial, a doubt, or what others say.
+_DISOWNED = re.compile(
+    r"\b(?:not|never|cannot|nobody|no[- ]one|none|neither|hardly|scarcely|barely|rarely|doubt\w*|den(?:y|ies|ied)|refus\w+|reject\w*"
+    r"|disagree\w*|wrong\w*|incorrect\w*|false\w*|mistake\w*|myth|error|tempt\w*|unlikely|impossible|untrue|pretend\w*"
+    r"|supposedly|allegedly|reportedly|claim\w*|thought|used to|assumption)\b|n['’]t\b"
+    r"|\b(?:one|you|we|some|many|few|people|anyone|someone|everyone|others?|students?|colleagues?|friends?|doctors?|experts?"
+    r"|teacher|textbook|author|user|model|he|she|they) (?:\w+ ){0,3}"
+    r"(?:say|says|said|thinks?|believed?|believes|argued?|argues|suggest|suggests|suggested|assumed?|assumes|chose|chooses?|answer|answered"
+    r"|insists?|insisted|told|picks?|picked|guess|guessed|expect)\b",
+    re.IGNORECASE,
 )
 _LOWER_LETTER = re.compile(r"\W*[a-z]\W*$")
 _COPULA = re.compile(
@@ -51,6 +73,8 @@ _COPULA = re.compile(
     r"(?: (?:most likely|likely|probably|clearly|definitely|indeed|(?:most )?consistent with|diagnosed with))?\s+",
     re.IGNORECASE,
 )
+_INSTEAD = re.compile(r",? (?:and not|not|rather than|instead of|as opposed to) ", re.IGNORECASE)
+_LABEL_LINE = re.compile(r"\s*(?:option|choice|letter|answer)\s+\(?[a-z]\)?[.\s]*", re.IGNORECASE)
 _FENCE = re.compile(r"^\s*(?:```\w*|-{3,}|={3,}|\*{3,}|_{3,})\s*$")
 _CLAUSE_END = re.compile(r";|\.\W")
 _CAPITAL = re.compile(r"(?<![A-Za-z0-9])[A-Z](?![A-Za-z0-9])")
@@ -143,6 +167,8 @@ def _after_cues(
             continue
         if words().wrong_lead.search(rest[max(0, candidate.lead - 40) : candidate.lead]):
             continue
+        if index >= 0 and _disowned(rest[max(starts[index], candidate.lead - _LONGEST_LINE) : candidate.lead]):
+            continue
         text = candidate.text
         if multi:
             text, end = _with_following_lines(rest, candidate)
@@ -211,12 +237,16 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
         if reading is not None:
             yield reading
     for match in words().soft_cue.finditer(plain):
-        if _NEGATED_CUE.search(plain, max(0, match.start() - 40), match.start()):
+        ahead = plain[max(0, match.start() - _LONGEST_LINE) : match.start()]
+        if _NEGATED_CUE.search(ahead) or _disowned(ahead):
             continue
         phrase = plain[match.end() :]
         if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
             continue
         reading = read_phrase(phrase, options, multi)
+        if match.group()[:2].lower() in ("or", "al") and reading.kind == CHOSEN:
+            yield Reading(CONFLICT, reading.letters, reason="an alternative is offered")
+            continue
         if reading.kind in (NOTHING, CONFLICT) and (stop := _CLAUSE_END.search(phrase)) is not None:
             first = read_phrase(phrase[: stop.start()], options, multi)
             reading = first if first.kind == CHOSEN and first.exact else reading
@@ -227,7 +257,8 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
         ):
             yield reading
     for match in words().text_cue.finditer(plain):
-        if _DIFFERENTIAL.search(plain, max(0, match.start() - 40), match.start()):
+        ahead = plain[max(0, match.start() - _LONGEST_LINE) : match.start()]
+        if (_OTHER_KIND.search(ahead) and not _SAME_KIND.search(ahead)) or _disowned(ahead):
             continue
         phrase = plain[match.end() :]
         if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
@@ -235,6 +266,16 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
         reading = read_phrase(phrase, options, multi)
         if reading.kind in (CHOSEN, CONFLICT):
             yield reading
+
+
+def _disowned(ahead: str) -> bool:
+    """Whether the clause that leads to a commitment takes it back or is not the speaker's ("some would say")."""
+    if not ahead or ahead.isspace():
+        return False
+    begin = 0
+    for stop in _CLAUSE_BREAK.finditer(ahead):
+        begin = stop.end()
+    return _DISOWNED.search(_NO_DENIAL.sub(" ", ahead[begin:])) is not None
 
 
 def _rival(sentence: str, options: OptionSet) -> Reading | None:
@@ -260,7 +301,7 @@ def _subject(text: str, options: OptionSet, multi: bool) -> Reading | None:
     last = splits[-1]
     if last.group(1) and last.group(1).lower() == "that":
         begin = splits[-2].end() if len(splits) > 1 else 0
-        if _NEGATED.search(text, begin, last.start()):
+        if _NEGATED.search(text, begin, last.start()) or _disowned(text[begin : last.start()]):
             return None
     tail = read_phrase(text[last.end() :], options, multi)
     return tail if tail.kind == CONFLICT or (tail.kind == CHOSEN and tail.exact) else None
@@ -308,7 +349,8 @@ def _may_choose(line: str, options: OptionSet) -> bool:
     """A cheap test before a line is read."""
     lead = words().lead.match(line)
     return bool(
-        named_first(line, options)
+        _LABEL_LINE.fullmatch(line)
+        or named_first(line, options)
         or words().negator.match(line)
         or (lead is not None and named_first(line[lead.end() :], options))
     )
@@ -326,8 +368,13 @@ def _walks_through(places: list[tuple[int, str]], options: OptionSet) -> bool:
 def _only_sentence(sentence: str, options: OptionSet) -> Reading | None:
     """ "The image shows pneumonia." as the only sentence: its predicate is exactly one option's text, undenied."""
     plain = strip_markup(unwrap_latex(sentence))
-    if len(plain) > _LONGEST_LINE or _NEGATED.search(plain):
+    if len(plain) > _LONGEST_LINE:
         return None
+    plain = _not_another(plain, options)
+    if _NEGATED.search(plain):
+        return None
+    if words().text_cue.search(plain):
+        return None  # "the previous diagnosis was ...": what may follow it was judged as a cue
     copulas = list(_COPULA.finditer(plain))
     if not copulas:
         return None
@@ -338,6 +385,16 @@ def _only_sentence(sentence: str, options: OptionSet) -> Reading | None:
     if any(f" {key} " in subject for key in options.keys if len(key) > 1):
         return None
     return reading
+
+
+def _not_another(plain: str, options: OptionSet) -> str:
+    """`plain` without a last ", not pneumothorax" or "rather than pneumothorax"."""
+    for match in _INSTEAD.finditer(plain):
+        tail = plain[match.end() :]
+        other = text_head(tail, options)
+        if other is not None and not tail[other[1] :].strip(" ."):
+            return plain[: match.start()]
+    return plain
 
 
 def _without_echo(rest: str, options: OptionSet) -> str:
