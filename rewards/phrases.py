@@ -52,8 +52,28 @@ _DENIED_LATER = re.compile(
     r"[^,;.、，。]{0,40}?(?:아니|않|없|틀[렸린리]|오답|잘못|ない|ません|間違|誤|不[正对對是符会會能]|错|錯|并非|並非|नहीं|गलत|নয়|ভুল|ไม่|ผิด"
     r"|ليس|خطأ|خاطئ)"
 )
-# "B — just kidding, C": the sentence ends with another letter on its own.
-_LAST_LETTER = re.compile(r"[,:;—–-]\s*\(?([A-Z])\)?[\s.!]*$")
+_STARTS_DENIED = re.compile(r"[이가은는]?\s?(?:될 수 )?(?:아니|아닙|않|없|못)|(?:では|で|じゃ)?(?:ない|ありません|なく)")
+# Another letter beside the chosen one, and the words that may explain it ("B, since C would show air").
+_RIVAL_LETTER = re.compile(
+    r"(?:[,;:(→>–—-]\s*|\b(?:with|and|or|but|though|although|while|then|also|maybe|perhaps|possibly|plus|option|choice|answer"
+    r"|is|be|versus|vs\.?) )\(?(?!A [a-z]|I\b)([A-Z])\)?(?![\w'’-])"
+)
+_REJECTS = re.compile(
+    r"\b(?:not?|never|neither|nor|none|wrong|incorrect|false|un\w+|less|exclude\w*|rule[sd]?|reject\w*|eliminate\w*|rather|instead|than"
+    r"|lacks?|without|fails?|cannot|absent|tempting|inconsistent|would|describes?|typically|usually|shows?|over|explains?"
+    r"|requires?|causes?|presents?|needs?|others?|rest|distractors?)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_NOT_EXCLUDED = re.compile(r"(?:cannot|can['’]t|not|hard to|difficult to)(?: \w+){0,2} (?:excluded?|ruled? out)", re.IGNORECASE)
+_ADVERB_END = re.compile(
+    r"[\s,(–—-]*(?:(?:most )?(?:likely|probably)|definitely|certainly|for sure|i (?:think|believe|guess|suppose))[\s).!]*", re.IGNORECASE
+)
+_ABBREVIATIONS = {
+    "iv": "intravenous", "im": "intramuscular", "sc": "subcutaneous", "po": "oral", "ct": "computed tomography",
+    "mri": "magnetic resonance imaging", "ecg": "electrocardiogram", "ekg": "electrocardiogram", "us": "ultrasound",
+    "cxr": "chest radiograph", "tb": "tuberculosis", "mi": "myocardial infarction", "pe": "pulmonary embolism",
+    "dvt": "deep vein thrombosis", "uti": "urinary tract infection", "chf": "congestive heart failure",
+}  # fmt: skip
 _SECOND_THOUGHT = re.compile(r"\W{0,4}(?:actually|no,? wait|wait|hmm|sorry|oops)\b", re.IGNORECASE)
 _NEW_STATEMENT = re.compile(r"[\s.,;]+(?:(?:or|and|but)\s+)?I\s+[a-z]|\s*\.\s+(?:or|and|but)\b")
 # "B or": what follows was taken away as another answer, or is missing.
@@ -243,8 +263,8 @@ def _instead(rest: str, options: OptionSet) -> bool:
 def _hedged(chosen: frozenset[str], rest: str, options: OptionSet) -> bool:
     """The same sentence offers another option ("B, or maybe C")."""
     clause = _first_clause(rest)
-    last = _LAST_LETTER.search(clause)
-    if last is not None and last.group(1) in options.letters and last.group(1) not in chosen:
+    rivals = {match.group(1) for match in _RIVAL_LETTER.finditer(clause)} & set(options.letters) - chosen
+    if rivals and (_REJECTS.search(clause) is None or _NOT_EXCLUDED.search(clause) is not None):
         return True
     for hedge in _HEDGE.finditer(clause):
         tail = clause[hedge.end() :]
@@ -349,6 +369,8 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
         if strong and VERB.match(after) and not _ALSO_TRUE.match(after):
             return chosen
         return Reading(CONFLICT, reason=f"letter {letter} with the text of option {own_text[0]}")
+    if _ADVERB_END.fullmatch(rest):
+        return exact
     if raw.isupper() and _SECOND_THOUGHT.match(rest):
         return chosen
     if words().bad_verdict.match(rest):
@@ -534,8 +556,8 @@ def _is_sentence(tail: str) -> bool:
 
 def _agrees(letter: str, tail: str, options: OptionSet) -> bool:
     """`tail` is a shorter or longer form of the letter's own text, and of no other option's."""
-    own = options.key_of(letter).split()
-    said = key_of_normalised(_first_clause(tail)).split()
+    own = _spelt_out(options.key_of(letter))
+    said = _spelt_out(key_of_normalised(_first_clause(tail)))
     if not own or not said:
         return not said
     if said == [word[0] for word in own] or "".join(said) == "".join(
@@ -554,6 +576,15 @@ def _agrees(letter: str, tail: str, options: OptionSet) -> bool:
     return not any(
         f" {key} " in flat and key not in " ".join(own) for key, other in options.keys.items() if other != letter
     )
+
+
+def denied_later(text: str) -> bool:
+    """Whether `text` begins by denying what stands before it, as Korean and Japanese do."""
+    return not text.isascii() and _STARTS_DENIED.match(text) is not None
+
+
+def _spelt_out(key: str) -> list[str]:
+    return [word for part in key.split() for word in _ABBREVIATIONS.get(part, part).split()]
 
 
 def _first_clause(rest: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, named_first, text_head
-from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, read_phrase
+from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, denied_later, read_phrase
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import words
 
@@ -49,6 +49,10 @@ _SAME_KIND = re.compile(
     r"|single|underlying|new|clear|obvious|clinical)\s+$",
     re.IGNORECASE,
 )
+_DENIES = re.compile(
+    r"\b(?:not|never|neither|nor|none|cannot|unlikely|wrong|incorrect|excluded?|ruled? out|reject\w*|eliminat\w*|distractors?|unlike|than)\b|n['’]t\b",
+    re.IGNORECASE,
+)
 _CLAUSE_BREAK = re.compile(
     r"[,;:—–]|\b(?:but|so|therefore|thus|hence|however|and|while|although|because|since|yet|then)\b", re.IGNORECASE
 )
@@ -83,6 +87,7 @@ _NOTHING = Reading(NOTHING)
 _MOST_CUES = 100
 _MOST_SENTENCES = 300
 _LONGEST_LINE = 300
+_LONGEST_TAIL = 20_000
 _LONGEST_SENTENCE = 2000
 
 
@@ -153,6 +158,9 @@ def _after_cues(
     read: dict[str, Reading] = {}
     before = 0
     for candidate in candidates:
+        if candidate.channel == "cue" and denied_later(candidate.text):
+            before = max(before, candidate.end)
+            continue
         # "A The answer is B": a choice stands before the cue on its line.
         line_start = max(before, rest.rfind("\n", before, candidate.lead) + 1)
         before = max(before, candidate.end)
@@ -244,6 +252,9 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
         if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
             continue
         reading = read_phrase(phrase, options, multi)
+        before = read_phrase(ahead, options, multi) if reading.kind == CHOSEN and len(ahead) < 60 else _NOTHING
+        if before.kind == CHOSEN and before.exact and before.letters != reading.letters:
+            yield before  # "B, no, C"
         if match.group()[:2].lower() in ("or", "al") and reading.kind == CHOSEN:
             yield Reading(CONFLICT, reading.letters, reason="an alternative is offered")
             continue
@@ -266,6 +277,25 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
         reading = read_phrase(phrase, options, multi)
         if reading.kind in (CHOSEN, CONFLICT):
             yield reading
+
+
+_ENDS_WITH = re.compile(
+    r"(?:[,:;→⇒>–—]\s*|\b(?:also|maybe|perhaps|possibly|probably|likely|actually|be|is|rather|instead) )(?:(?:option|choice) )?\(?(?!I\b)([A-Z])\)?[\s.!*]*$"
+)
+
+
+def rivals_after(answer: Answer, statements: Sequence[Statement], options: OptionSet) -> set[str]:
+    """Letters that a later sentence ends with ("On reflection, C."), unless it denies."""
+    first = min(statement.start for statement in statements)
+    found: set[str] = set()
+    for start, end in sentence_spans(answer.rest[:_LONGEST_TAIL]):
+        if end <= first:
+            continue
+        sentence = answer.rest[start:end]
+        match = _ENDS_WITH.search(sentence[-_LONGEST_LINE:])
+        if match is not None and match.group(1) in options.letters and not _DENIES.search(sentence[-_LONGEST_LINE:]):
+            found.add(match.group(1))
+    return found
 
 
 def _disowned(ahead: str) -> bool:
