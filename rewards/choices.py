@@ -23,10 +23,23 @@ class OptionSet:
     longest: int
     yes_no: bool
     conditional: tuple[str, ...]
+    letter_alone: re.Pattern[str]
+
+    def mentions(self, text: str) -> list[int]:
+        """Where `text` has an option's letter on its own or an option's text, unsorted. A cheap first test."""
+        places = [match.start() for match in self.letter_alone.finditer(text)]
+        lowered = text.lower()
+        for option in self.lowered:
+            at = lowered.find(option)
+            while at >= 0:
+                places.append(at)
+                at = lowered.find(option, at + len(option))
+        return places
 
     def is_conditional(self, text: str) -> bool:
         """Whether `text` has an "if", those inside an option's own words aside."""
-        if words().conditional.search(text) is None:
+        lowered = text.lower()
+        if not any(hint in lowered for hint in words().conditional_hints) or words().conditional.search(text) is None:
             return False
         for option in self.conditional:
             text = re.sub(re.escape(option).replace(r"\ ", r"\s+"), " ", text, flags=re.IGNORECASE)
@@ -69,7 +82,8 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     yes_no = {"yes", "no"} <= set(keys) and len(options) <= 3
     conditional = tuple(text for text in texts if words().conditional.search(text))
     return OptionSet(
-        tuple(texts), tuple(text.lower() for text in texts), letters, keys, heads, longest, yes_no, conditional
+        tuple(texts), tuple(text.lower() for text in texts), letters, keys, heads, longest, yes_no, conditional,
+        re.compile(rf"(?<![A-Za-z0-9])[A-{letters[-1]}](?![A-Za-z0-9])"),
     )
 
 

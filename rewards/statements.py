@@ -81,7 +81,6 @@ _INSTEAD = re.compile(r",? (?:and not|not|rather than|instead of|as opposed to) 
 _LABEL_LINE = re.compile(r"\s*(?:option|choice|letter|answer)\s+\(?[a-z]\)?[.\s]*", re.IGNORECASE)
 _FENCE = re.compile(r"^\s*(?:```\w*|-{3,}|={3,}|\*{3,}|_{3,})\s*$")
 _CLAUSE_END = re.compile(r";|\.\W")
-_CAPITAL = re.compile(r"(?<![A-Za-z0-9])[A-Z](?![A-Za-z0-9])")
 _NOTHING = Reading(NOTHING)
 # Nobody announces an answer this often; it also bounds the time.
 _MOST_CUES = 100
@@ -98,6 +97,7 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
         return []
     spans = sentence_spans(rest)
     starts = [start for start, _ in spans]
+    mentioning = {bisect_right(starts, place) - 1 for place in options.mentions(rest)}
     usable = [_asserts(rest[start:end], options) for start, end in spans]
     candidates = answer.candidates if answer.channel == "cue" else answer.lower
     if len(candidates) > _MOST_CUES:
@@ -114,7 +114,7 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
             not usable[index]
             or sentence in seen
             or len(sentence) > _LONGEST_SENTENCE
-            or not _mentions(sentence, options)
+            or index not in mentioning
         ):
             continue
         seen.add(sentence)
@@ -195,14 +195,6 @@ def _after_cues(
             reading = Reading(CONFLICT, reason="an option is chosen and taken back")
         if reading.kind in (CHOSEN, CONFLICT) or (reading.kind == EXCLUDED and reading.letters):
             yield Statement(reading, "cue", candidate.start)
-
-
-def _mentions(sentence: str, options: OptionSet) -> bool:
-    """A cheap test: the sentence has an option's letter on its own or an option's text."""
-    if any(match.group() in options.letters for match in _CAPITAL.finditer(sentence)):
-        return True
-    lowered = sentence.lower()
-    return any(text in lowered for text in options.lowered)
 
 
 def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
@@ -288,10 +280,11 @@ def rivals_after(answer: Answer, statements: Sequence[Statement], options: Optio
     """Letters that a later sentence ends with ("On reflection, C."), unless it denies."""
     first = min(statement.start for statement in statements)
     found: set[str] = set()
-    for start, end in sentence_spans(answer.rest[:_LONGEST_TAIL]):
-        if end <= first:
-            continue
-        sentence = answer.rest[start:end]
+    tail = answer.rest[first : first + _LONGEST_TAIL]
+    if len(options.letter_alone.findall(tail)) < 2:
+        return found
+    for start, end in sentence_spans(tail):
+        sentence = tail[start:end]
         match = _ENDS_WITH.search(sentence[-_LONGEST_LINE:])
         if match is not None and match.group(1) in options.letters and not _DENIES.search(sentence[-_LONGEST_LINE:]):
             found.add(match.group(1))
