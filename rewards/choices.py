@@ -11,6 +11,15 @@ from rewards.text import ARTICLE, drop_article, key_of_normalised, normalise
 from rewards.words import words
 
 
+def may_be_conditional(text: str) -> bool:
+    """A cheap test before `OptionSet.is_conditional`."""
+    lowered = text.lower()
+    for hint in words().conditional_ascii_hints if text.isascii() else words().conditional_hints:
+        if hint in lowered:
+            return True
+    return False
+
+
 @dataclass(frozen=True)
 class OptionSet:
     """Options as they are compared. `keys` leaves out texts that two options share after normalisation."""
@@ -38,8 +47,7 @@ class OptionSet:
 
     def is_conditional(self, text: str) -> bool:
         """Whether `text` has an "if", those inside an option's own words aside."""
-        lowered = text.lower()
-        if not any(hint in lowered for hint in words().conditional_hints) or words().conditional.search(text) is None:
+        if not may_be_conditional(text) or words().conditional.search(text) is None:
             return False
         for option in self.conditional:
             text = re.sub(re.escape(option).replace(r"\ ", r"\s+"), " ", text, flags=re.IGNORECASE)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rewards.answer import Answer, Candidate
-from rewards.choices import LETTER_ALONE, OptionSet, named_first, text_head
+from rewards.choices import LETTER_ALONE, OptionSet, may_be_conditional, named_first, text_head
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, denied_later, read_phrase
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import words
@@ -98,7 +98,11 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     spans = sentence_spans(rest)
     starts = [start for start, _ in spans]
     mentioning = {bisect_right(starts, place) - 1 for place in options.mentions(rest)}
-    usable = [_asserts(rest[start:end], options) for start, end in spans]
+    conditional = may_be_conditional(rest)
+    usable = [
+        not _asks(rest[start:end]) and not (conditional and options.is_conditional(rest[start:end]))
+        for start, end in spans
+    ]
     candidates = answer.candidates if answer.channel == "cue" else answer.lower
     if len(candidates) > _MOST_CUES:
         return [FLOOD]
@@ -133,7 +137,7 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     found += bare
     taken |= {bisect_right(starts, statement.start) - 1 for statement in bare}
     left = [index for index in range(len(spans)) if index not in taken]
-    if len(left) == 1 and usable[left[0]] and not multi:
+    if len(left) == 1 and left[0] in mentioning and usable[left[0]] and not multi:
         start, end = spans[left[0]]
         predicate = _only_sentence(rest[start:end], options)
         if predicate is not None:
@@ -208,8 +212,8 @@ def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
     return "".join([*parts, text[position:]])
 
 
-def _asserts(sentence: str, options: OptionSet) -> bool:
-    return not sentence.rstrip(" *_)\"'").endswith("?") and not options.is_conditional(sentence)
+def _asks(sentence: str) -> bool:
+    return "?" in sentence and sentence.rstrip(" *_)\"'").endswith("?")
 
 
 def _with_following_lines(rest: str, candidate: Candidate) -> tuple[str, int]:
@@ -364,7 +368,7 @@ def _bare_lines(rest: str, options: OptionSet, multi: bool) -> Iterator[Statemen
         return
     yield from exact
     # "A. Unlikely ...", "B. Fits ...": a walk through the options is no answer.
-    if not _walks_through(places, options):
+    if loose and not _walks_through(places, options):
         yield from loose
 
 

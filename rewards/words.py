@@ -59,6 +59,7 @@ class Words:
         self.conditional_hints = tuple(
             sorted({_literal(entry) for entry in table["conditional"] + table["conditional_marks"]})
         )
+        self.conditional_ascii_hints = tuple(hint for hint in self.conditional_hints if hint.isascii())
         self.conditional = re.compile(alternatives("conditional", "conditional_marks"), flags)
         self.soft_cue = re.compile(rf"{alternatives('soft_cues')}[\s,:*]*", flags)
         self.text_cue = re.compile(rf"{alternatives('text_cues')}[\s:*]+", flags)
