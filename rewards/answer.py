@@ -366,9 +366,12 @@ def _cues(text: str) -> list[Candidate]:
     matches: list[re.Match[str]] = []
     lowered = text.lower()
     for hints, pattern in _cue_patterns(text.isascii()):
-        if any(hint in lowered for hint in hints):
-            for start, end in _around(lowered, hints) if len(lowered) == len(text) else [(0, len(text))]:
-                matches += pattern.finditer(text, start, end)
+        for hint in hints:
+            if hint in lowered:
+                parts = _around(lowered, hints) if len(lowered) == len(text) else [(0, len(text))]
+                for start, end in parts:
+                    matches += pattern.finditer(text, start, end)
+                break
     if not matches:
         return []
     matches.sort(key=lambda match: (match.start(), -match.end()))

@@ -76,7 +76,7 @@ def unwrap_latex(text: str) -> str:
 
 def strip_markup(text: str) -> str:
     """Remove markdown emphasis, code ticks, headings, bullets and table bars around one line."""
-    if any(mark in text for mark in "*_`#~"):
+    if "*" in text or "_" in text or "`" in text or "#" in text or "~" in text:
         text = _MARKUP.sub("", text)
     text = text.strip(" \t|")
     return text if text[:1].isalnum() else _BULLET.sub("", text).strip()
