@@ -48,7 +48,7 @@ _JSON = json.JSONDecoder(
 )
 _EMPTY_OBJECT = re.compile(r"\{[\s,]*\}")
 _CUE_BEFORE, _CUE_BEHIND = 120, 200  # characters; no cue is that long
-_CUE_TAIL = r"[*_`\"'\s]{0,12}(?:[:=|→]|->|=>)?[*_`\"\s]{0,12}"
+_CUE_TAIL = r"[*_`\"'\s]{0,12}(?:[:=|→👉➡]|->|=>)?[*_`\"\s]{0,12}"
 _ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&nbsp;": " ", "&amp;": "&"}
 _ENTITY = re.compile("|".join(_ENTITIES))
 

@@ -66,7 +66,10 @@ _REJECTS = re.compile(
 )
 _NOT_EXCLUDED = re.compile(r"(?:cannot|can['’]t|not|hard to|difficult to)(?: \w+){0,2} (?:excluded?|ruled? out)", re.IGNORECASE)
 _ADVERB_END = re.compile(
-    r"[\s,(–—-]*(?:(?:most )?(?:likely|probably)|definitely|certainly|for sure|i (?:think|believe|guess|suppose))[\s).!]*", re.IGNORECASE
+    r"[\s,(–—-]*(?:(?:most )?(?:likely|probably)|definitely|certainly|for sure|i (?:think|believe|guess|suppose))[\s).!]*"
+    r"|\s*[(\[,]\s?(?:(?:with|very|high|medium|low|my|is) ){0,2}(?:confidence|certainty|probability)?(?: (?:is|of))?\s?:?\s?(?:high|medium|low|\d(?:[\d.]{0,4})\s?%?)?"
+    r"(?:\s?(?:confidence|certainty|sure|certain|confident))?[\s)\].!]+",
+    re.IGNORECASE,
 )
 _ABBREVIATIONS = {
     "iv": "intravenous", "im": "intramuscular", "sc": "subcutaneous", "po": "oral", "ct": "computed tomography",
@@ -117,6 +120,8 @@ def read_phrase(phrase: str, options: OptionSet, multi: bool = False) -> Reading
     """What `phrase` chooses. In `multi` mode a list of letters or texts is a set; otherwise it is a conflict."""
     if len(phrase) > MAX_PHRASE:
         return _NOTHING
+    if phrase[:1] == ">" and (by_text := options.keys.get(key_of_normalised(phrase))):
+        return Reading(CHOSEN, frozenset(by_text), exact=True)  # "> 15 mm" is no quotation
     text = clean_phrase(phrase)
     open_end = _OPEN_END.search(text)
     if open_end is None:
@@ -568,6 +573,8 @@ def _agrees(letter: str, tail: str, options: OptionSet) -> bool:
         return False
     if set(said) <= set(own):
         return True
+    if len(said) == len(own) and all(a == b or (len(a) == 1 and b[0] == a) for a, b in zip(said, own, strict=True)):
+        return len(own) > 1  # "E. coli"
     if nearest_option(" ".join(said), options.keys) == letter:
         return True
     flat = f" {' '.join(said)} "

@@ -237,6 +237,8 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
         yield rival
     predicate = words().ascii_predicate if plain.isascii() else words().predicate
     for match in predicate.finditer(plain):
+        if _COUNTERFACTUAL.match(plain, match.start()):
+            continue
         reading = _subject(plain[: match.start()], options, multi)
         if reading is not None:
             yield reading
@@ -275,6 +277,9 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
             yield reading
 
 
+_COUNTERFACTUAL = re.compile(
+    r"would be (?:\w+ ){0,3}?(?:correct|right|answer|choice|option) (?:in|if|for|with|when|only|had|were)\b(?! (?:this|the|our)\b)", re.IGNORECASE
+)
 _ENDS_WITH = re.compile(
     r"(?:[,:;→⇒>–—]\s*|\b(?:also|maybe|perhaps|possibly|probably|likely|actually|be|is|rather|instead) )(?:(?:option|choice) )?\(?(?!I\b)([A-Z])\)?[\s.!*]*$"
 )

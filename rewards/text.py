@@ -22,7 +22,7 @@ _LATEX_WRAP = re.compile(
     r"|boldsymbol|operatorname|underline|emph|displaystyle|large|Large)(?![A-Za-z])\s*"
 )
 _MARKUP = re.compile(r"[*`#]+|_{2,}|(?<!\w)_|_(?!\w)|~~")
-_BULLET = re.compile(r"^(?:[>\-•‣◦▪●–—+]+\s+)+|^>+\s*")
+_BULLET = re.compile(r"^(?:[>\-•‣◦▪●–—+]+\s+)+|^>+\s*|^(?:[✅✔☑👉➡⭐🎯📌▶][\s*]*)+")
 _QUOTES = "\"'“”„‟‘’‚‛«»‹›「」『』"
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">", "【": "】", "〔": "〕", "《": "》", "〈": "〉"}
 _DASHES = re.compile("[‐‑‒–—―−﹣]")
