@@ -11,6 +11,15 @@ from rewards.text import ARTICLE, drop_article, key_of_normalised, normalise
 from rewards.words import words
 
 
+def may_be_conditional(text: str) -> bool:
+    """A cheap test before `OptionSet.is_conditional`."""
+    lowered = text.lower()
+    for hint in words().conditional_ascii_hints if text.isascii() else words().conditional_hints:
+        if hint in lowered:
+            return True
+    return False
+
+
 @dataclass(frozen=True)
 class OptionSet:
     """Options as they are compared. `keys` leaves out texts that two options share after normalisation."""
@@ -23,10 +32,22 @@ class OptionSet:
     longest: int
     yes_no: bool
     conditional: tuple[str, ...]
+    letter_alone: re.Pattern[str]
+
+    def mentions(self, text: str) -> list[int]:
+        """Where `text` has an option's letter on its own or an option's text, unsorted. A cheap first test."""
+        places = [match.start() for match in self.letter_alone.finditer(text)]
+        lowered = text.lower()
+        for option in self.lowered:
+            at = lowered.find(option)
+            while at >= 0:
+                places.append(at)
+                at = lowered.find(option, at + len(option))
+        return places
 
     def is_conditional(self, text: str) -> bool:
         """Whether `text` has an "if", those inside an option's own words aside."""
-        if words().conditional.search(text) is None:
+        if not may_be_conditional(text) or words().conditional.search(text) is None:
             return False
         for option in self.conditional:
             text = re.sub(re.escape(option).replace(r"\ ", r"\s+"), " ", text, flags=re.IGNORECASE)
@@ -53,7 +74,7 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     keys: dict[str, str] = {}
     shared: set[str] = set()
     for letter, text in zip(letters, texts, strict=True):
-        for key in {key_of_normalised(text), key_of_normalised(drop_article(text))}:
+        for key in {key_of_normalised(text), key_of_normalised(drop_article(text)), tight(key_of_normalised(text))}:
             if not key:
                 continue
             if keys.setdefault(key, letter) != letter:
@@ -69,8 +90,17 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     yes_no = {"yes", "no"} <= set(keys) and len(options) <= 3
     conditional = tuple(text for text in texts if words().conditional.search(text))
     return OptionSet(
-        tuple(texts), tuple(text.lower() for text in texts), letters, keys, heads, longest, yes_no, conditional
+        tuple(texts), tuple(text.lower() for text in texts), letters, keys, heads, longest, yes_no, conditional,
+        re.compile(rf"(?<![A-Za-z0-9])[A-{letters[-1]}](?![A-Za-z0-9])"),
     )
+
+
+_UNIT_SPACE = re.compile(r"(?<=\d) (?=[a-zµ%])")
+
+
+def tight(key: str) -> str:
+    """A text key without the space between a number and its unit: "5 mg" and "5mg" are one text."""
+    return _UNIT_SPACE.sub("", key)
 
 
 # A letter stands alone: no Latin, Greek or Cyrillic letter, digit or apostrophe-joined word touches it. Scripts written
