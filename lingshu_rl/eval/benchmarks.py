@@ -471,7 +471,7 @@ _TABLE = (
             "contexts": "CONTEXTS|context",
             "answer": "final_decision",
         },
-        files=("test_set.json", "*test*.json*", "ori_pqal.json", "pqal_*.json", "*.parquet"),
+        files=("test_set.json", "ori_pqal.json", "pqal_*.json", "*test*.parquet", "*.parquet"),
         hub="qiaojin/PubMedQA",
         configs=("pqa_labeled",),
         split="train",

@@ -147,7 +147,7 @@ def _find(benchmark: Benchmark, data: str | Path | None) -> tuple[Iterator[tuple
                 if folder == root and not _fits(benchmark, files[0]):
                     continue
                 shown = ", ".join(str(f.relative_to(root)) for f in files[:3]) + (" ..." if len(files) > 3 else "")
-                return _read_files(benchmark, files), f"{shown} in {root}", folder
+                return _read_files(benchmark, files, folder), f"{shown} in {root}", folder
     looked = "; ".join(f"{f}/{{{','.join(benchmark.files)}}}" for f in folders)
     raise EvalError(
         f"{benchmark.name}: no data found. Looked for {looked}. Put the publisher's files into {root / benchmark.name}"
@@ -178,11 +178,13 @@ def _fits(benchmark: Benchmark, file: Path) -> bool:
     return (bool(keys & set(need.split("|"))) and len(keys & asked) >= 2) or benchmark.reader == "path_vqa"
 
 
-def _read_files(benchmark: Benchmark, files: Sequence[Path]) -> Iterator[tuple[Row, Path]]:
+def _read_files(benchmark: Benchmark, files: Sequence[Path], folder: Path) -> Iterator[tuple[Row, Path]]:
     answers = _answers_beside(benchmark, files[0].parent)
     if benchmark.reader == "report" and len(files) > 1:
-        yield from _open_i(*files)
+        yield from _open_i(*files, folder)
         return
+    stems = [file.stem for file in files]
+    places = {file: file.stem if stems.count(file.stem) == 1 else f"{file.parent.name}/{file.stem}" for file in files}
     for file in files:
         for number, row in enumerate(_read(file), start=1):
             row.setdefault("subject", file.stem.removesuffix("_test").removeprefix("test_") if len(files) > 1 else row.get("task"))  # fmt: skip
@@ -192,8 +194,8 @@ def _read_files(benchmark: Benchmark, files: Sequence[Path]) -> Iterator[tuple[R
                     continue  # a training question
                 row = {**row, "answer": answers[key]} if key in answers and benchmark.name == "cmb" else row
             if len(files) > 1:
-                row["id"] = f"{file.stem}/{row.get('question_id') or row.get('id') or number}"
-            yield row, file.parent
+                row["id"] = f"{places[file]}/{row.get('question_id') or row.get('id') or number}"
+            yield row, folder
 
 
 def _answers_beside(benchmark: Benchmark, folder: Path) -> dict[str, Any] | None:
@@ -236,14 +238,14 @@ def _read(file: Path) -> Iterator[Row]:
         raise EvalError(f"{file} cannot be read: {error}") from error
 
 
-def _open_i(reports: Path, projections: Path) -> Iterator[tuple[Row, Path]]:
+def _open_i(reports: Path, projections: Path, folder: Path) -> Iterator[tuple[Row, Path]]:
     """Open-i's two tables joined; the fifth of the studies with the lowest hash, as the publisher names no test set."""
     views: dict[str, list[str]] = {}
     for view in _read(projections):
         views.setdefault(view["uid"], []).append(view["filename"])
     for row in _read(reports):
         if int.from_bytes(_digest(row["uid"]), "big") % HELD_OUT_FIFTHS == 0:
-            yield {**row, "image": views.get(row["uid"], [])}, reports.parent
+            yield {**row, "image": views.get(row["uid"], [])}, folder
 
 
 def _hub(benchmark: Benchmark) -> Iterator[tuple[Row, Path]]:
@@ -305,7 +307,7 @@ def _check_images(benchmark: Benchmark, prompts: Sequence[Prompt]) -> None:
 
 def _get(benchmark: Benchmark, row: Row, name: str) -> Any:
     """The first of the field's alternatives that the row has; a list for fields joined by commas."""
-    for alternative in benchmark.fields.get(name, "").split("|"):
+    for alternative in filter(None, benchmark.fields.get(name, "").split("|")):
         if "," in alternative:
             parts = [part.strip() for part in alternative.split(",")]
             if any(part in row for part in parts):
