@@ -165,22 +165,18 @@ def kind_of(model: str) -> str:
 
 
 def takes_images(model: str) -> bool:
-    """Whether a local model's configuration has a vision tower. A Hub id is looked up as transformers does."""
+    """Whether a local model's configuration speaks of a vision tower or image tokens; a Hub id's file is fetched."""
     from lingshu_rl.model import model_path
 
     file = Path(model_path(model)) / "config.json"
-    if file.is_file():
-        config = json.loads(file.read_text())
-        if any("vision" in key for key in config):
-            return True
-        name = config.get("model_type", "")
-    else:
-        from transformers import AutoConfig
+    if not file.is_file():
+        from huggingface_hub import hf_hub_download
 
-        name = AutoConfig.from_pretrained(model_path(model)).model_type
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
-    return name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        try:
+            file = Path(hf_hub_download(model, "config.json"))
+        except Exception as error:  # the Hub's errors share no base class
+            raise EvalError(f"{model} is no model folder and cannot be fetched: {type(error).__name__}: {error}") from None
+    return any(mark in key for key in json.loads(file.read_text()) for mark in ("vision", "image_token"))
 
 
 @contextlib.contextmanager
