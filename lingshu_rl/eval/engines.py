@@ -175,7 +175,9 @@ def takes_images(model: str) -> bool:
         try:
             file = Path(hf_hub_download(model, "config.json"))
         except Exception as error:  # the Hub's errors share no base class
-            raise EvalError(f"{model} is no model folder and cannot be fetched: {type(error).__name__}: {error}") from None
+            raise EvalError(
+                f"{model} is no model folder and cannot be fetched: {type(error).__name__}: {error}"
+            ) from None
     return any(mark in key for key in json.loads(file.read_text()) for mark in ("vision", "image_token"))
 
 

@@ -115,7 +115,7 @@ def plain(form: str, record: Mapping[str, Any], number: int, kind: str | None) -
         fields["completion"] = _first_text(record.get("resps") or record.get("filtered_resps"))
         fields["answer"] = record.get("target", fields.get("answer"))
         fields["id"] = record.get("doc_id", number)
-    completion = next((fields[k] for k in OUTPUTS if k in fields), None)
+    completion = next((_first_text(fields[k]) for k in OUTPUTS if k in fields), None)
     answer = next((fields[k] for k in ANSWERS if fields.get(k) not in (None, "")), None)
     if answer is None and ("findings" in fields or "impression" in fields):
         answer = "\n".join(s for s in (str(fields.get("findings") or ""), str(fields.get("impression") or "")) if s.strip() and s != "None")  # fmt: skip
@@ -129,11 +129,11 @@ def plain(form: str, record: Mapping[str, Any], number: int, kind: str | None) -
     if options and isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
         answer = LETTERS[answer]
     row: dict[str, Any] = {
-        "id": str(fields.get("id") or fields.get("qid") or fields.get("question_id") or number),
+        "id": str(next((fields[k] for k in ("id", "qid", "question_id") if fields.get(k) is not None), number)),
         "question": str(next((fields[k] for k in QUESTIONS if fields.get(k)), "?")),
         "answer": answer,
         "kind": kind or str(fields.get("kind") or "") or _kind(answer, options),
-        "completion": _first_text(completion),
+        "completion": completion,
         "before": _verdict(fields),
     }
     if row["kind"] == "option":

@@ -145,7 +145,9 @@ def medxpertqa(root: Path, name: str) -> None:
         if name == "medxpertqa_mm":
             row["label"] = [letter]
             row["options"] = [{"letter": c, "content": d} for c, d in zip("ABCDE", DRUGS, strict=True)]
-            row["question"] += "\nAnswer Choices: " + " ".join(f"({c}) {d}" for c, d in zip("ABCDE", DRUGS, strict=True))
+            row["question"] += "\nAnswer Choices: " + " ".join(
+                f"({c}) {d}" for c, d in zip("ABCDE", DRUGS, strict=True)
+            )
             row["images"] = [{"image_path": f"MM-{i}-a.jpeg"}, {"image_path": f"MM-{i}-b.jpeg"}]
             for part in "ab":
                 picture(root / "medxpertqa" / "images" / f"MM-{i}-{part}.jpeg")
