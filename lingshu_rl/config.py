@@ -102,7 +102,7 @@ class RewardsConfig:
 class EvalConfig:
     every: int = 0  # steps between evaluations during training; 0 = only before and after
     limit: int = 0  # questions; 0 = all
-    controls: list[str] = field(default_factory=lambda: ["blank", "shuffled"])  # also text_only, majority
+    controls: list[str] = field(default_factory=lambda: ["blank", "shuffled", "majority"])  # also text_only
 
 
 @dataclass

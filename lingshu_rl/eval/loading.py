@@ -181,7 +181,8 @@ def _fits(benchmark: Benchmark, file: Path) -> bool:
 def _read_files(benchmark: Benchmark, files: Sequence[Path], folder: Path) -> Iterator[tuple[Row, Path]]:
     answers = _answers_beside(benchmark, files[0].parent)
     if benchmark.reader == "report" and len(files) > 1:
-        yield from _open_i(*files, folder)
+        reports, projections = files
+        yield from _open_i(reports, projections, folder)
         return
     stems = [file.stem for file in files]
     places = {file: file.stem if stems.count(file.stem) == 1 else f"{file.parent.name}/{file.stem}" for file in files}
@@ -532,8 +533,9 @@ def read_report(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
 
 
 def read_rubric(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
-    rubrics = [{"criterion": str(r["criterion"]), "points": float(r["points"])} for r in _need(benchmark, row, "rubrics")]  # fmt: skip
-    if sum(r["points"] for r in rubrics if r["points"] > 0) <= 0:
+    given = _need(benchmark, row, "rubrics")
+    rubrics = [{"criterion": str(r["criterion"]), "points": float(r["points"])} for r in given]
+    if not any(float(r["points"]) > 0 for r in given):
         raise RowError("no criterion of its rubric gives points")
     messages = [{"role": m["role"], "content": m["content"]} for m in _need(benchmark, row, "messages")]
     yield {**_base(benchmark, row), "messages": messages, "answer": rubrics, "kind": "rubric", "images": []}

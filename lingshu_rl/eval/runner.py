@@ -268,7 +268,7 @@ async def _provenance(settings: Settings, loaded: Mapping[str, Loaded], prompt: 
     around = environment()
     engine: dict[str, Any] = {"kind": kind}
     if kind == "local":
-        engine |= {"vllm": dict(settings.vllm)} | {p: around["versions"].get(p, "") for p in ("vllm", "torch", "transformers")}  # fmt: skip
+        engine |= {"options": dict(settings.vllm)} | {p: around["versions"].get(p, "") for p in ("vllm", "torch", "transformers")}  # fmt: skip
         known = model_hash(settings.model)
     elif kind == "file":
         import hashlib
