@@ -16,7 +16,6 @@ from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.types import Prompt
 
 KEY_ENV = "LINGSHU_RL_API_KEY"  # sent to a URL as its bearer token
-DEAD_AFTER = 20  # requests in a row that reached no server: it is gone, and asking on would only make error rows
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class ChatClient:
     """Chat completions of one OpenAI-compatible server, for answers and for judging.
 
     sampling: the body's other fields (temperature, seed, max_tokens ...). A request that fails is sent again `retries`
-    times; then it is a Reply with an error. on_error: asked when no server was reached; raises if the cause is known.
+    times; then it is a Reply with an error, or EngineDown where no connection could be made at all. on_error: asked
+    when a connection broke; raises if the cause is known (a dead server process).
     """
 
     def __init__(self, url: str, *, model: str = "", token: str = "", sampling: Mapping[str, Any], timeout_s: float = 300.0,
@@ -58,7 +58,6 @@ class ChatClient:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.model, self.sampling, self.retries, self.on_error = model, dict(sampling), retries, on_error
         self.gate = asyncio.Semaphore(concurrency)
-        self.unreached = 0
         self.http = httpx.AsyncClient(
             timeout=timeout_s,
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -66,43 +65,46 @@ class ChatClient:
             transport=transport,
         )
 
+    async def ask(self, prompt: Prompt, condition: str) -> Reply:
+        from lingshu_rl.rollout.client import chat_messages
+
+        async with self.gate:  # images are encoded only when their turn has come
+            return await self._complete(chat_messages(prompt), {})
+
     async def complete(self, messages: Sequence[Mapping[str, Any]], **changes: Any) -> Reply:
+        async with self.gate:
+            return await self._complete(messages, changes)
+
+    async def _complete(self, messages: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]) -> Reply:
         import httpx
 
         body = {"model": self.model, "messages": list(messages), **self.sampling, **changes}
         last = ""
-        async with self.gate:
-            for attempt in range(self.retries + 1):
-                if attempt:
-                    await asyncio.sleep(min(0.2 * 2**attempt, 5.0))
-                try:
-                    response = await self.http.post(f"{self.url}/v1/chat/completions", json=body)
-                except httpx.TimeoutException as error:
-                    last = f"{type(error).__name__}: no answer within {self.http.timeout.read} s"
-                    continue
-                except httpx.HTTPError as error:
-                    self.on_error()
-                    self.unreached += 1
-                    if self.unreached > DEAD_AFTER:
-                        raise EngineDown(f"{self.url} cannot be reached: {type(error).__name__}: {error}") from None
-                    last = f"{type(error).__name__}: {error}"
-                    continue
-                self.unreached = 0
-                if response.status_code == 200:
-                    reply = _reply(response)
-                    if not reply.error:
-                        return reply
-                    last = reply.error
-                    continue
-                last = f"HTTP {response.status_code}: {response.text[:300]}"
-                if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
-                    break
+        for attempt in range(self.retries + 1):
+            if attempt:
+                await asyncio.sleep(min(0.2 * 2**attempt, 5.0))
+            try:
+                response = await self.http.post(f"{self.url}/v1/chat/completions", json=body)
+            except httpx.TimeoutException as error:
+                last = f"{type(error).__name__}: no answer within {self.http.timeout.read} s"
+                continue
+            except httpx.HTTPError as error:
+                self.on_error()
+                last = f"{type(error).__name__}: {error}"
+                if isinstance(error, httpx.ConnectError) and attempt == self.retries:
+                    # Not this question's fault, and every other one would fare alike.
+                    raise EngineDown(f"{self.url} cannot be reached: {last}") from None
+                continue
+            if response.status_code == 200:
+                reply = _reply(response)
+                if not reply.error:
+                    return reply
+                last = reply.error
+                continue
+            last = f"HTTP {response.status_code}: {response.text[:300]}"
+            if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
+                break
         return Reply(error=last)
-
-    async def ask(self, prompt: Prompt, condition: str) -> Reply:
-        from lingshu_rl.rollout.client import chat_messages
-
-        return await self.complete(chat_messages(prompt))
 
     async def served_model(self) -> str:
         """The name of the model that the server names first. Raises EvalError when it names none."""

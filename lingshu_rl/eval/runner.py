@@ -45,8 +45,8 @@ from lingshu_rl.eval.judge import (
 from lingshu_rl.eval.loading import Loaded, load_benchmark
 from lingshu_rl.eval.metrics import choose_metrics, report_metrics
 from lingshu_rl.eval.provenance import differences, environment, model_hash
-from lingshu_rl.eval.scoring import MAIN, Row, make_row, reward_input, summarise_conditions
-from lingshu_rl.eval.tables import write_tables
+from lingshu_rl.eval.scoring import MAIN, Row, make_row, reward_input, score, summarise_conditions
+from lingshu_rl.eval.tables import percent, write_tables
 from lingshu_rl.model import DEMO_MODEL
 from lingshu_rl.progress import Progress
 from lingshu_rl.runfolder import write_text
@@ -171,6 +171,8 @@ async def run_evaluation(settings: Settings, progress: Progress) -> dict[str, An
                         condition: await grade_rows(found.prompts, given, lambda s: _grade(grader, s))
                         for condition, given in replies.items()
                     }
+                    found_score = score(rows[name][MAIN])
+                    progress.say(f"{name}: {percent(found_score)} on {found_score['n']} questions")
             finally:
                 await engine.close()
     finally:

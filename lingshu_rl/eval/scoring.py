@@ -52,7 +52,7 @@ def cluster_name(prompt: Prompt) -> str:
     return "|".join(names)
 
 
-def score(rows: Sequence[Row], *, clip: bool = True) -> dict[str, Any]:
+def score(rows: Sequence[Row]) -> dict[str, Any]:
     """`mean_ci` over the rows' values, with the share of unread answers and the counts of rows without a value.
 
     A rubric's item may be worth less than 0; its mean is then taken over the raw values and cut at 0 (as HealthBench
