@@ -117,7 +117,7 @@ def test_a_busy_server_is_asked_again(tmp_path):
 def test_a_server_that_is_gone_stops_the_run_and_keeps_what_was_answered(tmp_path):
     with chat_server(lambda body: "yes") as url:
         pass
-    rows = [{"id": f"m{i}", "question": f"Case {i}?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 1} for i in range(40)]  # fmt: skip
+    rows = [{"id": f"m{i}", "question": f"Case {i}?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 1} for i in range(8)]  # fmt: skip
     write_json(tmp_path / "medmcqa" / "dev.json", rows)
     with pytest.raises(EngineDown, match="cannot be reached"):
         run(settings_of(url, tmp_path, "medmcqa", served_model="m"))
@@ -133,19 +133,23 @@ def test_killed_at_any_item_and_started_again_it_gives_the_same_files(tmp_path):
         return f"<answer>{'ABCD'[len(last_text(body)) % 4]}</answer>"
 
     with chat_server(script) as url:
-        whole = settings_of(url, tmp_path, "medmcqa", "slake", out=tmp_path / "whole", concurrency=1, served_model="m")
+        whole = settings_of(url, tmp_path, "medmcqa", "slake", out=tmp_path / "whole", concurrency=1, served_model="m", controls=("blank", "majority"))  # fmt: skip
         run(whole)
         wanted = result_files(tmp_path / "whole")
         assert len(wanted) == 7
         journal = (tmp_path / "whole" / "slake" / "answers.jsonl").read_bytes()
         lines = journal.splitlines(keepends=True)
-        for kept in (0, 1, len(lines) // 2, len(lines)):
-            for cut in (b"", b'{"condition": "main", "id": "12'):
-                part = tmp_path / f"part-{kept}-{len(cut)}"
-                (part / "slake").mkdir(parents=True)
-                (part / "slake" / "answers.jsonl").write_bytes(b"".join(lines[:kept]) + cut)
-                run(replace(whole, out=part))
-                assert result_files(part) == wanted, (kept, cut)
+        for kept, cut in (
+            (0, b'{"condi'),
+            (1, b""),
+            (len(lines) // 2, b'{"condition": "main", "id": "12'),
+            (len(lines), b""),
+        ):
+            part = tmp_path / f"part-{kept}"
+            (part / "slake").mkdir(parents=True)
+            (part / "slake" / "answers.jsonl").write_bytes(b"".join(lines[:kept]) + cut)
+            run(replace(whole, out=part))
+            assert result_files(part) == wanted, (kept, cut)
 
 
 def test_the_command_killed_in_the_middle_goes_on_where_it_was(tmp_path):
