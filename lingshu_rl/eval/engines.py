@@ -69,7 +69,7 @@ class ChatClient:
         from lingshu_rl.rollout.client import chat_messages
 
         async with self.gate:  # images are encoded only when their turn has come
-            return await self._complete(chat_messages(prompt), {})
+            return await self._complete([_plain_text(m) for m in chat_messages(prompt)], {})
 
     async def complete(self, messages: Sequence[Mapping[str, Any]], **changes: Any) -> Reply:
         async with self.gate:
@@ -121,6 +121,14 @@ class ChatClient:
 
     async def close(self) -> None:
         await self.http.aclose()
+
+
+def _plain_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message of text alone with a string for content: servers of text models may know no other form."""
+    content = message["content"]
+    if isinstance(content, str) or any(part["type"] != "text" for part in content):
+        return message
+    return {**message, "content": "\n".join(part["text"] for part in content)}
 
 
 def _reply(response: Any) -> Reply:

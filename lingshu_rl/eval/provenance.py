@@ -10,14 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.runfolder import versions
 
 
 def model_hash(model: str) -> str:
-    """SHA-256 over a local model folder's files that decide what it answers, or the commit of a downloaded Hub model.
-
-    "" for what cannot be known from here: a model behind a URL.
-    """
+    """SHA-256 over a local model folder's files that decide what it answers, or the commit of a Hub model."""
     from lingshu_rl.model import model_path
 
     folder = Path(model_path(model)).expanduser()
@@ -30,10 +28,12 @@ def model_hash(model: str) -> str:
                     while block := data.read(1 << 22):
                         digest.update(block)
         return digest.hexdigest()[:16]
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
 
-    found = try_to_load_from_cache(model, "config.json")
-    return Path(found).parent.name if isinstance(found, str) else ""
+    try:
+        return Path(hf_hub_download(model, "config.json")).parent.name
+    except Exception as error:  # the Hub's errors share no base class
+        raise EvalError(f"{model} is no model folder and cannot be fetched: {type(error).__name__}: {error}") from None
 
 
 @lru_cache(maxsize=1)

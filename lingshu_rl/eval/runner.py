@@ -291,8 +291,7 @@ async def _provenance(settings: Settings, loaded: Mapping[str, Loaded], prompt: 
             "images": settings.images,
             "prompt": own,
             "prompt_hash": prompt_hash(own),
-            "model": settings.model,
-            "served_model": settings.served_model,
+            "model": settings.served_model if kind == "url" else settings.model,
             "model_hash": known or "not known: served elsewhere",
             "engine": engine,
             "seed": settings.seed,
@@ -303,6 +302,7 @@ async def _provenance(settings: Settings, loaded: Mapping[str, Loaded], prompt: 
         out[benchmark.name] = {
             "inputs": inputs,
             "controls": list(settings.controls),
+            "url": settings.model if kind == "url" else "",
             "judge": {"url": judge.url, "model": judge.model} if judge else None,
             **around,
         }

@@ -64,6 +64,17 @@ def report_table(summary: Mapping[str, Any]) -> Cells:
     return [["reports", *keys], *lines] if lines else []
 
 
+def group_table(summary: Mapping[str, Any]) -> Cells:
+    """Scores of the sub-groups (modality, organ, question type ...), one line each; empty without any."""
+    lines = [
+        [name, group.replace("_", " "), part, str(found["n"]), percent(found), str(found["unread"])]
+        for name, scores in summary["benchmarks"].items()
+        for group, parts in scores["by"].items()
+        for part, found in parts.items()
+    ]
+    return [["benchmark", "by", "group", "n", "score", "unread"], *lines] if lines else []
+
+
 def text(cells: Cells) -> str:
     """Aligned columns for a terminal."""
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
@@ -107,8 +118,7 @@ def html_page(title: str, tables: Sequence[Cells], legend: str) -> str:
 
 
 def write_tables(folder: Path, summary: Mapping[str, Any]) -> None:
-    cells, reports = score_table(summary), report_table(summary)
-    tables = [cells, *([reports] if reports else [])]
+    tables = [cells for cells in (score_table(summary), report_table(summary), group_table(summary)) if cells]
     write_text(folder / "table.md", "\n".join(map(markdown, tables)) + f"\n{LEGEND}\n")
     write_text(folder / "table.html", html_page(f"Evaluation of {summary['model']}", tables, LEGEND))
     write_text(folder / "table.tex", "\n".join(latex(t) for t in tables))

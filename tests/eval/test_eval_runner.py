@@ -59,6 +59,7 @@ def test_a_run_asks_every_condition_and_scores_them_beside_each_other(tmp_path):
         summary = run(settings_of(url, tmp_path, "slake_en", max_tokens=33, seed=5))
     scores = summary["benchmarks"]["slake_en"]
     assert scores["n"] == 3 and set(scores["controls"]) == {"blank", "shuffled", "text_only", "majority"}
+    assert all(isinstance(b["messages"][-1]["content"], str) == (not images) for _, images, b in seen)
     assert len(seen) == 3 * 4 and {b["max_tokens"] for _, _, b in seen} == {33} and {b["seed"] for _, _, b in seen} == {5}  # fmt: skip
     assert {b["model"] for _, _, b in seen} == {"scripted"} and all(b["temperature"] == 0 for _, _, b in seen)
     assert sum(not images for _, images, _ in seen) == 3  # text only
@@ -67,6 +68,7 @@ def test_a_run_asks_every_condition_and_scores_them_beside_each_other(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "slake_en" / "results.jsonl").read_text().splitlines()]
     assert {r["condition"] for r in rows} == {"main", "blank", "shuffled", "text_only", "majority"}
     assert all({"id", "completion", "value", "status", "reason", "gold", "image"} <= set(r) for r in rows)
+    assert "| slake_en | answer type | CLOSED | 2 |" in (tmp_path / "run" / "table.md").read_text()
     assert "†" in (tmp_path / "run" / "table.md").read_text() and "textdagger" in (tmp_path / "run" / "table.tex").read_text()  # fmt: skip
     assert scores["by"]["answer_type"]["CLOSED"]["n"] == 2 and scores["by"]["kind"]["yesno"]["accuracy"] == 1
 
@@ -94,10 +96,8 @@ def test_an_engine_error_on_one_item_is_an_error_row(tmp_path):
     (bad,) = [r for r in rows if r["status"] == "engine_error"]
     assert bad["value"] is None and "HTTP 400" in bad["reason"] and "too long" in bad["reason"]
     with chat_server(lambda body: "<answer>MRI</answer>") as url:  # asked again only when told to
-        same = settings_of(url, tmp_path, "slake_en", controls=())
-        (tmp_path / "run" / "slake_en" / "provenance.json").unlink()
+        same = settings_of(url, tmp_path, "slake_en", controls=())  # another port, the same model
         assert run(same)["benchmarks"]["slake_en"]["errors"] == 1
-        (tmp_path / "run" / "slake_en" / "provenance.json").unlink()
         again = run(replace(same, retry_errors=True))["benchmarks"]["slake_en"]
     assert again["errors"] == 0 and again["n"] == 3
 
@@ -124,7 +124,6 @@ def test_a_server_that_is_gone_stops_the_run_and_keeps_what_was_answered(tmp_pat
     assert not (tmp_path / "run" / "medmcqa" / "answers.jsonl").exists()  # no row is blamed for it
     with chat_server(lambda body: "<answer>A</answer>") as again:
         settings = settings_of(again, tmp_path, "medmcqa", served_model="m")
-        (tmp_path / "run" / "medmcqa" / "provenance.json").unlink()
         assert run(settings)["benchmarks"]["medmcqa"]["accuracy"] == 1.0
 
 
@@ -210,6 +209,8 @@ def test_a_local_models_hash_follows_its_weights(tmp_path):
     first = model_hash(str(tmp_path))
     (tmp_path / "notes.md").write_text("not part of the model")
     assert model_hash(str(tmp_path)) == first and len(model_hash("demo")) == 16
+    with pytest.raises(EvalError, match="no model folder and cannot be fetched"):
+        model_hash("nobody/nothing")
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert model_hash(str(tmp_path)) != first
     assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b: 1 -> 3"]
