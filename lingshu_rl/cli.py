@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = commands.add_parser("report", help="write report.html of a run folder again")
     report.add_argument("folder")
     report.set_defaults(run=_report)
+    from lingshu_rl.eval.command import add_arguments
+
+    add_arguments(commands.add_parser("eval", help="evaluate a model on benchmarks; compare, rescore"))
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)
 

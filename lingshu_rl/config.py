@@ -115,7 +115,7 @@ class RewardsConfig:
 class EvalConfig:
     every: int = 0  # steps between evaluations during training; 0 = only before and after
     limit: int = 0  # questions; 0 = all
-    controls: list[str] = field(default_factory=lambda: ["blank", "shuffled"])
+    controls: list[str] = field(default_factory=lambda: ["blank", "shuffled", "majority"])  # also text_only
 
 
 @dataclass
@@ -294,7 +294,7 @@ def validate(config: Config) -> None:
     one_of("rewards.executor", c.rewards.executor, ("inline", "isolated"))
     one_of("check.on_failure", c.check.on_failure, ("stop", "dense", "warn"))
     for control in c.eval.controls:
-        one_of("eval.controls", control, ("blank", "shuffled"))
+        one_of("eval.controls", control, ("blank", "shuffled", "text_only", "majority"))
     refuse(
         bool(c.reference.urls or c.reference.model) and c.loss.kl_coef == 0,
         "reference.urls or reference.model is set, but loss.kl_coef=0 uses no reference; unset one of them",

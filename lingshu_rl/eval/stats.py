@@ -12,8 +12,19 @@ from typing import Any
 import numpy as np
 
 # Which evaluation stands behind which key of the summary, and behind the `before` of a control.
-CONDITIONS = {"before": "before", "after": "after", "blank_image": "after_blank", "shuffled_image": "after_shuffled"}
-CONTROLS_BEFORE = {"blank_image": "before_blank", "shuffled_image": "before_shuffled"}
+CONDITIONS = {
+    "before": "before",
+    "after": "after",
+    "blank_image": "after_blank",
+    "shuffled_image": "after_shuffled",
+    "text_only": "after_text_only",
+    "majority_answer": "after_majority",
+}
+CONTROLS_BEFORE = {
+    "blank_image": "before_blank",
+    "shuffled_image": "before_shuffled",
+    "text_only": "before_text_only",
+}  # the most frequent label does not depend on the policy
 
 
 def mean_ci(values: Sequence[float | None], clusters: Sequence[Any] | None = None, *, seed: int = 0,
@@ -54,10 +65,10 @@ def paired_gain(before: Sequence[float | None], after: Sequence[float | None], c
 def summarise(evals: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """The accuracy part of summary.json from graded rows.
 
-    evals: `before`, `after`, `before_blank`, `after_blank`, `before_shuffled`, `after_shuffled`, any of them absent;
+    evals: `before`, `after`, and `before_` and `after_` with blank, shuffled, text_only or majority, any of them absent;
     rows need id and value, and may have image, kind, task and modality. Answers are paired by id, intervals are
-    clustered by image. Returns `{"before", "after", "gain", "blank_image", "shuffled_image", "by_kind", "by_task",
-    "by_modality"}` without what is absent;
+    clustered by image. Returns `{"before", "after", "gain", "blank_image", "shuffled_image", "text_only",
+    "majority_answer", "by_kind", "by_task", "by_modality"}` without what is absent;
     a control holds the trained policy's accuracy and, under "before", that of the policy the run started from.
     """
     out = _compare(evals)

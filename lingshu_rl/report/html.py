@@ -20,6 +20,7 @@ from typing import Any
 import jinja2
 
 from lingshu_rl.data.rows import LETTERS
+from lingshu_rl.eval.scoring import UNREAD
 from lingshu_rl.eval.stats import gain_between, mean_ci, summarise
 from lingshu_rl.report import plots
 from lingshu_rl.report.alarms import find_alarms
@@ -176,6 +177,15 @@ def headline(run: RunData) -> dict[str, Any]:
         if before and old.get("accuracy") is not None:
             text[-1] += f", {signed(100 * (before['accuracy'] - old['accuracy'])).lstrip('+')} before training"
         text[-1] += "."
+    for key, told in (("text_only", "Without any image"), ("majority_answer", "The most frequent label, given to all questions,")):  # fmt: skip
+        if (s.get(key) or {}).get("accuracy") is not None:
+            verb = "the trained policy scores" if key == "text_only" else "scores"
+            text.append(f"{told} {verb} {percent(s[key]['accuracy'])}.")
+    if unread := sum(row.get("status") in UNREAD for row in run.evals.get("after", ())):
+        share = unread / len(run.evals["after"])
+        text.append(
+            f"{percent(share)} of the trained policy's answers could not be read as an answer; they count as wrong."
+        )
     tiles = [(label, css, s[key]) for label, css, key in SCORES if (s.get(key) or {}).get("accuracy") is not None]
     return {"title": title, "text": text, "tiles": tiles}
 
