@@ -56,8 +56,7 @@ def difference(d: np.ndarray, clusters: Sequence[Any] | None = None, *, alpha: f
     count = int(index.max()) + 1
     mean = float(d.mean())
     # One column a cluster: its summed deviation, scaled so that the columns' mean is the mean over items.
-    x = np.zeros((seeds, count))
-    np.add.at(x, (slice(None), index), (d - mean) * count / items)
+    x = np.stack([np.bincount(index, weights=row, minlength=count) for row in (d - mean) * count / items])
     by_seed, by_cluster = x.mean(axis=1), x.mean(axis=0)
     residual = x - by_seed[:, None] - by_cluster[None, :] + x.mean()
     both = float((residual**2).sum()) / max(1, (seeds - 1) * (count - 1))
@@ -70,7 +69,8 @@ def difference(d: np.ndarray, clusters: Sequence[Any] | None = None, *, alpha: f
     doubt = (bound or 0.0) ** 2 / (seeds * count)
     both = both + doubt if seeds > 1 and count > 1 else 0.0
     item_square = max(item_square - both, 0.0) if seeds > 1 else item_square + doubt
-    spread = _Spread(*(square / (seeds * count) for square in (seed_square, both, item_square)), seeds, count)
+    cells = seeds * count
+    spread = _Spread(seed_square / cells, both / cells, item_square / cells, seeds, count)
     half = spread.half(alpha)
     low, high = mean - half, mean + half
     p = spread.p(abs(mean))
@@ -118,7 +118,8 @@ def aligned(baseline: Mapping[int, Mapping[str, float | None]], variant: Mapping
     runs = [side[seed] for seed in seeds for side in (baseline, variant)]
     asked = list(dict.fromkeys(item for run in runs for item in run))
     judged = [item for item in asked if all(run.get(item) is not None for run in runs)]
-    d = np.array([[variant[s][i] - baseline[s][i] for i in judged] for s in seeds], float)  # type: ignore[operator]
+    one, other = ([[side[s][i] or 0.0 for i in judged] for s in seeds] for side in (baseline, variant))
+    d = np.array(other, float) - np.array(one, float)
     return seeds, judged, d.reshape(len(seeds), len(judged)), len(asked) - len(judged)
 
 

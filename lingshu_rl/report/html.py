@@ -7,7 +7,6 @@ Model text is hostile: the template escapes everything, and the page's content p
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import statistics
@@ -17,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from lingshu_rl.data.rows import LETTERS
 from lingshu_rl.eval.stats import gain_between, mean_ci, summarise
 from lingshu_rl.report import plots
 from lingshu_rl.report.alarms import find_alarms
+from lingshu_rl.report.page import digest, render
+from lingshu_rl.report.text import duration, percent, signed
 
 Row = Mapping[str, Any]
 
@@ -74,20 +73,10 @@ def write_report(run_dir: str | Path) -> Path:
     """Write `run_dir/report.html` and return its path. Raises FileNotFoundError when the folder holds no run."""
     run = load_run(Path(run_dir))
     images: dict[str, str] = {}  # data addresses by file, so that no image is read twice
-    here = Path(__file__).parent
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    env.filters |= {"pct": percent, "signed": signed, "duration": duration, "short": plots.short, "digest": digest}
-    page = env.get_template("template.html").render(
+    page = render(
+        "template.html",
         run=run,
         name=run.path.resolve().name,
-        style=(here / "report.css").read_text(),
-        script=(here / "report.js").read_text(),
         headline=headline(run),
         facts=facts(run),
         alarms=find_alarms(run.metrics, run.evals, [row for rows in run.late for row in rows]),
@@ -339,26 +328,6 @@ def embed(path: str) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
-
-
-def signed(points: float, digits: int = 1) -> str:
-    return f"{points:+.{digits}f}".replace("-", "−")
-
-
-def duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def digest(text: str) -> str:
-    """SHA-256 as a content policy writes it; also an order of ids that nobody chose."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _series(metrics: Sequence[Row], wanted: Mapping[str, str]) -> dict[str, list[float | None]]:
