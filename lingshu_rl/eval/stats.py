@@ -62,12 +62,17 @@ def summarise(evals: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any
     """
     out = _compare(evals)
     for key in ("kind", "task", "modality"):
-        names = sorted({str(row.get(key) or "") for rows in evals.values() for row in rows} - {""})
-        out[f"by_{key}"] = {
-            name: _compare({e: [r for r in rows if str(r.get(key) or "") == name] for e, rows in evals.items()})
-            for name in names
-        }
+        out[f"by_{key}"] = split_by(evals, key)
     return out
+
+
+def split_by(evals: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> dict[str, Any]:
+    """The same comparison for every value that the rows have under `key`."""
+    names = sorted({str(row.get(key) or "") for rows in evals.values() for row in rows} - {""})
+    return {
+        name: _compare({e: [r for r in rows if str(r.get(key) or "") == name] for e, rows in evals.items()})
+        for name in names
+    }
 
 
 def gain_between(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

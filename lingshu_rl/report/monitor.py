@@ -93,10 +93,11 @@ def plain(parsed: Any) -> str:
 
 
 def grouped(rows: Iterable[Row]) -> list[list[Row]]:
-    """Completions by question and step."""
+    """Completions by question and step; a row that names no question is in no group."""
     groups: dict[Any, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row.get("step"), row.get("prompt_id", row.get("id"))].append(row)
+        if (name := row.get("prompt_id", row.get("id"))) is not None:
+            groups[row.get("step"), name].append(row)
     return list(groups.values())
 
 

@@ -129,6 +129,29 @@ def band_chart(curves: Mapping[str, Mapping[str, Sequence[float]]], *, percent: 
     return _chart(out, steps, across, series, percent)
 
 
+def span_chart(spans: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
+    """One lane a phase with a bar from each start to each end, in seconds. Lanes are ordered by their first start."""
+    lanes = sorted(spans.items(), key=lambda item: (item[1][0][0], item[0]))
+    lane, left, top, width = 20, 78, 6, 2 * WIDTH
+    bottom = top + lane * len(lanes)
+    marks = ticks(0.0, max((b for _, pairs in lanes for _, b in pairs), default=1.0) or 1.0)
+    scale = (width - left - RIGHT) / marks[-1]
+    out = []
+    for mark in marks:
+        x = left + mark * scale
+        out.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
+        out.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="{"end" if mark == marks[-1] else "middle"}">{mark:g}</text>')  # fmt: skip
+    for n, (name, pairs) in enumerate(lanes):
+        y = top + n * lane
+        out.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>')
+        out += [
+            f'<rect style="fill:var(--s{n % COLOURS})" x="{left + a * scale:.1f}" y="{y + 3}" rx="2" '
+            f'width="{max(1.0, (b - a) * scale):.1f}" height="{lane - 6}"/>'
+            for a, b in pairs
+        ]
+    return Markup(f'<svg class="chart" viewBox="0 0 {width} {bottom + 20}" role="img">{"".join(out)}</svg>')
+
+
 def difference_plot(found: Mapping[str, Any], reach: float) -> Markup:
     """A difference in points with its interval on an axis from -reach to +reach; small marks are the single seeds."""
     y, bottom = 12, 24
