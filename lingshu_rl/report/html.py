@@ -114,8 +114,11 @@ def write_report(run_dir: str | Path) -> Path:
     return target
 
 
-def load_run(path: Path) -> RunData:
-    """Read a run folder, finished or not. Raises FileNotFoundError when it is none."""
+def load_run(path: Path, *, scores: bool = True) -> RunData:
+    """Read a run folder, finished or not. Raises FileNotFoundError when it is none.
+
+    scores: also work out accuracies with their intervals (`summary`), which takes about a second.
+    """
     if not any((path / name).exists() for name in ("config.yaml", "metrics.jsonl", "summary.json", "eval")):
         raise FileNotFoundError(
             f"{path} is no run folder (no config.yaml, no metrics.jsonl); give the run.dir of a run"
@@ -133,8 +136,9 @@ def load_run(path: Path) -> RunData:
     files = sorted((path / "rollouts").glob("step-*.parquet"))
     run.early = [rows for file in files[:EARLY_FILES] if (rows := read_rollouts(file, run.notes))]
     run.late = [rows for file in files[: -LATE_FILES - 1 : -1] if (rows := read_rollouts(file, run.notes))]
-    run.summary = dict(run.stored) if run.stored.get("by_kind") else {**summarise(run.evals), **run.stored}
-    add_difficulty(run)
+    if scores:
+        run.summary = dict(run.stored) if run.stored.get("by_kind") else {**summarise(run.evals), **run.stored}
+        add_difficulty(run)
     done, planned = run.metrics[-1]["step"] if run.metrics else 0, _dig(run.config, "train.steps")
     if not run.stored:
         of = f" of {planned}" if planned else ""
@@ -163,7 +167,7 @@ def add_difficulty(run: RunData) -> None:
     rates = {task: statistics.fmean(values) for task, values in rewards.items()}
     for row in (r for rows in run.evals.values() for r in rows):
         stated = row.get("difficulty") or (row.get("groups") or {}).get("difficulty")
-        if not stated and (rate := rates.get(row.get("task") or row.get("kind"))) is not None:
+        if not stated and (rate := rates.get(str(row.get("task") or row.get("kind")))) is not None:
             stated = next(name for name, limit in DIFFICULTIES.items() if rate < limit)
         row["difficulty"] = stated or ""
     run.summary["by_difficulty"] = split_by(run.evals, "difficulty")

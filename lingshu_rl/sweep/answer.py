@@ -241,7 +241,7 @@ def p_text(p: float) -> str:
 def _read(member: Member) -> None:
     """Load the run folder, as far as it is there."""
     try:
-        member.data = data = load_run(member.folder)
+        member.data = data = load_run(member.folder, scores=False)
     except FileNotFoundError:
         return
     late = [row for rows in data.late for row in rows]

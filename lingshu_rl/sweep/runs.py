@@ -25,7 +25,7 @@ def compare_runs(folders: Sequence[Path], out: Path | None = None) -> Path:
     names = _names(folders)
     members, groups = [], {}  # type: ignore[var-annotated]
     for folder in folders:
-        data = load_run(folder)
+        data = load_run(folder, scores=False)
         settings = {k: v for k, v in flat(data.config).items() if not k.startswith(NOT_COMPARED)}
         key = json.dumps(settings, sort_keys=True)
         variant = groups.setdefault(key, Variant(names[folder], settings))
