@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -101,6 +102,7 @@ def standing(run: RunData) -> dict[str, Any]:
         for name in {key[5:] for m in recent for key in m if key.startswith("time/") and key.count("/") == 1} - {"step"}
         if (values := [v for m in recent if (v := finite(m.get(f"time/{name}"))) is not None])
     }
+    slowest = sorted(phases.items(), key=lambda item: -item[1])
     left = "finished" if run.stored else ""
     if not run.stored and usual and steps:
         left = f"about {duration(usual * max(0, steps - step))} of training left"
@@ -109,9 +111,7 @@ def standing(run: RunData) -> dict[str, Any]:
         "steps": steps,
         "step_s": usual,
         "tokens_s": tokens / sum(seconds) if seconds and sum(seconds) else None,
-        "phases": ", ".join(
-            f"{name.replace('_', ' ')} {value:.1f}" for name, value in sorted(phases.items(), key=lambda p: -p[1])
-        ),  # fmt: skip
+        "phases": ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in slowest),
         "accuracy": accuracy_text(run.evals),
         "alarms": find_alarms(metrics, run.evals, [row for rows in run.late for row in rows]),
         "left": left,
@@ -135,7 +135,7 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     """The values as a line of blocks, each the mean of its part of the run."""
     count = min(width, len(values))
     edges = [round(i * len(values) / count) for i in range(count + 1)]
-    means = [statistics.fmean(values[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [statistics.fmean(values[a:b]) for a, b in itertools.pairwise(edges)]
     low, high = min(means), max(means)
     scale = (len(BLOCKS) - 2) / (high - low) if high > low else 0.0
     return "".join(BLOCKS[1 + round((m - low) * scale)] for m in means)
