@@ -13,10 +13,11 @@ from lingshu_rl.config import ConfigError
 from lingshu_rl.progress import Progress
 from lingshu_rl.report.text import duration, signed
 from lingshu_rl.sweep import status as states
-from lingshu_rl.sweep.answer import VERDICTS, p_text, write_answers
+from lingshu_rl.sweep.answer import write_answers
 from lingshu_rl.sweep.plan import Sweep, SweepError, differences, load_sweep, select
 from lingshu_rl.sweep.run import run_sweep, to_do
 from lingshu_rl.sweep.search import all_variants
+from lingshu_rl.sweep.words import VERDICTS, p_text
 
 
 def sweep_main(path: str, *, dry_run: bool = False, only: Sequence[str] = (), retry_failed: bool = False,
