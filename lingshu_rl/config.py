@@ -44,6 +44,7 @@ class TrainConfig:
     steps: int = 100
     prompts_per_step: int = 32
     group_size: int = 8  # completions sampled for each prompt (G)
+    max_refills: int = 0  # times a step may draw further prompts for groups that teach nothing (dynamic sampling)
     lr: float = 3e-4
     warmup_steps: int = 10
     lr_schedule: str = "constant"  # constant | linear | cosine, after the warm-up
@@ -230,6 +231,7 @@ def validate(config: Config) -> None:
         "checkpoint.keep_last": c.checkpoint.keep_last,
     }.items():
         refuse(number < 1, f"{key}={number} must be at least 1")
+    refuse(c.train.max_refills < 0, f"train.max_refills={c.train.max_refills} must not be negative")
     refuse(c.train.lr <= 0, f"train.lr={c.train.lr} must be above 0")
     refuse(c.loss.kl_coef < 0, f"loss.kl_coef={c.loss.kl_coef} must not be negative")
     refuse(
@@ -254,6 +256,10 @@ def validate(config: Config) -> None:
         c.advantage.variant == "gdpo" and c.advantage.overlong_buffer > 0,
         "advantage.overlong_buffer changes the summed reward, which advantage.variant=gdpo does not use; make length a "
         "part of rewards.spec instead",
+    )
+    refuse(
+        c.advantage.variant == "gdpo" and c.train.max_refills > 0,
+        "advantage.variant=gdpo normalises over the whole batch, so train.max_refills cannot add to it; set it to 0",
     )
     refuse(
         bool(c.rollout.urls) and c.devices.rollout != "auto",

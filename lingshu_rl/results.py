@@ -43,6 +43,8 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float], s
         **{f"reward/component/{name}": fmean(v) for name, v in sorted(components.items())},
         **{f"reward/status/{status}": n / len(members) for status, n in sorted(statuses.items())},
         "groups/zero_variance": sum(not any(a) for a in batch.advantages) / len(batch.groups),
+        "groups/trained": len(batch.train),
+        "prompts/drawn": batch.drawn,
         "completion/tokens_mean": fmean(lengths),
         "completion/truncated_share": sum(m.rollout.truncated for m in members) / len(members),
         "tokens/generated": sum(lengths),

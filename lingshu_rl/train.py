@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,17 +18,30 @@ from lingshu_rl.evaluation import evaluate
 from lingshu_rl.firstbatch import check_first_batch
 from lingshu_rl.results import finish, log_step
 from lingshu_rl.run import Run, open_run
-from lingshu_rl.types import Group, Rollout, Scored, TokenGroup, TrainGroup
+from lingshu_rl.types import Group, Prompt, Rollout, Scored, TokenGroup, TrainGroup
 
 
 @dataclass(frozen=True)
 class Experience:
-    """One step's completions: `groups` and their advantages for the log, `train` for the update."""
+    """One step's completions: `groups` and their advantages for the log, `train` for the update.
+
+    drawn: prompts taken from the stream; the next step goes on after them.
+    """
 
     groups: tuple[Group, ...]
     advantages: tuple[tuple[float | None, ...], ...]
     train: tuple[TrainGroup, ...]
     seconds: dict[str, float]
+    drawn: int
+
+    def __add__(self, more: Experience) -> Experience:
+        return Experience(
+            groups=self.groups + more.groups,
+            advantages=self.advantages + more.advantages,
+            train=self.train + more.train,
+            seconds={name: value + more.seconds[name] for name, value in self.seconds.items()},
+            drawn=self.drawn + more.drawn,
+        )
 
 
 # The advantages of a group's members, and what the update needs of it (None: it has nothing to teach).
@@ -51,7 +64,7 @@ async def train(config: Config) -> dict[str, Any]:
                 update = run.policy.update(batch.train, step)
             with run.phase("weight_sync"):
                 await run.transfer.send(run.policy, version=step + 1)
-            run.cursor += config.train.prompts_per_step
+            run.cursor += batch.drawn
             log_step(run, step + 1, batch, update, time.monotonic() - began)
             if config.eval.every and (step + 1) % config.eval.every == 0 and step + 1 < config.train.steps:
                 await run.on_main(partial(evaluate, run, f"step-{step + 1:06d}"))
@@ -64,12 +77,29 @@ async def train(config: Config) -> dict[str, Any]:
 
 
 async def collect(run: Run, step: int) -> Experience:
+    """The step's groups. Up to train.max_refills times, those that teach nothing are made up for by the next prompts'.
+
+    Dynamic sampling of DAPO, arXiv 2503.14476, section 3.2, with a bound. A refill passes over a prompt that this step
+    has sampled already (the epoch turned over): it would give the same completions again.
+    """
+    wanted = run.config.train.prompts_per_step
+    batch = await sample(run, step, run.stream.take(run.cursor, wanted))
+    for _ in range(run.config.train.max_refills):
+        if len(batch.train) == wanted:
+            break
+        sampled = {group.prompt.id for group in batch.groups}
+        drawn = run.stream.take(run.cursor + batch.drawn, wanted - len(batch.train))
+        more = await sample(run, step, [p for p in drawn if p.id not in sampled])
+        batch += replace(more, drawn=len(drawn))
+    return batch
+
+
+async def sample(run: Run, step: int, prompts: Sequence[Prompt]) -> Experience:
     """Sample every prompt's group; each goes to the rewards and the reference as soon as it has landed.
 
     GDPO compares reward components over all groups, so there the reference has to wait for the last one.
     """
     config = run.config
-    prompts = run.stream.take(run.cursor, config.train.prompts_per_step)
     began = time.monotonic()
     scoring: dict[str, asyncio.Task[tuple[Group, float]]] = {}
     preparing: dict[str, asyncio.Task[Prepared]] = {}
@@ -98,6 +128,7 @@ async def collect(run: Run, step: int) -> Experience:
         advantages=tuple(advantages for advantages, _ in prepared),
         train=tuple(ready for _, ready in prepared if ready is not None),
         seconds=seconds,
+        drawn=len(prompts),
     )
 
 

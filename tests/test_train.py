@@ -12,6 +12,7 @@ from conftest import ROOT, launch, launch_command
 
 pytestmark = pytest.mark.slow
 SHORT = ["train.steps=2", "train.prompts_per_step=4", "train.group_size=4", "train.warmup_steps=1", "eval.limit=24"]
+REFILLS = "train.max_refills=1"
 
 
 def metrics_of(folder):
@@ -34,7 +35,7 @@ def whole_run(servers, tmp_path_factory):
     """Four steps in one go, with evaluations and checkpoints."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     timeouts = ["rollout.start_timeout_s=99", "reference.start_timeout_s=99", "rollout.concurrency=16"]
-    done = launch([*SHORT, *servers.settings, *timeouts, "train.steps=4", "checkpoint.every=2", "eval.every=2", f"run.dir={folder}"], env=servers.env)  # fmt: skip
+    done = launch([*SHORT, REFILLS, *servers.settings, *timeouts, "train.steps=4", "checkpoint.every=2", "eval.every=2", f"run.dir={folder}"], env=servers.env)  # fmt: skip
     assert done.returncode == 0, done.stdout
     return folder, done.stdout
 
@@ -58,7 +59,9 @@ def test_a_run_leaves_everything_a_reader_needs(whole_run):
     for name in ("before", "after", "before_blank", "after_shuffled", "step-000002"):
         assert (folder / "eval" / f"{name}.jsonl").exists()
     rows = pq.read_table(folder / "rollouts" / "step-000001.parquet").to_pylist()
-    assert len(rows) == 16 and {r["weight_version"] for r in rows} == {0}
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert len(rows) == 4 * first["prompts/drawn"] and 4 <= first["prompts/drawn"] == first["cursor"] <= 8
+    assert first["groups/trained"] <= 4 and {r["weight_version"] for r in rows} == {0}
     rows = pq.read_table(folder / "rollouts" / "step-000002.parquet").to_pylist()
     assert {r["weight_version"] for r in rows} == {1}
     assert list(folder.glob("events.out.tfevents*")) or list(folder.rglob("events.out.tfevents*"))
@@ -78,7 +81,7 @@ def test_the_checkpoint_is_an_ordinary_hugging_face_folder(whole_run):
 
 def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(whole_run, servers, tmp_path):
     folder = tmp_path / "run"
-    settings = [*SHORT, *servers.settings, "checkpoint.every=2", "eval.every=2", f"run.dir={folder}"]
+    settings = [*SHORT, REFILLS, *servers.settings, "checkpoint.every=2", "eval.every=2", f"run.dir={folder}"]
     assert launch([*settings, "train.steps=2"], env=servers.env).returncode == 0
     done = launch([*settings, "train.steps=4"], env=servers.env)
     assert done.returncode == 0 and "resumed from" in done.stdout, done.stdout
@@ -93,6 +96,7 @@ def test_two_policy_ranks_train_and_do_what_one_does(stage, whole_run, servers, 
     env = {**servers.env, "OMP_NUM_THREADS": "1"}
     settings = [
         *SHORT,
+        REFILLS,
         *servers.settings,
         f"run.dir={folder}",
         f"deepspeed.zero_optimization.stage={stage}",
