@@ -25,9 +25,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     rewards = commands.add_parser("rewards", help="check labels and rewards before a run")
     rewards.add_argument("arguments", nargs=argparse.REMAINDER)
     rewards.set_defaults(run=_rewards)
-    report = commands.add_parser("report", help="write report.html of a run folder again")
-    report.add_argument("folder")
+    sweep = commands.add_parser("sweep", help="run variants of the settings over seeds and say which differ from noise", epilog=EPILOG)  # fmt: skip
+    sweep.add_argument("file", help="YAML: base settings, axes or variants or search, seeds (docs/sweeps.md)")
+    sweep.add_argument("--dry-run", action="store_true", help="list the runs, what is done and how long the rest takes")
+    sweep.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="variants or VARIANT/seed-N, * allowed")
+    sweep.add_argument("--retry-failed", action="store_true", help="run failed runs again")
+    sweep.add_argument("--set", nargs="+", default=[], dest="settings", metavar="key=value", help="settings over the file's base")  # fmt: skip
+    sweep.set_defaults(run=_sweep)
+    report = commands.add_parser("report", help="write the report of a run, a sweep, or several runs side by side")
+    report.add_argument("folders", nargs="+", metavar="RUN")
+    report.add_argument("--out", help="page of a comparison (default: comparison.html where all runs are)")
     report.set_defaults(run=_report)
+    watch = commands.add_parser("watch", help="follow a run in the terminal while it trains")
+    watch.add_argument("folder", metavar="RUN")
+    watch.add_argument("--once", action="store_true", help="show where it stands and stop")
+    watch.set_defaults(run=_watch)
     from lingshu_rl.eval.command import add_arguments
 
     add_arguments(commands.add_parser("eval", help="evaluate a model on benchmarks; compare, rescore"))
@@ -163,13 +175,22 @@ def _rewards(arguments: argparse.Namespace) -> int:
     return check(arguments.arguments)
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.sweep.command import sweep_main
+
+    return sweep_main(arguments.file, dry_run=arguments.dry_run, only=arguments.only, retry_failed=arguments.retry_failed, settings=arguments.settings)  # fmt: skip
+
+
 def _report(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
+    from lingshu_rl.sweep.command import report_main
 
-    from lingshu_rl.report import write_report
+    return report_main(arguments.folders, arguments.out)
 
-    print(write_report(Path(arguments.folder)))
-    return 0
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.watch import watch
+
+    return watch(arguments.folder, once=arguments.once)
 
 
 if __name__ == "__main__":

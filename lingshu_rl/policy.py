@@ -296,10 +296,17 @@ class Policy:
 
 
 def available_trackers(names: Sequence[str]) -> list[str]:
-    """The named trackers; tensorboard, the default, is left out quietly where it is not installed."""
+    """The named trackers; tensorboard, the default, is left out quietly where it is not installed.
+
+    Raises ConfigError for another one that is not installed, which accelerate would leave out without a word.
+    """
     import importlib.util
 
-    return [n for n in names if n != "tensorboard" or importlib.util.find_spec("tensorboard") is not None]
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    for name in missing:
+        if name != "tensorboard":
+            raise ConfigError(f"run.trackers names {name!r}, which is not installed: pip install {name}")
+    return [name for name in names if name not in missing]
 
 
 def make_accelerator(config: Config, on_gpu: bool) -> Any:
