@@ -28,8 +28,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = commands.add_parser("report", help="write report.html of a run folder again")
     report.add_argument("folder")
     report.set_defaults(run=_report)
+    curate = commands.add_parser(
+        "curate", help="from raw sets to training rows: filter, deduplicate, decontaminate, split"
+    )
+    curate.add_argument("pipeline", help="YAML file of sources and steps, see docs/curation.md")
+    curate.add_argument("--out", help="folder to write (default: the file's `out`)")
+    curate.add_argument("--dry-run", action="store_true", help="check the file, print sources and steps, then stop")
+    curate.set_defaults(run=_curate)
+    evaluate = commands.add_parser("eval", help="evaluation")
+    add_leaks_parser(evaluate.add_subparsers(dest="eval_command", required=True))
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)
+
+
+def add_leaks_parser(commands) -> None:  # type: ignore[no-untyped-def]
+    """`eval leaks`: pictures, patients and texts that two sets share."""
+    from lingshu_rl.curate.leaks import add_leaks_parser as add
+
+    add(commands)
 
 
 def train_main(argv: Sequence[str]) -> int:
@@ -141,6 +157,12 @@ def _rewards(arguments: argparse.Namespace) -> int:
     from rewards.preflight import main as check
 
     return check(arguments.arguments)
+
+
+def _curate(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.curate.pipeline import main as curate
+
+    return curate(arguments.pipeline, out=arguments.out, dry_run=arguments.dry_run)
 
 
 def _report(arguments: argparse.Namespace) -> int:
