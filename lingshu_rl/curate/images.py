@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+GREY = 256  # pixels of the longer side of the grey picture that all is computed from
 HASH_SIDE = 64  # pixels a side before the cosine transform
 THUMB = 64  # pixels a side of the stored thumbnail
 CENTRE = (
@@ -72,19 +73,19 @@ def features(image: str | bytes) -> Features:
 
     try:
         data = Path(image).read_bytes() if isinstance(image, str) else image
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            picture: Image.Image = opened
             if picture.mode.startswith(("I", "F")):
                 raise ImageError("over 8 bits a channel: choose a window and save 8 bits")
             if "A" in picture.getbands() or picture.mode == "P":
                 picture = picture.convert("RGBA").convert("RGB")
             size = picture.size
             digest = hashlib.sha256(f"{picture.mode}{size}".encode() + picture.tobytes()).hexdigest()
-            side = 256
-            if max(size) > 2 * side:  # a box filter first: the cosine transform must not see aliasing
-                picture = picture.reduce(max(size) // side)
+            if max(size) > 2 * GREY:  # a box filter first: the cosine transform must not see aliasing
+                picture = picture.reduce(max(size) // GREY)
             grey = picture.convert("L")
-            grey.thumbnail((side, side), Image.Resampling.LANCZOS)
+            grey.thumbnail((GREY, GREY), Image.Resampling.LANCZOS)
             pixels = np.asarray(grey)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(str(error)) from error
@@ -114,18 +115,19 @@ def likeness(a: bytes, b: bytes, variant: int) -> float:
     # Only the middle of the second is sought in the first: a picture cut a little smaller still covers it.
     centre, side = (THUMB - 1) / 2, THUMB - 2 * RIM
     turn, zoom = VARIANTS[variant]
-    warp = cv2.invertAffineTransform(cv2.getRotationMatrix2D((centre, centre), turn, zoom))
+    warp: Any = cv2.invertAffineTransform(cv2.getRotationMatrix2D((centre, centre), turn, zoom))
     warp[:, 2] += warp[:, :2] @ (RIM, RIM)
     middle = np.ascontiguousarray(second[RIM:-RIM, RIM:-RIM])
     try:
-        _, warp = cv2.findTransformECC(middle, first, warp.astype(np.float32), cv2.MOTION_AFFINE, STOP, None, 5)
+        everywhere: Any = None
+        _, warp = cv2.findTransformECC(middle, first, warp.astype(np.float32), cv2.MOTION_AFFINE, STOP, everywhere, 5)
     except cv2.error:  # does not converge: the pictures have nothing in common
         return -1.0
     if not 0.85 < math.sqrt(abs(float(np.linalg.det(warp[:, :2])))) < 1.18:
         return -1.0
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     moved = cv2.warpAffine(first, warp, (side, side), flags=flags)
-    seen = cv2.warpAffine(np.ones((THUMB, THUMB), np.uint8), warp, (side, side), flags=cv2.WARP_INVERSE_MAP)
+    seen: Any = cv2.warpAffine(np.ones((THUMB, THUMB), np.uint8), warp, (side, side), flags=cv2.WARP_INVERSE_MAP)
     seen = cv2.erode(seen, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
     if seen.mean() < 0.7:
         return -1.0

@@ -253,15 +253,16 @@ def _hugging_face(path: Path, split: str) -> Iterator[Any]:
 
 
 def _scans(path: Path, kind: str, options: ScanOptions) -> Iterator[tuple[str, Any]]:
-    number = 0
-    for number, file in enumerate(scan_files(path, kind), start=1):
+    found_any = False
+    for file in scan_files(path, kind):
+        found_any = True
         place = str(file.relative_to(path)) if file != path else file.name
         try:
             for picture in read_scan(file, options):
                 yield f"{place}{picture.place}", {**picture.fields, "images": [picture.png], "meta": picture.facts}
         except ScanError as error:
             yield place, Record(place, None, error.reason, str(error))
-    if not number:
+    if not found_any:
         raise SourceError(f"{path}: no {kind} files")
 
 
@@ -299,12 +300,10 @@ def _row(record: Any, source: Source) -> dict[str, Any]:
 
 def _value(record: Mapping[str, Any], name: str, source: Source) -> Any:
     if name in source.fields:
-        column = source.fields[name]
-        if column not in record and source.format != "csv" and name not in source.values:
-            return None
-        found = record.get(column)
+        found = record.get(source.fields[name])
     else:
-        columns = (name, *ALIASES.get(name, ())) if not name.startswith("meta.") else ALIASES.get(name, ())
+        aliases = ALIASES.get(name, ()) if name not in source.values else ()
+        columns = aliases if name.startswith("meta.") else (name, *aliases)
         taken = set(source.fields.values())
         found = next((record[c] for c in columns if record.get(c) is not None and (c == name or c not in taken)), None)
     if found is None or found != found:  # NaN of a table

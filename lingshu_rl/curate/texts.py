@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def telling_words(text: str) -> tuple[tuple[str, ...], int]:
 def shingles(text: str) -> frozenset[int]:
     """Hashes (32 bits) of the text's words and pairs of neighbouring words."""
     w = words(text)
-    grams = {*w, *(f"{a} {b}" for a, b in zip(w, w[1:], strict=False))}
+    grams = {*w, *(f"{a} {b}" for a, b in pairwise(w))}
     return frozenset(zlib.crc32(gram.encode()) for gram in grams)
 
 
