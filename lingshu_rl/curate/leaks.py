@@ -28,7 +28,7 @@ class Limits:
 
     distance: int = 7
     score: float = SCORE
-    threshold: float = 0.7
+    threshold: float = 0.6
     guard: bool = True
 
 
@@ -252,7 +252,7 @@ def add_leaks_parser(commands: Any) -> None:
     )
     parser.add_argument("--distance", type=int, default=7, help="bits of 64 in which near-duplicate pictures' hashes may differ; 0: exact copies only (default: 7)")  # fmt: skip
     parser.add_argument(
-        "--threshold", type=float, default=0.7, help="Jaccard index of near-duplicate texts (default: 0.7)"
+        "--threshold", type=float, default=0.6, help="Jaccard index of near-duplicate texts (default: 0.6)"
     )
     parser.set_defaults(run=run_leaks)
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -237,6 +238,7 @@ def _write(
     sources: dict[str, list[int]] = {}
     parts = [path.with_name(path.name + ".part") for path in (stage, dropped)]
     progress.start(name, total or 0)
+    begun = time.monotonic()
     with parts[0].open("w", encoding="utf-8") as rows, parts[1].open("w", encoding="utf-8") as side:
         for result in results:
             counts = sources.setdefault(result.source, [0, 0])
@@ -259,7 +261,7 @@ def _write(
         part.replace(path)
     told = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
     progress.say(f"{name}: {kept + gone:,} rows, {kept:,} kept{f'; {told}' if told else ''}")
-    return {"step": name, "in": kept + gone, "kept": kept, "dropped": gone, "reasons": reasons, "notes": notes, "sources": sources}  # fmt: skip
+    return {"step": name, "in": kept + gone, "kept": kept, "dropped": gone, "reasons": reasons, "notes": notes, "sources": sources, "seconds": round(time.monotonic() - begun, 3)}  # fmt: skip
 
 
 def _finish(pipeline: Pipeline, last: Stage, first: Path, reports: list[dict[str, Any]], out: Path) -> dict[str, Any]:

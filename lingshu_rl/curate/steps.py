@@ -150,7 +150,7 @@ class DedupText:
     """
 
     name: ClassVar[str] = "dedup_text"
-    threshold: float = 0.7
+    threshold: float = 0.6
     guard: bool = True
     across_images: bool = False
 
@@ -283,7 +283,7 @@ class Decontaminate:
     data: str = ""
     distance: int = 7
     score: float = SCORE
-    threshold: float = 0.7
+    threshold: float = 0.6
     guard: bool = True
 
     def __post_init__(self) -> None:
