@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_every_row_is_kept_or_in_a_side_file(tmp_path: Path) -> None:
     assert {entry["reason"] for entry in dropped} >= {"bad_row", "duplicate_question", "surplus"}
     assert all(entry["row"] for entry in dropped if entry["reason"] != "bad_row")
     steps = report["steps"]
-    assert all(a["kept"] == b["in"] for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a["kept"] == b["in"] for a, b in pairwise(steps))
     assert report["sources"] == {"set": {"read": 61, "left": len(kept)}}
     assert "duplicate_question" in (out / "report.md").read_text()
     with Image.open(out / "funnel.png") as picture:
@@ -99,7 +100,11 @@ def test_a_finished_run_is_not_run_again_and_a_change_reruns_what_follows(tmp_pa
     assert changed == {"05_balance.jsonl", "06_split.jsonl"}
     settings["steps"] = settings["steps"][:2]
     run(settings)
-    assert sorted(p.name for p in (Path(settings["out"]) / "dropped").iterdir()) == ["00_read.jsonl", "01_quality.jsonl", "02_dedup_images.jsonl"]
+    assert sorted(p.name for p in (Path(settings["out"]) / "dropped").iterdir()) == [
+        "00_read.jsonl",
+        "01_quality.jsonl",
+        "02_dedup_images.jsonl",
+    ]
     assert not (Path(settings["out"]) / "train.jsonl").exists()
 
 
@@ -122,7 +127,7 @@ def test_a_run_that_dies_at_any_row_gives_the_same_files_when_it_is_started_agai
             if self.left < 0:
                 raise Stop
 
-    for rows in (0, 10, 61, 70, 100, 140, 180, 200, 220, 250):
+    for rows in (0, 61, 100, 160, 230):
         again = {**settings, "out": str(tmp_path / f"died{rows}")}
         with pytest.raises(Stop):
             run_pipeline(parse_pipeline(again), Dying(rows))
@@ -137,12 +142,19 @@ def test_killed_processes_too(tmp_path: Path) -> None:
     out = tmp_path / "killed"
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "lingshu_rl.cli", "curate", str(tmp_path / "p.yaml"), "--out", str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
+    )
     while process.poll() is None and not (out / "work" / "01_quality.jsonl.part").exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL).returncode == 0
+    assert (
+        subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
+        ).returncode
+        == 0
+    )
     assert outputs(out) == whole
 
 
@@ -155,7 +167,10 @@ def test_pictures_are_copied_when_asked(tmp_path: Path) -> None:
 
 
 def test_ids_are_told_apart_by_source_and_doubles_dropped(tmp_path: Path) -> None:
-    sources = [{"name": name, "path": str(write_rows(tmp_path / f"{name}.jsonl", [question(1), question(1), question(2)]))} for name in ("a", "b")]
+    sources = [
+        {"name": name, "path": str(write_rows(tmp_path / f"{name}.jsonl", [question(1), question(1), question(2)]))}
+        for name in ("a", "b")
+    ]
     run({"out": str(tmp_path / "out"), "sources": sources})
     assert [row["id"] for row in read_rows(tmp_path / "out" / "rows.jsonl")] == ["a:q1", "a:q2", "b:q1", "b:q2"]
     assert [d["reason"] for d in read_rows(tmp_path / "out" / "dropped" / "00_read.jsonl")] == ["duplicate_id"] * 2
@@ -215,9 +230,18 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     for rows in (1_500, 12_000):
         code = f"import sys; sys.path.insert(0, 'benchmarks'); import dedup; from pathlib import Path; print(dedup.measure({rows}, 0, Path({str(tmp_path)!r}))['peak_mib'])"
         (tmp_path / "out").exists() and subprocess.run(["rm", "-r", str(tmp_path / "out")], check=True)
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         peaks.append(float(done.stdout.splitlines()[-1]))
-    assert peaks[1] - peaks[0] < 60, peaks  # two page caches of 32 MiB at most; 10,500 rows held in memory would be more
+    assert peaks[1] - peaks[0] < 60, (
+        peaks
+    )  # two page caches of 32 MiB at most; 10,500 rows held in memory would be more
 
 
 # --- real sets --------------------------------------------------------------------------------------------------------
@@ -245,7 +269,10 @@ def test_vqa_rad_nih_and_open_i_with_planted_duplicates(shared_data: Path, tmp_p
     with (data / "openi_reports" / "indiana_reports.csv").open() as file:
         reports = [r for r in csv.DictReader(file) if len(r["findings"].split()) > 25][:300]
     texts = [question(0, id=r["uid"], kind="report", answer=r["findings"]) for r in reports]
-    copies = [{**t, "id": f"copy_{t['id']}", "answer": " ".join(reversed(t["answer"].upper().split(". ")))} for t in rng.sample(texts, 40)]
+    copies = [
+        {**t, "id": f"copy_{t['id']}", "answer": " ".join(reversed(t["answer"].upper().split(". ")))}
+        for t in rng.sample(texts, 40)
+    ]
     settings = {
         "out": str(tmp_path / "out"),
         "sources": [

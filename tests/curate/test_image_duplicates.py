@@ -16,18 +16,23 @@ from PIL import Image
 from lingshu_rl.curate.image_index import FeatureStore, ImageIndex
 from lingshu_rl.curate.images import SCORE, ImageError, distance, features, likeness
 
-
 Change = Callable[[Image.Image, random.Random], bytes]
 CHANGES: dict[str, Change] = {
     "resized": lambda p, r: png(p.resize([max(32, int(s * r.uniform(0.3, 1.6))) for s in p.size])),
     "squashed to a square": lambda p, r: png(p.resize((224, 224))),
     "re-compressed": lambda p, r: jpeg(p, r.randint(20, 50)),
     "turned": lambda p, r: png(p.rotate(r.choice((-1, 1)) * r.uniform(1, 5), Image.Resampling.BICUBIC)),
-    "turned and enlarged": lambda p, r: png(p.rotate(r.choice((-1, 1)) * r.uniform(1, 5), Image.Resampling.BICUBIC, expand=True)),  # fmt: skip
-    "cut at the rim": lambda p, r: png(p.crop((int(0.03 * p.width), int(0.02 * p.height), int(0.98 * p.width), int(0.97 * p.height)))),  # fmt: skip
+    "turned and enlarged": lambda p, r: png(
+        p.rotate(r.choice((-1, 1)) * r.uniform(1, 5), Image.Resampling.BICUBIC, expand=True)
+    ),
+    "cut at the rim": lambda p, r: png(
+        p.crop((int(0.03 * p.width), int(0.02 * p.height), int(0.98 * p.width), int(0.97 * p.height)))
+    ),
     "darker": lambda p, r: png(p.point(lambda v: min(255, int(255 * (v / 255) ** 1.3 * 0.9 + 10)))),
-    "all of it": lambda p, r: jpeg(p.rotate(r.uniform(-4, 4), Image.Resampling.BICUBIC).resize([s // 2 for s in p.size]), 35),
-}  # fmt: skip
+    "all of it": lambda p, r: jpeg(
+        p.rotate(r.uniform(-4, 4), Image.Resampling.BICUBIC).resize([s // 2 for s in p.size]), 35
+    ),
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -130,7 +135,9 @@ def test_recall_and_precision_on_planted_copies_of_real_films(shared_data: Path,
     by_patient = defaultdict(list)
     for film, patient in nih(shared_data).items():
         by_patient[patient].append(film)
-    patients = sorted((p for p, films in by_patient.items() if len(films) >= 3), key=lambda p: (-len(by_patient[p]), p))[:40]
+    patients = sorted(
+        (p for p, films in by_patient.items() if len(films) >= 3), key=lambda p: (-len(by_patient[p]), p)
+    )[:40]
     films = [film for p in patients for film in by_patient[p][:4]]
     films += sorted((shared_data / "data" / "vqa_rad" / "images").glob("*.jpg"))[:40]
     index = ImageIndex(tmp_path / "index.sqlite")

@@ -41,15 +41,29 @@ def test_pictures_patients_and_texts_are_counted_by_what_is_shared(tmp_path: Pat
         (images / f"{i}.png").write_bytes(png(texture(i)))
         (images / f"{i}s.jpg").write_bytes(jpeg(texture(i).resize((120, 96)), 50))
     vignette = "A man of 54 years has had crushing chest pain for 2 hours. What is the next step?"
-    train = [question(i, id=f"t{i}", images=[f"{i}.png"], patient_id=f"p{i}", question=f"Which of the organs is marked as number {i}?") for i in range(4)]
-    train += [question(9, id="t9", question=vignette), question(10, id="t10", question="Is this an axial plane?", images=["3.png"])]
+    train = [
+        question(
+            i,
+            id=f"t{i}",
+            images=[f"{i}.png"],
+            patient_id=f"p{i}",
+            question=f"Which of the organs is marked as number {i}?",
+        )
+        for i in range(4)
+    ]
+    train += [
+        question(9, id="t9", question=vignette),
+        question(10, id="t10", question="Is this an axial plane?", images=["3.png"]),
+    ]
     test = [
         question(0, id="v0", images=["0s.jpg"], patient_id="other"),  # a near-duplicate picture
         question(1, id="v1", images=["0s.jpg", "1.png"]),  # the same again, and an exact copy
         question(2, id="v2", images=["6.png"], patient_id="p2"),
         question(3, id="v3", images=["7.png"], patient_id="p2"),
         question(4, id="v4", question=vignette.replace("man", "man ") + " "),
-        question(5, id="v5", question="Is this an axial plane?", images=["7.png"]),  # the same question about another picture
+        question(
+            5, id="v5", question="Is this an axial plane?", images=["7.png"]
+        ),  # the same question about another picture
         question(6, id="v6", question="An entirely different question about gout"),
     ]
     clean = tmp_path / "clean" / "train.jsonl"
@@ -67,7 +81,10 @@ def test_image_bytes_are_compared_and_written_beside_the_cleaned_set(tmp_path: P
     import pyarrow.parquet
 
     def table(name: str, seeds: list[int]) -> Path:
-        rows = [{"id": f"{name}{s}", "images": [png(texture(s))], "question": "Q?", "answer": "a lung", "kind": "open"} for s in seeds]
+        rows = [
+            {"id": f"{name}{s}", "images": [png(texture(s))], "question": "Q?", "answer": "a lung", "kind": "open"}
+            for s in seeds
+        ]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
         return tmp_path / f"{name}.parquet"
 
@@ -79,9 +96,14 @@ def test_image_bytes_are_compared_and_written_beside_the_cleaned_set(tmp_path: P
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    rows = write_rows(tmp_path / "a.jsonl", [question(1), question(2, images=["gone.png"]), question(3, images=["bad.png"])])
+    rows = write_rows(
+        tmp_path / "a.jsonl", [question(1), question(2, images=["gone.png"]), question(3, images=["bad.png"])]
+    )
     report = check(rows, rows, tmp_path, "--images", str(tmp_path))
-    assert [(e["set"], e["place"], e["reason"]) for e in report["unusable_rows"]] == [("train", "line 2", "missing_image"), ("test", "line 2", "missing_image")]
+    assert [(e["set"], e["place"], e["reason"]) for e in report["unusable_rows"]] == [
+        ("train", "line 2", "missing_image"),
+        ("test", "line 2", "missing_image"),
+    ]
     assert list(report["unreadable_images"]) == [str((tmp_path / "bad.png").resolve())]
     assert "rows left out" in capsys.readouterr().out
     for bad in (["--train", str(tmp_path / "gone.jsonl")], ["--train", str(rows), "--distance", "99"]):

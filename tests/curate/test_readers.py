@@ -108,13 +108,21 @@ def test_records_that_are_no_rows_come_with_place_and_reason(folder: Path) -> No
 
 
 def test_options_in_a_cell_are_json_or_parts(folder: Path) -> None:
-    (folder / "a.csv").write_text('id,images,question,options,answer\n1,0.png,Q?,CT|MRI,A\n2,0.png|1.png,Q?,"[""CT"", ""MRI""]",MRI\n')
+    (folder / "a.csv").write_text(
+        'id,images,question,options,answer\n1,0.png,Q?,CT|MRI,A\n2,0.png|1.png,Q?,"[""CT"", ""MRI""]",MRI\n'
+    )
     rows = [record.row for record in read_rows(Source(str(folder / "a.csv")))]
-    assert [(row["options"], row["kind"], len(row["images"])) for row in rows] == [(["CT", "MRI"], "option", 1), (["CT", "MRI"], "option", 2)]
+    assert [(row["options"], row["kind"], len(row["images"])) for row in rows] == [
+        (["CT", "MRI"], "option", 1),
+        (["CT", "MRI"], "option", 2),
+    ]
 
 
 def test_sources_that_cannot_be_read_are_said(tmp_path: Path) -> None:
-    for bad, message in (({"path": "x", "format": "xml"}, "xml"), ({"path": "x", "fields": {"quesion": "q"}}, "quesion")):
+    for bad, message in (
+        ({"path": "x", "format": "xml"}, "xml"),
+        ({"path": "x", "fields": {"quesion": "q"}}, "quesion"),
+    ):
         with pytest.raises(SourceError, match=message):
             Source(**bad)
     with pytest.raises(SourceError, match="no such file"):

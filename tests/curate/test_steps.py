@@ -35,7 +35,10 @@ def test_quality_names_what_is_wrong_with_a_picture(curate, tmp_path: Path) -> N
         "broken": png(texture(1))[:300],
         "soft": png(texture(1, (24, 20)).resize((250, 200), Image.Resampling.BICUBIC)),
     }
-    rows = [question(i, id=name, images=[save(tmp_path / "p" / f"{name}.png", data)]) for i, (name, data) in enumerate(pictures.items())]
+    rows = [
+        question(i, id=name, images=[save(tmp_path / "p" / f"{name}.png", data)])
+        for i, (name, data) in enumerate(pictures.items())
+    ]
     run = curate([*rows, question(9, id="text")], [{"quality": {"min_sharpness": 12.0}}])
     assert run.dropped("quality") == {"small": "small_image", "long": "long_image", "blank": "blank_image",
                                       "broken": "unreadable_image", "soft": "blurred_image"}  # fmt: skip
@@ -115,7 +118,9 @@ def test_caption_length_counts_tokens_of_its_kinds(curate) -> None:
     rows = [question(i, id=str(n), kind="report", answer="word " * n) for i, n in enumerate((3, 10, 30, 31))]
     run = curate([*rows, question(9, id="open")], [{"caption_length": {"min": 5, "max": 30}}])
     assert run.dropped("caption_length") == {"3": "short_text", "31": "long_text"} and run.ids() == ["10", "30", "open"]
-    both = curate([*rows, question(9, id="open")], [{"caption_length": {"min": 5, "max": 30, "kinds": ["open", "report"]}}])
+    both = curate(
+        [*rows, question(9, id="open")], [{"caption_length": {"min": 5, "max": 30, "kinds": ["open", "report"]}}]
+    )
     assert both.dropped("caption_length")["open"] == "short_text"
 
 
@@ -136,7 +141,11 @@ def test_caption_length_with_a_models_tokenizer(curate, tmp_path: Path) -> None:
 
 
 def test_deidentify_changes_texts_and_counts_rows(curate) -> None:
-    rows = [question(0, id="a", answer="Seen on 12/03/2019 by Dr. Roe."), question(1, id="b"), question(2, id="n", kind="numeric", answer="12/03/2019")]
+    rows = [
+        question(0, id="a", answer="Seen on 12/03/2019 by Dr. Roe."),
+        question(1, id="b"),
+        question(2, id="n", kind="numeric", answer="12/03/2019"),
+    ]
     run = curate(rows, ["deidentify"])
     assert [row["answer"] for row in run.rows()] == ["Seen on [date] by Dr. [name].", "a lung", "12/03/2019"]
     assert run.notes("deidentify") == {"rows_changed": 1}
@@ -240,7 +249,11 @@ def test_decontamination_by_picture_patient_and_text(curate, tmp_path: Path) -> 
     ]
     against = [{"name": "bench", "path": str(write_rows(tmp_path / "bench.jsonl", bench))}]
     run = curate(rows, [{"decontaminate": {"against": against}}])
-    assert run.dropped("decontaminate") == {"picture": "benchmark_image", "patient": "benchmark_patient", "text": "benchmark_text"}
+    assert run.dropped("decontaminate") == {
+        "picture": "benchmark_image",
+        "patient": "benchmark_patient",
+        "text": "benchmark_text",
+    }
     assert run.notes("decontaminate")["benchmarks"] == {"bench": {"rows": 2, "image": 1, "patient": 1, "text": 1}}
     assert "bench/b0" in run.details("decontaminate")["picture"]
     with pytest.raises(Exception, match="against"):
@@ -281,7 +294,9 @@ def test_balance_caps_a_class_and_draws_the_same_rows_whatever_their_order(curat
     assert Counter(row["answer"] for row in run.rows()) == {"yes": 20, "no": 20, "a lung": 10}
     assert set(run.dropped("balance").values()) == {"surplus"}
     first = run.ids()
-    other_order = curate(random.Random(1).sample(rows, len(rows)), [{"balance": {"kinds": ["yesno"], "max_share": 0.5}}]).ids()
+    other_order = curate(
+        random.Random(1).sample(rows, len(rows)), [{"balance": {"kinds": ["yesno"], "max_share": 0.5}}]
+    ).ids()
     assert sorted(other_order) == sorted(first) and other_order != first
     other_seed = curate(rows, [{"balance": {"kinds": ["yesno"], "max_share": 0.5}}], seed=1).ids()
     assert sorted(other_seed) != sorted(first)
@@ -332,7 +347,9 @@ def test_no_patient_and_no_picture_stands_in_two_splits(curate, tmp_path: Path) 
         for row in made:
             number = Path(row["images"][0]).stem.removesuffix("b")
             split_of.setdefault(f"picture {number}", set()).add(name)
-            split_of.setdefault(f"patient p{int(number) // 2}", set()).add(name) if row["meta"].get("patient_id") else None
+            split_of.setdefault(f"patient p{int(number) // 2}", set()).add(name) if row["meta"].get(
+                "patient_id"
+            ) else None
     assert all(len(found) == 1 for found in split_of.values())
     assert sum(sizes.values()) == 300 and min(sizes.values()) > 15
     with pytest.raises(ValueError, match="shares"):

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from lingshu_rl.curate.texts import MIN_RECALL, TextIndex, band_shape, jaccard, shingles, telling_words, words
 
-REPORT = "The heart is normal in size. The lungs are clear. There is no pleural effusion or pneumothorax. Bones are intact."
+REPORT = (
+    "The heart is normal in size. The lungs are clear. There is no pleural effusion or pneumothorax. Bones are intact."
+)
 
 
 @pytest.fixture
@@ -44,7 +46,9 @@ def test_a_re_worded_copy_is_found(index: TextIndex, other: str) -> None:
         REPORT.replace("intact.", "intact. A nodule of 4 mm."),
     ],
 )
-def test_a_text_with_another_finding_is_not_unless_the_guard_is_off(index: TextIndex, tmp_path: Path, other: str) -> None:
+def test_a_text_with_another_finding_is_not_unless_the_guard_is_off(
+    index: TextIndex, tmp_path: Path, other: str
+) -> None:
     index.add(REPORT, "first")
     assert index.find(other) is None
     loose = TextIndex(tmp_path / "loose.sqlite", guard=False)
@@ -68,7 +72,7 @@ def test_a_template_in_every_bucket_does_not_hide_an_exact_copy(index: TextIndex
 
 
 def test_threshold_out_of_range_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="between 0.3 and 1"):
+    with pytest.raises(ValueError, match="threshold must lie between"):
         TextIndex(tmp_path / "t.sqlite", threshold=0.1)
 
 
