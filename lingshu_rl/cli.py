@@ -43,8 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lingshu_rl.eval.command import add_arguments
 
     add_arguments(commands.add_parser("eval", help="evaluate a model on benchmarks; compare, rescore"))
+    curate = commands.add_parser(
+        "curate", help="from raw sets to training rows: filter, deduplicate, decontaminate, split"
+    )
+    curate.add_argument("pipeline", help="YAML file of sources and steps, see docs/curation.md")
+    curate.add_argument("--out", help="folder to write (default: the file's `out`)")
+    curate.add_argument("--dry-run", action="store_true", help="check the file, print sources and steps, then stop")
+    curate.set_defaults(run=_curate)
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)
+
+
+def add_leaks_parser(commands) -> None:  # type: ignore[no-untyped-def]
+    """`eval leaks`: pictures, patients and texts that two sets share."""
+    from lingshu_rl.curate.leaks import add_leaks_parser as add
+
+    add(commands)
 
 
 def train_main(argv: Sequence[str]) -> int:
@@ -179,6 +193,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from lingshu_rl.sweep.command import sweep_main
 
     return sweep_main(arguments.file, dry_run=arguments.dry_run, only=arguments.only, retry_failed=arguments.retry_failed, settings=arguments.settings)  # fmt: skip
+
+
+def _curate(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.curate.pipeline import main as curate
+
+    return curate(arguments.pipeline, out=arguments.out, dry_run=arguments.dry_run)
 
 
 def _report(arguments: argparse.Namespace) -> int:

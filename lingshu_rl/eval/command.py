@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rescore.add_argument("--kind", help="option | yesno | open | numeric | report, where rows do not say it")
     rescore.add_argument("--out", help="file for the graded rows (default: FILE with .rescored.jsonl)")
     rescore.set_defaults(run=run_rescore)
+    from lingshu_rl.curate.leaks import add_leaks_parser
+
+    add_leaks_parser(tasks)
 
 
 def run(arguments: argparse.Namespace) -> int:
