@@ -11,6 +11,8 @@ EPILOG = "settings are given as key=value, for example train.lr=5e-7; --dry-run 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    from lingshu_rl.synth.run import add_steps, run_step
+
     parser = argparse.ArgumentParser(prog="lingshu-rl", description="Reinforcement learning with verifiable rewards for medical vision-language models.")  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train in this process (several: accelerate launch recipes/grpo_medvqa.py)", epilog=EPILOG)  # fmt: skip
@@ -25,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rewards = commands.add_parser("rewards", help="check labels and rewards before a run")
     rewards.add_argument("arguments", nargs=argparse.REMAINDER)
     rewards.set_defaults(run=_rewards)
+    synth = commands.add_parser("synth", help="make training rows: captions, questions, chains of thought")
+    add_steps(synth)
+    synth.set_defaults(run=run_step)
     report = commands.add_parser("report", help="write report.html of a run folder again")
     report.add_argument("folder")
     report.set_defaults(run=_report)
