@@ -29,7 +29,7 @@ from lingshu_rl.rollout.server import vllm_command, vllm_env
 from lingshu_rl.rollout.transfer import FileTransfer, NcclTransfer, remove_folder, transfer_folder
 from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
 from lingshu_rl.runfolder import RunFolder
-from lingshu_rl.stream import PromptStream
+from lingshu_rl.stream import PromptStream, make_stream
 from lingshu_rl.types import Prompt
 from lingshu_rl.workers import Worker, free_port, stop_all
 
@@ -87,6 +87,7 @@ class Run:
                 {
                     "step": step,
                     "cursor": self.cursor,
+                    "stream": self.stream.state(),
                     "seconds": self.seconds,
                     "seconds_total": self.seconds_before + time.monotonic() - self.started,
                     "first_batch": self.first_batch,
@@ -165,7 +166,7 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         policy = Policy(config, on_gpu=on_gpu)
         run = Run(config, policy, folder, placement)
         run.workers, run.progress, run.test, run.rewards = workers, progress, test, rewards
-        run.stream = PromptStream(prompts, config.seed)
+        run.stream = make_stream(prompts, config.data.curriculum, config.seed, config.train.group_size)
         run.encoder = PromptEncoder(config.model)
         checkpoint = policy.share(checkpoint)
         if checkpoint is not None:
@@ -173,6 +174,7 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
             run.first_step, run.cursor = state["step"], state["cursor"]
             run.seconds, run.first_batch = state["seconds"], state["first_batch"]
             run.seconds_before = state["seconds_total"]
+            run.stream.restore(state["stream"])
             policy.load_state(checkpoint / "state")
             if is_main:
                 folder.cut_metrics(run.first_step)

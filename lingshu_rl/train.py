@@ -52,6 +52,7 @@ async def train(config: Config) -> dict[str, Any]:
             with run.phase("weight_sync"):
                 await run.transfer.send(run.policy, version=step + 1)
             run.cursor += config.train.prompts_per_step
+            run.stream.observe(batch.groups, run.cursor)
             log_step(run, step + 1, batch, update, time.monotonic() - began)
             if config.eval.every and (step + 1) % config.eval.every == 0 and step + 1 < config.train.steps:
                 await run.on_main(partial(evaluate, run, f"step-{step + 1:06d}"))

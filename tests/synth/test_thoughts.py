@@ -95,7 +95,9 @@ def test_of_five_per_cent_planted_wrong_answers_the_verifier_removes_nearly_all_
     rows, right, wrong = corpus(tmp_path, 1200)
     bad = set(random.Random(2).sample([row["id"] for row in rows], 60))
     with ScriptedWriter(scripted(right, wrong, bad)) as server:
-        code = synth("thoughts", tmp_path / "rows.jsonl", "--out", tmp_path / "out.jsonl", "--url", server.url, "--model", "w")
+        code = synth(
+            "thoughts", tmp_path / "rows.jsonl", "--out", tmp_path / "out.jsonl", "--url", server.url, "--model", "w"
+        )
     assert code == 0
     kept = {row["id"] for row in read(tmp_path / "out.jsonl")}
     removed_bad, removed_right = len(bad - kept) / len(bad), 1 - len(kept - bad) / (len(rows) - len(bad))

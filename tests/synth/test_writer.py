@@ -57,13 +57,13 @@ def test_busy_servers_are_tried_again_refusals_are_not_and_a_wrong_key_stops(tmp
         assert reply.text == "fine" and server.statuses == [429, 503, 200]
         with pytest.raises(WriterRefused, match="400"):
             ask(config, ["bad"])
-        with pytest.raises(WriterError, match="--model and .OPENAI_API_KEY"):
+        with pytest.raises(WriterError, match="check --url"):
             ask(config, ["key"])
 
 
 def test_a_dead_endpoint_is_named_after_the_tries(tmp_path):
     config = WriterConfig("http://127.0.0.1:9/v1", "w", tmp_path, retries=0)
-    with pytest.raises(WriterError, match="after 1 tries.*goes on later"):
+    with pytest.raises(WriterError, match="after 1 tries"):
         ask(config, ["q"])
 
 
@@ -77,7 +77,7 @@ def test_the_key_comes_from_the_environment_and_is_stored_nowhere(tmp_path, monk
 
 
 def test_the_estimate_counts_requests_tokens_and_money_and_asks_nothing(tmp_path, capsys):
-    rows, right, wrong = corpus(tmp_path, 10)
+    _, right, wrong = corpus(tmp_path, 10)
     with ScriptedWriter(scripted(right, wrong, ())) as server:
         args = ("thoughts", tmp_path / "rows.jsonl", "--out", tmp_path / "o.jsonl", "--url", server.url, "--model", "w",
                 "--max-tokens", 100, "--price-in", 2, "--price-out", 10)  # fmt: skip
@@ -89,7 +89,9 @@ def test_the_estimate_counts_requests_tokens_and_money_and_asks_nothing(tmp_path
         capsys.readouterr()
         synth(*args, "--estimate")
         assert "6 requests" in capsys.readouterr().out  # what is known already costs nothing
-    estimator = Estimator(WriterConfig("http://x/v1", "w", tmp_path / "none", price_in=1.0, price_out=2.0, max_tokens=50))
+    estimator = Estimator(
+        WriterConfig("http://x/v1", "w", tmp_path / "none", price_in=1.0, price_out=2.0, max_tokens=50)
+    )
     image = (tmp_path / "i.png").read_bytes()
     asyncio.run(estimator.ask([{"role": "user", "content": "x" * 400}], images=[image]))
     assert estimator.tokens_in == 100 + 2 and estimator.tokens_out == 50  # 32 x 32 pixels: two image tokens
