@@ -192,7 +192,9 @@ def _merge(config: DictConfig, change: DictConfig, where: str) -> DictConfig:
     try:
         merged = OmegaConf.merge(config, change)
     except ConfigKeyError as error:
-        raise ConfigError(f"unknown key {error.full_key!r} {where}{_nearest(str(error.full_key or ''), config)}") from None
+        raise ConfigError(
+            f"unknown key {error.full_key!r} {where}{_nearest(str(error.full_key or ''), config)}"
+        ) from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise ConfigError(f"bad value for {key!r} {where}: {str(error).splitlines()[0]}") from None
