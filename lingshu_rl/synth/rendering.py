@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ TALLEST = 2048  # pixels; a longer text is dropped, not cut
 
 @dataclass(frozen=True)
 class Page:
-    """font: a TrueType file, "" for the one that comes with Pillow (Latin letters). size and width in pixels."""
+    """font: a TrueType file; "" for matplotlib's DejaVu Sans, without it Pillow's own (ASCII). size, width in pixels."""
 
     font: str = ""
     size: int = 20
@@ -35,12 +36,19 @@ class Page:
     def load(self) -> FreeTypeFont:
         from PIL import ImageFont
 
-        if not self.font:
+        path = self.font or _dejavu()
+        if not path:
             return ImageFont.load_default(self.size)  # type: ignore[return-value]
         try:
-            return ImageFont.truetype(self.font, self.size)
+            return ImageFont.truetype(path, self.size)
         except OSError as error:
-            raise SynthError(f"--font {self.font}: {error}") from None
+            raise SynthError(f"--font {path}: {error}") from None
+
+
+def _dejavu() -> str:
+    spec = importlib.util.find_spec("matplotlib")
+    path = Path(str(spec.origin)).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf" if spec else None
+    return str(path) if path is not None and path.is_file() else ""
 
 
 def rendered(records: Iterable[Record], folder: Path, page: Page, options_in_image: bool = True) -> Iterator[Outcome]:
@@ -72,7 +80,7 @@ def rendered(records: Iterable[Record], folder: Path, page: Page, options_in_ima
                 if options_in_image:
                     fields["answer"] = letter_of(record["answer"], options)
             verdict = {"verifier": "glyphs and size", "kept": True, "size": list(picture.size)}
-            synth = provenance("render", record, verdict, text=text, options=options)
+            synth = provenance("render", record, verdict, text=text, options=options, font=" ".join(font.getname()))
             row = training_row(record, "image", question=QUESTION, **fields, meta={"synth": synth})
             yield Kept({**row, "images": [str(path.resolve())]})
 
@@ -87,7 +95,7 @@ def letter_of(answer: Any, options: list[str]) -> Any:
 def unknown_characters(text: str, font: FreeTypeFont) -> list[str]:
     """Characters that the font would draw as its box for "no such sign"."""
     box = _glyph(font, "\U0010fffe")
-    return sorted({c for c in text if not c.isspace() and _glyph(font, c) == box})
+    return sorted(c for c in set(text) if not c.isspace() and _glyph(font, c) == box)
 
 
 def _glyph(font: FreeTypeFont, character: str) -> bytes:

@@ -76,7 +76,11 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
     render = steps.add_parser("render", help=PLAIN_STEPS["render"])
     render.add_argument("records", type=Path)
     _out(render)
-    render.add_argument("--font", default="", help="TrueType file (default: Pillow's own, Latin letters)")
+    render.add_argument(
+        "--font",
+        default="",
+        help="TrueType file (default: DejaVu Sans where matplotlib is installed, else Pillow's, ASCII)",
+    )
     render.add_argument("--font-size", type=int, default=20, help="pixels")
     render.add_argument("--width", type=int, default=640, help="pixels")
     render.add_argument("--options", choices=["image", "text"], default="image", help="where the options stand")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -167,7 +168,7 @@ def source_records(source: Mapping[str, Any], base: Path) -> Iterator[Record]:
                 for key, value in (source.get("labels") or {}).items()
             }
             if boxes := fill(source.get("boxes", "")):
-                record["boxes"] = [_box(text, f"{path}, line {number}") for text in boxes.split(split)]
+                record["boxes"] = [_box(text, f"{path}, line {number}") for text in re.split(r"[;|]", boxes)]
             if source.get("mm_per_px"):
                 record["mm_per_px"] = float(fill(source["mm_per_px"]))
             yield located(record, path.parent)
