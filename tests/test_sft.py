@@ -222,7 +222,9 @@ def test_text_rows_are_packed_where_it_is_safe_and_rows_with_images_never(tmp_pa
         steps[packing] = json.loads((tmp_path / packing / "a" / "done.json").read_text())["steps"]
     assert "a: rows are packed" in capsys.readouterr().out
     assert steps["never"] == 40 and steps["auto"] < 20
-    seen = demo_config(tmp_path / "seen", **{"stages.a.packing": "always", "trainer.max_length": 128, "test.data": "''"})
+    seen = demo_config(
+        tmp_path / "seen", **{"stages.a.packing": "always", "trainer.max_length": 128, "test.data": "''"}
+    )
     with pytest.raises(ConfigError, match="not safe: rows have images"):
         run_sft(load_sft_config(None, seen))
 
