@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from launching import ROOT
 
 # What a machine with only torch, transformers and this checkout does not have.
 ABSENT = ("omegaconf", "rapidfuzz", "rich", "pyarrow", "peft", "deepspeed", "trl", "vllm", "datasets", "starlette", "PIL",

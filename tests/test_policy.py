@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from conftest import launch
+from launching import launch
 
 from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.policy import Policy, row_layout, share_rows

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT
+from launching import ROOT
 from report.test_run_report import HOSTILE, Page
 
 from lingshu_rl.progress import Progress

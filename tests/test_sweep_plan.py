@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import ROOT
+from launching import ROOT
 
 from lingshu_rl.config import load_config
 from lingshu_rl.sweep.plan import SweepError, differences, load_sweep, parse_sweep, select

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT
+from launching import ROOT
 
 from lingshu_rl.progress import Progress
 from lingshu_rl.sweep import status as states

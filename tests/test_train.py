@@ -9,7 +9,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, launch, launch_command
+from launching import ROOT, launch, launch_command
 
 pytestmark = pytest.mark.slow
 SHORT = [

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT
+from launching import ROOT
 from report.test_run_report import make_run, questions
 from rich.console import Console
 

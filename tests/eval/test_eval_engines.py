@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TOKEN
 from eval_samples import SAMPLES
+from launching import ROOT, TOKEN
 
 pytestmark = pytest.mark.slow
 
