@@ -90,7 +90,14 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     yes_no = {"yes", "no"} <= set(keys) and len(options) <= 3
     conditional = tuple(text for text in texts if words().conditional.search(text))
     return OptionSet(
-        tuple(texts), tuple(text.lower() for text in texts), letters, keys, heads, longest, yes_no, conditional,
+        tuple(texts),
+        tuple(text.lower() for text in texts),
+        letters,
+        keys,
+        heads,
+        longest,
+        yes_no,
+        conditional,
         re.compile(rf"(?<![A-Za-z0-9])[A-{letters[-1]}](?![A-Za-z0-9])"),
     )
 

@@ -52,7 +52,9 @@ _DENIED_LATER = re.compile(
     r"[^,;.、，。]{0,40}?(?:아니|않|없|틀[렸린리]|오답|잘못|ない|ません|間違|誤|不[正对對是符会會能]|错|錯|并非|並非|नहीं|गलत|নয়|ভুল|ไม่|ผิด"
     r"|ليس|خطأ|خاطئ)"
 )
-_STARTS_DENIED = re.compile(r"[이가은는]?\s?(?:될 수 )?(?:아니|아닙|않|없|못)|(?:では|で|じゃ)?(?:ない|ありません|なく)")
+_STARTS_DENIED = re.compile(
+    r"[이가은는]?\s?(?:될 수 )?(?:아니|아닙|않|없|못)|(?:では|で|じゃ)?(?:ない|ありません|なく)"
+)
 # Another letter beside the chosen one, and the words that may explain it ("B, since C would show air").
 _RIVAL_LETTER = re.compile(
     r"(?:[,;:(→>–—-]\s*|\b(?:with|and|or|but|though|although|while|then|also|maybe|perhaps|possibly|plus|option|choice|answer"
@@ -64,7 +66,9 @@ _REJECTS = re.compile(
     r"|requires?|causes?|presents?|needs?|others?|rest|distractors?)\b|n['’]t\b",
     re.IGNORECASE,
 )
-_NOT_EXCLUDED = re.compile(r"(?:cannot|can['’]t|not|hard to|difficult to)(?: \w+){0,2} (?:excluded?|ruled? out)", re.IGNORECASE)
+_NOT_EXCLUDED = re.compile(
+    r"(?:cannot|can['’]t|not|hard to|difficult to)(?: \w+){0,2} (?:excluded?|ruled? out)", re.IGNORECASE
+)
 _ADVERB_END = re.compile(
     r"[\s,(–—-]*(?:(?:most )?(?:likely|probably)|definitely|certainly|for sure|i (?:think|believe|guess|suppose))[\s).!]*"
     r"|\s*[(\[,]\s?(?:(?:with|very|high|medium|low|my|is) ){0,2}(?:confidence|certainty|probability)?(?: (?:is|of))?\s?:?\s?(?:high|medium|low|\d(?:[\d.]{0,4})\s?%?)?"
@@ -165,7 +169,9 @@ def _after_leads(text: str) -> str:
 def _whole(text: str, options: OptionSet) -> Reading | None:
     """The phrase is exactly an option's text, or exactly one letter."""
     key = key_of_normalised(text)
-    by_text = options.keys.get(key) or options.keys.get(key_of_normalised(drop_article(text))) or options.keys.get(tight(key))
+    by_text = (
+        options.keys.get(key) or options.keys.get(key_of_normalised(drop_article(text))) or options.keys.get(tight(key))
+    )
     if by_text and text.endswith("?") and not options.texts[options.letters.index(by_text)].endswith("?"):
         return Reading(NOTHING, reason="a question is no answer")
     lone = LETTER_ALONE.fullmatch(text)

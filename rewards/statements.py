@@ -114,12 +114,7 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     seen: set[str] = set()
     for index, (start, end) in enumerate(spans):
         sentence = rest[start:end]
-        if (
-            not usable[index]
-            or sentence in seen
-            or len(sentence) > _LONGEST_SENTENCE
-            or index not in mentioning
-        ):
+        if not usable[index] or sentence in seen or len(sentence) > _LONGEST_SENTENCE or index not in mentioning:
             continue
         seen.add(sentence)
         if len(seen) > _MOST_SENTENCES:
@@ -278,7 +273,8 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
 
 
 _COUNTERFACTUAL = re.compile(
-    r"would be (?:\w+ ){0,3}?(?:correct|right|answer|choice|option) (?:in|if|for|with|when|only|had|were)\b(?! (?:this|the|our)\b)", re.IGNORECASE
+    r"would be (?:\w+ ){0,3}?(?:correct|right|answer|choice|option) (?:in|if|for|with|when|only|had|were)\b(?! (?:this|the|our)\b)",
+    re.IGNORECASE,
 )
 _ENDS_WITH = re.compile(
     r"(?:[,:;→⇒>–—]\s*|\b(?:also|maybe|perhaps|possibly|probably|likely|actually|be|is|rather|instead) )(?:(?:option|choice) )?\(?(?!I\b)([A-Z])\)?[\s.!*]*$"

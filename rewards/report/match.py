@@ -364,9 +364,7 @@ def _side(entities: list[tuple[Entity, float]], lexicon: Lexicon) -> _Side:
     )
 
 
-def _pair_up(
-    ours: _Side, theirs: _Side, clash: Sequence[bool], ruled_out: Sequence[bool], lexicon: Lexicon
-) -> None:
+def _pair_up(ours: _Side, theirs: _Side, clash: Sequence[bool], ruled_out: Sequence[bool], lexicon: Lexicon) -> None:
     """Best pairs first, each finding once."""
     options = []
     for i, a in enumerate(ours.entities):
