@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from string import ascii_uppercase
 
+from rewards.fuzzy import nearest_option, negators
 from rewards.text import ARTICLE, drop_article, key_of_normalised, normalise
 from rewards.words import words
 
@@ -188,3 +189,42 @@ def choice_head(text: str, options: OptionSet) -> tuple[str, int] | None:
         if sure and not articled and letter.upper() in options.letters:
             return letter.upper(), head.end()
     return text_head(text, options)
+
+
+# As whole words of an option's text; both forms are compared spelt out.
+_ABBREVIATIONS = {
+    "iv": "intravenous", "im": "intramuscular", "sc": "subcutaneous", "po": "oral", "ct": "computed tomography",
+    "mri": "magnetic resonance imaging", "ecg": "electrocardiogram", "ekg": "electrocardiogram", "us": "ultrasound",
+    "cxr": "chest radiograph", "tb": "tuberculosis", "mi": "myocardial infarction", "pe": "pulmonary embolism",
+    "dvt": "deep vein thrombosis", "uti": "urinary tract infection", "chf": "congestive heart failure",
+}  # fmt: skip
+
+
+def is_form_of(letter: str, key: str, options: OptionSet) -> bool:
+    """Whether a text key is a shorter or longer form of the letter's own text, and of no other option's."""
+    own = _spelt_out(options.key_of(letter))
+    said = _spelt_out(key)
+    if not own or not said:
+        return not said
+    if said == [word[0] for word in own] or "".join(said) == "".join(
+        word[0] for word in own if word not in ("of", "the")
+    ):
+        return len(own) > 1
+    if negators(" ".join(said)) != negators(" ".join(own)):
+        return False
+    if set(said) <= set(own):
+        return True
+    if len(said) == len(own) and all(a == b or (len(a) == 1 and b[0] == a) for a, b in zip(said, own, strict=True)):
+        return len(own) > 1  # "E. coli"
+    if nearest_option(" ".join(said), options.keys) == letter:
+        return True
+    flat = f" {' '.join(said)} "
+    if f" {' '.join(own)} " not in flat:
+        return False
+    return not any(
+        f" {key} " in flat and key not in " ".join(own) for key, other in options.keys.items() if other != letter
+    )
+
+
+def _spelt_out(key: str) -> list[str]:
+    return [word for part in key.split() for word in _ABBREVIATIONS.get(part, part).split()]

@@ -11,8 +11,18 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rewards.choices import LETTER_ALONE, LETTER_HEAD, VERB, OptionSet, choice_head, named_first, text_head, tight
-from rewards.fuzzy import nearest_option, negators
+from rewards.choices import (
+    LETTER_ALONE,
+    LETTER_HEAD,
+    VERB,
+    OptionSet,
+    choice_head,
+    is_form_of,
+    named_first,
+    text_head,
+    tight,
+)
+from rewards.rivals import rivals_beside
 from rewards.text import drop_article, key_of_normalised, strip_markup, strip_quotes, unwrap_latex
 from rewards.words import words
 
@@ -55,32 +65,12 @@ _DENIED_LATER = re.compile(
 _STARTS_DENIED = re.compile(
     r"[이가은는]?\s?(?:될 수 )?(?:아니|아닙|않|없|못)|(?:では|で|じゃ)?(?:ない|ありません|なく)"
 )
-# Another letter beside the chosen one, and the words that may explain it ("B, since C would show air").
-_RIVAL_LETTER = re.compile(
-    r"(?:[,;:(→>–—-]\s*|\b(?:with|and|or|but|though|although|while|then|also|maybe|perhaps|possibly|plus|option|choice|answer"
-    r"|is|be|versus|vs\.?) )\(?(?!A [a-z]|I\b)([A-Z])\)?(?![\w'’-])"
-)
-_REJECTS = re.compile(
-    r"\b(?:not?|never|neither|nor|none|wrong|incorrect|false|un\w+|less|exclude\w*|rule[sd]?|reject\w*|eliminate\w*|rather|instead|than"
-    r"|lacks?|without|fails?|cannot|absent|tempting|inconsistent|would|describes?|typically|usually|shows?|over|explains?"
-    r"|requires?|causes?|presents?|needs?|others?|rest|distractors?)\b|n['’]t\b",
-    re.IGNORECASE,
-)
-_NOT_EXCLUDED = re.compile(
-    r"(?:cannot|can['’]t|not|hard to|difficult to)(?: \w+){0,2} (?:excluded?|ruled? out)", re.IGNORECASE
-)
 _ADVERB_END = re.compile(
     r"[\s,(–—-]*(?:(?:most )?(?:likely|probably)|definitely|certainly|for sure|i (?:think|believe|guess|suppose))[\s).!]*"
     r"|\s*[(\[,]\s?(?:(?:with|very|high|medium|low|my|is) ){0,2}(?:confidence|certainty|probability)?(?: (?:is|of))?\s?:?\s?(?:high|medium|low|\d(?:[\d.]{0,4})\s?%?)?"
     r"(?:\s?(?:confidence|certainty|sure|certain|confident))?[\s)\].!]+",
     re.IGNORECASE,
 )
-_ABBREVIATIONS = {
-    "iv": "intravenous", "im": "intramuscular", "sc": "subcutaneous", "po": "oral", "ct": "computed tomography",
-    "mri": "magnetic resonance imaging", "ecg": "electrocardiogram", "ekg": "electrocardiogram", "us": "ultrasound",
-    "cxr": "chest radiograph", "tb": "tuberculosis", "mi": "myocardial infarction", "pe": "pulmonary embolism",
-    "dvt": "deep vein thrombosis", "uti": "urinary tract infection", "chf": "congestive heart failure",
-}  # fmt: skip
 _SECOND_THOUGHT = re.compile(r"\W{0,4}(?:actually|no,? wait|wait|hmm|sorry|oops)\b", re.IGNORECASE)
 _NEW_STATEMENT = re.compile(r"[\s.,;]+(?:(?:or|and|but)\s+)?I\s+[a-z]|\s*\.\s+(?:or|and|but)\b")
 # "B or": what follows was taken away as another answer, or is missing.
@@ -274,8 +264,7 @@ def _instead(rest: str, options: OptionSet) -> bool:
 def _hedged(chosen: frozenset[str], rest: str, options: OptionSet) -> bool:
     """The same sentence offers another option ("B, or maybe C")."""
     clause = _first_clause(rest)
-    rivals = {match.group(1) for match in _RIVAL_LETTER.finditer(clause)} & set(options.letters) - chosen
-    if rivals and (_REJECTS.search(clause) is None or _NOT_EXCLUDED.search(clause) is not None):
+    if rivals_beside(clause) & set(options.letters) - chosen:
         return True
     for hedge in _HEDGE.finditer(clause):
         tail = clause[hedge.end() :]
@@ -407,7 +396,7 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
         return chosen if words().because.match(rest) or words().verb.match(rest) else _NOTHING
     tail = rest[strong_sep.end() :] if strong_sep is not None else rest.lstrip()
     mark = strong_sep.group().strip() if strong_sep is not None else ")"
-    if _agrees(letter, tail, options):
+    if is_form_of(letter, key_of_normalised(_first_clause(tail)), options):
         return chosen
     if articled and raw != "A" and set(mark) <= set(",-–—"):
         return _NOTHING
@@ -565,39 +554,9 @@ def _is_sentence(tail: str) -> bool:
     )
 
 
-def _agrees(letter: str, tail: str, options: OptionSet) -> bool:
-    """`tail` is a shorter or longer form of the letter's own text, and of no other option's."""
-    own = _spelt_out(options.key_of(letter))
-    said = _spelt_out(key_of_normalised(_first_clause(tail)))
-    if not own or not said:
-        return not said
-    if said == [word[0] for word in own] or "".join(said) == "".join(
-        word[0] for word in own if word not in ("of", "the")
-    ):
-        return len(own) > 1
-    if negators(" ".join(said)) != negators(" ".join(own)):
-        return False
-    if set(said) <= set(own):
-        return True
-    if len(said) == len(own) and all(a == b or (len(a) == 1 and b[0] == a) for a, b in zip(said, own, strict=True)):
-        return len(own) > 1  # "E. coli"
-    if nearest_option(" ".join(said), options.keys) == letter:
-        return True
-    flat = f" {' '.join(said)} "
-    if f" {' '.join(own)} " not in flat:
-        return False
-    return not any(
-        f" {key} " in flat and key not in " ".join(own) for key, other in options.keys.items() if other != letter
-    )
-
-
 def denied_later(text: str) -> bool:
     """Whether `text` begins by denying what stands before it, as Korean and Japanese do."""
     return not text.isascii() and _STARTS_DENIED.match(text) is not None
-
-
-def _spelt_out(key: str) -> list[str]:
-    return [word for part in key.split() for word in _ABBREVIATIONS.get(part, part).split()]
 
 
 def _first_clause(rest: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, may_be_conditional, named_first, text_head
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, denied_later, read_phrase
+from rewards.rivals import is_disowned
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import words
 
@@ -49,28 +50,6 @@ _SAME_KIND = re.compile(
     r"|single|underlying|new|clear|obvious|clinical)\s+$",
     re.IGNORECASE,
 )
-_DENIES = re.compile(
-    r"\b(?:not|never|neither|nor|none|cannot|unlikely|wrong|incorrect|excluded?|ruled? out|reject\w*|eliminat\w*|distractors?|unlike|than)\b|n['’]t\b",
-    re.IGNORECASE,
-)
-_CLAUSE_BREAK = re.compile(
-    r"[,;:—–]|\b(?:but|so|therefore|thus|hence|however|and|while|although|because|since|yet|then)\b", re.IGNORECASE
-)
-_NO_DENIAL = re.compile(
-    r"\b(?:(?:no|without(?: any| a)?|beyond(?: any| a)?) (?:doubt|question|hesitation)|doubtless|not (?:only|difficult|hard|surprising))\b",
-    re.IGNORECASE,
-)
-# Whose clause "the answer is B" completes: a denial, a doubt, or what others say.
-_DISOWNED = re.compile(
-    r"\b(?:not|never|cannot|nobody|no[- ]one|none|neither|hardly|scarcely|barely|rarely|doubt\w*|den(?:y|ies|ied)|refus\w+|reject\w*"
-    r"|disagree\w*|wrong\w*|incorrect\w*|false\w*|mistake\w*|myth|error|tempt\w*|unlikely|impossible|untrue|pretend\w*"
-    r"|supposedly|allegedly|reportedly|claim\w*|thought|used to|assumption)\b|n['’]t\b"
-    r"|\b(?:one|you|we|some|many|few|people|anyone|someone|everyone|others?|students?|colleagues?|friends?|doctors?|experts?"
-    r"|teacher|textbook|author|user|model|he|she|they) (?:\w+ ){0,3}"
-    r"(?:say|says|said|thinks?|believed?|believes|argued?|argues|suggest|suggests|suggested|assumed?|assumes|chose|chooses?|answer|answered"
-    r"|insists?|insisted|told|picks?|picked|guess|guessed|expect)\b",
-    re.IGNORECASE,
-)
 _LOWER_LETTER = re.compile(r"\W*[a-z]\W*$")
 _COPULA = re.compile(
     r"\b(?:is|are|was|were|shows?|reveals?|demonstrates?|suggests?|indicates?|represents?|depicts?|displays?|has|have)"
@@ -86,7 +65,6 @@ _NOTHING = Reading(NOTHING)
 _MOST_CUES = 100
 _MOST_SENTENCES = 300
 _LONGEST_LINE = 300
-_LONGEST_TAIL = 20_000
 _LONGEST_SENTENCE = 2000
 
 
@@ -174,7 +152,7 @@ def _after_cues(
             continue
         if words().wrong_lead.search(rest[max(0, candidate.lead - 40) : candidate.lead]):
             continue
-        if index >= 0 and _disowned(rest[max(starts[index], candidate.lead - _LONGEST_LINE) : candidate.lead]):
+        if index >= 0 and is_disowned(rest[max(starts[index], candidate.lead - _LONGEST_LINE) : candidate.lead]):
             continue
         text = candidate.text
         if multi:
@@ -239,7 +217,7 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
             yield reading
     for match in words().soft_cue.finditer(plain):
         ahead = plain[max(0, match.start() - _LONGEST_LINE) : match.start()]
-        if _NEGATED_CUE.search(ahead) or _disowned(ahead):
+        if _NEGATED_CUE.search(ahead) or is_disowned(ahead):
             continue
         phrase = plain[match.end() :]
         if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
@@ -262,7 +240,7 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
             yield reading
     for match in words().text_cue.finditer(plain):
         ahead = plain[max(0, match.start() - _LONGEST_LINE) : match.start()]
-        if (_OTHER_KIND.search(ahead) and not _SAME_KIND.search(ahead)) or _disowned(ahead):
+        if (_OTHER_KIND.search(ahead) and not _SAME_KIND.search(ahead)) or is_disowned(ahead):
             continue
         phrase = plain[match.end() :]
         if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
@@ -276,34 +254,6 @@ _COUNTERFACTUAL = re.compile(
     r"would be (?:\w+ ){0,3}?(?:correct|right|answer|choice|option) (?:in|if|for|with|when|only|had|were)\b(?! (?:this|the|our)\b)",
     re.IGNORECASE,
 )
-_ENDS_WITH = re.compile(
-    r"(?:[,:;→⇒>–—]\s*|\b(?:also|maybe|perhaps|possibly|probably|likely|actually|be|is|rather|instead) )(?:(?:option|choice) )?\(?(?!I\b)([A-Z])\)?[\s.!*]*$"
-)
-
-
-def rivals_after(answer: Answer, statements: Sequence[Statement], options: OptionSet) -> set[str]:
-    """Letters that a later sentence ends with ("On reflection, C."), unless it denies."""
-    first = min(statement.start for statement in statements)
-    found: set[str] = set()
-    tail = answer.rest[first : first + _LONGEST_TAIL]
-    if len(options.letter_alone.findall(tail)) < 2:
-        return found
-    for start, end in sentence_spans(tail):
-        sentence = tail[start:end]
-        match = _ENDS_WITH.search(sentence[-_LONGEST_LINE:])
-        if match is not None and match.group(1) in options.letters and not _DENIES.search(sentence[-_LONGEST_LINE:]):
-            found.add(match.group(1))
-    return found
-
-
-def _disowned(ahead: str) -> bool:
-    """Whether the clause that leads to a commitment takes it back or is not the speaker's ("some would say")."""
-    if not ahead or ahead.isspace():
-        return False
-    begin = 0
-    for stop in _CLAUSE_BREAK.finditer(ahead):
-        begin = stop.end()
-    return _DISOWNED.search(_NO_DENIAL.sub(" ", ahead[begin:])) is not None
 
 
 def _rival(sentence: str, options: OptionSet) -> Reading | None:
@@ -329,7 +279,7 @@ def _subject(text: str, options: OptionSet, multi: bool) -> Reading | None:
     last = splits[-1]
     if last.group(1) and last.group(1).lower() == "that":
         begin = splits[-2].end() if len(splits) > 1 else 0
-        if _NEGATED.search(text, begin, last.start()) or _disowned(text[begin : last.start()]):
+        if _NEGATED.search(text, begin, last.start()) or is_disowned(text[begin : last.start()]):
             return None
     tail = read_phrase(text[last.end() :], options, multi)
     return tail if tail.kind == CONFLICT or (tail.kind == CHOSEN and tail.exact) else None
