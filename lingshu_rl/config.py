@@ -47,13 +47,13 @@ class DataConfig:
 
 @dataclass
 class TrainConfig:
-    steps: int = 100
-    prompts_per_step: int = 32
+    steps: int = 50
+    prompts_per_step: int = 48
     group_size: int = 8  # completions sampled for each prompt (G)
     max_refills: int = 0  # times a step may draw further prompts for groups that teach nothing (dynamic sampling)
-    lr: float = 3e-4
+    lr: float = 4e-4
     warmup_steps: int = 10
-    lr_schedule: str = "constant"  # constant | linear | cosine, after the warm-up
+    lr_schedule: str = "linear"  # constant | linear | cosine, after the warm-up
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_staleness: int = 0  # 1: the next step's rollouts run during the update, on weights one step old
