@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from workload import (
     SIZES,
+    as_loaded,
     build_model,
     make_groups,
     peak_memory,
@@ -53,7 +54,7 @@ def measure(model: Any, side: int, completion: int, group: int, repeats: int) ->
     single = [trl_inputs([g], [a]) for g, a in zip(groups, advantages, strict=True)]
 
     def theirs(batches: list[dict[str, Any]]) -> float:
-        model.zero_grad()
+        as_loaded(model).zero_grad()
         trainer.current_gradient_accumulation_steps = len(batches)
         total = 0.0
         for batch in batches:

@@ -82,6 +82,14 @@ def build_model(size: Size, seed: int = 0) -> transformers.PreTrainedModel:
     return transformers.Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").train()
 
 
+def as_loaded(model: Any) -> Any:
+    """The model with the attention it came with: ours stays routed through shared_prefix and batched windows."""
+    model.config.get_text_config()._attn_implementation = "sdpa"
+    if getattr(model.config, "vision_config", None) is not None:
+        model.config.vision_config._attn_implementation = "sdpa"
+    return model
+
+
 def make_groups(
     prompts: int, image_side: int, text: int, completion: int, group: int, seed: int = 1
 ) -> list[TokenGroup]:
