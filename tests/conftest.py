@@ -63,13 +63,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
             workers.append(Worker(role, command, url=url, log=logs / f"{role}.log", env=env, stop_timeout_s=10))
         try:
             for worker in workers:
-                worker.wait_healthy(240)
+                worker.wait_healthy(900)
             yield Servers(workers[0].url, workers[1].url, Path(transfer))
         finally:
             stop_all(workers)
 
 
-def launch(arguments: list[str], *, env: dict[str, str] | None = None, timeout_s: float = 300, processes: int = 1,
+def launch(arguments: list[str], *, env: dict[str, str] | None = None, timeout_s: float = 900, processes: int = 1,
            script: str = "recipes/grpo_medvqa.py") -> subprocess.CompletedProcess[str]:  # fmt: skip
     """`accelerate launch` as a user types it; stdout and stderr come back together."""
     return subprocess.run(
