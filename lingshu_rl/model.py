@@ -45,12 +45,12 @@ def _sharding(loader: Any, config: Any, size: int) -> Any:
 
     with torch.device("meta"):
         plan = dict(loader.from_config(config).tp_plan)
-    kept = {k: v for k, v in plan.items() if not k.endswith(("embed_tokens", "lm_head"))}
-    if not kept:
+    whole = {k: "replicated_with_grad_allreduce" for k in plan if k.endswith(("embed_tokens", "lm_head"))}
+    if len(whole) == len(plan):
         raise ValueError(
             f"transformers has no tensor-parallel plan for {config.model_type}; reference.tensor_parallel must be 1"
         )
-    return DistributedConfig(tp_size=size, tp_plan=kept)
+    return DistributedConfig(tp_size=size, tp_plan=whole or "auto")
 
 
 def resolve_dtype(name: str, on_gpu: bool) -> torch.dtype:

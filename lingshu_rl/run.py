@@ -154,6 +154,7 @@ class Run:
                     "seconds": self.seconds,
                     "seconds_total": self.seconds_before + time.monotonic() - self.started,
                     "first_batch": self.first_batch,
+                    "unjudged": self.rewards.executor.budget.window if self.is_main else [],
                 },
                 write,
                 is_main=self.is_main,
@@ -460,6 +461,7 @@ def resume(run: Run, checkpoint: Path) -> None:
             "one, or resume=never to start afresh (the old folder is kept aside)"
         ) from error
     if run.is_main:
+        run.rewards.executor.budget.window = state.get("unjudged", [])
         for complaint in run.folder.cut_metrics(run.first_step):
             run.progress.say(f"WARNING: {complaint}")
     run.progress.say(f"resumed from {checkpoint}, step {run.first_step}")
@@ -512,7 +514,8 @@ def start_workers(
         where: dict[str, Any] = {"host": HOST, "port": PORT} if on_ray else {"host": "127.0.0.1", "port": free_port()}
         if role == "rollout":
             command = vllm_command(config, model, devices, **where)
-            env = vllm_env(devices, token=token, transfer_dir=shared, extra=config.rollout.env)
+            sharing = 1 if on_ray else len(placement.rollout_servers)
+            env = vllm_env(devices, token=token, transfer_dir=shared, extra=config.rollout.env, servers=sharing)
         else:
             command = reference_command(config, frozen, devices, **where)
             env = {**devices.env(), TOKEN_ENV: token}

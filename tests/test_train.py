@@ -86,7 +86,7 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(whole_run, serv
 
 def test_a_reference_that_dies_is_started_again_and_changes_no_number(whole_run, servers, tmp_path):
     folder = tmp_path / "run"
-    process, log = started([f"rollout.urls=[{servers.rollout}]", "train.steps=4", "checkpoint.every=2", "eval.every=2"], folder,
+    process, log = started([REFILLS, f"rollout.urls=[{servers.rollout}]", "train.steps=4", "checkpoint.every=2", "eval.every=2"], folder,
                            servers.env, "step 1/4")  # fmt: skip
     os.kill(next(reference_pid(folder)), signal.SIGKILL)
     assert process.wait(600) == 0, log.read_text()
@@ -114,9 +114,10 @@ def test_rollouts_one_step_ahead_survive_a_preemption_to_the_last_digit(servers,
 
 def test_an_engine_in_the_policys_process_gives_the_same_numbers(whole_run, servers, tmp_path):
     folder = tmp_path / "run"
-    settings = [f"reference.urls=[{servers.reference}]", "rollout.placement=colocate", "eval.controls=[]", "rollout.vllm={max_model_len: 512}"]  # fmt: skip
+    settings = [REFILLS, f"reference.urls=[{servers.reference}]", "rollout.placement=colocate", "eval.controls=[]", "rollout.vllm={max_model_len: 512}"]  # fmt: skip
     done = launch([*SHORT, *settings, f"run.dir={folder}"], env=servers.env)
     assert done.returncode == 0, done.stdout
+    assert len(metrics_of(folder)) == 2
     for one, other in zip(untimed(metrics_of(whole_run[0])), untimed(metrics_of(folder)), strict=False):
         assert one["tokens/generated"] == other["tokens/generated"] and one["reward/mean"] == other["reward/mean"]
         assert other["policy/rollout_gap_max"] < 1e-3 and one["policy/kl"] == pytest.approx(
