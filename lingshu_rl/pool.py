@@ -132,5 +132,19 @@ class Pool:
 
         await asyncio.gather(*(one(server) for server in servers if server.alive))
 
+    async def texts(self, path: str) -> list[str]:
+        """What each server answers to GET; waits for one that is down."""
+
+        async def one(server: Server) -> str:
+            while True:
+                try:
+                    return (await self.http.get(server.url + path)).text
+                except httpx.HTTPError as error:
+                    if not await self.examine(server):
+                        raise self.error(f"{server.url}{path} failed: {type(error).__name__}: {error}") from error
+                await asyncio.sleep(0.5)
+
+        return list(await asyncio.gather(*map(one, self.servers)))
+
     async def close(self) -> None:
         await self.http.aclose()

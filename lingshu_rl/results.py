@@ -59,6 +59,7 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float], s
         "time/step": seconds,
         **timeline({**batch.spans, **run.spans}, run.started),
     }
+    run.spans.clear()
     run.folder.log_metrics(metrics)
     run.folder.write_rollouts(step, batch.groups, batch.advantages)
     run.policy.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=step)

@@ -155,6 +155,7 @@ class Run:
                     "seconds": self.seconds,
                     "seconds_total": self.seconds_before + time.monotonic() - self.started,
                     "first_batch": self.first_batch,
+                    "unjudged": self.rewards.executor.budget.window if self.is_main else [],
                 },
                 write,
                 is_main=self.is_main,
@@ -172,21 +173,22 @@ class Run:
         folder = self.folder.references / f"step-{step:06d}"
         with self.phase("refresh"):
             self.policy.save_hf(folder)
-            self.reference_from = folder.name
-
-            async def tell() -> None:
-                assert self.reference is not None
+            if self.is_main:
                 self.encoder.save(folder)
-                pool = self.reference.pool
-                while len(pool.up) < len(pool.servers):  # one that is just starting would come up with the old model
-                    await asyncio.sleep(0.2)
-                for worker in self.workers:
-                    if "reference" in worker.name:
-                        worker.command = [str(folder) if last == "--model" else word
-                                          for last, word in zip(["", *worker.command], worker.command, strict=False)]  # fmt: skip
-                await pool.post_to(pool.servers, "/refresh", json={"folder": folder.name})
+            self.reference_from = folder.name
+            await self.on_main(self.tell_references, urgent=False)
 
-            await self.on_main(tell)
+    async def tell_references(self) -> None:
+        """Every replica loads `reference_from`, and so does every one that is started from here on."""
+        assert self.reference is not None
+        folder, pool = self.folder.references / self.reference_from, self.reference.pool
+        while len(pool.up) < len(pool.servers):  # one that is just starting would come up with the old model
+            await asyncio.sleep(0.2)
+        for worker in self.workers:
+            if "reference" in worker.name:
+                at = worker.command.index("--model") + 1
+                worker.command[at] = str(folder)
+        await pool.post_to(pool.servers, "/refresh", json={"folder": folder.name})
 
     def save_before_the_end(self) -> str:
         """A checkpoint of the last whole step unless there is one; says what a person can go on from."""
@@ -420,6 +422,8 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         await run.on_main(run.transfer.start)
         if is_main:
             run.supervise()
+        if run.reference_from and config.reference.urls:
+            await run.on_main(run.tell_references)
         if checkpoint is not None or config.rollout.urls:
             # A server that was running already may still hold the weights of the run before.
             await run.transfer.send(policy, version=run.version)
@@ -461,6 +465,7 @@ def resume(run: Run, checkpoint: Path) -> None:
             "one, or resume=never to start afresh (the old folder is kept aside)"
         ) from error
     if run.is_main:
+        run.rewards.executor.budget.window = state.get("unjudged", [])
         for complaint in run.folder.cut_metrics(run.first_step):
             run.progress.say(f"WARNING: {complaint}")
     run.progress.say(f"resumed from {checkpoint}, step {run.first_step}")
@@ -513,7 +518,8 @@ def start_workers(
         where: dict[str, Any] = {"host": HOST, "port": PORT} if on_ray else {"host": "127.0.0.1", "port": free_port()}
         if role == "rollout":
             command = vllm_command(config, model, devices, **where)
-            env = vllm_env(devices, token=token, transfer_dir=shared, extra=config.rollout.env)
+            sharing = 1 if on_ray else len(placement.rollout_servers)
+            env = vllm_env(devices, token=token, transfer_dir=shared, extra=config.rollout.env, servers=sharing)
         else:
             command = reference_command(config, frozen, devices, **where)
             env = {**devices.env(), TOKEN_ENV: token}

@@ -151,6 +151,7 @@ class Supervisor:
                     f"{worker.name} has not answered for {patience_s:.0f} s and is killed; its log is {worker.log}"
                 )
                 await asyncio.to_thread(worker.kill)
+                deadline = float("inf")
             await asyncio.sleep(0.2)
         return True
 

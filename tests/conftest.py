@@ -61,7 +61,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
             workers.append(Worker(role, command, url=url, log=logs / f"{role}.log", env=env, stop_timeout_s=10))
         try:
             for worker in workers:
-                worker.wait_healthy(240)
+                worker.wait_healthy(900)
             yield Servers(workers[0].url, workers[1].url, Path(transfer))
         finally:
             stop_all(workers)

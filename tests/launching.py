@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "a-token-for-tests"
 
 
-def launch(arguments: list[str], *, env: dict[str, str] | None = None, timeout_s: float = 300, processes: int = 1,
+def launch(arguments: list[str], *, env: dict[str, str] | None = None, timeout_s: float = 900, processes: int = 1,
            script: str = "recipes/grpo_medvqa.py") -> subprocess.CompletedProcess[str]:  # fmt: skip
     """`accelerate launch` as a user types it; stdout and stderr come back together."""
     return subprocess.run(

@@ -1,6 +1,7 @@
 """kill -9 at random moments: a worker's death is healed inside the run, any other by giving the same command again, and
 the metrics are those of a run that nothing happened to, to the last digit."""
 
+import json
 import os
 import random
 import signal
@@ -117,3 +118,21 @@ def test_two_of_each_give_what_one_of_each_gives_also_when_one_dies(servers, bas
     assert run.wait() == 0, run.log.read_text()
     assert untimed(metrics_of(folder)) == expected
     assert "rollout server 1" in run.log.read_text()
+
+
+def test_one_step_of_staleness_learns_as_well_as_none(servers, tmp_path):
+    """Three seeds each: the mean held-out accuracy lies inside the interval of the mean without staleness."""
+    accuracy, width = {0: [], 1: []}, []
+    for staleness in (0, 1):
+        for seed in range(3):
+            folder = tmp_path / f"{staleness}-{seed}"
+            settings = [*servers.settings, "train.steps=40", "train.prompts_per_step=16", "train.group_size=8", "rollout.max_tokens=40",
+                        "eval.limit=200", "checkpoint.every=0", f"train.max_staleness={staleness}", f"seed={seed}"]  # fmt: skip
+            run = Started(folder, servers.env, settings, 1)
+            assert run.wait(3600) == 0, run.log.read_text()
+            after = json.loads((folder / "summary.json").read_text())["after"]
+            accuracy[staleness].append(after["accuracy"])
+            width.append(after["ci95"][1] - after["ci95"][0])
+            assert max(row["staleness"] for row in metrics_of(folder)) == staleness
+    half = sum(width) / len(width) / 2 / 3**0.5  # of the mean over three seeds
+    assert sum(accuracy[1]) / 3 > sum(accuracy[0]) / 3 - 2**0.5 * half, accuracy

@@ -317,3 +317,31 @@ def test_two_hundred_clients_at_once_slow_and_large_ones_among_them(servers):
     assert codes == [200] * 60 + [400] * 20 + [401] * 100
     assert most < 3 * ADMITTED * (megabytes << 20) + (200 << 20)
     assert httpx.get(f"{servers.reference}/health").status_code == 200
+
+
+@pytest.mark.slow
+def test_a_sharded_reference_gives_the_log_probs_of_a_whole_one(tmp_path):
+    """Two processes with half of each layer (reference.tensor_parallel=2), started as a run starts them."""
+    import os
+
+    from lingshu_rl.model import model_path
+    from lingshu_rl.placement import DeviceSet
+    from lingshu_rl.reference.server import reference_command
+    from lingshu_rl.workers import Worker, free_port, stop_all
+
+    config, port = load_config(None, ["reference.tensor_parallel=2"]), free_port()
+    command = reference_command(config, model_path("demo"), DeviceSet(), port=port)
+    env = {TOKEN_ENV: "secret", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    url = f"http://127.0.0.1:{port}"
+    worker = Worker("reference server 0", command, url=url, log=tmp_path / "log", env=env, stop_timeout_s=10)
+    try:
+        worker.wait_healthy(240)
+        group = demo_group()
+        assert httpx.post(f"{url}/logprobs", content=b"junk", headers=AUTH, timeout=60).status_code == 400
+        answer = httpx.post(f"{url}/logprobs", content=encode_groups([group]), headers=AUTH, timeout=60)
+    finally:
+        stop_all([worker])
+    served = decode_logprobs(answer.content, [group])[0]
+    whole = ReferenceModel("demo", dtype="float32", device="cpu", layout="dense", token_budget=4096, temperature=1.0)
+    own = decode_logprobs(whole.score(encode_groups([group])), [group])[0]
+    assert max(float((a - b).abs().max()) for a, b in zip(served, own, strict=True)) < 1e-5

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +34,22 @@ BODY_TIMEOUT_S = 60.0  # for the whole body, once it is its turn
 class ReferenceModel:
     """The frozen model. `score` is the pure computation; the server only carries it."""
 
-    def __init__(self, model: str, *, dtype: str, device: str, max_tokens: int = 1 << 20, **scoring: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str,
+        device: str,
+        max_tokens: int = 1 << 20,
+        tensor_parallel: int = 1,
+        **scoring: Any,
+    ) -> None:
         """scoring: token_budget, layout, temperature and attention of `group_logprobs`, as the policy uses them."""
         from lingshu_rl.families import model_spec
         from lingshu_rl.model import load_model, resolve_dtype
 
-        self.dtype, self.device = resolve_dtype(dtype, device != "cpu"), device
-        self.model = load_model(model, self.dtype).to(device).requires_grad_(False)
+        self.dtype, self.device, self.shards = resolve_dtype(dtype, device != "cpu"), device, tensor_parallel
+        self.model = load_model(model, self.dtype, tensor_parallel).to(device).requires_grad_(False)
         text = self.model.config.get_text_config()
         self.limits = {
             "vocabulary": text.vocab_size,
@@ -58,9 +70,71 @@ class ReferenceModel:
         """Replace the model by the one in `folder`, of the same kind. The old one leaves the device first."""
         from lingshu_rl.model import load_model
 
-        new = load_model(str(folder), self.dtype).requires_grad_(False)
+        if self.shards > 1:  # its shards are loaded to the devices at once
+            self.model.to("meta")
+        new = load_model(str(folder), self.dtype, self.shards).requires_grad_(False)
         self.model.to("meta")
         self.model = new.to(self.device)
+
+
+class ShardedModel(ReferenceModel):
+    """One model over the processes of a torchrun: the first has the HTTP server and says what all compute together.
+
+    A process that is lost makes torchrun end the others, and the run starts the replica again. On CUDA not run here.
+    """
+
+    def __init__(self, model: str, *, device: str, **options: Any) -> None:
+        import torch
+        import torch.distributed as dist
+
+        if device != "cpu":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("gloo" if device == "cpu" else "nccl")
+        self.control = dist.new_group(
+            backend="gloo", timeout=timedelta(days=365)
+        )  # followers wait here between requests
+        super().__init__(model, device=device, **options)
+
+    @property
+    def leads(self) -> bool:
+        import torch.distributed as dist
+
+        return bool(dist.get_rank() == 0)
+
+    def score(self, body: bytes) -> bytes:
+        self._say(b"s" + body)
+        return super().score(body)
+
+    def refresh(self, folder: Path) -> None:
+        self._say(b"r" + str(folder).encode())
+        super().refresh(folder)
+
+    def follow(self) -> None:
+        """Compute what the first process says, for ever. What it refuses they refuse too, and it answers."""
+        while True:
+            message = self._hear()
+            with contextlib.suppress(Exception):
+                if message[:1] == b"s":
+                    super().score(message[1:])
+                else:
+                    super().refresh(Path(message[1:].decode()))
+
+    def _say(self, message: bytes) -> None:
+        import torch
+        import torch.distributed as dist
+
+        dist.broadcast(torch.tensor([len(message)]), 0, group=self.control)
+        dist.broadcast(torch.frombuffer(bytearray(message), dtype=torch.uint8), 0, group=self.control)
+
+    def _hear(self) -> bytes:
+        import torch
+        import torch.distributed as dist
+
+        size = torch.zeros(1, dtype=torch.int64)
+        dist.broadcast(size, 0, group=self.control)
+        message = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(message, 0, group=self.control)
+        return message.numpy().tobytes()
 
 
 def build_app(reference: ReferenceModel, max_body_bytes: int, refresh_dir: Path | None = None) -> Any:
@@ -153,10 +227,13 @@ def reference_command(
         "token-budget": config.packing.token_budget,
         "temperature": config.rollout.temperature,
         "attention": config.packing.attention,
+        "tensor-parallel": config.reference.tensor_parallel,
         "refresh-dir": RunFolder(config.run.dir).references,
     }
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    return [*devices.command_prefix(), python(), "-m", "lingshu_rl.reference.server", *words]
+    shards = config.reference.tensor_parallel
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(shards)] if shards > 1 else []
+    return [*devices.command_prefix(), python(), *launcher, "-m", "lingshu_rl.reference.server", *words]
 
 
 def main() -> None:
@@ -175,8 +252,9 @@ def main() -> None:
     parser.add_argument("--max-body-mb", type=int, default=256)
     parser.add_argument("--max-tokens", type=int, default=1 << 20, help="of one request")
     parser.add_argument("--refresh-dir", type=Path, help="where POST /refresh may load models from")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="processes, started by torchrun")
     args = parser.parse_args()
-    reference = ReferenceModel(
+    reference = (ShardedModel if args.tensor_parallel > 1 else ReferenceModel)(
         args.model,
         dtype=args.dtype,
         device=args.device,
@@ -185,7 +263,10 @@ def main() -> None:
         temperature=args.temperature,
         attention=args.attention,
         max_tokens=args.max_tokens,
+        tensor_parallel=args.tensor_parallel,
     )
+    if isinstance(reference, ShardedModel) and not reference.leads:
+        reference.follow()
     uvicorn.run(
         build_app(reference, args.max_body_mb << 20, args.refresh_dir),
         host=args.host,

@@ -141,8 +141,8 @@ class RolloutClient:
     async def generated_tokens(self) -> int:
         """The servers' own count of generated tokens (vLLM's Prometheus metrics)."""
         total = 0.0
-        for server in self.pool.up:
-            for line in (await self.pool.http.get(f"{server.url}/metrics")).text.splitlines():
+        for text in await self.pool.texts("/metrics"):
+            for line in text.splitlines():
                 if line.startswith("vllm:generation_tokens_total"):
                     total += float(line.rsplit(" ", 1)[1])
         return int(total)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.config import Config
-from lingshu_rl.placement import DeviceSet
+from lingshu_rl.placement import DeviceSet, available_cores
 from lingshu_rl.rollout.vllm_plugin import BACKEND, TOKEN_ENV, TRANSFER_DIR_ENV
 from lingshu_rl.workers import python
 
@@ -58,7 +58,10 @@ def vllm_command(config: Config, model: str, devices: DeviceSet, *, port: int, h
     return command
 
 
-def vllm_env(devices: DeviceSet, *, token: str, transfer_dir: Path, extra: dict[str, str]) -> dict[str, str]:
+def vllm_env(
+    devices: DeviceSet, *, token: str, transfer_dir: Path, extra: dict[str, str], servers: int = 1
+) -> dict[str, str]:
+    """servers: how many share this host's cores where none are named."""
     env = {
         **devices.env(),
         "VLLM_SERVER_DEV_MODE": "1",  # the weight-transfer routes
@@ -68,4 +71,10 @@ def vllm_env(devices: DeviceSet, *, token: str, transfer_dir: Path, extra: dict[
     }
     if not devices.on_gpu:
         env["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+        # Left to itself vLLM binds its threads to the first cores, those of several servers to the same ones.
+        if devices.cores:
+            env["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, devices.cores))
+        elif servers > 1:
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            env["OMP_NUM_THREADS"] = str(max(1, available_cores() // servers))
     return {**env, **extra}
