@@ -268,7 +268,7 @@ def _hub(benchmark: Benchmark) -> Iterator[tuple[Row, Path]]:
             if isinstance(feature, datasets.Image):
                 data = data.cast_column(name, datasets.Image(decode=False))
         for number, row in enumerate(data, start=1):
-            row = {"subject": config, **row, "_hub": True}
+            row = {"subject": row.get("task") or config, **row, "_hub": True}
             if len(benchmark.configs) > 1:
                 row["id"] = f"{config}/{row.get('id') or number}"
             yield row, Path(".")
