@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     watch.set_defaults(run=_watch)
     from lingshu_rl.eval.command import add_arguments
 
-    add_arguments(commands.add_parser("eval", help="evaluate a model on benchmarks; compare, rescore"))
+    add_leaks_parser(
+        add_arguments(commands.add_parser("eval", help="evaluate a model on benchmarks; compare, rescore, leaks"))
+    )
     curate = commands.add_parser(
         "curate", help="from raw sets to training rows: filter, deduplicate, decontaminate, split"
     )

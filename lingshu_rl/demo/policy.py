@@ -51,7 +51,11 @@ class Recipe:
 
 
 SHORT = Recipe(
-    lookup_steps=3, seeing_steps=3, pool_draws=1, sft=(Stage(32, 2, 1e-3), Stage(32, 1, 5e-4, careless=0.65)), sft_batch=8
+    lookup_steps=3,
+    seeing_steps=3,
+    pool_draws=1,
+    sft=(Stage(32, 2, 1e-3), Stage(32, 1, 5e-4, careless=0.65)),
+    sft_batch=8,
 )
 
 

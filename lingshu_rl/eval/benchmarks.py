@@ -26,7 +26,8 @@ class Benchmark:
     reader: a name in `loading.READERS`. fields: what the reader wants -> the source's field, alternatives split by "|".
     files: patterns under DIR/<name or folder> and DIR itself, the first that matches is read. hub: dataset id, with its
     configurations in `configs` ("" for the default one). keep: source field -> the values whose rows belong to it.
-    groups: name in the results -> source field. one_based: an answer index counts from 1 in the source's files.
+    groups: name in the results -> source field. one_based: an answer index counts from 1 in the source's files. all_files: every matching file is a part (one a
+    subject), not only the first.
     prompt: a name in PROMPTS. metric: accuracy | report | rubric. expected: rows of the published set, 0 where the
     publisher gives none. tried: what its loader was run on.
     """
@@ -47,6 +48,7 @@ class Benchmark:
     keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
     one_based: bool = False
+    all_files: bool = False
     prompt: str = "direct"
     metric: str = "accuracy"
     note: str = ""
@@ -342,6 +344,7 @@ _TABLE = (
         },
         files=("QA_information/Open-access/*.json*", "omnimedvqa_*.json"),
         hub="",
+        all_files=True,
         split="test",
         expected=88995,
         licence="open-access part: as each of its 42 source datasets states",
@@ -369,6 +372,7 @@ _TABLE = (
             "Pharmacy",
             "Public_Health",
         ),
+        all_files=True,
         split="validation",
         expected=150,
         licence="Apache-2.0",
@@ -444,6 +448,7 @@ _TABLE = (
             "medical_genetics",
             "professional_medicine",
         ),
+        all_files=True,
         split="test",
         expected=1089,
         licence="MIT",
@@ -569,16 +574,8 @@ _TABLE = (
         fields={"question": "Question|question", "options": "A,B,C,D", "answer": "Answer|answer"},
         files=("test/*.csv", "*.csv", "*test*.json*", "*.parquet"),
         hub="lmlmcat/cmmlu",
-        configs=(
-            "anatomy",
-            "clinical_knowledge",
-            "college_medicine",
-            "genetics",
-            "nutrition",
-            "traditional_chinese_medicine",
-            "virology",
-        ),
-        split="test",
+        all_files=True,
+        split="train",
         expected=1333,
         licence="CC-BY-NC-4.0",
         tried=_DOCUMENTED,

@@ -14,8 +14,8 @@ from lingshu_rl.eval.benchmarks import BENCHMARKS, PROMPT_NAMES, EvalError, choo
 CONTROL_NAMES = ("blank", "shuffled", "text_only", "majority", "normal_report")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of a plain evaluation, and its sub-commands."""
+def add_arguments(parser: argparse.ArgumentParser):  # type: ignore[no-untyped-def]
+    """The options of a plain evaluation, and its sub-commands; returns what further sub-commands are added to."""
     parser.set_defaults(run=run)
     parser.add_argument("--model", help="demo | folder | Hub id | http://URL of a server | outputs.jsonl")
     parser.add_argument("--benchmarks", help="names joined by commas; --list shows them")
@@ -55,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rescore.add_argument("--kind", help="option | yesno | open | numeric | report, where rows do not say it")
     rescore.add_argument("--out", help="file for the graded rows (default: FILE with .rescored.jsonl)")
     rescore.set_defaults(run=run_rescore)
-    from lingshu_rl.curate.leaks import add_leaks_parser
-
-    add_leaks_parser(tasks)
+    return tasks
 
 
 def run(arguments: argparse.Namespace) -> int:

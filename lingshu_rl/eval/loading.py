@@ -141,7 +141,7 @@ def _find(benchmark: Benchmark, data: str | Path | None) -> tuple[Iterator[tuple
             parts = [sorted(folder.glob(part)) for part in pattern.split("+")]
             if all(parts):
                 files = [file for part in parts for file in part]
-                if "+" not in pattern and benchmark.reader not in _MANY_FILES:
+                if "+" not in pattern and not benchmark.all_files:
                     files = _one_split(files)
                 # A file of the wrong benchmark in a shared folder: its columns say so.
                 if folder == root and not _fits(benchmark, files[0]):
@@ -153,9 +153,6 @@ def _find(benchmark: Benchmark, data: str | Path | None) -> tuple[Iterator[tuple
         f"{benchmark.name}: no data found. Looked for {looked}. Put the publisher's files into {root / benchmark.name}"
         + (f", or leave --data out to read {benchmark.hub} from the Hub" if benchmark.hub else "")
     )
-
-
-_MANY_FILES = ("choice", "mmmu")  # readers whose benchmark is spread over one file a subject
 
 
 def _plain(name: str) -> str:
@@ -268,7 +265,7 @@ def _hub(benchmark: Benchmark) -> Iterator[tuple[Row, Path]]:
             if isinstance(feature, datasets.Image):
                 data = data.cast_column(name, datasets.Image(decode=False))
         for number, row in enumerate(data, start=1):
-            row = {"subject": config, **row, "_hub": True}
+            row = {"subject": row.get("task") or config, **row, "_hub": True}
             if len(benchmark.configs) > 1:
                 row["id"] = f"{config}/{row.get('id') or number}"
             yield row, Path(".")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.runfolder import versions
+
+# What scores depend on beside the engine.
+GRADING = ("numpy", "sympy", "rapidfuzz", "rouge-score", "sacrebleu", "pycocoevalcap", "radeval")
 
 
 def model_hash(model: str) -> str:
@@ -64,7 +69,11 @@ def commit() -> str:
 
 
 def environment() -> dict[str, Any]:
-    return {"grader": grader_version(), "commit": commit(), "versions": versions()}
+    found = versions()
+    for package in GRADING:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return {"grader": grader_version(), "commit": commit(), "versions": found}
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -165,3 +165,14 @@ def test_the_endpoint_gets_the_key_and_the_sampling(tmp_path):
     body = json.loads(seen[0].content)
     assert reply.text == '{"same": true}' and str(seen[0].url) == "http://judge/v1/chat/completions"
     assert seen[0].headers["authorization"] == "Bearer secret" and (body["model"], body["seed"], body["temperature"]) == ("big", 1, 0.0)  # fmt: skip
+
+
+def test_a_rubric_score_is_the_mean_of_raw_scores_cut_at_zero():
+    from lingshu_rl.eval.scoring import score
+
+    def rows(*raws):
+        return [{"value": min(1.0, max(0.0, r)), "raw": r, "status": "ok", "image": ""} for r in raws]
+
+    assert score(rows(-1.0, 0.5))["accuracy"] == 0.0 and score(rows(-0.25, 0.75))["accuracy"] == pytest.approx(0.25)
+    low, high = score(rows(-0.25, 0.75))["ci95"]
+    assert low <= 0.25 <= high

@@ -198,7 +198,7 @@ def test_equal_provenance_gives_equal_results_and_another_setting_is_refused(tmp
     provenance = json.loads((tmp_path / "a" / "medmcqa" / "provenance.json").read_text())
     assert set(provenance) >= {"inputs", "grader", "commit", "versions", "judge", "controls"}
     assert set(provenance["inputs"]) >= {"model", "model_hash", "prompt_hash", "data_hash", "seed", "engine", "temperature", "max_tokens"}  # fmt: skip
-    assert provenance["versions"]["python"] and len(provenance["grader"]) == 16
+    assert provenance["versions"]["python"] and provenance["versions"]["numpy"] and len(provenance["grader"]) == 16
 
 
 def test_a_local_models_hash_follows_its_weights(tmp_path):
