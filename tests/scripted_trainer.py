@@ -1,7 +1,7 @@
 """A stand-in for the trainer that costs milliseconds: reads key=value words and writes a run folder of known effects.
 
 Not a test. `python scripted_trainer.py key=value ...`. What settings do: train.lr 9 fails; loss.kl_coef adds ten points a
-unit to the chance of a right answer; rewards.spec {class: zero} earns 0 always; STEP_S seconds pass at every step.
+unit to the chance of a right answer; rewards.spec {class: zero} earns 0 always; STEP_S seconds pass at every step; with loss.kl_coef under HANG_BELOW it never ends.
 A run that is stopped leaves the steps it has done, and goes on from them.
 """
 
@@ -39,6 +39,8 @@ def main(words: list[str]) -> int:
                "groups/zero_variance": 1.0 if zero else 0.1, "tokens/generated": 100, "completion/tokens_mean": 10}  # fmt: skip
         with open(log, "a") as out:
             out.write(json.dumps(row) + "\n")
+    if kl < float(os.environ.get("HANG_BELOW", "0")):
+        time.sleep(600)
     questions, luck = random.Random(0), random.Random(f"seed {seed}")  # hard questions are hard for all
     right = [0.5 * questions.random() + 0.5 * luck.random() < 0.5 + 0.1 * kl for _ in range(limit)]
     rows = [

@@ -7,7 +7,7 @@ starts, and the sampler is seeded anew for every trial, so that a killed search 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class SearchSource(Source):
     def __init__(self, sweep: Sweep, retry_failed: bool) -> None:
         super().__init__([])
         assert sweep.search is not None
-        self.sweep, self.spec, self.retry_failed = sweep, sweep.search, retry_failed
+        self.sweep, self.spec = sweep, sweep.search
         self.optuna = _optuna()
         self.study = self.optuna.create_study(direction="maximize", pruner=_pruner(self.optuna, self.spec))
         self.space = distributions(self.optuna, self.spec)
@@ -32,6 +32,8 @@ class SearchSource(Source):
         self.variants = read_trials(sweep)
         self.pending = [sweep.runs_of(v) for v in sweep.variants]
         for variant in self.variants:
+            if retry_failed:
+                _forget_failures(sweep, variant)
             self._recall(variant)
 
     def take(self) -> Job | None:
@@ -55,6 +57,9 @@ class SearchSource(Source):
             if trial is None:
                 return True  # the baseline
             state, value = self._result(run.variant)
+            if self.spec.prune and run.seed == self.sweep.seeds[0]:
+                for _ in self._report(run, trial):  # the steps since the last look, which later trials are held against
+                    pass
             if state is not None:
                 self.study.tell(self.trials.pop(run.variant.name), value, state=state)
             return state is None
@@ -68,15 +73,19 @@ class SearchSource(Source):
             trial = self.trials.get(run.variant.name)
             if trial is None:
                 return None
-            last = self.reported.get(run.variant.name, 0)
-            for step, value in _curve(run.folder, rule.metric).items():
-                if step <= last:
-                    continue
-                trial.report(value, step)
-                self.reported[run.variant.name] = step
+            for step, value in self._report(run, trial):
                 if trial.should_prune():
                     return f"at step {step} its {rule.metric} of {value:.3g} was below the median of the earlier trials"
         return None
+
+    def _report(self, run: PlannedRun, trial: Any) -> Iterator[tuple[int, float]]:
+        """Tell Optuna the steps that are new, one by one."""
+        assert self.spec.prune is not None
+        for step, value in _curve(run.folder, self.spec.prune.metric).items():
+            if step > self.reported.get(run.variant.name, 0):
+                trial.report(value, step)
+                self.reported[run.variant.name] = step
+                yield step, value
 
     def _ask(self, number: int, known: Variant | None) -> Variant:
         """Optuna's next trial; `known`: with the settings it was given before the sweep was stopped."""
@@ -107,7 +116,7 @@ class SearchSource(Source):
         if "pruned" in found:
             return kinds.PRUNED, None
         if "failed" in found:
-            return (None, None) if self.retry_failed else (kinds.FAIL, None)
+            return kinds.FAIL, None
         if any(state != "done" for state in found):
             return None, None
         scores = [_accuracy(run.folder) for run in runs]
@@ -118,6 +127,15 @@ class SearchSource(Source):
     def _params(self, variant: Variant) -> dict[str, Any]:
         """Settings as Optuna's parameters: choices by their label."""
         return {k: _label(v) if isinstance(self.spec.space[k], list) else v for k, v in variant.settings.items()}
+
+
+def _forget_failures(sweep: Sweep, variant: Variant) -> None:
+    """Let failed runs of a trial be run again."""
+    for run in sweep.runs_of(variant):
+        status = states.read(sweep.folder, run)
+        if status.state == "failed":
+            status.state = "stopped"
+            states.write(sweep.folder, run, status)
 
 
 def settings_of(spec: SearchSpec, params: Mapping[str, Any]) -> dict[str, Any]:
