@@ -166,6 +166,13 @@ def test_pictures_are_copied_when_asked(tmp_path: Path) -> None:
     assert all((out / image).is_file() and not Path(image).is_absolute() for row in rows for image in row["images"])
 
 
+def test_a_row_cannot_name_the_file_that_it_is_written_to(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "a.jsonl", [question(1, meta={"_split": "../../x", "split": "gold"})])
+    run({"out": str(tmp_path / "out"), "sources": [{"path": str(rows)}]})
+    (row,) = read_rows(tmp_path / "out" / "rows.jsonl")
+    assert row["meta"] == {"split": "gold", "source": "a"}
+
+
 def test_ids_are_told_apart_by_source_and_doubles_dropped(tmp_path: Path) -> None:
     sources = [
         {"name": name, "path": str(write_rows(tmp_path / f"{name}.jsonl", [question(1), question(1), question(2)]))}
