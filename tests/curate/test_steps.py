@@ -242,6 +242,7 @@ def test_decontamination_by_picture_patient_and_text(curate, tmp_path: Path) -> 
     bench = [
         question(0, id="b0", images=[p["a"]], meta={"patient_id": "7"}),
         question(1, id="b1", question="What lowers the pressure within the eye most of all?", answer="timolol"),
+        {"id": "b2", "images": [p["copy"], "gone.png"]},  # no row to train on, but a picture to keep out
     ]
     rows = [
         question(0, id="picture", images=[p["jpeg"]]),
@@ -257,7 +258,8 @@ def test_decontamination_by_picture_patient_and_text(curate, tmp_path: Path) -> 
         "patient": "benchmark_patient",
         "text": "benchmark_text",
     }
-    assert run.notes("decontaminate")["benchmarks"] == {"bench": {"rows": 2, "image": 1, "patient": 1, "text": 1}}
+    assert run.notes("decontaminate")["benchmarks"] == {"bench": {"rows": 3, "image": 1, "patient": 1, "text": 1}}
+    assert run.notes("decontaminate")["faulty_rows_of_bench"] == 1
     assert "bench/b0" in run.details("decontaminate")["picture"]
     with pytest.raises(Exception, match="against"):
         curate(rows, ["decontaminate"])
