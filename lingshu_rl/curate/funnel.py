@@ -69,7 +69,7 @@ def draw_funnel(steps: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.text(left[i], i, f" {step['kept']:,}", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("rows")
-    axes.margins(x=0.1)
+    axes.set_xlim(0, 1.12 * max([*left, 1]))
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

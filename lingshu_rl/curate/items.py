@@ -46,6 +46,10 @@ REASONS: Mapping[str, str] = {
 }
 
 
+SPLIT_KEY = "_split"  # where the split step leaves its word in a row's meta, for the last pass
+SPLITS = ("train", "validation", "test")
+
+
 @dataclass(frozen=True)
 class Item:
     """row: a data row with image paths. source, place: where it was read."""

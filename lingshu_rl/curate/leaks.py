@@ -139,16 +139,18 @@ def find_leaks(train: Source, test: Source, folder: Path, limits: Limits, progre
     leaks. Raises SourceError.
     """
     store = FeatureStore(folder / "features.sqlite")
-    unusable: list[dict[str, str]] = []
+    faulty: list[dict[str, str]] = []
+    told: set[tuple[str, str]] = set()
     unreadable: dict[str, str] = {}
 
     def rows(source: Source, side: str) -> Iterator[dict[str, Any]]:
-        for record in read_rows(source):
-            if record.row is None:
+        for record in read_rows(source, strict=False):
+            if record.reason:
                 entry = {"set": side, "place": record.place, "reason": record.reason, "detail": record.detail}
-                if entry not in unusable:
-                    unusable.append(entry)
-            else:
+                if (side, record.place) not in told:
+                    told.add((side, record.place))
+                    faulty.append(entry)
+            if record.row is not None:
                 yield record.row
                 progress.advance()
 
@@ -166,7 +168,7 @@ def find_leaks(train: Source, test: Source, folder: Path, limits: Limits, progre
                 if isinstance(picture, Exception):
                     unreadable[image if isinstance(image, str) else f"an image of row {row['id']}"] = str(picture)
         if not sizes[side]:
-            raise SourceError(f"{source.path}: no usable row; the first problem: {unusable[:1]}")
+            raise SourceError(f"{source.path}: no usable row; the first problem: {faulty[:1]}")
 
     progress.say("looking for the test set in the training set")
     images: dict[str, dict[str, Any]] = {}
@@ -216,7 +218,7 @@ def find_leaks(train: Source, test: Source, folder: Path, limits: Limits, progre
         "train_rows_leaking_by": reasons,
         "train_rows_clean": kept,
         "limits": {"distance": limits.distance, "score": limits.score, "threshold": limits.threshold, "guard": limits.guard},
-        "unusable_rows": unusable,
+        "faulty_rows": faulty,
         "unreadable_images": unreadable,
         "images": list(images.values()),
         "patients": list(patients.values()),
@@ -287,9 +289,9 @@ def leaks_table(report: Mapping[str, Any]) -> str:
         f"training rows to drop  {report['train_rows_leaking']:>8,}  of {report['train_rows']:,}  "
         + ", ".join(f"{kind} {n:,}" for kind, n in report["train_rows_leaking_by"].items()),
     ]
-    if report["unusable_rows"]:
-        first = report["unusable_rows"][0]
-        lines.append(f"rows left out          {len(report['unusable_rows']):>8,}  they are no data rows, the first: {first['set']} {first['place']}: {first['detail']}")  # fmt: skip
+    if report["faulty_rows"]:
+        first = report["faulty_rows"][0]
+        lines.append(f"faulty rows            {len(report['faulty_rows']):>8,}  compared as far as they go, the first: {first['set']} {first['place']}: {first['detail']}")  # fmt: skip
     if report["unreadable_images"]:
         first_image = next(iter(report["unreadable_images"].items()))
         lines.append(

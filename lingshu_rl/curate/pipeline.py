@@ -26,7 +26,7 @@ from lingshu_rl.curate.difficulty import Difficulty
 from lingshu_rl.curate.endpoint import EndpointError
 from lingshu_rl.curate.funnel import draw_funnel, funnel_table, report_text
 from lingshu_rl.curate.image_index import FeatureStore, open_database
-from lingshu_rl.curate.items import REASONS, Context, Dropped, Item, Stage
+from lingshu_rl.curate.items import REASONS, SPLIT_KEY, SPLITS, Context, Dropped, Item, Stage
 from lingshu_rl.curate.readers import Source, SourceError, image_folder, read_rows
 from lingshu_rl.curate.rewrite import Rewrite
 from lingshu_rl.curate.shares import Balance, ShuffleOptions, Split
@@ -220,6 +220,7 @@ def _read(sources: Iterable[Source], work: Path, keep: Any) -> Iterator[Item | D
             if record.row is None:
                 yield Dropped(source.label, record.place, None, record.reason, record.detail)
                 continue
+            (record.row.get("meta") or {}).pop(SPLIT_KEY, None)  # only the split step may decide about file names
             item = Item(record.row, source.label, record.place)
             if ids.execute("INSERT OR IGNORE INTO ids VALUES (?)", (str(item.row["id"]),)).rowcount == 0:
                 yield Dropped.item(item, "duplicate_id")
@@ -272,7 +273,7 @@ def _finish(pipeline: Pipeline, last: Stage, first: Path, reports: list[dict[str
     for item in last:
         row = dict(item.row)
         meta = dict(item.meta)
-        name = f"{meta.pop('split', 'rows')}.jsonl"
+        name = f"{meta.pop(SPLIT_KEY, 'rows')}.jsonl"
         row["meta"] = meta
         row["images"] = [_final_path(image, out, keep if pipeline.copy_images else None) for image in row["images"]]
         row_to_prompt(row)
@@ -283,7 +284,7 @@ def _finish(pipeline: Pipeline, last: Stage, first: Path, reports: list[dict[str
     for name, file in files.items():
         file.close()
         (out / f"{name}.part").replace(out / name)
-    for name in ("rows.jsonl", "train.jsonl", "validation.jsonl", "test.jsonl"):
+    for name in (f"{split}.jsonl" for split in ("rows", *SPLITS)):
         if name not in counts:
             (out / name).unlink(missing_ok=True)
     steps = [{key: value for key, value in report.items() if key != "sources"} for report in reports]
@@ -335,7 +336,9 @@ def _state(path: str) -> list[Any]:
 
 def _inputs(step: Any) -> list[Any]:
     """The state of files that a step reads beside its rows."""
-    return [_state(source.path) for source in step.against] if isinstance(step, Decontaminate) else []
+    if not isinstance(step, Decontaminate):
+        return []
+    return [_state(path) for path in (*(source.path for source in step.against), step.data) if path]
 
 
 def main(path: str, *, out: str | None = None, dry_run: bool = False) -> int:

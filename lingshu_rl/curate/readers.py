@@ -78,11 +78,15 @@ class Record:
     detail: str = ""
 
 
-def read_rows(source: Source, keep_image: ImageSink = lambda data: data, *, label: bool = False) -> Iterator[Record]:
+def read_rows(
+    source: Source, keep_image: ImageSink = lambda data: data, *, label: bool = False, strict: bool = True
+) -> Iterator[Record]:
     """The source's records as data rows in file order; a record that is no usable row comes with its reason.
 
     keep_image: what becomes of pictures that are bytes or scans (a path to store in the row, or the bytes themselves).
-    label: put the source's name in front of the ids and into meta.source. Raises SourceError for the source as a whole.
+    label: put the source's name in front of the ids and into meta.source. strict: rows must be fit to train on; otherwise
+    (to compare sets) whatever a record has is taken, and a row without some of its pictures comes with the reason too.
+    Raises SourceError for the source as a whole.
     """
     folder = Path(source.path).expanduser()
     folder = folder if folder.is_dir() else folder.parent
@@ -90,25 +94,25 @@ def read_rows(source: Source, keep_image: ImageSink = lambda data: data, *, labe
         if isinstance(record, Record):
             yield record
             continue
-        row = None
         try:
             row = _row(record, source)
             row.setdefault("id", place.replace(" ", "-"))
             if label:
                 row["id"] = f"{source.label}:{row['id']}"
                 row.setdefault("meta", {}).setdefault("source", source.label)
-            images, facts = _images(row.get("images", []), source, folder, keep_image)
+            images, facts, missing = _images(row.get("images", []), source, folder, keep_image)
             row["images"] = images
             if facts:
                 row["meta"] = {**facts, **row.get("meta", {})}
-            row_to_prompt(row)
+            if missing and strict:
+                yield Record(place, None, "missing_image", missing[0])
+                continue
+            if strict:
+                row_to_prompt(row)
         except (RowError, ScanError) as error:
-            reason = getattr(error, "reason", "bad_row")
-            yield Record(place, None, reason, str(error))
-        except FileNotFoundError as error:
-            yield Record(place, None, "missing_image", str(error))
+            yield Record(place, None, getattr(error, "reason", "bad_row"), str(error))
         else:
-            yield Record(place, row)
+            yield Record(place, row, "missing_image" if missing else "", "; ".join(missing))
 
 
 # --- files to records -------------------------------------------------------------------------------------------------
@@ -333,8 +337,8 @@ def _listed(text: str, separator: str) -> list[Any]:
 
 def _images(
     value: Any, source: Source, folder: Path, keep_image: ImageSink
-) -> tuple[list[str | bytes], dict[str, Any]]:
-    """The row's pictures as paths or what `keep_image` made of their bytes, and facts of a scan among them."""
+) -> tuple[list[str | bytes], dict[str, Any], list[str]]:
+    """The row's pictures as paths or what `keep_image` made of their bytes, facts of a scan among them, what is missing."""
     if isinstance(value, str):
         value = _listed(value, "|")
     elif isinstance(value, bytes | Mapping) or hasattr(value, "save"):
@@ -345,6 +349,7 @@ def _images(
         raise RowError(f"images must be a list, got {type(value).__name__}")
     found: list[str | bytes] = []
     facts: dict[str, Any] = {}
+    missing: list[str] = []
     for image in value:
         if isinstance(image, Mapping):
             image = image.get("bytes") or image.get("path")
@@ -353,7 +358,9 @@ def _images(
         elif isinstance(image, str) and image.strip():
             if image.startswith(("http://", "https://", "data:")):
                 raise RowError(f"images are files or bytes, not addresses: {image[:60]!r}; fetch it first")
-            path = _locate(image, source, folder)
+            path = _locate(image, source, folder, missing)
+            if path is None:
+                continue
             if is_scan(path.name):
                 for picture in read_scan(path, source.scan):
                     found.append(keep_image(picture.png))
@@ -362,15 +369,16 @@ def _images(
                 found.append(str(path))
         else:
             raise RowError(f"an image must be a path or bytes, got {type(image).__name__}")
-    return found, facts
+    return found, facts, missing
 
 
-def _locate(image: str, source: Source, folder: Path) -> Path:
+def _locate(image: str, source: Source, folder: Path, missing: list[str]) -> Path | None:
     places = [Path(source.image_dir).expanduser()] if source.image_dir else [folder, folder / "images"]
     for place in places:
         if (path := place / Path(image).expanduser()).is_file():
             return path.resolve()
-    raise FileNotFoundError(f"image file not found: {image} (looked in {', '.join(map(str, places))})")
+    missing.append(f"image file not found: {image} (looked in {', '.join(map(str, places))})")
+    return None
 
 
 def image_folder(out: Path) -> ImageSink:

@@ -20,7 +20,7 @@ INSTRUCTION = (
 FAULTS = {
     "identity": re.compile(
         r"\bI(?:'m| am)\s+(?:Dr\b|an?\s+(?:\w+\s+){0,2}(?:doctor|physician|surgeon|nurse|specialist|\w+ologist)\b)|\bas\s+(?:your|an?)\s+(?:\w+\s+)?(?:doctor|physician)\b"
-        r"|\bmy\s+(?:clinic|patients|practice|hospital)\b|\bthis is\s+Dr\b|\bDr\.?\s+[A-Z][a-z]+|\bI\s+(?:have\s+)?(?:understand|read|seen|reviewed|gone through)\b.{0,40}\b(?:query|question|concern|case)",
+        r"|\bmy\s+(?:clinic|patients|practice|hospital)\b|\bthis is\s+Dr\b|\bDr\.?\s+(?-i:[A-Z])[a-z]+|\bI\s+(?:have\s+)?(?:understand|read|seen|reviewed|gone through)\b.{0,40}\b(?:query|question|concern|case)",
         re.IGNORECASE,
     ),
     "diagnosis": re.compile(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lingshu_rl.curate.image_index import open_database
-from lingshu_rl.curate.items import Context, Dropped, Item, group_of, rank
+from lingshu_rl.curate.items import SPLIT_KEY, Context, Dropped, Item, group_of, rank
 from lingshu_rl.data.rows import LETTERS, row_to_prompt
 
 MAX_CLASSES = 10_000
@@ -164,7 +164,7 @@ class Split:
             draw = rank(context.seed, "split", block) / 2**63
             split = "test" if draw < self.test else "validation" if draw < self.test + self.validation else "train"
             context.count(split)
-            yield item.with_meta(split=split)
+            yield item.with_meta(**{SPLIT_KEY: split})
         blocks.close()
 
     def keys(self, item: Item) -> list[str]:

@@ -324,10 +324,10 @@ class Decontaminate:
         keep = image_folder(context.cache / "benchmark_images")
 
         def rows(source: Source) -> Iterator[dict[str, Any]]:
-            for record in read_rows(source, keep):
-                if record.row is None:
-                    context.count(f"unusable_rows_of_{source.label}")
-                else:
+            for record in read_rows(source, keep, strict=False):
+                if record.reason:
+                    context.count(f"faulty_rows_of_{source.label}")
+                if record.row is not None:
                     yield record.row
 
         for source in self.against:

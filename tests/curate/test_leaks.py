@@ -24,7 +24,7 @@ def test_vqa_rads_published_split_shares_203_images(shared_data: Path, tmp_path:
     clean = tmp_path / "clean.jsonl"
     report = check(folder / "trainset.json", folder / "testset.json", tmp_path, "--clean", str(clean))
     assert report["shared_images"] == 203 == len(report["images"]) == len({e["image"] for e in report["images"]})
-    assert report["unusable_rows"] == [] and report["unreadable_images"] == {}
+    assert report["faulty_rows"] == [] and report["unreadable_images"] == {}
     assert "203" in capsys.readouterr().out
     test_images = {row["image_name"] for row in json.loads((folder / "testset.json").read_text())}
     kept = read_rows(clean)
@@ -94,18 +94,37 @@ def test_image_bytes_are_compared_and_written_beside_the_cleaned_set(tmp_path: P
     assert [Path(row["images"][0]).read_bytes() for row in read_rows(clean)] == [png(texture(1)), png(texture(3))]
 
 
+def test_rows_need_not_be_fit_to_train_on(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / f"{name}.png").write_bytes(png(texture(seed)))
+    train = write_rows(
+        tmp_path / "train.jsonl",
+        [
+            {"image": "a.png", "patient_id": 5},
+            {"image": ["c.png", "gone.png"], "caption": "A mass in the upper lobe of the left lung"},
+        ],
+    )
+    test = write_rows(
+        tmp_path / "test.jsonl",
+        [{"image": "b.png"}, {"patient_id": "5"}, {"text": "a mass in the upper lobe of the left lung."}],
+    )
+    report = check(train, test, tmp_path)
+    assert (report["shared_images"], report["shared_patients"], report["near_duplicate_texts"]) == (1, 1, 1)
+    assert [(e["set"], e["place"]) for e in report["faulty_rows"]] == [("train", "line 2")]
+
+
 def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
     rows = write_rows(
         tmp_path / "a.jsonl", [question(1), question(2, images=["gone.png"]), question(3, images=["bad.png"])]
     )
     report = check(rows, rows, tmp_path, "--images", str(tmp_path))
-    assert [(e["set"], e["place"], e["reason"]) for e in report["unusable_rows"]] == [
+    assert [(e["set"], e["place"], e["reason"]) for e in report["faulty_rows"]] == [
         ("train", "line 2", "missing_image"),
         ("test", "line 2", "missing_image"),
     ]
     assert list(report["unreadable_images"]) == [str((tmp_path / "bad.png").resolve())]
-    assert "rows left out" in capsys.readouterr().out
+    assert "faulty rows" in capsys.readouterr().out
     for bad in (["--train", str(tmp_path / "gone.jsonl")], ["--train", str(rows), "--distance", "99"]):
         assert main(["eval", "leaks", "--test", str(rows), *bad]) == 2
     assert "no such file" in capsys.readouterr().err

@@ -119,7 +119,9 @@ NEUTRAL = (
         ("I would recommend bed rest.", {"prescription"}),
         ("This is definitely appendicitis.", {"diagnosis"}),
         ("Please take Tab. Crocin for the fever.", {"prescription"}),
+        ("Greetings from Dr. Smith, who cares.", {"identity"}),
         (NEUTRAL, set()),
+        ("A dr may prefer rest.", set()),
         ("If you have any questions, see a clinician. You have to rest.", set()),
         ("The usual adult dose is between 250 and 500 mg, which a clinician sets.", set()),
         ("", set()),
@@ -251,3 +253,26 @@ def test_rollouts_that_cannot_be_judged_count_as_neither(curate, scripted: Scrip
 def test_impossible_difficulty_settings_are_refused(curate, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="difficulty"):
         curate([question(1)], [{"difficulty": {"url": "http://x/v1", "model": "m", **settings}}])
+
+
+@pytest.mark.slow
+def test_pass_rates_of_the_demo_policy_from_a_real_vllm_server(
+    curate, servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lingshu_rl.demo.build import build_demo
+    from lingshu_rl.demo.reward import demo_spec
+    from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV
+
+    monkeypatch.setenv("VLLM_TOKEN", servers.env[TOKEN_ENV])
+    folder = build_demo()
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()[:40]]
+    rows = [{**row, "images": [str(folder / image) for image in row["images"]]} for row in rows]
+    settings = {"url": f"{servers.rollout}/v1", "model": "policy", "k": 4, "max_tokens": 40, "instruction": "short", "key_env": "VLLM_TOKEN",
+                "rewards": dict(demo_spec())}  # fmt: skip
+    run = curate(rows, [{"difficulty": settings}])
+    rates = [row["meta"]["pass_rate"] for row in run.rows()]
+    assert rates and all(0 < rate < 1 for rate in rates)
+    assert (
+        set(run.dropped("difficulty").values()) <= {"too_easy", "too_hard"}
+        and len(rates) + len(run.dropped("difficulty")) == 40
+    )

@@ -216,7 +216,7 @@ def test_text_in_a_corner_is_dropped_masked_or_flagged(curate, tmp_path: Path) -
 
 def test_burnt_in_text_on_real_films(shared_data: Path) -> None:
     """Planted names in a random corner of NIH films are found; few films are accused (some carry letters themselves)."""
-    films = sorted((shared_data / "data" / "nih_cxr" / "images384").glob("*.jpg"))[::10]
+    films = sorted((shared_data / "data" / "nih_cxr" / "images384").glob("*.jpg"))[::20]
     if not films:
         pytest.skip("no NIH films")
     rng = random.Random(0)
@@ -229,6 +229,9 @@ def test_burnt_in_text_on_real_films(shared_data: Path) -> None:
         found += corner in text_corners(np.asarray(with_text(grey, corner)))
     assert found >= 0.95 * len(films), (found, len(films))
     assert accused <= 0.1 * len(films), accused
+    # VQA-RAD's pictures carry their publisher's name and the uploader in small print.
+    published = sorted((shared_data / "data" / "vqa_rad" / "images").glob("*.jpg"))[::20]
+    assert all(text_corners(np.asarray(Image.open(path).convert("L"))) for path in published)
 
 
 # --- contamination ----------------------------------------------------------------------------------------------------
@@ -239,6 +242,7 @@ def test_decontamination_by_picture_patient_and_text(curate, tmp_path: Path) -> 
     bench = [
         question(0, id="b0", images=[p["a"]], meta={"patient_id": "7"}),
         question(1, id="b1", question="What lowers the pressure within the eye most of all?", answer="timolol"),
+        {"id": "b2", "images": [p["copy"], "gone.png"]},  # no row to train on, but a picture to keep out
     ]
     rows = [
         question(0, id="picture", images=[p["jpeg"]]),
@@ -254,7 +258,8 @@ def test_decontamination_by_picture_patient_and_text(curate, tmp_path: Path) -> 
         "patient": "benchmark_patient",
         "text": "benchmark_text",
     }
-    assert run.notes("decontaminate")["benchmarks"] == {"bench": {"rows": 2, "image": 1, "patient": 1, "text": 1}}
+    assert run.notes("decontaminate")["benchmarks"] == {"bench": {"rows": 3, "image": 1, "patient": 1, "text": 1}}
+    assert run.notes("decontaminate")["faulty_rows_of_bench"] == 1
     assert "bench/b0" in run.details("decontaminate")["picture"]
     with pytest.raises(Exception, match="against"):
         curate(rows, ["decontaminate"])
