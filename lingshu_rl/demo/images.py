@@ -54,10 +54,20 @@ def all_images(seed: int) -> list[DemoImage]:
         *brain.slices(np.random.default_rng([seed, 1])),
         *studies.crops(np.random.default_rng([seed, 2])),
     ]
-    hashes = np.stack([perceptual_hash(image.pixels) for image in drawn])
-    training = np.array([image.split == "train" for image in drawn])
-    nearest = (hashes[:, None] != hashes[None, training]).sum(-1).min(1)
-    return [image for image, near in zip(drawn, nearest, strict=True) if image.split == "train" or near >= APART_BITS]
+    training = np.stack([perceptual_hash(image.pixels) for image in drawn if image.split == "train"])
+    return [image for image in drawn if image.split == "train" or apart(image.pixels, training)]
+
+
+def apart(pixels: np.ndarray, hashes: np.ndarray) -> bool:
+    """Whether a picture resembles none of those whose perceptual hashes (n, 64) are given."""
+    return bool((perceptual_hash(pixels) != hashes).sum(-1).min() >= APART_BITS)
+
+
+def held_out_hashes() -> np.ndarray:
+    """(n, 64): perceptual hashes of the demo's validation and test pictures."""
+    from lingshu_rl.demo.build import SEED
+
+    return np.stack([perceptual_hash(image.pixels) for image in all_images(SEED) if image.split != "train"])
 
 
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:

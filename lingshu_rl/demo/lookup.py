@@ -74,6 +74,10 @@ class Batch:
     letters_BL: torch.Tensor
     look_BLL: dict[tuple[int, int], torch.Tensor]
 
+    def to(self, device: torch.device) -> Batch:
+        look = {head: where.to(device) for head, where in self.look_BLL.items()}
+        return Batch(self.tokens_BL.to(device), self.letters_BL.to(device), look)
+
 
 def draw_options(words: Sequence[int], rng: random.Random) -> list[list[int]]:
     """Two to eight different options of one to three random words each."""
@@ -154,7 +158,7 @@ def pretrain(
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, step / warmup, 4 * (1 - (step - 1) / steps))
-        data = draw_batch(batch, vocabulary, rng)
+        data = draw_batch(batch, vocabulary, rng).to(model.device)
         guided = step <= 0.75 * steps
         out = text(input_ids=data.tokens_BL, use_cache=False, output_attentions=guided)
         asked = data.letters_BL != -100

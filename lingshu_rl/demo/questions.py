@@ -258,4 +258,8 @@ def _row(
 
 def sft_text(row: Mapping[str, Any]) -> str:
     """The ideal completion of a demo row: a word or two of thought (an option in its own words), then the answer."""
-    return f"<think> {row['meta']['think']} </think><answer> {row['answer']} </answer>"
+    return completion(row["meta"]["think"], row["answer"])
+
+
+def completion(think: str, answer: str) -> str:
+    return f"<think> {think} </think><answer> {answer} </answer>"
