@@ -80,7 +80,9 @@ def rendered(records: Iterable[Record], folder: Path, page: Page, options_in_ima
                 if options_in_image:
                     fields["answer"] = letter_of(record["answer"], options)
             verdict = {"verifier": "glyphs and size", "kept": True, "size": list(picture.size)}
-            synth = provenance("render", record, verdict, text=text, options=options, font=" ".join(font.getname()))
+            synth = provenance(
+                "render", record, verdict, text=text, options=options, font=" ".join(filter(None, font.getname()))
+            )
             row = training_row(record, "image", question=QUESTION, **fields, meta={"synth": synth})
             yield Kept({**row, "images": [str(path.resolve())]})
 
