@@ -34,6 +34,7 @@ import torch
 import transformers
 from tiny_models import TEXT_FAMILIES, VISION_FAMILIES, build, group
 from torch import Tensor
+from workload import as_loaded
 
 from lingshu_rl.logprobs import completion_logprobs
 from lingshu_rl.losses import policy_loss
@@ -98,7 +99,7 @@ def exactness(family: str, device: str, backend: str) -> Iterator[dict[str, Any]
     for dtype in (torch.float32, torch.bfloat16):
         model.to(dtype)
         name = str(dtype).removeprefix("torch.")
-        own, own_gradients = scored(model, pack(groups, model, 1, "dense"), weights, "sdpa")
+        own, own_gradients = scored(as_loaded(model), pack(groups, model, 1, "dense"), weights, "sdpa")
         cost = (own - truth).abs()
         logprobs, gradients = scored(model, pack(groups, model, 1024), weights, backend)
         gap = (logprobs - own).abs()
@@ -202,6 +203,7 @@ def by_batch(model: Any, group_: TokenGroup, advantages: list[float], at_once: i
     ids_BS = torch.tensor([group_.prompt_ids + c for c in group_.completions], device=device)
     tokens = ids_BS[:, prompt:].numel()
     total = torch.zeros((), device=device)
+    as_loaded(model)
     for start in range(0, size, at_once):
         part_BS = ids_BS[start : start + at_once]
         copies = len(part_BS)

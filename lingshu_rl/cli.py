@@ -11,6 +11,8 @@ EPILOG = "settings are given as key=value, for example train.lr=5e-7; --dry-run 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    from lingshu_rl.synth.run import add_steps, run_step
+
     parser = argparse.ArgumentParser(prog="lingshu-rl", description="Reinforcement learning with verifiable rewards for medical vision-language models.")  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train in this process (several: accelerate launch recipes/grpo_medvqa.py)", epilog=EPILOG)  # fmt: skip
@@ -25,11 +27,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     rewards = commands.add_parser("rewards", help="check labels and rewards before a run")
     rewards.add_argument("arguments", nargs=argparse.REMAINDER)
     rewards.set_defaults(run=_rewards)
-    report = commands.add_parser("report", help="write report.html of a run folder again")
-    report.add_argument("folder")
+    sweep = commands.add_parser("sweep", help="run variants of the settings over seeds and say which differ from noise", epilog=EPILOG)  # fmt: skip
+    sweep.add_argument("file", help="YAML: base settings, axes or variants or search, seeds (docs/sweeps.md)")
+    sweep.add_argument("--dry-run", action="store_true", help="list the runs, what is done and how long the rest takes")
+    sweep.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="variants or VARIANT/seed-N, * allowed")
+    sweep.add_argument("--retry-failed", action="store_true", help="run failed runs again")
+    sweep.add_argument("--set", nargs="+", default=[], dest="settings", metavar="key=value", help="settings over the file's base")  # fmt: skip
+    sweep.set_defaults(run=_sweep)
+    report = commands.add_parser("report", help="write the report of a run, a sweep, or several runs side by side")
+    report.add_argument("folders", nargs="+", metavar="RUN")
+    report.add_argument("--out", help="page of a comparison (default: comparison.html where all runs are)")
     report.set_defaults(run=_report)
-    arguments = parser.parse_args(argv)
+    watch = commands.add_parser("watch", help="follow a run in the terminal while it trains")
+    watch.add_argument("folder", metavar="RUN")
+    watch.add_argument("--once", action="store_true", help="show where it stands and stop")
+    watch.set_defaults(run=_watch)
+    from lingshu_rl.eval.command import add_arguments
+
+    add_leaks_parser(
+        add_arguments(commands.add_parser("eval", help="evaluate a model on benchmarks; compare, rescore, leaks"))
+    )
+    curate = commands.add_parser(
+        "curate", help="from raw sets to training rows: filter, deduplicate, decontaminate, split"
+    )
+    curate.add_argument("pipeline", help="YAML file of sources and steps, see docs/curation.md")
+    curate.add_argument("--out", help="folder to write (default: the file's `out`)")
+    curate.add_argument("--dry-run", action="store_true", help="check the file, print sources and steps, then stop")
+    curate.set_defaults(run=_curate)
+    synth = commands.add_parser("synth", help="make training rows: captions, questions, chains of thought")
+    add_steps(synth)
+    synth.set_defaults(run=run_step)
+    sft = commands.add_parser("sft", help="staged supervised fine-tuning (several processes: accelerate launch recipes/sft_medical.py)", epilog=EPILOG)  # fmt: skip
+    sft.add_argument("config", help="YAML file with the stages")
+    _sft_arguments(sft)
+    sft.set_defaults(run=_sft)
+    pipeline = commands.add_parser("pipeline", help="run the steps of a pipeline file that are not done yet", epilog="variables of the file are set as name=value")  # fmt: skip
+    pipeline.add_argument("file")
+    pipeline.add_argument("--dry-run", action="store_true", help="say what would run and why, then stop")
+    pipeline.add_argument("--force", action="append", default=[], metavar="STEP", help="run this step again")
+    pipeline.add_argument("settings", nargs="*", metavar="name=value")
+    pipeline.set_defaults(run=_pipeline)
+    # argparse takes a command's key=value words only where its other words stand; they may stand after options as well.
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(arguments, "settings") and all("=" in w and not w.startswith("-") for w in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.settings += rest
     return arguments.run(arguments)
+
+
+def add_leaks_parser(commands) -> None:  # type: ignore[no-untyped-def]
+    """`eval leaks`: pictures, patients and texts that two sets share."""
+    from lingshu_rl.curate.leaks import add_leaks_parser as add
+
+    add(commands)
 
 
 def train_main(argv: Sequence[str]) -> int:
@@ -37,6 +88,72 @@ def train_main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="grpo_medvqa.py", epilog=EPILOG)
     _train_arguments(parser)
     return _train(parser.parse_args(argv))
+
+
+def sft_main(argv: Sequence[str]) -> int:
+    """The recipe's entry: like `lingshu-rl sft`, with the file as --config."""
+    parser = argparse.ArgumentParser(prog="sft_medical.py", epilog=EPILOG)
+    parser.add_argument("--config", required=True, help="YAML file with the stages")
+    _sft_arguments(parser)
+    return _sft(parser.parse_args(argv))
+
+
+def _sft_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stage", default="", help="only this stage, starting from `model`")
+    parser.add_argument("--dry-run", action="store_true", help="print the settings, then stop")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+
+
+def _sft(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.config import ConfigError, to_yaml
+    from lingshu_rl.data.load import DataError
+    from lingshu_rl.sft import load_sft_config, run_sft
+
+    try:
+        config = load_sft_config(arguments.config, arguments.settings)
+        if arguments.dry_run:
+            print(to_yaml(config).rstrip())
+            return 0
+        run_sft(config, arguments.stage)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _pipeline(arguments: argparse.Namespace) -> int:
+    import signal
+    from pathlib import Path
+
+    from lingshu_rl.config import ConfigError
+    from lingshu_rl.pipeline import Pipeline, PipelineError, load_pipeline
+    from lingshu_rl.progress import Progress
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        path = Path(arguments.file)
+        pipeline = Pipeline(load_pipeline(path, arguments.settings), path.parent)
+        if arguments.dry_run:
+            pipeline.show(Progress(quiet=False))
+            return 0
+        pipeline.run(Progress(quiet=False), arguments.force)
+        print(pipeline.table(), end="")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the step that was under way", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -160,13 +277,28 @@ def _rewards(arguments: argparse.Namespace) -> int:
     return check(arguments.arguments)
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.sweep.command import sweep_main
+
+    return sweep_main(arguments.file, dry_run=arguments.dry_run, only=arguments.only, retry_failed=arguments.retry_failed, settings=arguments.settings)  # fmt: skip
+
+
+def _curate(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.curate.pipeline import main as curate
+
+    return curate(arguments.pipeline, out=arguments.out, dry_run=arguments.dry_run)
+
+
 def _report(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
+    from lingshu_rl.sweep.command import report_main
 
-    from lingshu_rl.report import write_report
+    return report_main(arguments.folders, arguments.out)
 
-    print(write_report(Path(arguments.folder)))
-    return 0
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.watch import watch
+
+    return watch(arguments.folder, once=arguments.once)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from lingshu_rl.options import AdvantageConfig, LossConfig, PackingConfig
+
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
@@ -37,18 +39,21 @@ class DataConfig:
     train: str = "demo:train"  # demo:SPLIT | file.jsonl | file.parquet | dataset folder | Hub id, with :split
     test: str = "demo:test"
     instruction: str = "auto"  # auto (short for the demo model, full else) | short | full | your own text
+    curriculum: str = (
+        "none"  # none | pass_rate: prompts that are sometimes right first (meta.pass_rate, kept up to date)
+    )
     skip_bad_rows: bool = False  # go on without refused rows; they are listed in the run folder either way
 
 
 @dataclass
 class TrainConfig:
-    steps: int = 100
-    prompts_per_step: int = 32
+    steps: int = 50
+    prompts_per_step: int = 48
     group_size: int = 8  # completions sampled for each prompt (G)
     max_refills: int = 0  # times a step may draw further prompts for groups that teach nothing (dynamic sampling)
-    lr: float = 3e-4
+    lr: float = 4e-4
     warmup_steps: int = 10
-    lr_schedule: str = "constant"  # constant | linear | cosine, after the warm-up
+    lr_schedule: str = "linear"  # constant | linear | cosine, after the warm-up
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_staleness: int = 0  # 1: the next step's rollouts run during the update, on weights one step old
@@ -115,7 +120,7 @@ class RewardsConfig:
 class EvalConfig:
     every: int = 0  # steps between evaluations during training; 0 = only before and after
     limit: int = 0  # questions; 0 = all
-    controls: list[str] = field(default_factory=lambda: ["blank", "shuffled"])
+    controls: list[str] = field(default_factory=lambda: ["blank", "shuffled", "majority"])  # also text_only
 
 
 @dataclass
@@ -160,7 +165,14 @@ class Config:
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Defaults, then the YAML file, then the overrides. Raises ConfigError for an unknown key or an impossible value."""
-    config = OmegaConf.structured(Config)
+    result = read_config(Config, path, overrides)
+    validate(result)
+    return result
+
+
+def read_config(schema: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
+    """`load_config` for any dataclass, without the checks that belong to one."""
+    config = OmegaConf.structured(schema)
     if path is not None:
         try:
             loaded = OmegaConf.load(path)
@@ -183,12 +195,11 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         result = OmegaConf.to_object(config)
     except ValueError as error:  # the option classes check themselves when built
         raise ConfigError(str(error)) from None
-    assert isinstance(result, Config)
-    validate(result)
+    assert isinstance(result, schema)
     return result
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -196,7 +207,9 @@ def _merge(config: DictConfig, change: DictConfig, where: str) -> DictConfig:
     try:
         merged = OmegaConf.merge(config, change)
     except ConfigKeyError as error:
-        raise ConfigError(f"unknown key {error.full_key!r} {where}{_nearest(str(error.full_key or ''))}") from None
+        raise ConfigError(
+            f"unknown key {error.full_key!r} {where}{_nearest(str(error.full_key or ''), config)}"
+        ) from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise ConfigError(f"bad value for {key!r} {where}: {str(error).splitlines()[0]}") from None
@@ -204,8 +217,8 @@ def _merge(config: DictConfig, change: DictConfig, where: str) -> DictConfig:
     return merged
 
 
-def _nearest(key: str) -> str:
-    known = list(_keys(OmegaConf.structured(Config)))
+def _nearest(key: str, config: DictConfig) -> str:
+    known = list(_keys(config))
     match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not match:
         # A right leaf under a wrong parent, e.g. lr for train.lr.
@@ -291,10 +304,11 @@ def validate(config: Config) -> None:
             f"devices.{key}={devices!r}: with cluster=ray, Ray picks the devices; say auto (GPUs) or cpu, and how many "
             "servers of which size by rollout.servers and rollout.vllm.tensor_parallel_size",
         )
+    one_of("data.curriculum", c.data.curriculum, ("none", "pass_rate"))
     one_of("rewards.executor", c.rewards.executor, ("inline", "isolated"))
     one_of("check.on_failure", c.check.on_failure, ("stop", "dense", "warn"))
     for control in c.eval.controls:
-        one_of("eval.controls", control, ("blank", "shuffled"))
+        one_of("eval.controls", control, ("blank", "shuffled", "text_only", "majority"))
     refuse(
         bool(c.reference.urls or c.reference.model) and c.loss.kl_coef == 0,
         "reference.urls or reference.model is set, but loss.kl_coef=0 uses no reference; unset one of them",

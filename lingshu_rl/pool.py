@@ -59,7 +59,10 @@ class Pool:
         self.http = httpx.AsyncClient(
             timeout=timeout_s,
             headers={"Authorization": f"Bearer {token}"},
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            # The servers close a connection after 5 idle seconds; one that is taken up at that moment would fail.
+            limits=httpx.Limits(
+                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=2.0
+            ),
         )
         self._changed = asyncio.Event()
 

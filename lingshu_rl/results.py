@@ -99,7 +99,7 @@ async def finish(run: Run) -> dict[str, Any]:
         f"{gain['points']:.1f} points (95 % interval {gain['ci95'][0]:.1f} to {gain['ci95'][1]:.1f}); "
         + "; ".join(
             f"{name.replace('_', ' ')} {summary[name]['accuracy']:.3f}"
-            for name in ("blank_image", "shuffled_image")
+            for name in ("blank_image", "shuffled_image", "text_only", "majority_answer")
             if summary.get(name)
         )
     )

@@ -32,7 +32,7 @@ from lingshu_rl.rollout.server import vllm_command, vllm_env
 from lingshu_rl.rollout.transfer import FileTransfer, NcclTransfer, remove_folder, transfer_folder
 from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
 from lingshu_rl.runfolder import RunFolder
-from lingshu_rl.stream import PromptStream
+from lingshu_rl.stream import PromptStream, make_stream
 from lingshu_rl.types import Prompt, TrainGroup
 from lingshu_rl.workers import Supervisor, Worker, WorkerError, free_port, stop_all
 
@@ -151,6 +151,7 @@ class Run:
                     "cursor": self.cursor,
                     "accuracy": self.accuracy,
                     "reference": self.reference_from,
+                    "stream": self.stream.state(),
                     "seconds": self.seconds,
                     "seconds_total": self.seconds_before + time.monotonic() - self.started,
                     "first_batch": self.first_batch,
@@ -394,7 +395,7 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         policy = Policy(config, on_gpu=on_gpu)
         run = Run(config, policy, folder, placement)
         run.workers, run.progress, run.test, run.rewards = workers, progress, test, rewards
-        run.stream = PromptStream(prompts, config.seed)
+        run.stream = make_stream(prompts, config.data.curriculum, config.seed, config.train.group_size)
         run.encoder = PromptEncoder(config.model)
         checkpoint = policy.share(checkpoint)
         if checkpoint is not None:
@@ -403,6 +404,8 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
             f"policy: {config.model}, {policy.parameters / 1e6:.1f} M parameters, DeepSpeed ZeRO stage {policy.zero_stage}, "
             f"{policy.ranks} rank(s)"
         )
+        if policy.layout_note:
+            progress.say(policy.layout_note)
         opened = run
         await run.on_main(lambda: connect(opened, token))
         if checkpoint is not None and run.rollout is not None:
@@ -453,6 +456,7 @@ def resume(run: Run, checkpoint: Path) -> None:
     run.cursor, run.accuracy, run.reference_from = state["cursor"], state.get("accuracy"), state.get("reference", "")
     run.seconds, run.first_batch = state["seconds"], state["first_batch"]
     run.seconds_before = state["seconds_total"]
+    run.stream.restore(state["stream"])
     try:
         run.policy.load_state(checkpoint / "state")
     except Exception as error:

@@ -68,6 +68,7 @@ async def train(config: Config) -> dict[str, Any]:
                 update = await run.update(batch.train, step)
             with run.phase("weight_sync"):
                 await run.transfer.send(run.policy, version=step + 1)
+            run.stream.observe(batch.groups, run.cursor)
             log_step(run, step + 1, batch, update, time.monotonic() - began)
             if config.reference.refresh_every and (step + 1) % config.reference.refresh_every == 0:
                 await run.refresh_reference(step + 1)

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, launch_command
+from launching import ROOT, launch_command
 
 from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.placement import place

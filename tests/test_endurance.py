@@ -10,7 +10,7 @@ import time
 
 import psutil
 import pytest
-from conftest import ROOT, launch_command
+from launching import ROOT, launch_command
 from test_train import metrics_of, untimed
 
 pytestmark = pytest.mark.endurance

@@ -278,7 +278,7 @@ def test_two_hundred_clients_at_once_slow_and_large_ones_among_them(servers):
     from urllib.parse import urlsplit
 
     import psutil
-    from conftest import TOKEN
+    from launching import TOKEN
 
     from lingshu_rl.reference.server import ADMITTED
 

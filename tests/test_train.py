@@ -9,10 +9,17 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, launch, launch_command
+from launching import ROOT, launch, launch_command
 
 pytestmark = pytest.mark.slow
-SHORT = ["train.steps=2", "train.prompts_per_step=4", "train.group_size=4", "train.warmup_steps=1", "eval.limit=24"]
+SHORT = [
+    "data.curriculum=pass_rate",
+    "train.steps=2",
+    "train.prompts_per_step=4",
+    "train.group_size=4",
+    "train.warmup_steps=1",
+    "eval.limit=24",
+]
 REFILLS = "train.max_refills=1"
 
 

@@ -1,0 +1,631 @@
+"""Staged supervised fine-tuning: TRL's SFTTrainer once a stage, each on other rows, other parts and other learning rates.
+
+    shallow alignment -> deep alignment -> instruction tuning, then RL (train.py)
+
+A stage trains the parts that its `lr` names (vision, projector, language); the others are frozen. It starts from the model
+of the stage before, ends with an ordinary Hugging Face folder, and is measured on held-out questions by the rewards.
+
+    DIR/<stage>/model/          the model after the stage          DIR/<stage>/metrics.jsonl   TRL's log
+    DIR/<stage>/checkpoints/    while it runs                      DIR/eval/<stage>.jsonl      graded questions ("start" first)
+    DIR/summary.json table.md   accuracy and gain by stage, with intervals
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING
+
+from lingshu_rl.config import ConfigError, read_config, to_yaml
+from lingshu_rl.eval.stats import gain_between, mean_ci
+from lingshu_rl.fingerprint import Fingerprints, text_hash
+from lingshu_rl.progress import Progress
+from lingshu_rl.runfolder import image_name, write_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from lingshu_rl.model import PromptEncoder
+    from lingshu_rl.types import Prompt
+
+PARTS = ("vision", "projector", "language")
+TARGETS = ("auto", "think", "answer", "plain")
+START = "start"  # the name under which the model before the first stage is measured
+
+# Names of modules in transformers' vision-language models. The projector often lies inside the vision tower, so it is
+# asked for first.
+_PROJECTOR = {"merger", "deepstack_merger_list", "merger_list", "multi_modal_projector", "mm_projector", "connector", "aligner"}  # fmt: skip
+_VISION = {"visual", "vision_tower", "vision_model", "vision_encoder", "vision_embed_tokens", "vpm"}
+_LANGUAGE = {"language_model", "lm_head", "embed_tokens", "text_model"}
+
+
+@dataclass
+class StageConfig:
+    data: list[str] = field(default_factory=list)  # sources as data.train of a run: demo:train, rows.jsonl, ...
+    kinds: list[str] = field(default_factory=list)  # only rows of these kinds; empty = all
+    limit: int = 0  # only the first rows; 0 = all
+    instruction: str = "full"  # last line of the prompt: full | short | your own text, "" for none
+    target: str = (
+        "auto"  # think: chain and answer in tags | answer: in its tag | plain: bare | auto: think where there is one
+    )
+    lr: dict[str, float] = field(
+        default_factory=dict
+    )  # by part: vision, projector, language; a part not named is frozen
+    packing: str = "auto"  # always | never | auto: where no row has an image and the model keeps packed rows apart
+    trainer: dict[str, Any] = field(default_factory=dict)  # trl.SFTConfig arguments, over the ones of all stages
+
+
+@dataclass
+class HeldOutConfig:
+    data: str = ""  # source of held-out questions; "" = stages are not measured
+    instruction: str = "full"
+    limit: int = 0  # questions; 0 = all
+    batch: int = 16
+    max_tokens: int = 512
+    blank: bool = True  # also with a blank image, for the last stage
+    rewards: dict[str, Any] = field(default_factory=dict)  # spec; empty = by the row's kind
+
+
+@dataclass
+class SftConfig:
+    model: str = MISSING  # what the first stage starts from: folder | Hub id | demo
+    dir: str = "runs/sft"
+    seed: int = 0
+    resume: str = "auto"  # auto: go on with what is in `dir` | never: the old folder is kept aside
+    skip_bad_rows: bool = False
+    dtype: str = "auto"  # float32 | bfloat16 | auto: float32 with bf16 autocast on CUDA, bfloat16 under DeepSpeed
+    attention: str = "sdpa"  # transformers' name: sdpa | flash_attention_2 | eager
+    stages: dict[str, StageConfig] = field(default_factory=dict)  # in order
+    test: HeldOutConfig = field(default_factory=HeldOutConfig)
+    parts: dict[str, list[str]] = field(default_factory=dict)  # parameter name prefixes of a part, for unknown families
+    trainer: dict[str, Any] = field(default_factory=dict)  # trl.SFTConfig arguments for all stages
+
+
+# What the stage decides itself.
+OWN = {
+    "output_dir",
+    "learning_rate",
+    "seed",
+    "packing",
+    "save_strategy",
+    "resume_from_checkpoint",
+    "completion_only_loss",
+}
+DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 8, "num_train_epochs": 1, "lr_scheduler_type": "cosine", "warmup_steps": 100, "save_steps": 500,
+    "save_total_limit": 2, "logging_steps": 10, "max_length": None, "report_to": "none", "disable_tqdm": True,
+    "gradient_checkpointing": False, "dataloader_drop_last": False,
+}  # fmt: skip
+
+
+def load_sft_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SftConfig:
+    """Raises ConfigError naming the key."""
+    config = read_config(SftConfig, path, overrides)
+    if not config.stages:
+        raise ConfigError("stages is empty: give at least one, for example stages.align.data=[captions.jsonl]")
+    if config.resume not in ("auto", "never"):
+        raise ConfigError(f"resume={config.resume!r} must be auto or never")
+    if config.dtype not in ("auto", "float32", "bfloat16"):
+        raise ConfigError(f"dtype={config.dtype!r} must be auto, float32 or bfloat16")
+    if set(config.parts) - set(PARTS):
+        raise ConfigError(
+            f"parts names {', '.join(sorted(set(config.parts) - set(PARTS)))}; parts are {', '.join(PARTS)}"
+        )
+    for name, stage in config.stages.items():
+        _check_stage(name, stage, {**config.trainer, **stage.trainer})
+    return config
+
+
+def _check_stage(name: str, stage: StageConfig, trainer: Mapping[str, Any]) -> None:
+    where = f"stages.{name}"
+    if name == START or not name.replace("-", "_").isidentifier():
+        raise ConfigError(f"{where}: a stage's name is letters, digits, - and _, and not {START!r}")
+    if not stage.data:
+        raise ConfigError(f"{where}.data is empty: name at least one source of rows")
+    if not stage.lr:
+        raise ConfigError(f"{where}.lr is empty, so nothing would be trained: give e.g. lr: {{projector: 1.0e-5}}")
+    for part, lr in stage.lr.items():
+        if part not in PARTS:
+            raise ConfigError(f"{where}.lr: unknown part {part!r}; parts are {', '.join(PARTS)}")
+        if lr <= 0:
+            raise ConfigError(f"{where}.lr.{part}={lr} must be above 0; to freeze the part, leave it out")
+    for key, value, allowed in (
+        ("target", stage.target, TARGETS),
+        ("packing", stage.packing, ("auto", "always", "never")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{where}.{key}={value!r} must be one of {', '.join(allowed)}")
+    if own := OWN & set(trainer):
+        raise ConfigError(f"{where}.trainer.{min(own)} is set by the stage itself; see lr, packing, seed and dir")
+    if int(trainer.get("save_total_limit", 2)) < 2:
+        raise ConfigError(
+            f"{where}.trainer.save_total_limit must be at least 2: a kill during a save needs the one before"
+        )
+    if stage.packing == "always" and not trainer.get("max_length"):
+        raise ConfigError(f"{where}.packing=always needs trainer.max_length, the tokens of a packed row")
+
+
+def run_sft(config: SftConfig, only: str = "") -> dict[str, Any]:
+    """All stages in order, or only the one named, which then starts from `config.model`. Returns the summary."""
+    from accelerate import PartialState
+
+    if only and only not in config.stages:
+        raise ConfigError(f"--stage {only}: the stages are {', '.join(config.stages)}")
+    state = PartialState()
+    progress = Progress(quiet=not state.is_main_process)
+    folder = Path(config.dir)
+    if state.is_main_process:
+        _open_folder(folder, config)
+    state.wait_for_everyone()
+    stages = {only: config.stages[only]} if only else config.stages
+    test = _test_prompts(config)
+    model, before = config.model, _model_hash(config.model)
+    if test:
+        measure(config, START, model, before, test, folder, progress)
+    for name, stage in stages.items():
+        key = text_hash([before, asdict(stage), config.trainer, config.seed, config.dtype, config.parts, [_source_hash(s) for s in stage.data]])  # fmt: skip
+        model = train_stage(config, name, stage, model, key, folder / name, progress)
+        before = key
+        if test:
+            measure(config, name, model, before, test, folder, progress)
+    if test and config.test.blank:
+        measure(config, f"{name}_blank", model, before, _blank(test), folder, progress)
+    summary = summarise(folder, list(stages)) | {"model": model, "stages": list(stages)}
+    if state.is_main_process:
+        write_text(folder / "summary.json", json.dumps(summary, indent=1))
+        write_text(folder / "table.md", table(summary["rows"]))
+        if test:
+            print(table(summary["rows"]))
+        progress.say(f"the model after {name}: {model}")
+    return summary
+
+
+def train_stage(
+    config: SftConfig, name: str, stage: StageConfig, start: str, key: str, folder: Path, progress: Progress
+) -> str:
+    """Train one stage, or go on with it, or find it done. Returns the folder of its model."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    final = folder / "model"
+    known = json.loads((folder / "stage.json").read_text()) if (folder / "stage.json").exists() else None
+    if known is not None and known["key"] != key:
+        raise ConfigError(
+            f"{folder} holds this stage with another start, other data or other settings; give another dir, or resume=never "
+            "(the old folder is kept aside)"
+        )
+    if (folder / "done.json").exists():
+        progress.say(f"{name}: done before, {final}")
+        return str(final)
+    if state.is_main_process:
+        write_text(folder / "stage.json", json.dumps({"key": key, "start": start, **asdict(stage)}, indent=1))
+    rows = stage_rows(name, stage, config.skip_bad_rows)
+    arguments = sft_arguments(config, stage, folder, state.device.type == "cuda")
+    trainer = build_trainer(config, name, stage, start, rows, arguments, progress)
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    if checkpoint is not None:
+        progress.say(f"{name}: goes on from {checkpoint}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    part = folder / "model.part"
+    if state.is_main_process:
+        shutil.rmtree(part, ignore_errors=True)
+    state.wait_for_everyone()
+    trainer.save_model(str(part))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        (part / "training_args.bin").unlink(missing_ok=True)  # a pickle that names this run's paths
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
+        log = [{k: v for k, v in line.items() if not k.startswith(("train_runtime", "train_samples", "train_steps", "total_flos"))} for line in trainer.state.log_history]  # fmt: skip
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+        write_text(
+            folder / "done.json", json.dumps({"key": key, "steps": trainer.state.global_step, "rows": len(rows)})
+        )
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    state.wait_for_everyone()
+    trainer.accelerator.free_memory()
+    return str(final)
+
+
+def build_trainer(
+    config: SftConfig, name: str, stage: StageConfig, start: str, rows: list[dict[str, Any]], arguments: Any,
+    progress: Progress,
+) -> Any:  # fmt: skip
+    """TRL's SFTTrainer with a learning rate a part. The arguments come first: ZeRO-3 loads the model by them."""
+    from transformers import TrainerCallback
+    from trl import SFTTrainer
+
+    from lingshu_rl.model import PromptEncoder, load_model
+
+    model = load_model(start, stage_dtype(config, arguments))
+    if config.attention != "sdpa":
+        model.set_attn_implementation(config.attention)
+    encoder = PromptEncoder(start)
+    by_part = parameters_by_part(model, config.parts)
+    for part in stage.lr:
+        if not by_part[part]:
+            raise ConfigError(f"stages.{name}.lr.{part}: {start} has no {part} part")
+    for part, members in by_part.items():
+        for _, parameter in members:
+            parameter.requires_grad_(part in stage.lr)
+    arguments.packing = decide_packing(name, stage, rows, model, arguments, progress)
+    told = ", ".join(
+        f"{p} {sum(x.numel() for _, x in by_part[p]) / 1e6:.1f} M at lr {lr:g}" for p, lr in stage.lr.items()
+    )
+    frozen = ", ".join(p for p in PARTS if by_part[p] and p not in stage.lr)
+    progress.say(f"{name}: {len(rows)} rows; trains {told}{f'; frozen: {frozen}' if frozen else ''}")
+
+    class StageTrainer(SFTTrainer):
+        def create_optimizer(self, model: Any = None) -> Any:
+            if self.optimizer is None:
+                opt_model: Any = self.model if model is None else model
+                cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
+                decayed = set(self.get_decay_parameter_names(opt_model))
+                groups = parameter_groups(opt_model, stage.lr, self.args.weight_decay, decayed, config.parts)
+                self.optimizer = cls(groups, **kwargs)
+            return self.optimizer
+
+    class Marks(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            trainer.accelerator.wait_for_everyone()
+            if state.is_world_process_zero:
+                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                progress.say(f"{name}: step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}")
+
+    trainer = StageTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=as_dataset(rows),
+        processing_class=encoder.processor,
+        callbacks=[Marks()],
+    )
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+COMPLETE = "complete"  # a file in a checkpoint whose every part is written
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    found = [p for p in folder.glob("checkpoint-*") if (p / COMPLETE).exists()]
+    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def sft_arguments(config: SftConfig, stage: StageConfig, folder: Path, on_gpu: bool) -> Any:
+    """trl.SFTConfig: ours, under the user's for all stages, under the stage's own. Raises ConfigError for an unknown name."""
+    from trl import SFTConfig
+
+    given = {**DEFAULTS, "bf16": on_gpu, "use_cpu": not on_gpu, **config.trainer, **stage.trainer}
+    own = {
+        "output_dir": str(folder / "checkpoints"), "learning_rate": max(stage.lr.values()), "seed": config.seed,
+        "save_strategy": "steps", "completion_only_loss": True,
+    }  # fmt: skip
+    try:
+        return SFTConfig(**{**given, **own})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"trainer: {error}") from None
+
+
+def stage_dtype(config: SftConfig, arguments: Any) -> torch.dtype:
+    import torch
+
+    if config.dtype == "auto":
+        return torch.bfloat16 if arguments.deepspeed and arguments.bf16 else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+
+
+def part_of(name: str, given: Mapping[str, Sequence[str]] | None = None, sees: bool = True) -> str:
+    """The part that a parameter belongs to; all of a model that does not see is language. Raises ConfigError."""
+    for part, prefixes in (given or {}).items():
+        if any(name.startswith(prefix) for prefix in prefixes):
+            return part
+    words = set(name.split("."))
+    for part, known in (("projector", _PROJECTOR), ("vision", _VISION), ("language", _LANGUAGE)):
+        if words & known:
+            return part
+    if not sees:
+        return "language"
+    raise ConfigError(f"the parameter {name} belongs to no known part; name its prefix under parts.vision, projector or language")  # fmt: skip
+
+
+def parameters_by_part(
+    model: Any, given: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, list[tuple[str, Any]]]:
+    names = [name for name, _ in model.named_parameters()]
+    sees = bool(given) or any(set(name.split(".")) & (_PROJECTOR | _VISION) for name in names)
+    found: dict[str, list[tuple[str, Any]]] = {part: [] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        found[part_of(name, given, sees)].append((name, parameter))
+    return found
+
+
+def parameter_groups(
+    model: Any,
+    lr: Mapping[str, float],
+    weight_decay: float,
+    decayed: set[str],
+    given: Mapping[str, Sequence[str]] | None = None,
+) -> list[dict[str, Any]]:
+    """Optimizer groups: each trained part with its learning rate, with and without weight decay."""
+    groups = []
+    for part, members in parameters_by_part(model, given).items():
+        for decays in (True, False):
+            chosen = [p for name, p in members if p.requires_grad and (name in decayed) is decays]
+            if chosen:
+                groups.append(
+                    {"params": chosen, "lr": lr[part], "weight_decay": weight_decay if decays else 0.0, "part": part}
+                )
+    return groups
+
+
+def stage_rows(name: str, stage: StageConfig, skip_bad_rows: bool) -> list[dict[str, Any]]:
+    """What TRL trains on: prompt, completion, images. Raises ConfigError where nothing is left or a chain is missing."""
+    from lingshu_rl.data.load import load
+
+    rows = []
+    for source in stage.data:
+        for prompt in load(source, instruction=stage.instruction, skip_bad_rows=skip_bad_rows).prompts:
+            if not stage.kinds or prompt.kind in stage.kinds:
+                rows.append(
+                    {
+                        "prompt": [{"role": "user", "content": prompt.text}],
+                        "completion": [{"role": "assistant", "content": completion_of(prompt, stage.target, name)}],
+                        "images": list(prompt.images),
+                    }
+                )
+    if not rows:
+        raise ConfigError(f"stages.{name}: no row of {', '.join(stage.data)} is of kind {', '.join(stage.kinds)}")
+    return rows[: stage.limit or None]
+
+
+def completion_of(prompt: Prompt, target: str, stage: str = "") -> str:
+    """The ideal completion. Blanks beside the tags, so that a word is the same token here and in the question."""
+    answer = ", ".join(map(str, prompt.gold)) if isinstance(prompt.gold, list | tuple) else str(prompt.gold)
+    think = str(prompt.meta.get("think") or "").strip()
+    if target == "think" and not think:
+        raise ConfigError(
+            f"stages.{stage}.target=think, but row {prompt.id!r} has no meta.think; make chains with "
+            "`lingshu-rl synth thoughts`, or use target=answer or auto"
+        )
+    if target == "plain":
+        return answer
+    return f"<think> {think} </think><answer> {answer} </answer>" if think and target != "answer" else f"<answer> {answer} </answer>"  # fmt: skip
+
+
+def as_dataset(rows: list[dict[str, Any]]) -> Any:
+    """Images are decoded when a batch needs them. Without any image the column is left out, so that TRL may pack."""
+    import datasets
+
+    if not any(row["images"] for row in rows):
+        return datasets.Dataset.from_list([{k: v for k, v in row.items() if k != "images"} for row in rows])
+    stored = [{**row, "images": [{"bytes": i, "path": None} if isinstance(i, bytes) else {"bytes": None, "path": i} for i in row["images"]]} for row in rows]  # fmt: skip
+    return datasets.Dataset.from_list(stored).cast_column("images", datasets.List(datasets.Image(mode="RGB")))
+
+
+def decide_packing(
+    name: str, stage: StageConfig, rows: Iterable[Mapping[str, Any]], model: Any, arguments: Any, progress: Progress
+) -> bool:
+    """Whether rows are packed. `always` where it would mix rows is an error, `auto` then says why it does not."""
+    if stage.packing == "never":
+        return False
+    if any(row["images"] for row in rows):
+        reason = "rows have images"
+    elif not arguments.max_length:
+        reason = "trainer.max_length is not set"
+    else:
+        reason = packing_fault(model)
+    if reason and stage.packing == "always":
+        raise ConfigError(f"stages.{name}.packing=always is not safe: {reason}; use packing=auto")
+    progress.say(f"{name}: rows are {'not packed: ' + reason if reason else 'packed'}")
+    return not reason
+
+
+def packing_fault(model: Any) -> str:
+    """Why rows packed into one would see each other, or "". Tried out: the second of two rows alone and behind the first."""
+    import torch
+
+    attention = model.config._attn_implementation or ""
+    if attention.startswith("flash"):  # its kernels are told where rows begin; it does not run on a CPU to be tried
+        return ""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(3, min(vocabulary, 1000) - 1, (1, 24), generator=torch.Generator().manual_seed(0)).to(
+        model.device
+    )
+    first = 11
+    restart = torch.cat((torch.arange(first), torch.arange(24 - first)))[None].to(model.device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        alone = model(input_ids=ids[:, first:], use_cache=False).logits.log_softmax(-1)
+        packed = model(input_ids=ids, position_ids=restart, use_cache=False).logits[:, first:].log_softmax(-1)
+        joined = model(input_ids=ids, use_cache=False).logits[:, first:].log_softmax(-1)
+    model.train(was_training)
+    gap, leak = float((packed - alone).abs().max()), float((joined - alone).abs().max())
+    if gap > 0.05 * leak:
+        return f"with {attention} attention a packed row sees the one before it (log-probs off by {gap:.2g} nats)"
+    return ""
+
+
+def measure(
+    config: SftConfig, name: str, model: str, key: str, prompts: Sequence[Prompt], folder: Path, progress: Progress
+) -> None:
+    """Answer the held-out questions greedily and grade them into eval/<name>.jsonl, once for each state of the model."""
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from lingshu_rl.model import PromptEncoder, load_model
+    from rewards.compose import DEFAULT_SPEC, build
+
+    state = PartialState()
+    mark = folder / "eval" / f"{name}.key"
+    told = text_hash([key, asdict(config.test)])
+    if mark.exists() and mark.read_text() == told:
+        return
+    network = load_model(model, torch.bfloat16 if state.device.type == "cuda" else torch.float32).to(state.device)
+    own = list(prompts)[state.process_index :: state.num_processes]
+    answers = answer(network, PromptEncoder(model), own, config.test.batch, config.test.max_tokens)
+    del network
+    spec = config.test.rewards or (_demo_spec() if config.test.data.startswith("demo:") else DEFAULT_SPEC)
+    results = build(spec).score_batch([p.reward_input(text, cut) for p, (text, cut) in zip(own, answers, strict=True)])
+    rows = [
+        {
+            "id": p.id, "kind": p.kind, "task": str(p.meta.get("task", "")), "modality": str(p.meta.get("modality", "")),
+            "image": image_name(p.images), "question": p.text, "options": list(p.options), "gold": p.gold,
+            "completion": text, "value": r.value, "status": r.status, "parsed": r.parsed, "reason": r.reason,
+        }
+        for p, (text, _), r in zip(own, answers, results, strict=True)
+    ]  # fmt: skip
+    if state.num_processes > 1:
+        place = {p.id: n for n, p in enumerate(prompts)}
+        rows = sorted(gather_object(rows), key=lambda row: place[row["id"]])
+    if state.is_main_process:
+        text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+        write_text(folder / "eval" / f"{name}.jsonl", text)
+        write_text(mark, told)
+        score = mean_ci([r["value"] for r in rows], [r["image"] for r in rows])
+        progress.say(f"{name}: held-out accuracy {_share(score)}")
+
+
+def answer(
+    model: Any, encoder: PromptEncoder, prompts: Sequence[Prompt], batch: int, max_tokens: int
+) -> list[tuple[str, bool]]:
+    """Greedy completions and whether each was cut at the limit, in the prompts' order."""
+    import torch
+    from transformers import GenerationConfig
+
+    from lingshu_rl.families import model_spec
+    from lingshu_rl.model import open_image
+
+    stop = model.generation_config.eos_token_id
+    ends = set(encoder.eos_ids) | set(stop if isinstance(stop, list) else [stop] if stop is not None else [])
+    pad = encoder.tokenizer.pad_token_id
+    # A fresh one: a model's own may hold a repetition penalty, which is no part of greedy decoding.
+    plan = GenerationConfig(
+        max_new_tokens=max_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=min(ends) if pad is None else pad,
+        suppress_tokens=list(model_spec(model.config).placeholder_ids) or None,
+    )  # fmt: skip
+    out: dict[int, tuple[str, bool]] = {}
+    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n].images))
+    while order:
+        seeing = bool(prompts[order[0]].images)
+        chosen = [n for n in order[:batch] if bool(prompts[n].images) is seeing]
+        order = order[len(chosen) :]
+        texts = [
+            encoder.tokenizer.apply_chat_template(
+                [dict(m) for m in prompts[n].messages], tokenize=False, add_generation_prompt=True
+            )
+            for n in chosen
+        ]
+        plain = {"padding": True, "padding_side": "left", "return_tensors": "pt", "add_special_tokens": False}
+        if seeing:
+            images = [[open_image(image) for image in prompts[n].images] for n in chosen]
+            inputs = encoder.processor(text=texts, images=images, **plain)
+        else:
+            inputs = encoder.tokenizer(texts, **plain)
+        inputs = {k: v.to(model.device, model.dtype) if v.is_floating_point() else v.to(model.device) for k, v in inputs.items()}  # fmt: skip
+        with torch.no_grad():
+            made = model.generate(**inputs, generation_config=plan)[:, inputs["input_ids"].shape[1] :]
+        for n, row in zip(chosen, made.tolist(), strict=True):
+            end = next((place for place, token in enumerate(row) if token in ends), None)
+            out[n] = (encoder.decode(row[:end]), end is None)
+    return [out[n] for n in range(len(prompts))]
+
+
+def summarise(folder: Path, stages: Sequence[str]) -> dict[str, Any]:
+    """One row a measured state: accuracy, and the paired gain over the state before it."""
+    rows: list[dict[str, Any]] = []
+    before: list[dict[str, Any]] = []
+    for name in (START, *stages):
+        path = folder / "eval" / f"{name}.jsonl"
+        if not path.exists():
+            continue
+        graded = [json.loads(line) for line in path.read_text().splitlines()]
+        rows.append(score_row(name, graded, before))
+        before = graded
+        blank = folder / "eval" / f"{name}_blank.jsonl"
+        if blank.exists():
+            seen = [json.loads(line) for line in blank.read_text().splitlines()]
+            rows[-1]["blank_image"] = mean_ci([r["value"] for r in seen], [r["image"] for r in graded])
+    return {"rows": rows}
+
+
+def score_row(name: str, graded: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    row = {"stage": name, **mean_ci([r["value"] for r in graded], [r.get("image") for r in graded])}
+    return {**row, "gain": gain_between(before, graded)} if before else row
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown for people."""
+    lines = ["| stage | held-out accuracy (95 % interval) | gain over the stage before, points | blank image | questions |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for row in rows:
+        gain = row.get("gain")
+        said = f"{gain['points']:+.1f} ({gain['ci95'][0]:+.1f} to {gain['ci95'][1]:+.1f})" if gain else ""
+        blank = _share(row["blank_image"]) if row.get("blank_image") else ""
+        lines.append(f"| {row['stage']} | {_share(row)} | {said} | {blank} | {row['n']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _share(score: Mapping[str, Any]) -> str:
+    if score["accuracy"] is None:
+        return "not judged"
+    low, high = score["ci95"]
+    return f"{100 * score['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _test_prompts(config: SftConfig) -> list[Prompt]:
+    from lingshu_rl.data.load import load
+
+    if not config.test.data:
+        return []
+    loaded = load(config.test.data, instruction=config.test.instruction, skip_bad_rows=config.skip_bad_rows)
+    return list(loaded.prompts)[: config.test.limit or None]
+
+
+def _blank(prompts: Sequence[Prompt]) -> list[Prompt]:
+    from lingshu_rl.model import blank_image
+
+    return [replace(p, images=tuple(blank_image(image) for image in p.images)) for p in prompts]
+
+
+def _demo_spec() -> Mapping[str, Any]:
+    from lingshu_rl.demo.reward import demo_spec
+
+    return demo_spec()
+
+
+def _open_folder(folder: Path, config: SftConfig) -> None:
+    if config.resume == "never" and folder.exists():
+        folder.rename(
+            next(p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{n}")).exists())
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", to_yaml(config))
+
+
+def _model_hash(model: str) -> str:
+    from lingshu_rl.model import model_path
+
+    path = Path(model_path(model))
+    return Fingerprints().of(path) if path.is_dir() else text_hash(model)
+
+
+def _source_hash(source: str) -> str:
+    """Of a file's content; of a demo split, the code that makes it; of anything else, its name."""
+    if source.startswith("demo:"):
+        from lingshu_rl.demo.build import version
+
+        return text_hash([source, version()])
+    path = Path(source).expanduser()
+    return Fingerprints().of(path) if path.exists() else text_hash(source)

@@ -1,0 +1,169 @@
+"""What synthesis reads and writes: records in, training rows and refusals out, and the file that holds them.
+
+A record is a training row, or less than one: `id`, `images`, and whatever a step needs of `caption`, `labels`
+({name: value or [values]}), `masks` ([{path, names: {"1": "liver"}}]), `boxes` ([{name, xywh}]), `mm_per_px`, `meta`.
+A row made here says in `meta.synth` how it came about and what the verifier found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lingshu_rl.data.rows import FIELDS, RowError, row_to_prompt
+from lingshu_rl.runfolder import write_text
+from lingshu_rl.types import Prompt
+
+Record = Mapping[str, Any]
+
+
+class SynthError(ValueError):
+    """Synthesis cannot go on; the message names the file or option."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """reason: a short fixed phrase, counted. detail: what exactly. record: what it was made from."""
+
+    id: str
+    reason: str
+    detail: str = ""
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+
+Outcome = Kept | Dropped
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """One object a line; image and mask paths become absolute. Raises SynthError with the line."""
+    if not path.is_file():
+        raise SynthError(f"{path}: no such file")
+    if path.suffix != ".jsonl":
+        raise SynthError(f"{path}: records are read from .jsonl files")
+    seen: dict[str, int] = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise SynthError(f"{path}, line {number}: not JSON: {error}") from None
+            if not isinstance(record, dict) or not str(record.get("id") or "").strip():
+                raise SynthError(f"{path}, line {number}: a record is an object with an id")
+            name = str(record["id"])
+            if name in seen:
+                raise SynthError(f"{path}, line {number}: duplicate id {name!r}, first used in line {seen[name]}")
+            seen[name] = number
+            yield located(record, path.parent)
+
+
+def located(record: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The record with absolute paths."""
+
+    def absolute(name: str) -> str:
+        return str((base / Path(name).expanduser()).resolve())
+
+    record = {**record, "images": [absolute(image) for image in record.get("images") or []]}
+    if record.get("masks"):
+        record["masks"] = [{**mask, "path": absolute(mask["path"])} for mask in record["masks"]]
+    return record
+
+
+def training_row(record: Record, suffix: str, **fields: Any) -> dict[str, Any]:
+    """A row about the record's images. `meta` of the record is kept; `fields["meta"]` is laid over it."""
+    meta = {**record.get("meta", {}), **fields.pop("meta", {})}
+    name = f"{record['id']}-{suffix}" if suffix else str(record["id"])
+    return {"id": name, "images": list(record.get("images") or []), **fields, "meta": meta}
+
+
+def provenance(step: str, record: Record, verdict: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+    """`meta.synth`: the step, the record it started from, what it used, the verdict. Earlier steps stand under `before`."""
+    before = (record.get("meta") or {}).get("synth")
+    return {
+        "step": step,
+        "from": str(record["id"]),
+        **facts,
+        "verdict": dict(verdict),
+        **({"before": before} if before else {}),
+    }
+
+
+def as_prompt(record: Record) -> Prompt:
+    """The record's training row as a prompt; what only synthesis knows is left out. Raises RowError."""
+    return row_to_prompt({key: record[key] for key in FIELDS if key in record}, base_dir="/")
+
+
+def fault(row: Mapping[str, Any]) -> str | None:
+    """Why a made row would be refused at load, or None."""
+    try:
+        row_to_prompt(row, base_dir="/")
+    except RowError as error:
+        return str(error)
+    return None
+
+
+@dataclass
+class Tally:
+    """What became of the records; the same for the same input, however often the command was stopped."""
+
+    kept: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept, "kinds": dict(sorted(self.kinds.items())), "dropped": dict(sorted(self.dropped.items()))}  # fmt: skip
+
+
+async def write_outcomes(outcomes: AsyncIterator[Outcome] | Iterable[Outcome], out: Path) -> Tally:
+    """OUT.jsonl, OUT.dropped.jsonl and OUT.summary.json, each whole or not there. Image paths become relative to OUT."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f"{out.stem}.dropped.jsonl")
+    parts = [path.with_name(f"{path.name}.part") for path in (out, aside)]
+    tally = Tally()
+    used: set[str] = set()
+    with parts[0].open("w", encoding="utf-8") as kept, parts[1].open("w", encoding="utf-8") as dropped:
+        async for outcome in _as_async(outcomes):
+            if isinstance(outcome, Kept) and (reason := _row_fault(outcome.row, used)):
+                outcome = Dropped(str(outcome.row["id"]), "not a usable row", reason, outcome.row)
+            if isinstance(outcome, Kept):
+                used.add(outcome.row["id"])
+                row = {**outcome.row, "images": [_relative(i, out.parent) for i in outcome.row["images"]]}
+                kept.write(json.dumps(row, ensure_ascii=False) + "\n")
+                tally.kept += 1
+                tally.kinds[row["kind"]] += 1
+            else:
+                told = {"id": outcome.id, "reason": outcome.reason, "detail": outcome.detail, "row": dict(outcome.row)}
+                dropped.write(json.dumps(told, ensure_ascii=False, default=str) + "\n")
+                tally.dropped[outcome.reason] += 1
+    for part, path in zip(parts, (out, aside), strict=True):
+        os.replace(part, path)
+    write_text(out.with_name(f"{out.stem}.summary.json"), json.dumps(tally.as_dict(), indent=1))
+    return tally
+
+
+def _row_fault(row: Mapping[str, Any], used: set[str]) -> str | None:
+    return f"duplicate id {row['id']!r}" if row["id"] in used else fault(row)
+
+
+def _relative(image: str, folder: Path) -> str:
+    return os.path.relpath(image, folder.resolve())
+
+
+async def _as_async(outcomes: AsyncIterator[Outcome] | Iterable[Outcome]) -> AsyncIterator[Outcome]:
+    if isinstance(outcomes, AsyncIterator):
+        async for outcome in outcomes:
+            yield outcome
+    else:
+        for outcome in outcomes:
+            yield outcome

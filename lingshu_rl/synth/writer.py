@@ -1,0 +1,249 @@
+"""Asks any OpenAI-compatible chat endpoint: bounded, retried, and every reply kept in a file, so that nothing is paid twice.
+
+A request's file is named after what was asked (model, messages, image bytes, sampling), not after the server: the same
+question to the same model is answered from disk, in this run or the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lingshu_rl.runfolder import write_text
+
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+CHARACTERS_PER_TOKEN = 4  # of English; good for a cost estimate, not for a limit
+PIXELS_PER_IMAGE_TOKEN = 28 * 28  # Qwen2.5-VL; other families differ
+LONGEST_WAIT_S = 60.0
+
+
+class WriterError(RuntimeError):
+    """The endpoint cannot be used; what was answered so far is on disk."""
+
+
+class WriterRefused(RuntimeError):
+    """This one request was refused; others may go well."""
+
+
+@dataclass(frozen=True)
+class WriterConfig:
+    """url: up to and with /v1. prices: in any currency, a million tokens."""
+
+    url: str
+    model: str
+    cache: Path
+    concurrency: int = 32
+    retries: int = 5
+    timeout_s: float = 300.0
+    temperature: float = 0.7
+    max_tokens: int = 1024
+    key_env: str = "OPENAI_API_KEY"
+    price_in: float = 0.0
+    price_out: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise WriterError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not self.url.startswith(("http://", "https://")):
+            raise WriterError(f"--url is an address such as http://127.0.0.1:8000/v1, got {self.url!r}")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """text: with the model's reasoning in front as a think block where the server returns it apart."""
+
+    text: str
+    finish_reason: str
+    request: str  # name of the cache file: the reply's provenance
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+
+class Asker(Protocol):
+    async def ask(
+        self, messages: Sequence[dict[str, str]], *, images: Sequence[bytes] = (), seed: int = 0, example: str = ""
+    ) -> Reply:
+        """One reply. images go before the last message's text. example: a reply as it may look, for the estimate."""
+        ...
+
+
+class Writer:
+    """The endpoint with its cache. Use as an async context manager."""
+
+    def __init__(self, config: WriterConfig) -> None:
+        import httpx
+
+        self.config = config
+        self.sent = self.from_cache = 0
+        key = os.environ.get(config.key_env, "")
+        self._client = httpx.AsyncClient(
+            timeout=config.timeout_s,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=config.concurrency),
+        )
+        self._slots = asyncio.Semaphore(config.concurrency)
+
+    async def __aenter__(self) -> Writer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    async def ask(
+        self, messages: Sequence[dict[str, str]], *, images: Sequence[bytes] = (), seed: int = 0, example: str = ""
+    ) -> Reply:
+        name = request_name(self.config, messages, images, seed)
+        if (reply := read_cached(self.config.cache, name)) is not None:
+            self.from_cache += 1
+            return reply
+        async with self._slots:
+            answer = await self._post(request_body(self.config, messages, images, seed))
+        self.sent += 1
+        write_text(cache_file(self.config.cache, name), json.dumps(answer, ensure_ascii=False))
+        return _reply(answer, name)
+
+    async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        import httpx
+
+        url = f"{self.config.url.rstrip('/')}/chat/completions"
+        trouble = ""
+        for attempt in range(self.config.retries + 1):
+            wait_s = min(LONGEST_WAIT_S, 0.5 * 2**attempt)
+            try:
+                response = await self._client.post(url, json=body)
+            except httpx.HTTPError as error:
+                trouble = f"{type(error).__name__}: {error}"
+            else:
+                if response.status_code == 200:
+                    return _checked(response.json(), url)
+                trouble = f"HTTP {response.status_code}: {response.text[:200]}"
+                if response.status_code in (401, 403, 404):
+                    raise WriterError(f"{url} answers {trouble}; check --url, --model and ${self.config.key_env}")
+                if response.status_code not in RETRIED:
+                    raise WriterRefused(trouble)
+                with contextlib.suppress(ValueError):
+                    wait_s = min(LONGEST_WAIT_S, float(response.headers.get("retry-after", wait_s)))
+            if attempt < self.config.retries:
+                await asyncio.sleep(wait_s)
+        raise WriterError(
+            f"{url} gave no reply after {self.config.retries + 1} tries ({trouble}); the same command goes on later, "
+            f"replies so far are in {self.config.cache}"
+        )
+
+
+class Estimator:
+    """Counts what a run would ask, without asking: known replies come from the cache, others are the step's example.
+
+    Output tokens are an upper bound (max_tokens a request).
+    """
+
+    def __init__(self, config: WriterConfig) -> None:
+        self.config = config
+        self.requests = self.from_cache = 0
+        self.tokens_in = self.tokens_out = 0
+
+    async def ask(
+        self, messages: Sequence[dict[str, str]], *, images: Sequence[bytes] = (), seed: int = 0, example: str = ""
+    ) -> Reply:
+        name = request_name(self.config, messages, images, seed)
+        if (reply := read_cached(self.config.cache, name)) is not None:
+            self.from_cache += 1
+            return reply
+        self.requests += 1
+        self.tokens_in += sum(len(m["content"]) for m in messages) // CHARACTERS_PER_TOKEN
+        self.tokens_in += sum(image_tokens(image) for image in images)
+        self.tokens_out += self.config.max_tokens
+        return Reply(example, "stop", name)
+
+    @property
+    def cost(self) -> float:
+        return (self.tokens_in * self.config.price_in + self.tokens_out * self.config.price_out) / 1e6
+
+    def __str__(self) -> str:
+        money = f", at most {self.cost:,.2f}" if self.config.price_in or self.config.price_out else ""
+        return (
+            f"{self.requests:,} requests to {self.config.model}, about {self.tokens_in:,} tokens in, at most "
+            f"{self.tokens_out:,} out{money}; {self.from_cache:,} more are answered from {self.config.cache}"
+        )
+
+
+def image_tokens(image: bytes) -> int:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(image)) as opened:
+        return math.ceil(opened.width * opened.height / PIXELS_PER_IMAGE_TOKEN)
+
+
+def request_name(config: WriterConfig, messages: Sequence[dict[str, str]], images: Sequence[bytes], seed: int) -> str:
+    """A hash of everything that the reply depends on."""
+    told = {
+        "model": config.model,
+        "temperature": config.temperature,
+        "max_tokens": config.max_tokens,
+        "seed": seed,
+        "messages": list(messages),
+        "images": [hashlib.sha256(image).hexdigest() for image in images],
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def request_body(
+    config: WriterConfig, messages: Sequence[dict[str, str]], images: Sequence[bytes], seed: int
+) -> dict[str, Any]:
+    *before, last = messages
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": data_uri(image)}} for image in images]
+    content: Any = [*parts, {"type": "text", "text": last["content"]}] if parts else last["content"]
+    return {
+        "model": config.model,
+        "messages": [*before, {"role": last["role"], "content": content}],
+        "temperature": config.temperature,
+        "max_tokens": config.max_tokens,
+        "seed": seed,
+    }
+
+
+def data_uri(image: bytes) -> str:
+    kind = "png" if image.startswith(b"\x89PNG") else "webp" if image[8:12] == b"WEBP" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def cache_file(cache: Path, name: str) -> Path:
+    return cache / name[:2] / f"{name}.json"
+
+
+def read_cached(cache: Path, name: str) -> Reply | None:
+    try:
+        return _reply(json.loads(cache_file(cache, name).read_text()), name)
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, KeyError) as error:
+        raise WriterError(f"{cache_file(cache, name)} is damaged ({error}); delete it to ask again") from None
+
+
+def _checked(answer: Any, url: str) -> dict[str, Any]:
+    """The parts of a reply that are kept."""
+    try:
+        choice = answer["choices"][0]
+        message = choice["message"]
+        text, thought = message.get("content") or "", message.get("reasoning_content") or message.get("reasoning") or ""
+        return {"text": f"<think>{thought}</think>{text}" if thought else text,
+                "finish_reason": choice.get("finish_reason") or "stop", "usage": answer.get("usage")}  # fmt: skip
+    except (KeyError, IndexError, TypeError) as error:
+        raise WriterError(f"{url} does not speak the chat completions protocol: {str(answer)[:200]}") from error
+
+
+def _reply(answer: dict[str, Any], name: str) -> Reply:
+    return Reply(answer["text"], answer["finish_reason"], name)
