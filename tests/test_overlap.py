@@ -4,6 +4,7 @@ Times are virtual: a loop that jumps to the next timer instead of waiting makes 
 """
 
 import asyncio
+import json
 import queue
 import threading
 from types import SimpleNamespace
@@ -17,7 +18,8 @@ from lingshu_rl.pool import Pool
 from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.reference.wire import decode_groups, encode_logprobs
 from lingshu_rl.results import timeline
-from lingshu_rl.run import Ahead, Preempted, Run, Spans
+from lingshu_rl.run import Ahead, Preempted, Run, Spans, reference_model
+from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.stream import PromptStream
 from lingshu_rl.train import collect
 from lingshu_rl.types import Prompt, Rollout
@@ -56,6 +58,9 @@ class Rollouts:
 
     def __init__(self, every):
         self.every, self.version, self.under_way, self.landed = every, 0, 0, {}
+
+    def sleep(self):
+        """A colocated engine would; servers do not."""
 
     async def groups(self, prompts, n, step):
         for p in prompts:
@@ -329,3 +334,39 @@ def test_spans_widen_and_become_a_timeline():
     assert timeline(spans, origin=2.0) == {
         "time/start/rollout": 1.0, "time/end/rollout": 7.0, "time/start/reward": 4.0, "time/end/reward": 5.0,
     }  # fmt: skip
+
+
+def test_a_refreshed_reference_is_told_to_every_replica_and_to_those_started_later(tmp_path):
+    told = []
+
+    def answer(request):
+        told.append((request.url.host, request.url.path, json.loads(request.content)))
+        return httpx.Response(200)
+
+    async def refresh():
+        run = a_run(tmp_path, "reference.refresh_every=2")
+        run.folder, run.progress = RunFolder(tmp_path), None
+        run.policy.save_hf = lambda folder: folder.mkdir(parents=True)
+        run.encoder.save = lambda folder: (folder / "tokenizer.json").touch()
+        run.reference = reference(0, 2)
+        run.reference.pool.http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+        run.workers = [
+            SimpleNamespace(name=f"{role} server 0", command=["python", "--model", "start", "--port", "1"])
+            for role in ("rollout", "reference")
+        ]
+        await run.refresh_reference(2)
+        return run
+
+    run = asyncio.run(refresh())
+    folder = tmp_path / "reference" / "step-000002"
+    assert run.reference_from == folder.name and (folder / "tokenizer.json").exists()
+    assert sorted(told) == [(host, "/refresh", {"folder": folder.name}) for host in ("r0", "r1")]
+    assert [w.command[2] for w in run.workers] == ["start", str(folder)]
+    assert reference_model(run.config, run.folder, None).endswith("weights")
+    checkpoint = tmp_path / "checkpoints" / "step-000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "run.json").write_text(json.dumps({"step": 2, "reference": folder.name}))
+    assert reference_model(run.config, run.folder, checkpoint) == str(folder)
+    for wrong in ("loss.kl_coef=0", "train.max_staleness=1"):
+        with pytest.raises(ConfigError, match=r"reference\.refresh_every needs"):
+            load_config(None, ["reference.refresh_every=2", wrong])
