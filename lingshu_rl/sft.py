@@ -206,8 +206,11 @@ def train_stage(
         write_text(folder / "stage.json", json.dumps({"key": key, "start": start, **asdict(stage)}, indent=1))
     rows = stage_rows(name, stage, config.skip_bad_rows)
     arguments = sft_arguments(config, stage, folder, state.device.type == "cuda")
-    trainer = build_trainer(config, name, stage, start, rows, arguments, progress)
     checkpoint = newest_checkpoint(folder / "checkpoints")
+    # transformers' own resume leaves the weights of a vision-language model as they are, without a word: its checkpoint
+    # names them otherwise than the module does. So the model is loaded from the checkpoint (DeepSpeed loads its own form).
+    begin = str(checkpoint) if checkpoint is not None and not arguments.deepspeed else start
+    trainer = build_trainer(config, name, stage, begin, rows, arguments, progress)
     if checkpoint is not None:
         progress.say(f"{name}: goes on from {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
