@@ -225,7 +225,7 @@ def train_stage(
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         log = [{k: v for k, v in line.items() if not k.startswith(("train_runtime", "train_samples", "train_steps", "total_flos"))} for line in trainer.state.log_history]  # fmt: skip
-        write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(line, sort_keys=True) + "\n" for line in log))
         write_text(
             folder / "done.json", json.dumps({"key": key, "steps": trainer.state.global_step, "rows": len(rows)})
         )
