@@ -34,6 +34,7 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/update_vs_trl.py --out benchmarks/baselines/update_vs_trl.json
 	$(BIN)/python benchmarks/step_vs_trl.py --out benchmarks/baselines/step_vs_trl.json
 	$(BIN)/python benchmarks/scaling.py --out benchmarks/baselines/scaling.json
+	$(BIN)/python benchmarks/dedup.py --out benchmarks/baselines/dedup.json
 
 # On CPU, torchaudio and torchcodec come as CUDA builds that cannot load beside a CPU torch and are not needed;
 # lingshu_rl.compat mends torchvision where it does not import. Outside, PIP_ARGS can name PyTorch's CPU wheel index.

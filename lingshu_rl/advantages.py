@@ -71,7 +71,10 @@ def gdpo_advantages(
     if len(flat) < 2:
         return [[None if total is None else 0.0 for total in group_totals] for group_totals in sums]
     scaled = iter(_normalised(flat))
-    return [[None if total is None else next(scaled) for total in group_totals] for group_totals in sums]
+    # A group without contrast keeps its exact 0, which the mean's rounding would take from it.
+    return [
+        [None if total is None else next(scaled) * any(group_totals) for total in group_totals] for group_totals in sums
+    ]
 
 
 def overlong_penalty(tokens: int, max_tokens: int, config: AdvantageConfig) -> float:

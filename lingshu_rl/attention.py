@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from lingshu_rl.families import ModelSpec
 from lingshu_rl.packing import PackedRow, Span
 
 NAME = "shared_prefix"
+WINDOWS = "windows_as_flash"  # "flash" in the name makes Qwen-VL hand over all windows in one call
 _SMALLEST_BLOCK = 64  # queries; smaller blocks are slower than the masked part they leave out
 
 
@@ -49,17 +51,19 @@ class Blocks:
     last_layer: int
 
 
-def use_shared_attention(base: Any) -> None:
-    """Route the text model's attention through this module. Its vision tower keeps what it has."""
+def use_shared_attention(base: Any, spec: ModelSpec) -> None:
+    """Route the model's attention through this module: the text model's, and that of a vision tower with windows."""
     text = base.config.get_text_config()
     if text._attn_implementation != NAME:
         text._attn_implementation = NAME
+    if spec.mrope_merge and base.config.vision_config._attn_implementation == "sdpa":
+        base.config.vision_config._attn_implementation = WINDOWS
 
 
 def attention_masks(row: PackedRow, spec: ModelSpec, device: torch.device, backend: str, last_layer: int) -> Any:
     """The `attention_mask` argument: one mask, or one for each layer type where a model has several.
 
-    backend: "sdpa" (any device), or "flex" for CUDA, where it was not run; its forward was compared on the CPU alone.
+    backend: "sdpa" (any device), or "flex" for CUDA; on the CPU flex has a forward, but no backward.
     """
     if backend == "flex":
         masks: dict[str, Any] = {kind: _flex_mask(row, spec, window, device) for kind, window in spec.windows.items()}
@@ -76,14 +80,20 @@ def allowed(row: PackedRow, spec: ModelSpec, window: int | None, device: torch.d
     group, branch, logical = row.group_S.to(device), row.branch_S.to(device), row.logical_S.to(device)
     distance = logical[:, None] - logical[None, :]
     may = distance >= 0
-    if spec.image_blocks or spec.prefix_blocks:
-        block = row.image_S.to(device) if spec.image_blocks else torch.where(branch < 0, 0, -1)
+    if (block := _blocks_without_order(row, spec, device)) is not None:
         may |= (block[:, None] == block[None, :]) & (block[:, None] >= 0)
     if window is not None:
         may &= distance < window
     may &= (branch[None, :] < 0) | (branch[None, :] == branch[:, None])
     may &= group[None, :] == group[:, None]
     return may
+
+
+def _blocks_without_order(row: PackedRow, spec: ModelSpec, device: torch.device) -> Tensor | None:
+    """(S,) tokens of one number >= 0 see each other both ways: those of an image (Gemma 3), the prompt's (PaliGemma)."""
+    if spec.image_blocks:
+        return row.image_S.to(device)
+    return torch.where(row.branch_S < 0, 0, -1).to(device) if spec.prefix_blocks else None
 
 
 def _sdpa_mask(row: PackedRow, spec: ModelSpec, window: int | None, device: torch.device, last_layer: int) -> Tensor:
@@ -126,12 +136,14 @@ def _block(mask: Tensor, start: int, stop: int, keys: tuple[tuple[int, int], ...
 def _flex_mask(row: PackedRow, spec: ModelSpec, window: int | None, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    if spec.image_blocks or spec.prefix_blocks:
-        raise ValueError(f"{spec.model_type}: packing.attention=flex knows causal prompts only; use sdpa")
     group, branch, logical = row.group_S.to(device), row.branch_S.to(device), row.logical_S.to(device)
+    block = _blocks_without_order(row, spec, device)
 
     def may(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        seen = (group[q] == group[k]) & ((branch[k] < 0) | (branch[k] == branch[q])) & (logical[k] <= logical[q])
+        seen = logical[k] <= logical[q]
+        if block is not None:
+            seen = seen | ((block[q] == block[k]) & (block[q] >= 0))
+        seen = seen & (group[q] == group[k]) & ((branch[k] < 0) | (branch[k] == branch[q]))
         return seen if window is None else seen & (logical[q] - logical[k] < window)
 
     return create_block_mask(may, 1, None, row.tokens, row.tokens, device=str(device))
@@ -159,19 +171,23 @@ def shared_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    today = blocks.last if getattr(module, "layer_idx", None) == blocks.last_layer else blocks.every
+    # Cut once: the gradient of a split is one concatenation, that of a slice a whole tensor of zeros.
+    cuts = sorted({0, query.shape[2], *(c for b in today for r in ((b.start, b.stop), *b.keys) for c in r)})
+    q, k, v = (_Cut(x, cuts) for x in (query, key, value))
     outputs = []
     place = 0
-    for block in blocks.last if getattr(module, "layer_idx", None) == blocks.last_layer else blocks.every:
+    for block in today:
         if block.start > place:
             outputs.append(query.new_zeros(1, block.start - place, query.shape[1], value.shape[3]))
-        k, v = _join(key, block.keys), _join(value, block.keys)
+        keys, values = k.join(block.keys), v.join(block.keys)
         # Off the CPU a mask and grouped heads together lead to the slow kernel.
-        grouped = k.shape[1] != query.shape[1]
+        grouped = keys.shape[1] != query.shape[1]
         if grouped and block.mask is not None and query.device.type != "cpu":
-            k, v = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (k, v))
+            keys, values = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (keys, values))
             grouped = False
         output = scaled_dot_product_attention(
-            query[:, :, block.start : block.stop], k, v, attn_mask=block.mask, is_causal=block.mask is None,
+            q.join([(block.start, block.stop)]), keys, values, attn_mask=block.mask, is_causal=block.mask is None,
             scale=scaling, enable_gqa=grouped,
         )  # fmt: skip
         outputs.append(output.transpose(1, 2))
@@ -179,10 +195,47 @@ def shared_attention(
     return torch.cat(outputs, dim=1), None
 
 
-def _join(x: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
-    parts = [x[:, :, a:b] for a, b in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+class _Cut:
+    """A tensor cut along its tokens; `join` puts ranges that begin and end at cuts together."""
+
+    def __init__(self, x: Tensor, cuts: Sequence[int]) -> None:
+        self.pieces = x.split([b - a for a, b in pairwise(cuts)], dim=2)
+        self.number = {cut: i for i, cut in enumerate(cuts)}
+
+    def join(self, ranges: Sequence[tuple[int, int]]) -> Tensor:
+        parts = [p for a, b in ranges for p in self.pieces[self.number[a] : self.number[b]]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def window_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *,
+    cu_seq_lens_q: Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """For Qwen's vision towers: (1, heads, patches, D) each -> (1, patches, heads, D). Patches see their own window.
+
+    cu_seq_lens_q: where windows begin and end. Windows of one length are one batch; transformers' SDPA path calls the
+    kernel for each, dozens an image in Qwen2.5-VL.
+    """
+    lengths = (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist()
+    windows = [x[0].split(lengths, dim=1) for x in (query, key, value)]
+    outputs: list[Tensor] = [query] * len(lengths)
+    for length in set(lengths):
+        alike = [i for i, one in enumerate(lengths) if one == length]
+        q, k, v = (torch.stack([parts[i] for i in alike]) for parts in windows)
+        found = scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        for i, output in zip(alike, found.transpose(1, 2).unbind(), strict=True):
+            outputs[i] = output
+    return torch.cat(outputs)[None], None
 
 
 AttentionInterface.register(NAME, shared_attention)
+AttentionInterface.register(WINDOWS, window_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -27,6 +27,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     rewards = commands.add_parser("rewards", help="check labels and rewards before a run")
     rewards.add_argument("arguments", nargs=argparse.REMAINDER)
     rewards.set_defaults(run=_rewards)
+    sweep = commands.add_parser("sweep", help="run variants of the settings over seeds and say which differ from noise", epilog=EPILOG)  # fmt: skip
+    sweep.add_argument("file", help="YAML: base settings, axes or variants or search, seeds (docs/sweeps.md)")
+    sweep.add_argument("--dry-run", action="store_true", help="list the runs, what is done and how long the rest takes")
+    sweep.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="variants or VARIANT/seed-N, * allowed")
+    sweep.add_argument("--retry-failed", action="store_true", help="run failed runs again")
+    sweep.add_argument("--set", nargs="+", default=[], dest="settings", metavar="key=value", help="settings over the file's base")  # fmt: skip
+    sweep.set_defaults(run=_sweep)
+    report = commands.add_parser("report", help="write the report of a run, a sweep, or several runs side by side")
+    report.add_argument("folders", nargs="+", metavar="RUN")
+    report.add_argument("--out", help="page of a comparison (default: comparison.html where all runs are)")
+    report.set_defaults(run=_report)
+    watch = commands.add_parser("watch", help="follow a run in the terminal while it trains")
+    watch.add_argument("folder", metavar="RUN")
+    watch.add_argument("--once", action="store_true", help="show where it stands and stop")
+    watch.set_defaults(run=_watch)
+    from lingshu_rl.eval.command import add_arguments
+
+    add_leaks_parser(
+        add_arguments(commands.add_parser("eval", help="evaluate a model on benchmarks; compare, rescore, leaks"))
+    )
+    curate = commands.add_parser(
+        "curate", help="from raw sets to training rows: filter, deduplicate, decontaminate, split"
+    )
+    curate.add_argument("pipeline", help="YAML file of sources and steps, see docs/curation.md")
+    curate.add_argument("--out", help="folder to write (default: the file's `out`)")
+    curate.add_argument("--dry-run", action="store_true", help="check the file, print sources and steps, then stop")
+    curate.set_defaults(run=_curate)
     synth = commands.add_parser("synth", help="make training rows: captions, questions, chains of thought")
     add_steps(synth)
     synth.set_defaults(run=run_step)
@@ -40,9 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     pipeline.add_argument("--force", action="append", default=[], metavar="STEP", help="run this step again")
     pipeline.add_argument("settings", nargs="*", metavar="name=value")
     pipeline.set_defaults(run=_pipeline)
-    report = commands.add_parser("report", help="write report.html of a run folder again")
-    report.add_argument("folder")
-    report.set_defaults(run=_report)
     # argparse takes a command's key=value words only where its other words stand; they may stand after options as well.
     arguments, rest = parser.parse_known_args(argv)
     if rest and not (hasattr(arguments, "settings") and all("=" in w and not w.startswith("-") for w in rest)):
@@ -50,6 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         arguments.settings += rest
     return arguments.run(arguments)
+
+
+def add_leaks_parser(commands) -> None:  # type: ignore[no-untyped-def]
+    """`eval leaks`: pictures, patients and texts that two sets share."""
+    from lingshu_rl.curate.leaks import add_leaks_parser as add
+
+    add(commands)
 
 
 def train_main(argv: Sequence[str]) -> int:
@@ -185,7 +216,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def run_training(config) -> int:  # type: ignore[no-untyped-def]
-    """Train; errors that have a known cause become one message and exit code 1, Ctrl-C and SIGTERM 130."""
+    """Train; errors that have a known cause become one message and exit code 1, Ctrl-C 130.
+
+    SIGTERM between two steps saves a checkpoint and gives 75 (EX_TEMPFAIL: run the same command again).
+    """
     import asyncio
 
     from lingshu_rl.workers import die_with_launcher
@@ -196,17 +230,31 @@ def run_training(config) -> int:  # type: ignore[no-untyped-def]
     from lingshu_rl.firstbatch import CheckError
     from lingshu_rl.reference.client import ReferenceRequestError
     from lingshu_rl.rollout.client import RolloutError
+    from lingshu_rl.run import Preempted
+    from lingshu_rl.runfolder import RunFolderError
     from lingshu_rl.train import train
     from lingshu_rl.workers import WorkerError
     from rewards.executor import RewardFailure
 
-    known = (ConfigError, DataError, CheckError, ReferenceRequestError, RolloutError, WorkerError, RewardFailure)
+    known = (
+        ConfigError,
+        DataError,
+        CheckError,
+        ReferenceRequestError,
+        RolloutError,
+        WorkerError,
+        RewardFailure,
+        RunFolderError,
+    )
     try:
         asyncio.run(train(config))
     except known as error:
         print(f"\nthe run stopped: {error}", file=sys.stderr)
         code = 1
-    except (KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C, and SIGTERM by `cancel_on`
+    except Preempted as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        code = 75
+    except (KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C, and SIGTERM before there is a run
         print("\nthe run was stopped; the same command goes on from its last checkpoint", file=sys.stderr)
         code = 130
     else:
@@ -229,13 +277,28 @@ def _rewards(arguments: argparse.Namespace) -> int:
     return check(arguments.arguments)
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.sweep.command import sweep_main
+
+    return sweep_main(arguments.file, dry_run=arguments.dry_run, only=arguments.only, retry_failed=arguments.retry_failed, settings=arguments.settings)  # fmt: skip
+
+
+def _curate(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.curate.pipeline import main as curate
+
+    return curate(arguments.pipeline, out=arguments.out, dry_run=arguments.dry_run)
+
+
 def _report(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
+    from lingshu_rl.sweep.command import report_main
 
-    from lingshu_rl.report import write_report
+    return report_main(arguments.folders, arguments.out)
 
-    print(write_report(Path(arguments.folder)))
-    return 0
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.watch import watch
+
+    return watch(arguments.folder, once=arguments.once)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class RunConfig:
         default_factory=lambda: ["tensorboard"]
     )  # accelerate's names: wandb, trackio, mlflow ...
     stop_timeout_s: float = 10.0  # how long child processes may take to stop before they are killed
+    max_restarts: int = 3  # times a server process that died is started again; then the run ends with a checkpoint
 
 
 @dataclass
@@ -46,14 +47,16 @@ class DataConfig:
 
 @dataclass
 class TrainConfig:
-    steps: int = 100
-    prompts_per_step: int = 32
+    steps: int = 50
+    prompts_per_step: int = 48
     group_size: int = 8  # completions sampled for each prompt (G)
-    lr: float = 3e-4
+    max_refills: int = 0  # times a step may draw further prompts for groups that teach nothing (dynamic sampling)
+    lr: float = 4e-4
     warmup_steps: int = 10
-    lr_schedule: str = "constant"  # constant | linear | cosine, after the warm-up
+    lr_schedule: str = "linear"  # constant | linear | cosine, after the warm-up
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    max_staleness: int = 0  # 1: the next step's rollouts run during the update, on weights one step old
     optimizer_steps: int = 1  # optimiser steps a batch; above 1 the old log-probs are kept and the ratio is clipped
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on CUDA, float32 on CPU
     gradient_checkpointing: bool = False
@@ -66,6 +69,10 @@ class RolloutConfig:
     temperature: float = 1.0  # the trained distribution is scaled alike
     max_tokens: int = 40  # completion tokens
     urls: list[str] = field(default_factory=list)  # running vLLM servers; empty = started by the run
+    placement: str = "servers"  # servers: processes of their own | colocate: in the policy process (one policy rank)
+    servers: int = (
+        0  # how many share devices.rollout; 0 = as many as rollout.vllm.tensor_parallel_size allows, else one
+    )
     request_timeout_s: float = 300.0
     retries: int = 2  # a request that fails is sent again with the same seed
     start_timeout_s: float = 300.0
@@ -73,14 +80,20 @@ class RolloutConfig:
     weight_transfer: str = "auto"  # auto | file | nccl
     vllm: dict[str, Any] = field(default_factory=dict)  # vLLM's own options: {max_model_len: 4096, ...}
     env: dict[str, str] = field(default_factory=dict)  # environment of the vLLM processes
+    ray: dict[str, Any] = field(default_factory=dict)  # with cluster=ray: Ray's actor options, {resources: {big: 1}}
 
 
 @dataclass
 class ReferenceConfig:
     urls: list[str] = field(default_factory=list)  # running reference servers; empty = started by the run
+    replicas: int = 0  # how many share devices.reference; 0 = one for every tensor_parallel GPUs, one on CPU
+    tensor_parallel: int = 1  # GPUs (on CPU: processes) that one replica is sharded over
+    refresh_every: int = 0  # steps after which the reference becomes the policy of that moment; 0 = never
     model: str = ""  # "" = the model the run starts from
     dtype: str = "auto"
+    ray: dict[str, Any] = field(default_factory=dict)  # with cluster=ray: Ray's actor options
     request_timeout_s: float = 300.0
+    retries: int = 2
     start_timeout_s: float = 300.0
 
 
@@ -107,13 +120,14 @@ class RewardsConfig:
 class EvalConfig:
     every: int = 0  # steps between evaluations during training; 0 = only before and after
     limit: int = 0  # questions; 0 = all
-    controls: list[str] = field(default_factory=lambda: ["blank", "shuffled"])
+    controls: list[str] = field(default_factory=lambda: ["blank", "shuffled", "majority"])  # also text_only
 
 
 @dataclass
 class CheckpointConfig:
     every: int = 50  # steps; 0 = only at the end
     keep_last: int = 2
+    keep_best: bool = True  # keep also the one with the highest held-out accuracy (by the last evaluation before it)
 
 
 @dataclass
@@ -131,6 +145,7 @@ class CheckConfig:
 class Config:
     model: str = "demo"  # demo | folder | Hub id
     seed: int = 0
+    cluster: str = "local"  # local: servers on this host (or by URL) | ray: on the nodes of a Ray cluster
     resume: str = "auto"  # auto: go on from the newest checkpoint in run.dir | never | a checkpoint folder
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -243,6 +258,24 @@ def validate(config: Config) -> None:
         "checkpoint.keep_last": c.checkpoint.keep_last,
     }.items():
         refuse(number < 1, f"{key}={number} must be at least 1")
+    for key, number in {
+        "rollout.servers": c.rollout.servers,
+        "rollout.retries": c.rollout.retries,
+        "reference.replicas": c.reference.replicas,
+        "reference.retries": c.reference.retries,
+        "reference.refresh_every": c.reference.refresh_every,
+        "run.max_restarts": c.run.max_restarts,
+    }.items():
+        refuse(number < 0, f"{key}={number} must not be negative")
+    refuse(
+        c.reference.tensor_parallel < 1, f"reference.tensor_parallel={c.reference.tensor_parallel} must be at least 1"
+    )
+    refuse(c.train.max_staleness not in (0, 1), f"train.max_staleness={c.train.max_staleness} must be 0 or 1")
+    refuse(
+        c.train.max_staleness > 0 and c.loss.importance_cap == 0,
+        "train.max_staleness=1 samples from older weights, which loss.importance_cap must correct; set it above 0",
+    )
+    refuse(c.train.max_refills < 0, f"train.max_refills={c.train.max_refills} must not be negative")
     refuse(c.train.lr <= 0, f"train.lr={c.train.lr} must be above 0")
     refuse(c.loss.kl_coef < 0, f"loss.kl_coef={c.loss.kl_coef} must not be negative")
     refuse(
@@ -255,14 +288,35 @@ def validate(config: Config) -> None:
     one_of("reference.dtype", c.reference.dtype, ("auto", "float32", "bfloat16"))
     one_of("train.lr_schedule", c.train.lr_schedule, ("constant", "linear", "cosine"))
     one_of("rollout.weight_transfer", c.rollout.weight_transfer, ("auto", "file", "nccl"))
+    one_of("rollout.placement", c.rollout.placement, ("servers", "colocate"))
+    refuse(
+        c.rollout.placement == "colocate"
+        and bool(c.rollout.urls or c.rollout.servers or c.train.max_staleness or c.devices.rollout != "auto"),
+        "rollout.placement=colocate samples in the policy's process, on its devices and between its updates: leave out "
+        "rollout.urls, rollout.servers, devices.rollout and train.max_staleness",
+    )
+    one_of("cluster", c.cluster, ("local", "ray"))
+    for key, options in (("rollout.ray", c.rollout.ray), ("reference.ray", c.reference.ray)):
+        refuse(bool(options) and c.cluster != "ray", f"{key} is set, but only cluster=ray uses it")
+    for key, devices in (("rollout", c.devices.rollout), ("reference", c.devices.reference)):
+        refuse(
+            c.cluster == "ray" and devices not in ("auto", "cpu"),
+            f"devices.{key}={devices!r}: with cluster=ray, Ray picks the devices; say auto (GPUs) or cpu, and how many "
+            "servers of which size by rollout.servers and rollout.vllm.tensor_parallel_size",
+        )
     one_of("data.curriculum", c.data.curriculum, ("none", "pass_rate"))
     one_of("rewards.executor", c.rewards.executor, ("inline", "isolated"))
     one_of("check.on_failure", c.check.on_failure, ("stop", "dense", "warn"))
     for control in c.eval.controls:
-        one_of("eval.controls", control, ("blank", "shuffled"))
+        one_of("eval.controls", control, ("blank", "shuffled", "text_only", "majority"))
     refuse(
         bool(c.reference.urls or c.reference.model) and c.loss.kl_coef == 0,
         "reference.urls or reference.model is set, but loss.kl_coef=0 uses no reference; unset one of them",
+    )
+    refuse(
+        c.reference.refresh_every > 0 and (c.loss.kl_coef == 0 or c.train.max_staleness > 0),
+        "reference.refresh_every needs loss.kl_coef above 0 (else there is no reference) and train.max_staleness=0 (a batch "
+        "collected ahead would have seen the reference of before)",
     )
     refuse(
         c.advantage.variant == "gdpo" and c.advantage.overlong_buffer > 0,
@@ -270,9 +324,18 @@ def validate(config: Config) -> None:
         "part of rewards.spec instead",
     )
     refuse(
+        c.advantage.variant == "gdpo" and c.train.max_refills > 0,
+        "advantage.variant=gdpo normalises over the whole batch, so train.max_refills cannot add to it; set it to 0",
+    )
+    refuse(
         bool(c.rollout.urls) and c.devices.rollout != "auto",
         "rollout.urls names running servers, so devices.rollout has no effect; unset one of them",
     )
+    for group, urls, count in (
+        ("rollout.servers", c.rollout.urls, c.rollout.servers),
+        ("reference.replicas", c.reference.urls, c.reference.replicas),
+    ):
+        refuse(bool(urls) and count > 0, f"{group}={count} has no effect beside the URLs of running servers; unset it")
     refuse(
         bool(c.reference.urls) and c.devices.reference != "auto",
         "reference.urls names running servers, so devices.reference has no effect; unset one of them",

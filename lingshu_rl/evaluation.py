@@ -1,89 +1,62 @@
-"""Held-out accuracy of the policy by the training rewards: with the image, with a blank one, with another question's one."""
+"""Held-out accuracy during training: the evaluation kit's questions, controls and rows, with the run's engine and rewards."""
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
-from lingshu_rl.eval.stats import mean_ci
-from lingshu_rl.model import blank_image
+from lingshu_rl.eval.engines import Reply
+from lingshu_rl.eval.journal import Journal
+from lingshu_rl.eval.runner import answer, conditions_of, constants_of, grade_rows
+from lingshu_rl.eval.scoring import ENGINE_ERROR, MAIN, Row, score
+from lingshu_rl.rollout.client import RolloutClient, RolloutError
 from lingshu_rl.run import Run
-from lingshu_rl.runfolder import image_name
 from lingshu_rl.types import Prompt
 
 EVAL_SEED = 0
-Rows = list[dict[str, Any]]
 
 
-async def evaluate(run: Run, name: str, controls: Sequence[str] = ()) -> dict[str, Rows]:
-    """Answer the test questions greedily and grade them; returns and stores rows by condition ("image", "blank", ...)."""
+class RolloutEngine:
+    """Greedy answers of the policy. A question that the server refuses is a reply with its error."""
+
+    def __init__(self, client: RolloutClient) -> None:
+        self.client = client
+
+    async def ask(self, prompt: Prompt, condition: str) -> Reply:
+        try:
+            (rollout,) = await self.client.sample(prompt, 1, EVAL_SEED, temperature=0.0)
+        except RolloutError as error:
+            return Reply(error=str(error))
+        return Reply(rollout.text, rollout.finish_reason)
+
+    async def close(self) -> None:
+        pass
+
+
+async def evaluate(run: Run, name: str, controls: Sequence[str] = ()) -> dict[str, list[Row]]:
+    """Answer and grade the test questions; returns and stores the rows by condition ("main", "blank", ...).
+
+    Raises RolloutError when no question at all was answered: then it is the engine that is at fault.
+    """
     assert run.rollout is not None
     prompts = run.test[: run.config.eval.limit or None]
-    conditions = {"image": prompts, **{c: CONTROLS[c](prompts) for c in controls}}
-    total = sum(map(len, conditions.values()))
-    run.progress.start(f"evaluating {name}", total)
-    results = {}
-    for condition, asked in conditions.items():
-        answered = await asyncio.gather(*(_answer(run, prompt) for prompt in asked))
-        graded = await run.rewards.grade([rollout.reward_input() for rollout in answered])
-        rows = [
-            {
-                "id": p.id,
-                "kind": p.kind,
-                "task": str(p.meta.get("task", "")),
-                "modality": str(p.meta.get("modality", "")),
-                "image": image_name(p.images),
-                "question": p.text,
-                "options": list(p.options),
-                "gold": p.gold,
-                "completion": rollout.text,
-                "value": result.value,
-                "status": result.status,
-                "parsed": result.parsed,
-                "reason": result.reason,
-            }
-            for p, rollout, result in zip(prompts, answered, graded, strict=True)
-        ]
-        run.folder.write_eval(name if condition == "image" else f"{name}_{condition}", rows)
-        results[condition] = rows
+    asked = conditions_of(prompts, controls)
+    run.progress.start(f"evaluating {name}", sum(map(len, asked.values())))
+    replies = await answer(asked, RolloutEngine(run.rollout), Journal(None), run.progress.advance)
+    replies |= constants_of(prompts, controls)
+    results = {c: await grade_rows(prompts, given, run.rewards.grade) for c, given in replies.items()}
     run.progress.stop()
+    failed = [row for row in results[MAIN] if row["status"] == ENGINE_ERROR]
+    if failed and len(failed) == len(results[MAIN]):
+        raise RolloutError(f"no held-out question was answered; the first: {failed[0]['reason']}")
     for condition, rows in results.items():
-        score = mean_ci([row["value"] for row in rows], [row["image"] for row in rows])
-        low, high = score["ci95"]
-        told = f"{score['accuracy']:.3f}" if score["n"] else "unknown (no answer could be judged)"
+        run.folder.write_eval(name if condition == MAIN else f"{name}_{condition}", rows)
+        found = score(rows)
+        if condition == MAIN and found["n"]:
+            run.accuracy = found["accuracy"]
+        low, high = found["ci95"]
+        told = f"{found['accuracy']:.3f}" if found["n"] else "unknown (no answer could be judged)"
         run.progress.say(
-            f"{name}, {condition}: accuracy {told} (95 % interval {low:.3f} to {high:.3f}, n={score['n']})"
+            f"{name}{'' if condition == MAIN else f', {condition}'}: accuracy {told} (95 % interval {low:.3f} to {high:.3f}, "
+            f"n={found['n']}), {found['unread']} unread" + (f", {found['errors']} errors" if found["errors"] else "")
         )
     return results
-
-
-async def _answer(run: Run, prompt: Prompt) -> Any:
-    assert run.rollout is not None
-    (rollout,) = await run.rollout.sample(prompt, 1, EVAL_SEED, temperature=0.0)
-    run.progress.advance()
-    return rollout
-
-
-def blank(prompts: Sequence[Prompt]) -> list[Prompt]:
-    return [replace(p, images=tuple(blank_image(image) for image in p.images)) for p in prompts]
-
-
-def shuffled(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Every question gets the images of another one of its own task, so that only what is seen changes."""
-    by_task: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for i, p in enumerate(prompts):
-        by_task[str(p.meta.get("task", p.kind)), len(p.images)].append(i)
-    images = [p.images for p in prompts]
-    for members in by_task.values():
-        order = list(members)
-        random.Random(EVAL_SEED).shuffle(order)
-        for here, there in zip(order, order[1:] + order[:1], strict=True):
-            images[here] = prompts[there].images
-    return [replace(p, images=own) for p, own in zip(prompts, images, strict=True)]
-
-
-CONTROLS = {"blank": blank, "shuffled": shuffled}

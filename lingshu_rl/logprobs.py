@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from lingshu_rl.families import ModelSpec, model_spec, supports_sharing, unwrap
 from lingshu_rl.packing import PackedRow
 from lingshu_rl.vocab import LogitTransform, logprobs_of
 
-__all__ = ["TokenScores", "completion_logprobs", "supports_sharing"]
+__all__ = ["TokenScores", "completion_logprobs", "supports_sharing", "trains_vision", "with_image_features"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def completion_logprobs(
     spec = model_spec(base)
     device = next(base.parameters()).device
     if not row.dense:
-        use_shared_attention(base)
+        use_shared_attention(base, spec)
     if banned_ids and (found := set(banned_ids).intersection(row.target_T.tolist())):
         raise ValueError(f"completions hold the banned token id {min(found)}; ban it in sampling too (logit_bias -100)")
     head = _linear_head(base.get_output_embeddings())
@@ -72,9 +72,34 @@ def completion_logprobs(
         )  # fmt: skip
 
     inputs = model_inputs(row, spec, device, attention, last_layer=-1 if last is None else last.self_attn.layer_idx)
-    with _scoring_head(head, score) as result, _narrowed(last, keep_U):
+    with _scoring_head(head, score) as result, _narrowed(last, keep_U), _flat_patches(base):
         model(**inputs, use_cache=False)
     return TokenScores(result["logprobs"], result["entropy"])
+
+
+def trains_vision(model: Any) -> bool:
+    """Whether anything outside the text model and its head gets a gradient: tower, projector, or adapters in them."""
+    base = unwrap(model)
+    text = {id(p) for module in (base.get_decoder(), base.get_output_embeddings()) for p in module.parameters()}
+    return any(p.requires_grad and id(p) not in text for p in base.parameters())
+
+
+@torch.no_grad()
+def with_image_features(model: Any, row: PackedRow) -> PackedRow:
+    """The row with its images encoded, so that its further passes do not run the vision tower. Not for one that trains.
+
+    Everything but pixels stays in `vision`: grids give unshared rows their positions.
+    """
+    if not row.vision or row.features is not None:
+        return row
+    base = unwrap(model)
+    device = next(base.parameters()).device
+    images = {key: value.to(device) for key, value in row.vision.items()}
+    with _flat_patches(base):
+        output = base.get_image_features(**images, return_dict=True)
+    kept = {key: output[key] for key in ("pooler_output", "deepstack_features") if output.get(key) is not None}
+    rest = {key: value for key, value in row.vision.items() if not value.is_floating_point()}
+    return replace(row, vision=rest, features=type(output)(**kept))
 
 
 def model_inputs(
@@ -84,6 +109,8 @@ def model_inputs(
     ids = row.input_ids_1S.to(device)
     inputs: dict[str, Any] = {"input_ids": ids}
     inputs |= {key: value.to(device) for key, value in row.vision.items()}
+    if row.features is not None:
+        inputs["mm_encoder_outputs"] = {"image": row.features}
     if row.dense:
         inputs["attention_mask"] = torch.ones_like(ids)
         if spec.token_types == "mm_token_type_ids" or spec.image_blocks:
@@ -143,6 +170,29 @@ def _on_selection(forward: Any, keep_U: Tensor) -> Any:
         return y.new_zeros(1, x_1SH.shape[1], y.shape[2]).index_copy(1, keep_U, y)
 
     return selected
+
+
+@contextmanager
+def _flat_patches(base: Any) -> Iterator[None]:
+    """While open, a convolution over video patches that were cut out before (Qwen-VL) is the matrix product it amounts
+    to. The 3-d convolution of torch takes several times as long for the same numbers."""
+    with ExitStack() as stack:
+        for module in base.modules():
+            if type(module) is nn.Conv3d and module.stride == module.kernel_size and module.padding == (0, 0, 0):
+                stack.enter_context(_patched(module, _as_product(module)))
+        yield
+
+
+def _as_product(convolution: nn.Conv3d) -> Any:
+    plain = convolution.forward
+
+    def product(x: Tensor) -> Tensor:
+        if x.shape[2:] != convolution.kernel_size or convolution.groups != 1:
+            return plain(x)
+        y = nn.functional.linear(x.flatten(1), convolution.weight.flatten(1), convolution.bias)
+        return y[..., None, None, None]
+
+    return product
 
 
 @contextmanager

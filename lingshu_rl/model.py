@@ -21,8 +21,12 @@ def model_path(name: str) -> str:
     return str(Path(__file__).parent / "demo" / "weights") if name == DEMO_MODEL else name
 
 
-def load_model(name: str, dtype: torch.dtype) -> Any:
-    """The causal language model with its vision tower if it has one, in SDPA attention, on CPU, in eval mode."""
+def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1) -> Any:
+    """The causal language model with its vision tower if it has one, in SDPA attention, on CPU, in eval mode.
+
+    tensor_parallel: processes of the default group that it is sharded over, by the plan that transformers has for it
+    (on CUDA the shards are on the devices then). Raises ValueError for a model without one.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -30,7 +34,23 @@ def load_model(name: str, dtype: torch.dtype) -> Any:
     config = AutoConfig.from_pretrained(path)
     sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    return loader.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").eval()
+    sharding = {"distributed_config": _sharding(loader, config, tensor_parallel)} if tensor_parallel > 1 else {}
+    return loader.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **sharding).eval()
+
+
+def _sharding(loader: Any, config: Any, size: int) -> Any:
+    """Attention and MLP are sharded; embedding and head stay whole, because log-probs are taken from the head's weights."""
+    import torch
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    with torch.device("meta"):
+        plan = dict(loader.from_config(config).tp_plan)
+    whole = {k: "replicated_with_grad_allreduce" for k in plan if k.endswith(("embed_tokens", "lm_head"))}
+    if len(whole) == len(plan):
+        raise ValueError(
+            f"transformers has no tensor-parallel plan for {config.model_type}; reference.tensor_parallel must be 1"
+        )
+    return DistributedConfig(tp_size=size, tp_plan=whole or "auto")
 
 
 def resolve_dtype(name: str, on_gpu: bool) -> torch.dtype:

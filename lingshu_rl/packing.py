@@ -1,5 +1,6 @@
 """Groups -> rows. A shared row is `[prompt, completion 1, ..., completion G]`, the prompt and its images once; several
-groups fill a row up to a token budget. Tensors here stay on the CPU; masks are built where they are used.
+groups fill a row up to a token budget. Completions of a group that are alike, as short answers often are, stand there
+once too. Tensors here stay on the CPU; masks are built where they are used.
 
 Shapes: S tokens in a row, T completion tokens scored by it, U places of the row whose output predicts a token (U <= T:
 the last prompt token predicts the first token of all G completions). The last token of a completion predicts
@@ -28,7 +29,7 @@ class Span:
 
     start: int
     prompt: int
-    branches: tuple[int, ...]  # row tokens of each completion
+    branches: tuple[int, ...]  # row tokens of each different completion
 
     @property
     def end(self) -> int:
@@ -45,6 +46,7 @@ class PackedRow:
     image_S: number of the image a token belongs to, -1 for text.
     keep_U: places whose output predicts a token. row_T, target_T: which of the U, and which id, for each of the T.
     members: (group index, member index, completion tokens) in the order of the T tokens.
+    features: the encoded images, in place of the pixels in `vision`; see `logprobs.with_image_features`.
     """
 
     input_ids_1S: Tensor
@@ -60,6 +62,7 @@ class PackedRow:
     members: tuple[tuple[int, int, int], ...]
     spans: tuple[Span, ...]
     dense: bool
+    features: Any = None
 
     @property
     def tokens(self) -> int:
@@ -143,10 +146,13 @@ def _fill(groups: Sequence[TokenGroup], budget: int) -> list[list[_Part]]:
 def _split(index: int, group: TokenGroup, budget: int) -> list[_Part]:
     prompt = len(group.prompt_ids)
     parts: list[_Part] = []
+    held: set[tuple[int, ...]] = set()  # the completions of the last part
     for member, completion in enumerate(group.completions):
-        extra = _row_tokens(completion)
+        extra = 0 if completion in held else _row_tokens(completion)
         if not parts or parts[-1].tokens + extra > budget:
             parts.append(_Part(index, tokens=prompt))
+            held, extra = set(), _row_tokens(completion)
+        held.add(completion)
         parts[-1].members.append(member)
         parts[-1].tokens += extra
     return parts
@@ -210,23 +216,25 @@ def _shared_row(
         last_prompt = len(keep)
         keep.append(start + size - 1)
         place = start + size
-        branches = []
-        for b, member in enumerate(part.members):
+        branches: list[int] = []
+        scored_at: dict[tuple[int, ...], list[int]] = {}  # completion -> which of the U predict its tokens
+        for member in part.members:
             completion = group.completions[member]
-            length = _row_tokens(completion)
-            steps = torch.arange(length)
-            ids.append(torch.tensor(completion[:length], dtype=torch.long))
-            positions.append((prompt.next_position + steps).expand(axes, -1))
-            branch_of.append(torch.full((length,), b))
-            logical.append(size + steps)
-            image.append(torch.full((length,), -1))
-            if completion:
-                row_of += [last_prompt, *range(len(keep), len(keep) + length)]
+            if completion not in scored_at:
+                length = _row_tokens(completion)
+                steps = torch.arange(length)
+                ids.append(torch.tensor(completion[:length], dtype=torch.long))
+                positions.append((prompt.next_position + steps).expand(axes, -1))
+                branch_of.append(torch.full((length,), len(branches)))
+                logical.append(size + steps)
+                image.append(torch.full((length,), -1))
+                scored_at[completion] = [last_prompt, *range(len(keep), len(keep) + length)] if completion else []
                 keep += range(place, place + length)
-                targets += completion
+                branches.append(length)
+                place += length
+            row_of += scored_at[completion]
+            targets += completion
             members.append((part.group, member, len(completion)))
-            branches.append(length)
-            place += length
         spans.append(Span(start, size, tuple(branches)))
         group_of.append(torch.full((place - start,), n))
         start = place

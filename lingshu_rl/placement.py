@@ -33,6 +33,15 @@ class DeviceSet:
         threads = len(self.cores) or available_cores()
         return {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
 
+    def split(self, parts: int) -> tuple[DeviceSet, ...]:
+        """Equal shares in order; CPU without named cores is shared by all. Raises ValueError when it does not divide."""
+        whole = self.gpus or self.cores
+        if len(whole) % parts:
+            raise ValueError(f"{self} cannot be divided among {parts}")
+        size = len(whole) // parts
+        shares = [whole[i * size : (i + 1) * size] for i in range(parts)]
+        return tuple(DeviceSet(gpus=share) if self.gpus else DeviceSet(cores=share) for share in shares)
+
     def command_prefix(self) -> list[str]:
         """Binds a child process to the group's cores."""
         return ["taskset", "-c", ",".join(map(str, self.cores))] if self.cores else []
@@ -40,18 +49,25 @@ class DeviceSet:
 
 @dataclass(frozen=True)
 class Placement:
-    """None stands for a group this run does not start: given by URLs, or not needed."""
+    """None stands for a group this run does not start: given by URLs, or not needed.
+
+    rollout_servers, reference_replicas: the devices of each process of the group.
+    """
 
     policy: DeviceSet
     rollout: DeviceSet | None
     reference: DeviceSet | None
     idle_gpus: tuple[int, ...]
+    rollout_servers: tuple[DeviceSet, ...] = ()
+    reference_replicas: tuple[DeviceSet, ...] = ()
 
     def describe(self) -> dict[str, str]:
         shown = {
             "policy": str(self.policy),
-            "rollout": str(self.rollout or "elsewhere (rollout.urls)"),
-            "reference": str(self.reference or "none started (reference.urls, or loss.kl_coef=0)"),
+            "rollout": " | ".join(map(str, self.rollout_servers))
+            or "elsewhere (rollout.urls), or in the policy's process",
+            "reference": " | ".join(map(str, self.reference_replicas))
+            or "none started (reference.urls, or loss.kl_coef=0)",
         }
         if self.idle_gpus:
             shown["idle"] = "cuda:" + ",".join(map(str, self.idle_gpus)) + " (no group uses these)"
@@ -104,10 +120,13 @@ def place(config: Config, gpus: int, policy_ranks: int = 1) -> Placement:
 
     Raises ConfigError when groups overlap on a GPU, or there are too few GPUs to place them by themselves.
     """
+    here, colocate = config.cluster == "local", config.rollout.placement == "colocate"
+    if colocate and policy_ranks > 1:
+        raise ConfigError(f"rollout.placement=colocate needs one policy rank, accelerate started {policy_ranks} here")
     starts = {
         "policy": True,
-        "rollout": not config.rollout.urls,
-        "reference": not config.reference.urls and config.loss.kl_coef > 0,
+        "rollout": here and not config.rollout.urls and not colocate,
+        "reference": here and not config.reference.urls and config.loss.kl_coef > 0,
     }
     chosen: dict[str, DeviceSet | None] = {
         group: parse_devices(group, getattr(config.devices, group)) if needed else None
@@ -153,4 +172,71 @@ def place(config: Config, gpus: int, policy_ranks: int = 1) -> Placement:
         )
     used = {gpu for devices in chosen.values() if devices for gpu in devices.gpus}
     idle = tuple(gpu for gpu in range(gpus) if gpu not in used)
-    return Placement(chosen["policy"], chosen["rollout"], chosen["reference"], idle)
+    if not here:
+        return Placement(chosen["policy"], None, None, idle, *on_cluster(config, gpus > 0))
+    return Placement(
+        chosen["policy"],
+        chosen["rollout"],
+        chosen["reference"],
+        idle,
+        share_rollout(config, chosen["rollout"]),
+        share_reference(config, chosen["reference"]),
+    )
+
+
+def on_cluster(config: Config, on_gpu: bool) -> tuple[tuple[DeviceSet, ...], tuple[DeviceSet, ...]]:
+    """What each rollout server and reference replica asks Ray for; which GPUs of which node these are, Ray decides."""
+    given = config.rollout.vllm
+    sizes = {
+        "rollout": int(given.get("tensor_parallel_size", 1)) * int(given.get("pipeline_parallel_size", 1)),
+        "reference": config.reference.tensor_parallel,
+    }
+    counts = {
+        "rollout": 0 if config.rollout.urls or config.rollout.placement == "colocate" else config.rollout.servers or 1,
+        "reference": 0 if config.reference.urls or not config.loss.kl_coef else config.reference.replicas or 1,
+    }
+
+    def each(group: str) -> DeviceSet:
+        here = on_gpu and getattr(config.devices, group) != "cpu"
+        return DeviceSet(gpus=tuple(range(sizes[group]))) if here else DeviceSet()
+
+    return (each("rollout"),) * counts["rollout"], (each("reference"),) * counts["reference"]
+
+
+def share_rollout(config: Config, devices: DeviceSet | None) -> tuple[DeviceSet, ...]:
+    """The devices of each rollout server. Raises ConfigError when they do not divide evenly."""
+    if devices is None:
+        return ()
+    given = config.rollout.vllm
+    each = int(given.get("tensor_parallel_size", 0)) * int(given.get("pipeline_parallel_size", 1))
+    count = config.rollout.servers
+    if devices.on_gpu and each:
+        count = count or max(1, len(devices.gpus) // each)
+        if count * each != len(devices.gpus):
+            raise ConfigError(
+                f"devices.rollout has {len(devices.gpus)} GPUs; {count} server(s) of {each} (rollout.vllm."
+                f"tensor_parallel_size x pipeline_parallel_size) need {count * each}"
+            )
+    return _split("rollout.servers", count or 1, "devices.rollout", devices)
+
+
+def share_reference(config: Config, devices: DeviceSet | None) -> tuple[DeviceSet, ...]:
+    """The devices of each reference replica. Raises ConfigError when they do not divide evenly."""
+    if devices is None:
+        return ()
+    each, count = config.reference.tensor_parallel, config.reference.replicas
+    if devices.on_gpu:
+        count = count or max(1, len(devices.gpus) // each)
+        if count * each != len(devices.gpus):
+            raise ConfigError(
+                f"devices.reference has {len(devices.gpus)} GPUs; {count} replica(s) of reference.tensor_parallel={each} "
+                f"need {count * each}"
+            )
+    return _split("reference.replicas", count or 1, "devices.reference", devices)
+
+
+def _split(key: str, count: int, group: str, devices: DeviceSet) -> tuple[DeviceSet, ...]:
+    try:
+        return devices.split(count)
+    except ValueError as error:
+        raise ConfigError(f"{key}={count}, but {group}={error}") from None

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,21 @@ from lingshu_rl.types import TrainGroup
 if TYPE_CHECKING:
     import torch
 
+    from lingshu_rl.families import ModelSpec
     from lingshu_rl.packing import PackedRow
     from lingshu_rl.types import TokenGroup
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one optimiser step computes. rows: this rank's (row, whether it counts, log-probs before the first step).
+
+    total_rows: of all ranks, without repeated ones. The old log-probs are None when this step is the batch's only one.
+    """
+
+    groups: Sequence[TrainGroup]
+    total_rows: int
+    rows: Sequence[tuple[PackedRow, bool, torch.Tensor | None]]
 
 
 class Policy:
@@ -36,8 +50,9 @@ class Policy:
         # The same start on every rank; sampling happens in the engines, so ranks need no seeds of their own.
         torch.manual_seed(config.seed)
         model = load_model(config.model, torch.float32 if not on_gpu else resolve_dtype(config.train.dtype, on_gpu))
-        self.banned = model_spec(model.config).placeholder_ids
-        self.layout = config.packing.layout
+        spec = model_spec(model.config)
+        self.banned = spec.placeholder_ids
+        self.layout, self.layout_note = row_layout(config, spec, on_gpu)
         self.scoring: dict[str, Any] = {
             "banned_ids": self.banned,
             "temperature": config.rollout.temperature,
@@ -83,58 +98,92 @@ class Policy:
     def update(self, groups: Sequence[TrainGroup], step: int) -> dict[str, float]:
         """One batch: `train.optimizer_steps` optimiser steps, each over its share of the groups. Returns metrics.
 
-        A batch without groups (all of one opinion) changes nothing.
-
+        A batch without groups (all of one opinion) changes nothing. Only a batch of several steps is scored beforehand.
         The gradient of a step is that of sum over all tokens / global count, equal for any packing and any ranks.
         """
         if not groups:
             return {}
-        parts = [list(groups[i :: self.config.train.optimizer_steps]) for i in range(self.config.train.optimizer_steps)]
-        parts = [part for part in parts if part]
-        old = self.logprobs([g.tokens for g in groups]) if len(parts) > 1 else None
-        by_key = {g.tokens.key: o for g, o in zip(groups, old, strict=True)} if old is not None else {}
+        count = min(self.config.train.optimizer_steps, len(groups))
+        batches = [self._deal(groups[i::count]) for i in range(count)]
+        if count > 1:
+            batches = [self._before_any_step(batch) for batch in batches]
         lr = self.lr_at(step)
         totals: dict[str, float] = {}
-        for part in parts:
+        for batch in batches:
             self._set_lr(lr)
-            metrics = self._optimizer_step(part, [by_key[g.tokens.key] for g in part] if by_key else None)
-            for key, value in metrics.items():
-                totals[key] = (
-                    max(totals.get(key, 0.0), value)
-                    if key.endswith("_max")
-                    else totals.get(key, 0.0) + value / len(parts)
-                )
+            for key, value in self._optimizer_step(batch).items():
+                before = totals.get(key, 0.0)
+                totals[key] = max(before, value) if key.endswith("_max") else before + value / count
         return {**totals, "lr": lr}
 
     def logprobs(self, groups: Sequence[TokenGroup], layout: str | None = None) -> list[tuple[torch.Tensor, ...]]:
-        """Per group, per completion, float32 log-probs without gradient. Every rank computes every row."""
+        """Per group, per completion, float32 log-probs without gradient. Every rank computes every row.
+
+        Without `layout` they come about as in the update; the dense layout goes from the pixels, as the oracle.
+        """
         from lingshu_rl.scoring import group_logprobs
 
-        budget = self.config.packing.token_budget
-        return group_logprobs(self.engine, groups, token_budget=budget, layout=layout or self.layout, **self.scoring)
+        return group_logprobs(
+            self.engine,
+            groups,
+            token_budget=self.config.packing.token_budget,
+            layout=layout or self.layout,
+            features=layout is None and self.keeps_features,
+            **self.scoring,
+        )
 
-    def _optimizer_step(
-        self, groups: Sequence[TrainGroup], old: Sequence[tuple[torch.Tensor, ...]] | None
-    ) -> dict[str, float]:
+    @property
+    def keeps_features(self) -> bool:
+        """Whether images are encoded once for all passes of a batch: several optimiser steps, no gradient to the tower."""
+        from lingshu_rl.logprobs import trains_vision
+
+        return self.config.train.optimizer_steps > 1 and not trains_vision(self.engine)
+
+    def _deal(self, groups: Sequence[TrainGroup]) -> Batch:
+        """One optimiser step's groups packed, and the rows of this rank."""
+        from lingshu_rl.packing import pack
+
+        rows = pack([g.tokens for g in groups], self.engine, self.config.packing.token_budget, self.layout)
+        mine = share_rows(rows, self.rank, self.ranks)
+        return Batch(groups, len(rows), [(row, counts, None) for row, counts in mine])
+
+    def _before_any_step(self, batch: Batch) -> Batch:
+        """The batch with what its rows keep from before the first of several optimiser steps.
+
+        That is the old log-probs, computed by the rank and in the row that will compute the new ones (in bfloat16
+        another packing would give slightly others), and the features of images whose encoder is not trained.
+        """
+        import torch
+
+        from lingshu_rl.logprobs import completion_logprobs, with_image_features
+
+        rows = []
+        keep = self.keeps_features
+        for row, counts, _ in batch.rows:
+            row = with_image_features(self.engine, row) if keep else row
+            with torch.no_grad():
+                old_T = completion_logprobs(self.engine, row, **self.scoring).logprobs_T
+            rows.append((row, counts, old_T))
+        return Batch(batch.groups, batch.total_rows, rows)
+
+    def _optimizer_step(self, batch: Batch) -> dict[str, float]:
         import torch
 
         from lingshu_rl.logprobs import completion_logprobs
         from lingshu_rl.losses import policy_loss
-        from lingshu_rl.packing import pack
 
-        rows = pack([g.tokens for g in groups], self.engine, self.config.packing.token_budget, self.layout)
-        tokens = sum(len(c) for g in groups for c in g.tokens.completions)
-        sequences = sum(len(g.tokens.completions) for g in groups)
-        mine = share_rows(rows, self.rank, self.ranks)
+        tokens = sum(len(c) for g in batch.groups for c in g.tokens.completions)
+        sequences = sum(len(g.tokens.completions) for g in batch.groups)
         sums: dict[str, torch.Tensor] = {}
-        for i, (row, counts) in enumerate(mine):
-            last = i == len(mine) - 1
+        for i, (row, counts, old_T) in enumerate(batch.rows):
+            last = i == len(batch.rows) - 1
             self.engine.set_gradient_accumulation_boundary(is_boundary=last)
             scores = completion_logprobs(self.engine, row, entropy=True, **self.scoring)
-            fields = row_tensors(row, groups, old, scores.logprobs_T.device)
+            fields = row_tensors(row, batch.groups, scores.logprobs_T.device)
             loss, metrics = policy_loss(
                 scores.logprobs_T,
                 entropy_T=scores.entropy_T,
+                old_logprobs_T=old_T,
                 config=self.config.loss,
                 total_tokens=tokens,
                 total_sequences=sequences,
@@ -153,7 +202,7 @@ class Policy:
                     )
         result = self._reduce(sums)
         result["grad_norm"] = float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
-        result["rows"] = float(len(rows))
+        result["rows"] = float(batch.total_rows)
         if not all(math.isfinite(v) for v in result.values()):
             raise FloatingPointError(
                 f"the update gave a number that is not finite: { {k: v for k, v in result.items() if not math.isfinite(v)} }; "
@@ -235,15 +284,29 @@ class Policy:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
+    def use_device(self) -> None:
+        """Make this rank's GPU the current one of the calling thread; nothing on CPU."""
+        import torch
+
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.set_device(self.accelerator.device)
+
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 
 
 def available_trackers(names: Sequence[str]) -> list[str]:
-    """The named trackers; tensorboard, the default, is left out quietly where it is not installed."""
+    """The named trackers; tensorboard, the default, is left out quietly where it is not installed.
+
+    Raises ConfigError for another one that is not installed, which accelerate would leave out without a word.
+    """
     import importlib.util
 
-    return [n for n in names if n != "tensorboard" or importlib.util.find_spec("tensorboard") is not None]
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    for name in missing:
+        if name != "tensorboard":
+            raise ConfigError(f"run.trackers names {name!r}, which is not installed: pip install {name}")
+    return [name for name in names if name not in missing]
 
 
 def make_accelerator(config: Config, on_gpu: bool) -> Any:
@@ -285,41 +348,54 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
     )
 
 
+def row_layout(config: Config, spec: ModelSpec, on_gpu: bool) -> tuple[str, str]:
+    """The layout of rows, and what to tell the user about it ("" for nothing). Raises ConfigError for flex on a CPU."""
+    if config.packing.attention == "flex" and not on_gpu:
+        raise ConfigError("packing.attention=flex has no gradient on a CPU; use sdpa there")
+    if config.packing.layout == "shared" and not spec.shareable:
+        return "dense", f"prompts cannot be shared, so each completion gets a row of its own: {spec.reason}"
+    return config.packing.layout, ""
+
+
 def share_rows(rows: Sequence[PackedRow], rank: int, ranks: int) -> list[tuple[PackedRow, bool]]:
     """This rank's rows, largest first dealt to the least loaded rank. Deterministic, alike on every rank.
 
-    All ranks get equally many, because each forward is a collective under ZeRO-3: a rank that is short repeats a row
-    that does not count (False).
+    Rows with and without images are dealt apart, and each rank gets equally many of either, in the same order: a rank
+    that is short repeats a row that does not count (False). All ranks then run the vision tower in the same forwards.
+    If not, a ZeRO-3 rank would wait for weights that another never fetches, and a ZeRO-2 rank would add up a bucket of
+    gradients that another lacks. Rows with images come last, as what is reduced is what the last backward reached.
     """
-    loads = [0] * ranks
-    shares: list[list[PackedRow]] = [[] for _ in range(ranks)]
-    for row in sorted(rows, key=lambda r: -r.tokens):
-        target = min(range(ranks), key=lambda r: (len(shares[r]) >= -(-len(rows) // ranks), loads[r]))
-        shares[target].append(row)
-        loads[target] += row.tokens
-    most = max(len(share) for share in shares)
-    smallest = min(rows, key=lambda r: r.tokens)
-    mine = [(row, True) for row in shares[rank]]
-    return mine + [(smallest, False)] * (most - len(mine))
+    mine: list[tuple[PackedRow, bool]] = []
+    for seeing in (False, True):
+        kind = [row for row in rows if bool(row.vision) == seeing]
+        if not kind:
+            continue
+        loads = [0] * ranks
+        shares: list[list[PackedRow]] = [[] for _ in range(ranks)]
+        most = -(-len(kind) // ranks)
+        for row in sorted(kind, key=lambda r: -r.tokens):
+            target = min(range(ranks), key=lambda r: (len(shares[r]) >= most, loads[r]))
+            shares[target].append(row)
+            loads[target] += row.tokens
+        smallest = min(kind, key=lambda r: r.tokens)
+        mine += [(row, True) for row in shares[rank]] + [(smallest, False)] * (most - len(shares[rank]))
+    return mine
 
 
-def row_tensors(
-    row: PackedRow, groups: Sequence[TrainGroup], old: Sequence[tuple[torch.Tensor, ...]] | None, device: Any
-) -> dict[str, Any]:
+def row_tensors(row: PackedRow, groups: Sequence[TrainGroup], device: Any) -> dict[str, Any]:
     """The row's per-token and per-sequence fields, in the order of its completion tokens."""
     import torch
 
-    members = [(groups[g], old[g] if old is not None else None, m) for g, m, _ in row.members]
-    rollout_T = torch.tensor([x for g, _, m in members for x in g.rollout_logprobs[m]], device=device)
+    members = [(groups[g], m) for g, m, _ in row.members]
+    rollout_T = torch.tensor([x for g, m in members for x in g.rollout_logprobs[m]], device=device)
     with_reference = members[0][0].reference_logprobs is not None
     return {
         "sequence_T": row.sequence_T.to(device),
-        "advantages": torch.tensor([g.advantages[m] for g, _, m in members], device=device),
+        "advantages": torch.tensor([g.advantages[m] for g, m in members], device=device),
         "rollout_logprobs_T": rollout_T,
-        "ref_logprobs_T": torch.cat([g.reference_logprobs[m] for g, _, m in members]).to(device)  # type: ignore[index]
+        "ref_logprobs_T": torch.cat([g.reference_logprobs[m] for g, m in members]).to(device)  # type: ignore[index]
         if with_reference
         else None,
-        "old_logprobs_T": torch.cat([o[m] for _, o, m in members]).to(device) if old is not None else None,  # type: ignore[index]
     }
 
 

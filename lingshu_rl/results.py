@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
@@ -43,21 +44,33 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float], s
         **{f"reward/component/{name}": fmean(v) for name, v in sorted(components.items())},
         **{f"reward/status/{status}": n / len(members) for status, n in sorted(statuses.items())},
         "groups/zero_variance": sum(not any(a) for a in batch.advantages) / len(batch.groups),
+        "groups/trained": len(batch.train),
+        "prompts/drawn": batch.drawn,
         "completion/tokens_mean": fmean(lengths),
         "completion/truncated_share": sum(m.rollout.truncated for m in members) / len(members),
         "tokens/generated": sum(lengths),
         **{key if "/" in key or key == "lr" else f"policy/{key}": value for key, value in update.items()},
-        "weight_version": members[0].rollout.weight_version,
+        "weight_version": min(m.rollout.weight_version for m in members),
+        "staleness": step - 1 - min(m.rollout.weight_version for m in members),
         "cursor": run.cursor,
+        **({"reference_version": int(run.reference_from[-6:])} if run.reference_from else {}),
         **{f"time/{name}": value for name, value in batch.seconds.items()},
         **{f"time/{name}": run.last_seconds[name] for name in ("update", "weight_sync") if name in run.last_seconds},
         "time/step": seconds,
+        **timeline({**batch.spans, **run.spans}, run.started),
     }
+    run.spans.clear()
     run.folder.log_metrics(metrics)
     run.folder.write_rollouts(step, batch.groups, batch.advantages)
     run.policy.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=step)
     run.progress.advance(note=f"reward {metrics['reward/mean']:.3f}")
     run.progress.say(step_line(step, run.config.train.steps, metrics))
+
+
+def timeline(spans: Mapping[str, tuple[float, float]], origin: float) -> dict[str, float]:
+    """time/start/PHASE and time/end/PHASE in seconds since `origin`: when this process started the run."""
+    edges = enumerate(("start", "end"))
+    return {f"time/{edge}/{name}": span[i] - origin for i, edge in edges for name, span in spans.items()}
 
 
 async def finish(run: Run) -> dict[str, Any]:
@@ -86,7 +99,7 @@ async def finish(run: Run) -> dict[str, Any]:
         f"{gain['points']:.1f} points (95 % interval {gain['ci95'][0]:.1f} to {gain['ci95'][1]:.1f}); "
         + "; ".join(
             f"{name.replace('_', ' ')} {summary[name]['accuracy']:.3f}"
-            for name in ("blank_image", "shuffled_image")
+            for name in ("blank_image", "shuffled_image", "text_only", "majority_answer")
             if summary.get(name)
         )
     )

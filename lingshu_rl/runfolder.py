@@ -4,7 +4,9 @@ config.yaml versions.json          the resolved configuration and what it ran wi
 metrics.jsonl                      one object a step
 rollouts/step-000001.parquet       every completion with its reward, components and reasons
 eval/<name>.jsonl                  graded held-out questions
-checkpoints/step-000050/           hf/ (Hugging Face form), state/ (DeepSpeed, optimiser, RNG), run.json
+checkpoints/step-000050/           hf/ (Hugging Face form), state/ (DeepSpeed, optimiser, RNG), run.json; landed.jsonl:
+                                   groups of the next step that were sampled already
+reference/step-000050/             the policy that became the reference after that step (reference.refresh_every)
 logs/                              one file a child process
 summary.json report.html           the result
 """
@@ -15,7 +17,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,9 +40,14 @@ PACKAGES = (
 )
 
 # Settings that do not change what a step computes: they may differ between a run and its resumption.
-MAY_CHANGE = ("run", "checkpoint", "eval", "devices", "resume", "train.steps", "rollout.urls", "rollout.request_timeout_s",
-              "rollout.retries", "rollout.start_timeout_s", "rollout.concurrency", "reference.urls",
-              "reference.request_timeout_s", "reference.start_timeout_s")  # fmt: skip
+MAY_CHANGE = ("run", "cluster", "rollout.ray", "reference.ray", "checkpoint", "eval", "devices", "resume", "train.steps", "rollout.urls", "rollout.servers",
+              "rollout.request_timeout_s", "rollout.retries", "rollout.start_timeout_s", "rollout.concurrency",
+              "reference.urls", "reference.replicas", "reference.request_timeout_s", "reference.retries",
+              "reference.start_timeout_s")  # fmt: skip
+
+
+class RunFolderError(RuntimeError):
+    """The run folder cannot be written or read; the message names the file, the cause and what is still good."""
 
 
 class RunFolder:
@@ -49,13 +57,19 @@ class RunFolder:
         self.path = Path(path)
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.references = self.path / "reference"  # models that became the reference (reference.refresh_every)
         self.logs = self.path / "logs"
         self.summary = self.path / "summary.json"
+        self.complaints: list[str] = []  # what `open` found damaged and went around
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
 
     def open(self, config: Config) -> Path | None:
         """Prepare the folder; return the checkpoint to go on from, or None for a fresh start.
 
-        Raises ConfigError when the folder holds a run with settings that compute something else.
+        A checkpoint with missing or cut files is passed over for the one before it, with a complaint. Raises ConfigError
+        when none of them is whole, or the folder holds a run with settings that compute something else.
         """
         if config.resume == "never" and self.path.exists() and any(self.path.iterdir()):
             aside = next(
@@ -63,9 +77,7 @@ class RunFolder:
             )
             self.path.rename(aside)
         self.path.mkdir(parents=True, exist_ok=True)
-        checkpoint = Path(config.resume) if config.resume not in ("auto", "never") else self.newest_checkpoint()
-        if checkpoint is not None and not (checkpoint / "run.json").exists():
-            raise ConfigError(f"resume={config.resume}: {checkpoint} is not a checkpoint folder (it has no run.json)")
+        checkpoint = self._checkpoint_to_resume(config.resume)
         stored = self.path / "config.yaml"
         if checkpoint is not None and stored.exists():
             changed = _changed(stored.read_text(), to_yaml(config))
@@ -78,28 +90,70 @@ class RunFolder:
         write_text(self.path / "versions.json", json.dumps(versions(), indent=1))
         return checkpoint
 
-    def newest_checkpoint(self) -> Path | None:
-        found = sorted(p for p in self.checkpoints.glob("step-*") if (p / "run.json").exists())
-        return found[-1] if found else None
+    def _checkpoint_to_resume(self, wanted: str) -> Path | None:
+        if wanted == "never":
+            return None
+        if wanted != "auto":
+            fault = checkpoint_fault(Path(wanted))
+            if fault:
+                raise ConfigError(f"resume={wanted}: {fault}")
+            return Path(wanted)
+        found = self._all_checkpoints()
+        for path in reversed(found):
+            fault = checkpoint_fault(path)
+            if not fault:
+                return path
+            self.complaints.append(f"checkpoint {path} is damaged and passed over: {fault}")
+        if found:
+            raise ConfigError(
+                "no checkpoint is whole, so the run cannot go on:\n- "
+                + "\n- ".join(self.complaints)
+                + "\nresume=never starts afresh (the old folder is kept aside)"
+            )
+        return None
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop the lines after `step` (and a last line that was cut off), so that a resumed run writes them again."""
+    def _all_checkpoints(self) -> list[Path]:
+        return sorted(p for p in self.checkpoints.glob("step-*") if (p / "run.json").exists())
+
+    def newest_checkpoint(self) -> Path | None:
+        return next((p for p in reversed(self._all_checkpoints()) if not checkpoint_fault(p)), None)
+
+    def cut_metrics(self, step: int) -> list[str]:
+        """Drop the lines after `step`, so that a resumed run writes them again. Returns complaints for people.
+
+        A tail that was cut off (a kill, a full disk) is dropped with a complaint. Raises RunFolderError for an unreadable
+        line with good ones after it: that was no interrupted write.
+        """
         if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_text(errors="replace").splitlines():
+            return []
+        complaints, kept, bad = [], [], 0
+        for number, line in enumerate(self.metrics.read_text(errors="replace").splitlines(), 1):
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
+                of = json.loads(line)["step"]
             except (json.JSONDecodeError, KeyError, TypeError):
+                bad = bad or number
                 continue
-        write_text(self.metrics, "".join(line + "\n" for line in kept))
+            if bad:
+                raise RunFolderError(
+                    f"line {bad} of {self.metrics} is not a step's metrics, but lines after it are; mend or delete that line"
+                )
+            if of <= step:
+                kept.append((of, line))
+        if bad:
+            complaints.append(f"{self.metrics} ended in unreadable text (line {bad}), which was dropped")
+        missing = sorted(set(range(1, step + 1)) - {of for of, _ in kept})
+        if missing:
+            complaints.append(
+                f"{self.metrics} lacks the metrics of step(s) {_ranges(missing)}; the run goes on without them"
+            )
+        write_text(self.metrics, "".join(line + "\n" for _, line in kept))
         for file in self.path.glob("rollouts/step-*.parquet"):
             if int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
+        return complaints
 
     def log_metrics(self, values: Mapping[str, Any]) -> None:
-        with open(self.metrics, "a") as out:
+        with self._writing(self.metrics), open(self.metrics, "a") as out:
             out.write(json.dumps(values) + "\n")
 
     def write_rollouts(self, step: int, groups: Sequence[Group], advantages: Sequence[Sequence[float | None]]) -> None:
@@ -133,10 +187,14 @@ class RunFolder:
         ]
         folder = self.path / "rollouts"
         folder.mkdir(exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows, schema=_rollout_schema(pa)), folder / f"step-{step:06d}.parquet")
+        file = folder / f"step-{step:06d}.parquet"
+        with self._writing(file):
+            pq.write_table(pa.Table.from_pylist(rows, schema=_rollout_schema(pa)), file)
 
     def write_eval(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        write_text(self.path / "eval" / f"{name}.jsonl", "".join(json.dumps(r, default=str) + "\n" for r in rows))
+        file = self.path / "eval" / f"{name}.jsonl"
+        with self._writing(file):
+            write_text(file, "".join(json.dumps(r, default=str) + "\n" for r in rows))
 
     def read_evals(self) -> dict[str, list[dict[str, Any]]]:
         """Every stored evaluation by name: "before", "after", "before_blank", ..."""
@@ -144,27 +202,118 @@ class RunFolder:
         return {f.stem: [json.loads(line) for line in f.read_text().splitlines()] for f in files}
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], *, is_main: bool,
-                        barrier: Callable[[], None], keep_last: int) -> None:  # fmt: skip
+                        barrier: Callable[[], None], keep_last: int, keep_best: bool = False) -> None:  # fmt: skip
         """All ranks call this: `write(folder)` saves into a temporary folder, which is then renamed.
 
-        A run that is killed in between leaves only a folder ending in .part, which is never resumed from.
+        A run that is killed in between leaves only a folder ending in .part, which is never resumed from. The file sizes
+        go into run.json, so that a folder with missing or cut files is known as such. Old checkpoints are removed only
+        after that, all but the last `keep_last` and the one with the highest state["accuracy"] (checkpoints/best).
+        Raises RunFolderError when it cannot be written; what was there before stays.
         """
-        final = self.checkpoints / f"step-{step:06d}"
+        final = self.checkpoint(step)
         part = final.with_name(final.name + ".part")
+        try:
+            with self._writing(final):
+                if is_main:
+                    shutil.rmtree(part, ignore_errors=True)
+                    part.mkdir(parents=True)
+                    self._check_space()
+                barrier()
+                write(part)
+                barrier()
+                if is_main:
+                    files = {str(f.relative_to(part)): f.stat().st_size for f in sorted(part.rglob("*")) if f.is_file()}
+                    _to_disk(part.rglob("*"))
+                    write_text(part / "run.json", json.dumps({**state, "files": files}, indent=1))
+                    _to_disk([part / "run.json", self.metrics])
+                    shutil.rmtree(final, ignore_errors=True)
+                    part.rename(final)
+        except BaseException:
+            if is_main:
+                shutil.rmtree(part, ignore_errors=True)
+            raise
         if is_main:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            self._prune(keep_last, keep_best)
         barrier()
-        write(part)
-        barrier()
-        if is_main:
-            write_text(part / "run.json", json.dumps(state, indent=1))
-            shutil.rmtree(final, ignore_errors=True)
-            part.rename(final)
-            done = sorted(p for p in self.checkpoints.glob("step-*") if (p / "run.json").exists())
-            for old in done[:-keep_last]:
-                shutil.rmtree(old)
-        barrier()
+
+    def _check_space(self) -> None:
+        """A checkpoint is about as large as the one before it."""
+        before = self.newest_checkpoint()
+        if before is not None:
+            need = sum(f.stat().st_size for f in before.rglob("*") if f.is_file())
+            free = shutil.disk_usage(self.checkpoints).free
+            if free < need:
+                raise OSError(f"{free / 1e9:.1f} GB are free, a checkpoint takes {need / 1e9:.1f} GB")
+
+    def _prune(self, keep_last: int, keep_best: bool) -> None:
+        done = self._all_checkpoints()
+        keep = set(done[-keep_last:])
+        if keep_best:
+            scores = [(json.loads((p / "run.json").read_text()).get("accuracy"), p) for p in done]
+            scored = [(accuracy, p) for accuracy, p in scores if accuracy is not None]
+            if scored:
+                best = max(scored)[1]  # the newest of equals
+                keep.add(best)
+                link = self.checkpoints / "best"
+                link.unlink(missing_ok=True)
+                link.symlink_to(best.name)
+        for old in set(done) - keep:
+            shutil.rmtree(old)
+        used = {json.loads((p / "run.json").read_text()).get("reference") for p in keep}
+        for folder in self.references.glob("step-*"):
+            if folder.name not in used:
+                shutil.rmtree(folder)
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """Turn whatever a failed write raises (each library has its own) into one error that says what is still good."""
+        try:
+            yield
+        except Exception as error:
+            good = self.newest_checkpoint()
+            still = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+            raise RunFolderError(
+                f"{path} could not be written ({type(error).__name__}: {error}); {still}. When there is room, the same "
+                "command goes on from it"
+            ) from error
+
+
+def checkpoint_fault(folder: Path) -> str:
+    """Why a checkpoint cannot be resumed from, or "" when its files are all there in full length."""
+    if not (folder / "run.json").exists():
+        return f"{folder} is not a checkpoint folder (it has no run.json)"
+    try:
+        state = json.loads((folder / "run.json").read_text())
+        files = dict(state.get("files", {}))
+        int(state["step"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return f"run.json is unreadable ({type(error).__name__}: {error})"
+    for name, size in files.items():
+        file = folder / name
+        if not file.exists():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+    return ""
+
+
+def _to_disk(paths: Iterable[Path]) -> None:
+    """Have the system write these files out, so that a power cut after the rename cannot take them back."""
+    for path in paths:
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """[1, 2, 3, 7] -> "1-3, 7"."""
+    spans: list[list[int]] = []
+    for n in numbers:
+        if spans and n == spans[-1][1] + 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lingshu_rl.logprobs import completion_logprobs
+from lingshu_rl.logprobs import completion_logprobs, with_image_features
 from lingshu_rl.packing import pack
 from lingshu_rl.types import TokenGroup
 
@@ -23,10 +23,16 @@ def group_logprobs(
     banned_ids: Sequence[int],
     temperature: float,
     attention: str = "sdpa",
+    features: bool = False,
 ) -> list[tuple[Tensor, ...]]:
-    """Per group, per completion, a float32 CPU tensor of its length, in nats."""
+    """Per group, per completion, a float32 CPU tensor of its length, in nats.
+
+    features: hand the model encoded images instead of pixels, as an update of several steps does; alike but for rounding.
+    """
     found: dict[tuple[int, int], Tensor] = {}
     for row in pack(groups, model, token_budget, layout):
+        if features:
+            row = with_image_features(model, row)
         scores = completion_logprobs(model, row, banned_ids=banned_ids, temperature=temperature, attention=attention)
         pieces = scores.logprobs_T.float().cpu().split([length for *_, length in row.members])
         found |= {(g, m): piece for (g, m, _), piece in zip(row.members, pieces, strict=True)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,18 +17,33 @@ from lingshu_rl.config import Config
 from lingshu_rl.evaluation import evaluate
 from lingshu_rl.firstbatch import check_first_batch
 from lingshu_rl.results import finish, log_step
-from lingshu_rl.run import Run, open_run
-from lingshu_rl.types import Group, Rollout, Scored, TokenGroup, TrainGroup
+from lingshu_rl.run import Ahead, Run, Spans, open_run
+from lingshu_rl.types import Group, Prompt, Rollout, Scored, TokenGroup, TrainGroup
 
 
 @dataclass(frozen=True)
 class Experience:
-    """One step's completions: `groups` and their advantages for the log, `train` for the update."""
+    """One step's completions: `groups` and their advantages for the log, `train` for the update.
+
+    drawn: prompts taken from the stream; the next step goes on after them. spans: when each phase began and ended.
+    """
 
     groups: tuple[Group, ...]
     advantages: tuple[tuple[float | None, ...], ...]
     train: tuple[TrainGroup, ...]
     seconds: dict[str, float]
+    spans: Spans
+    drawn: int
+
+    def __add__(self, more: Experience) -> Experience:
+        return Experience(
+            groups=self.groups + more.groups,
+            advantages=self.advantages + more.advantages,
+            train=self.train + more.train,
+            seconds={name: value + more.seconds[name] for name, value in self.seconds.items()},
+            spans=self.spans | more.spans,
+            drawn=self.drawn + more.drawn,
+        )
 
 
 # The advantages of a group's members, and what the update needs of it (None: it has nothing to teach).
@@ -42,53 +57,75 @@ async def train(config: Config) -> dict[str, Any]:
             with run.phase("evaluation"):
                 await run.on_main(partial(evaluate, run, "before", config.eval.controls))
         run.progress.start("training", config.train.steps, done=run.first_step)
+        ahead = Ahead(run, collect)
         for step in range(run.first_step, config.train.steps):
             began = time.monotonic()
-            batch = await run.on_main(partial(collect, run, step))
+            batch = await ahead.batch(step)
             if batch.train and not run.first_batch:
                 check_first_batch(run, batch.train)
-            with run.phase("update"):
-                update = run.policy.update(batch.train, step)
+            run.cursor += batch.drawn
+            async with ahead.during(step):
+                update = await run.update(batch.train, step)
             with run.phase("weight_sync"):
                 await run.transfer.send(run.policy, version=step + 1)
-            run.cursor += config.train.prompts_per_step
             run.stream.observe(batch.groups, run.cursor)
             log_step(run, step + 1, batch, update, time.monotonic() - began)
+            if config.reference.refresh_every and (step + 1) % config.reference.refresh_every == 0:
+                await run.refresh_reference(step + 1)
+            run.step = step + 1
             if config.eval.every and (step + 1) % config.eval.every == 0 and step + 1 < config.train.steps:
                 await run.on_main(partial(evaluate, run, f"step-{step + 1:06d}"))
             if config.checkpoint.every and (step + 1) % config.checkpoint.every == 0:
                 run.save_checkpoint(step + 1)
         run.progress.stop()
-        if run.first_step < config.train.steps:
+        if run.saved_step < config.train.steps:
             run.save_checkpoint(config.train.steps)
         return await run.on_main(partial(finish, run))
 
 
 async def collect(run: Run, step: int) -> Experience:
+    """The step's groups. Up to train.max_refills times, those that teach nothing are made up for by the next prompts'.
+
+    Dynamic sampling of DAPO, arXiv 2503.14476, section 3.2, with a bound. A refill passes over a prompt that this step
+    has sampled already (the epoch turned over): it would give the same completions again.
+    """
+    wanted = run.config.train.prompts_per_step
+    batch = await sample(run, step, run.stream.take(run.cursor, wanted))
+    for _ in range(run.config.train.max_refills):
+        if len(batch.train) == wanted:
+            break
+        sampled = {group.prompt.id for group in batch.groups}
+        drawn = run.stream.take(run.cursor + batch.drawn, wanted - len(batch.train))
+        more = await sample(run, step, [p for p in drawn if p.id not in sampled])
+        batch += replace(more, drawn=len(drawn))
+    return batch
+
+
+async def sample(run: Run, step: int, prompts: Sequence[Prompt]) -> Experience:
     """Sample every prompt's group; each goes to the rewards and the reference as soon as it has landed.
 
     GDPO compares reward components over all groups, so there the reference has to wait for the last one.
     """
     config = run.config
-    prompts = run.stream.take(run.cursor, config.train.prompts_per_step)
-    began = time.monotonic()
+    spans = Spans()
     scoring: dict[str, asyncio.Task[tuple[Group, float]]] = {}
     preparing: dict[str, asyncio.Task[Prepared]] = {}
     assert run.rollout is not None
-    async for rollouts in run.rollout.groups(prompts, config.train.group_size, step):
-        name = rollouts[0].prompt.id
-        scoring[name] = asyncio.create_task(score(run, rollouts))
-        if config.advantage.variant != "gdpo":
-            preparing[name] = asyncio.create_task(prepare(run, scoring[name]))
+    with spans.of("rollout"):
+        async for rollouts in run.rollout.groups(prompts, config.train.group_size, step):
+            name = rollouts[0].prompt.id
+            scoring[name] = asyncio.create_task(score(run, rollouts, spans))
+            if config.advantage.variant != "gdpo":
+                preparing[name] = asyncio.create_task(prepare(run, scoring[name], spans))
     landed = time.monotonic()
     scored = [await scoring[p.id] for p in prompts]
     if config.advantage.variant == "gdpo":
         found = gdpo_advantages([[components(m) for m in group.members] for group, _ in scored], run.rewards.weights)
         for p, own in zip(prompts, found, strict=True):
-            preparing[p.id] = asyncio.create_task(prepare(run, scoring[p.id], tuple(own)))
+            preparing[p.id] = asyncio.create_task(prepare(run, scoring[p.id], spans, tuple(own)))
     prepared = [await preparing[p.id] for p in prompts]
     seconds = {
-        "rollout": landed - began,
+        "rollout": spans.seconds("rollout"),
         "reference": time.monotonic() - landed,
         "reward": sum(spent for _, spent in scored),
     }
@@ -99,19 +136,22 @@ async def collect(run: Run, step: int) -> Experience:
         advantages=tuple(advantages for advantages, _ in prepared),
         train=tuple(ready for _, ready in prepared if ready is not None),
         seconds=seconds,
+        spans=spans,
+        drawn=len(prompts),
     )
 
 
-async def score(run: Run, rollouts: Sequence[Rollout]) -> tuple[Group, float]:
+async def score(run: Run, rollouts: Sequence[Rollout], spans: Spans) -> tuple[Group, float]:
     """One group with its rewards, and the seconds they took."""
     began = time.monotonic()
-    results = await run.rewards.score([rollout.reward_input() for rollout in rollouts])
+    with spans.of("reward"):
+        results = await run.rewards.score([rollout.reward_input() for rollout in rollouts])
     members = tuple(Scored(rollout, result) for rollout, result in zip(rollouts, results, strict=True))
     return Group(rollouts[0].prompt, members), time.monotonic() - began
 
 
 async def prepare(
-    run: Run, scored: asyncio.Task[tuple[Group, float]], advantages: tuple[float | None, ...] = ()
+    run: Run, scored: asyncio.Task[tuple[Group, float]], spans: Spans, advantages: tuple[float | None, ...] = ()
 ) -> Prepared:
     """Advantages (made here unless given) and reference log-probs of one group: what the update needs.
 
@@ -130,7 +170,10 @@ async def prepare(
             f"makes {len(prompt_ids)}; both must use the same processor files and pixel limits"
         )
     tokens = TokenGroup(group.prompt.id, prompt_ids, tuple(r.token_ids for r, _ in kept), vision)
-    reference = (await run.reference.logprobs([tokens]))[0] if run.reference is not None else None
+    reference = None
+    if run.reference is not None:
+        with spans.of("reference"):
+            reference = (await run.reference.logprobs([tokens]))[0]
     logprobs = tuple(rollout.logprobs for rollout, _ in kept)
     return advantages, TrainGroup(tokens, tuple(a for _, a in kept), logprobs, reference)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 # Logits of one chunk, in numbers: 64 MiB of float32 on the CPU, 512 MiB on an accelerator, where short chunks waste it.
 _CHUNK_NUMBERS = {"cpu": 2**24}
 _CHUNK_NUMBERS_ELSEWHERE = 2**27
+_SLAB = 2**15  # rows of the head whose gradient is added at once
 _NEVER = -1e30  # a banned logit: far below any real one, yet finite, so that p * z stays 0 and not nan
 
 
@@ -46,9 +47,10 @@ class LogitTransform:
             y = torch.tanh(y / self.softcap) * self.softcap
         return y / self.temperature if self.temperature != 1.0 else y
 
-    def backward_(self, dz: Tensor, z: Tensor) -> Tensor:
-        """dL/dz -> dL/d(h W^T), in place."""
+    def backward_(self, dz: Tensor, z: Tensor | None) -> Tensor:
+        """dL/dz -> dL/d(h W^T), in place. z is needed for a softcap alone."""
         if self.softcap:
+            assert z is not None
             # Clamped for banned logits, whose 0 gradient must not meet an infinity.
             dz *= 1 - (z * (self.temperature / self.softcap)).clamp_(-1, 1).square_()
         factor = self.scale / self.temperature
@@ -102,17 +104,25 @@ class _ChunkedLogProbs(torch.autograd.Function):
             lse_U = torch.empty(places, device=device)
             entropy_U = torch.empty(places if entropy else 0, device=device)
             logp_T = torch.empty(len(target_T), device=device)
-            z = None
+            keep = places <= chunk and any(ctx.needs_input_grad[:3])
+            ctx.kept = None
             for start, stop, pairs in _chunks(places, chunk, row_T):
                 z = _logits(hidden[start:stop], weight, bias_V, transform, banned)
-                lse = torch.logsumexp(z, dim=-1)
-                lse_U[start:stop] = lse
                 rows = row_T[pairs] - start
+                if entropy or keep:
+                    peak = z.amax(dim=-1, keepdim=True)
+                    probs = torch.sub(z, peak).exp_()
+                    total = probs.sum(dim=-1, keepdim=True)
+                    probs.div_(total)
+                    lse = (peak + total.log())[:, 0]
+                else:
+                    lse = torch.logsumexp(z, dim=-1)
+                lse_U[start:stop] = lse
                 logp_T[pairs] = z[rows, target_T[pairs]] - lse[rows]
                 if entropy:
-                    probs = torch.exp(z - lse[:, None])
-                    entropy_U[start:stop] = lse - torch.einsum("uv,uv->u", probs, z)
-        ctx.kept = z if places <= chunk and any(ctx.needs_input_grad[:3]) else None
+                    entropy_U[start:stop] = lse - (probs * z).sum(dim=-1)
+                if keep:
+                    ctx.kept = (probs, z if transform.softcap else None)
         ctx.save_for_backward(hidden_UH, weight_VH, bias_V, row_T, target_T, lse_U, banned)
         ctx.transform, ctx.dtype, ctx.chunk = transform, dtype, chunk
         ctx.mark_non_differentiable(entropy_U)
@@ -133,8 +143,12 @@ class _ChunkedLogProbs(torch.autograd.Function):
             grad_weight = torch.zeros(weight_VH.shape, device=hidden.device) if need_weight else None
             grad_bias = torch.zeros(bias_V.shape, device=hidden.device) if need_bias else None
             for start, stop, pairs in _chunks(places, ctx.chunk, row_T):
-                z = kept if kept is not None else _logits(hidden[start:stop], weight, bias_V, ctx.transform, banned)
-                dz = torch.exp(z - lse_U[start:stop, None]).mul_(-grad_U[start:stop, None])
+                if kept is not None:
+                    dz, z = kept
+                else:
+                    z = _logits(hidden[start:stop], weight, bias_V, ctx.transform, banned)
+                    dz = torch.sub(z, lse_U[start:stop, None]).exp_()
+                dz.mul_(-grad_U[start:stop, None])
                 dz.index_put_((row_T[pairs] - start, target_T[pairs]), grad_T[pairs], accumulate=True)
                 dz = ctx.transform.backward_(dz, z)
                 if grad_bias is not None:
@@ -177,7 +191,9 @@ def _logits(
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b with a float32 total."""
     if total.device.type == "cuda" and a.dtype in (torch.float16, torch.bfloat16):
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        # addmm with a float32 total and half factors is refused by some releases; slabs keep what mm returns small.
+        for rows, part in zip(a.split(_SLAB), total.split(_SLAB), strict=True):
+            part += torch.mm(rows, b, out_dtype=torch.float32)
     else:
         total.addmm_(a.float(), b.float())
 

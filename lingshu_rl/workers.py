@@ -6,6 +6,7 @@ order. If the trainer itself is killed, the kernel's parent-death signal stops t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -15,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -34,14 +35,20 @@ class Worker:
         self, name: str, command: Sequence[str], *, url: str, log: Path, env: Mapping[str, str], stop_timeout_s: float
     ) -> None:
         self.name, self.url, self.log, self.stop_timeout_s = name, url, log, stop_timeout_s
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as out:
+        self.command, self.env = list(command), dict(env)
+        self.restarts = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start the process; call it from the main thread: the parent-death signal follows the thread that forked."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as out:
             self.process = subprocess.Popen(
-                list(command),
+                self.command,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **env},
+                env={**os.environ, **self.env},
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
@@ -51,17 +58,25 @@ class Worker:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             self.check_alive()
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
-                    return
+            if self.healthy():
+                return
             time.sleep(0.2)
-        raise WorkerError(f"{self.name} was not ready after {timeout_s:.0f} s; its log is {self.log}{self._tail()}")
+        raise WorkerError(f"{self.name} was not ready after {timeout_s:.0f} s; its log is {self.log}{self.tail()}")
+
+    def healthy(self, timeout_s: float = 2.0) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/health", timeout=timeout_s).status_code == 200
+        return False
 
     def check_alive(self) -> None:
         code = self.process.poll()
         if code is not None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise WorkerError(f"{self.name} {how}; its log is {self.log}{self._tail()}")
+            raise WorkerError(f"{self.name} {how}; its log is {self.log}{self.tail()}")
+
+    def ask_to_stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
 
     def stop(self) -> None:
         """End the whole process group: asked first, killed after `stop_timeout_s`. Safe to call twice."""
@@ -73,16 +88,112 @@ class Worker:
             if not _group_exists(self.process.pid):
                 return
 
-    def _tail(self, lines: int = 15) -> str:
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def tail(self, lines: int = 15) -> str:
         text = self.log.read_text(errors="replace").rstrip() if self.log.exists() else ""
         return "\n  | " + "\n  | ".join(text.splitlines()[-lines:]) if text else " (empty)"
+
+
+class Supervisor:
+    """Starts a server that died again, at most `max_restarts` times each; then `failure` holds the WorkerError.
+
+    lost: told at once, so that nothing more is sent there. revive: told when it answers again.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        *,
+        max_restarts: int,
+        start_timeout_s: Callable[[Worker], float],
+        lost: Callable[[Worker], None],
+        revive: Callable[[Worker], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.workers, self.max_restarts, self.start_timeout_s = workers, max_restarts, start_timeout_s
+        self.lost, self.revive, self.say = lost, revive, say
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._restarting: dict[str, asyncio.Task[None]] = {}
+        self._watch = asyncio.create_task(self._poll())
+
+    async def _poll(self) -> None:
+        while True:
+            for worker in self.workers:
+                self._look(worker)
+            await asyncio.sleep(0.5)
+
+    def _look(self, worker: Worker) -> bool:
+        """True when the worker is down (and being started again)."""
+        if worker.name in self._restarting:
+            return True
+        try:
+            worker.check_alive()
+        except WorkerError as death:
+            self._restarting[worker.name] = asyncio.create_task(self._restart(worker, death))
+            return True
+        return False
+
+    async def examine(self, name: str, patience_s: float = 15.0) -> bool:
+        """After a failed request: is the server down? One that neither ends nor answers for `patience_s` is killed."""
+        worker = next((w for w in self.workers if w.name == name), None)
+        if worker is None:
+            return False
+        deadline = time.monotonic() + patience_s
+        while not self._look(worker):
+            if await asyncio.to_thread(worker.healthy):
+                return False
+            if time.monotonic() > deadline:
+                self.say(
+                    f"{worker.name} has not answered for {patience_s:.0f} s and is killed; its log is {worker.log}"
+                )
+                await asyncio.to_thread(worker.kill)
+                deadline = float("inf")
+            await asyncio.sleep(0.2)
+        return True
+
+    async def _restart(self, worker: Worker, death: WorkerError) -> None:
+        self.lost(worker)
+        try:
+            while True:
+                if worker.restarts >= self.max_restarts:
+                    raise WorkerError(
+                        f"{death}\n{worker.name} was started again {worker.restarts} times (run.max_restarts)"
+                    )
+                worker.restarts += 1
+                self.say(f"{str(death).splitlines()[0]}; starting it again ({worker.restarts} of {self.max_restarts})")
+                await asyncio.to_thread(worker.stop)
+                worker.start()
+                try:
+                    await asyncio.to_thread(worker.wait_healthy, self.start_timeout_s(worker))
+                    break
+                except WorkerError as again:
+                    death = again
+        except Exception as error:  # it stays in _restarting: nobody tries again
+            if not self.failure.done():
+                self.failure.set_exception(error)
+            return
+        del self._restarting[worker.name]
+        self.say(f"{worker.name} is back")
+        self.revive(worker)
+
+    async def close(self) -> None:
+        """Start nothing any more."""
+        tasks = [self._watch, *self._restarting.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.failure.done():
+            self.failure.exception()
 
 
 def stop_all(workers: Sequence[Worker]) -> None:
     """Stop every worker; the waits overlap because all are asked before any is waited for."""
     for worker in workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.process.pid, signal.SIGTERM)
+        worker.ask_to_stop()
     for worker in workers:
         worker.stop()
 
@@ -93,13 +204,13 @@ def die_with_launcher() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def free_port() -> int:
+def free_port(host: str = "127.0.0.1") -> int:
     """A port that is free now, below the range from which systems draw ports for outgoing connections: a server binds it
     seconds later, and until then nobody else picks it by chance."""
     while True:
         port = secrets.choice(range(20_000, 32_000))
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
             return port
 
 

@@ -47,7 +47,8 @@ _JSON = json.JSONDecoder(
     object_pairs_hook=lambda pairs: _JsonObject(pairs),
 )
 _EMPTY_OBJECT = re.compile(r"\{[\s,]*\}")
-_CUE_TAIL = r"[*_`\"'\s]{0,12}(?:[:=|→]|->|=>)?[*_`\"\s]{0,12}"
+_CUE_BEFORE, _CUE_BEHIND = 120, 200  # characters; no cue is that long
+_CUE_TAIL = r"[*_`\"'\s]{0,12}(?:[:=|→👉➡]|->|=>)?[*_`\"\s]{0,12}"
 _ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&nbsp;": " ", "&amp;": "&"}
 _ENTITY = re.compile("|".join(_ENTITIES))
 
@@ -157,6 +158,8 @@ def _without_thoughts(text: str) -> str | None:
 
     A closing mark without an opening one closes a block that the prompt opened: what stands before it is thought.
     """
+    if "<" not in text and "[" not in text and "◁" not in text:
+        return text
     kept: list[str] = []
     depth = 0
     start = 0
@@ -340,13 +343,35 @@ def _cue_lead() -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)(?:(?:{leads})\s{{0,2}})+$", re.IGNORECASE)
 
 
+def _around(lowered: str, hints: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Where a cue can stand: the parts of a text near one of the hints that every cue of a language contains."""
+    places: list[int] = []
+    for hint in hints:
+        at = lowered.find(hint)
+        while at >= 0:
+            places.append(at)
+            at = lowered.find(hint, at + len(hint))
+    parts: list[tuple[int, int]] = []
+    for at in sorted(places):
+        start, end = max(0, at - _CUE_BEFORE), min(len(lowered), at + _CUE_BEHIND)
+        if parts and start < parts[-1][1]:
+            parts[-1] = (parts[-1][0], end)
+        else:
+            parts.append((start, end))
+    return parts
+
+
 def _cues(text: str) -> list[Candidate]:
     """What stands after each cue phrase: the rest of its sentence, or the next line when the cue is a heading."""
-    lowered = text.lower()
     matches: list[re.Match[str]] = []
+    lowered = text.lower()
     for hints, pattern in _cue_patterns(text.isascii()):
-        if any(hint in lowered for hint in hints):
-            matches += pattern.finditer(text)
+        for hint in hints:
+            if hint in lowered:
+                parts = _around(lowered, hints) if len(lowered) == len(text) else [(0, len(text))]
+                for start, end in parts:
+                    matches += pattern.finditer(text, start, end)
+                break
     if not matches:
         return []
     matches.sort(key=lambda match: (match.start(), -match.end()))

@@ -7,8 +7,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from string import ascii_uppercase
 
+from rewards.fuzzy import nearest_option, negators
 from rewards.text import ARTICLE, drop_article, key_of_normalised, normalise
 from rewards.words import words
+
+
+def may_be_conditional(text: str) -> bool:
+    """A cheap test before `OptionSet.is_conditional`."""
+    lowered = text.lower()
+    for hint in words().conditional_ascii_hints if text.isascii() else words().conditional_hints:
+        if hint in lowered:
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -23,10 +33,22 @@ class OptionSet:
     longest: int
     yes_no: bool
     conditional: tuple[str, ...]
+    letter_alone: re.Pattern[str]
+
+    def mentions(self, text: str) -> list[int]:
+        """Where `text` has an option's letter on its own or an option's text, unsorted. A cheap first test."""
+        places = [match.start() for match in self.letter_alone.finditer(text)]
+        lowered = text.lower()
+        for option in self.lowered:
+            at = lowered.find(option)
+            while at >= 0:
+                places.append(at)
+                at = lowered.find(option, at + len(option))
+        return places
 
     def is_conditional(self, text: str) -> bool:
         """Whether `text` has an "if", those inside an option's own words aside."""
-        if words().conditional.search(text) is None:
+        if not may_be_conditional(text) or words().conditional.search(text) is None:
             return False
         for option in self.conditional:
             text = re.sub(re.escape(option).replace(r"\ ", r"\s+"), " ", text, flags=re.IGNORECASE)
@@ -53,7 +75,7 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     keys: dict[str, str] = {}
     shared: set[str] = set()
     for letter, text in zip(letters, texts, strict=True):
-        for key in {key_of_normalised(text), key_of_normalised(drop_article(text))}:
+        for key in {key_of_normalised(text), key_of_normalised(drop_article(text)), tight(key_of_normalised(text))}:
             if not key:
                 continue
             if keys.setdefault(key, letter) != letter:
@@ -69,8 +91,24 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     yes_no = {"yes", "no"} <= set(keys) and len(options) <= 3
     conditional = tuple(text for text in texts if words().conditional.search(text))
     return OptionSet(
-        tuple(texts), tuple(text.lower() for text in texts), letters, keys, heads, longest, yes_no, conditional
+        tuple(texts),
+        tuple(text.lower() for text in texts),
+        letters,
+        keys,
+        heads,
+        longest,
+        yes_no,
+        conditional,
+        re.compile(rf"(?<![A-Za-z0-9])[A-{letters[-1]}](?![A-Za-z0-9])"),
     )
+
+
+_UNIT_SPACE = re.compile(r"(?<=\d) (?=[a-zµ%])")
+
+
+def tight(key: str) -> str:
+    """A text key without the space between a number and its unit: "5 mg" and "5mg" are one text."""
+    return _UNIT_SPACE.sub("", key)
 
 
 # A letter stands alone: no Latin, Greek or Cyrillic letter, digit or apostrophe-joined word touches it. Scripts written
@@ -151,3 +189,42 @@ def choice_head(text: str, options: OptionSet) -> tuple[str, int] | None:
         if sure and not articled and letter.upper() in options.letters:
             return letter.upper(), head.end()
     return text_head(text, options)
+
+
+# As whole words of an option's text; both forms are compared spelt out.
+_ABBREVIATIONS = {
+    "iv": "intravenous", "im": "intramuscular", "sc": "subcutaneous", "po": "oral", "ct": "computed tomography",
+    "mri": "magnetic resonance imaging", "ecg": "electrocardiogram", "ekg": "electrocardiogram", "us": "ultrasound",
+    "cxr": "chest radiograph", "tb": "tuberculosis", "mi": "myocardial infarction", "pe": "pulmonary embolism",
+    "dvt": "deep vein thrombosis", "uti": "urinary tract infection", "chf": "congestive heart failure",
+}  # fmt: skip
+
+
+def is_form_of(letter: str, key: str, options: OptionSet) -> bool:
+    """Whether a text key is a shorter or longer form of the letter's own text, and of no other option's."""
+    own = _spelt_out(options.key_of(letter))
+    said = _spelt_out(key)
+    if not own or not said:
+        return not said
+    if said == [word[0] for word in own] or "".join(said) == "".join(
+        word[0] for word in own if word not in ("of", "the")
+    ):
+        return len(own) > 1
+    if negators(" ".join(said)) != negators(" ".join(own)):
+        return False
+    if set(said) <= set(own):
+        return True
+    if len(said) == len(own) and all(a == b or (len(a) == 1 and b[0] == a) for a, b in zip(said, own, strict=True)):
+        return len(own) > 1  # "E. coli"
+    if nearest_option(" ".join(said), options.keys) == letter:
+        return True
+    flat = f" {' '.join(said)} "
+    if f" {' '.join(own)} " not in flat:
+        return False
+    return not any(
+        f" {key} " in flat and key not in " ".join(own) for key, other in options.keys.items() if other != letter
+    )
+
+
+def _spelt_out(key: str) -> list[str]:
+    return [word for part in key.split() for word in _ABBREVIATIONS.get(part, part).split()]

@@ -75,6 +75,17 @@ class FailureBudget:
                         f"\n     gold: {_short(sample.gold)}, kind: {sample.kind or '-'}"
                     )
 
+    @property
+    def window(self) -> list[bool]:
+        """Of the samples that the share is taken over, oldest first: was it not judged? What a checkpoint keeps."""
+        with self._lock:
+            return list(self._window)
+
+    @window.setter
+    def window(self, unjudged: Sequence[bool]) -> None:
+        with self._lock:
+            self._window = deque(unjudged, maxlen=WINDOW)
+
     def check(self) -> None:
         """Raises RewardFailure, with the latest unjudged samples, when the budget is exceeded."""
         with self._lock:

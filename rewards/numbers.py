@@ -37,6 +37,7 @@ _MARKS = str.maketrans(
         "。": ".",
     }
 )
+_MINUS_SPACE = re.compile(r"(?:^|(?<=[=:≈] )|(?<=is ))− (?=[\d.])")  # a true minus sign, where nothing is subtracted
 _DIGIT = re.compile(r"[^\x00-\x7f]")
 _TAG = re.compile(r"<sup>\s?|</?[A-Za-z][A-Za-z0-9]{0,9}\s?/?>")
 _SPACE = re.compile(r"[^\S\n]+")
@@ -96,6 +97,7 @@ def clean(text: str) -> str:
     """One spelling for marks, digits, LaTeX, markdown and spaces. Lines are kept apart by single newlines."""
     text = normalise(text)
     if not text.isascii():
+        text = _MINUS_SPACE.sub("-", text)
         text = _DIGIT.sub(_ascii_digit, text).translate(_MARKS)
         text = _DEGREE.sub("°", text)
     if "<" in text:

@@ -16,11 +16,16 @@ from rewards.numeric_label import DEFAULT_TOLERANCE, UNIT_POLICIES, Label, Label
 from rewards.quantity import Quantity
 from rewards.reading import MAX_LENGTH, read, unit_behind
 from rewards.symbolic import equivalence, lift_superscripts
+from rewards.text import sentences
 from rewards.units import Unit, convert
 
 _PRESSURE = (("length", -1), ("mass", 1), ("time", -2))
 _ANGLE = (("angle", 1),)
 _CLOSING = re.compile(r"\}|</[^<>\n]{1,20}>")
+_TAKES_BACK = re.compile(
+    r"\W*(?:wait|actually|correction|no\b|sorry|hmm|oops|or\b|alternatively|maybe|perhaps|on (?:second|reflection)|edit\b|rather)",
+    re.I,
+)
 _UNIT_BEHIND = 60
 _MOST_ANSWERS = 20
 _BARE_LINES = 40
@@ -125,6 +130,11 @@ def _veto(answer: Answer, label: Label) -> str:
     lower = dict.fromkeys(_raw(candidate, answer) for candidate in answer.lower)
     if len(lower) > _MOST_ANSWERS or any(_contradicts(text, label) for text in lower):
         return "another place of the text gives another value"
+    if answer.channel == "cue":
+        last = max(candidate.end for candidate in answer.candidates)
+        later = sentences(answer.rest[last : last + MAX_LENGTH])
+        if any(_TAKES_BACK.match(text) and _contradicts(text, label) for text in later):
+            return "the answer is taken back"
     if answer.channel == "bare":
         earlier = [line for line in answer.body.split("\n")[:-1] if line.strip()]
         if any(_contradicts(line, label) for line in earlier):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards.dates import find_dates, slash_order
+from rewards.numbers import clean
 from rewards.quantity import Quantity
 from rewards.reading import read
 from rewards.symbolic import parse
@@ -31,6 +33,7 @@ _FORMS = {
     "ratio": ("ratio", "over", "number"),
     "score": ("number", "over", "of"),
 }
+_DIFFERENCE = re.compile(r"^(?:delta|Δ|∆)\s*")
 _SLACK = 1e-9  # for values that differ only by the rounding of a unit factor
 
 
@@ -119,12 +122,11 @@ def _unit(raw: Any) -> tuple[Unit | None, bool]:
         return ONE, False
     if not isinstance(raw, str):
         raise LabelError(f"unit must be a text such as 'mg/dL', got {raw!r}")
-    text = raw.strip()
-    bare = text.removeprefix("delta").removeprefix("Δ").strip()
-    unit = parse_unit(bare)
+    bare = _DIFFERENCE.sub("", raw.strip())
+    unit = parse_unit(clean(bare))
     if unit is None:
         raise LabelError(f"unknown unit {raw!r}; write it as in data/units.tsv (mg/dL, 10^9/L, mmHg, %), '1' for none")
-    return unit, bare != text
+    return unit, bare != raw.strip()
 
 
 def _quantity_label(gold: Any, kind: str, unit: Unit | None) -> Label:

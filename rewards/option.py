@@ -12,6 +12,7 @@ from rewards.choices import OptionSet, option_set
 from rewards.closed import read_yes_no
 from rewards.fuzzy import nearest_option
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, NOTHING, Reading, clean_phrase, read_phrase
+from rewards.rivals import rivals_after
 from rewards.statements import FLOOD, Statement, agree, denied_letters, find_statements, open_ended
 from rewards.text import text_key
 
@@ -99,6 +100,10 @@ class OptionLetter(Reward):
         if len(sets) != 1:
             shown = ", ".join(sorted("".join(sorted(letters)) for letters in sets))
             return "conflict", nobody, f"different answers: {shown}"
+        if not answer.closed and not multi:
+            tail = answer.rest[min(statement.start for statement in statements) :]
+            if rivals := rivals_after(tail) & set(options.letters) - min(sets):
+                return "conflict", nobody, f"{', '.join(sorted(rivals))} is offered after the answer"
         channel = answer.channel if answer.closed else statements[0].channel
         return "ok", sets.pop(), f"read from {channel}"
 

@@ -7,11 +7,22 @@ wholly explained by the grammar below reads as nothing.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rewards.choices import LETTER_ALONE, LETTER_HEAD, VERB, OptionSet, choice_head, named_first, text_head
-from rewards.fuzzy import nearest_option, negators
+from rewards.choices import (
+    LETTER_ALONE,
+    LETTER_HEAD,
+    VERB,
+    OptionSet,
+    choice_head,
+    is_form_of,
+    named_first,
+    text_head,
+    tight,
+)
+from rewards.rivals import rivals_beside
 from rewards.text import drop_article, key_of_normalised, strip_markup, strip_quotes, unwrap_latex
 from rewards.words import words
 
@@ -46,6 +57,20 @@ _STRONG = re.compile(r"\s*[.):,;\-–—=>→|/]+\s*")
 _PLAIN_END = re.compile(r"[\s.,;:!)\]}>*\"'”’」。、]*")
 _NUMBER = re.compile(r"[-−–+<>≤≥=~.]{0,3}\d")
 # What comes next is another statement; here the phrase ends.
+# A denial anywhere in the clause, in scripts where it stands behind the letter.
+_DENIED_LATER = re.compile(
+    r"[^,;.、，。]{0,40}?(?:아니|않|없|틀[렸린리]|오답|잘못|ない|ません|間違|誤|不[正对對是符会會能]|错|錯|并非|並非|नहीं|गलत|নয়|ভুল|ไม่|ผิด"
+    r"|ليس|خطأ|خاطئ)"
+)
+_STARTS_DENIED = re.compile(
+    r"[이가은는]?\s?(?:될 수 )?(?:아니|아닙|않|없|못)|(?:では|で|じゃ)?(?:ない|ありません|なく)"
+)
+_ADVERB_END = re.compile(
+    r"[\s,(–—-]*(?:(?:most )?(?:likely|probably)|definitely|certainly|for sure|i (?:think|believe|guess|suppose))[\s).!]*"
+    r"|\s*[(\[,]\s?(?:(?:with|very|high|medium|low|my|is) ){0,2}(?:confidence|certainty|probability)?(?: (?:is|of))?\s?:?\s?(?:high|medium|low|\d(?:[\d.]{0,4})\s?%?)?"
+    r"(?:\s?(?:confidence|certainty|sure|certain|confident))?[\s)\].!]+",
+    re.IGNORECASE,
+)
 _SECOND_THOUGHT = re.compile(r"\W{0,4}(?:actually|no,? wait|wait|hmm|sorry|oops)\b", re.IGNORECASE)
 _NEW_STATEMENT = re.compile(r"[\s.,;]+(?:(?:or|and|but)\s+)?I\s+[a-z]|\s*\.\s+(?:or|and|but)\b")
 # "B or": what follows was taken away as another answer, or is missing.
@@ -53,6 +78,7 @@ _OPEN_END = re.compile(r"(?:(?<!\w)(?:or|and|but|oder|und|ou|et|или)|或|또�
 _COMMA = re.compile(r"\A\s*[,;(—–]?")
 _NEW_CLAUSE = re.compile(r"\s*[.;:。]+[,;]?\s|\s*[;(]|\s[—–-]\s|,\s")
 _SEPARATOR = re.compile(r"\s*[,;、，/.]?\s*")
+_STRAY = re.compile(r"\s*[,;/&+、，]?\s*(?:and\s+)?\(?([A-Z])\)?[\s.]*$")
 _LIST_WORD = re.compile(r"(?:options?|choices?|letters?|also|either)\s+", re.IGNORECASE)
 # Between a letter and its text. A dash before a digit is a sign of the text.
 _PAIR_MARK = re.compile(r"[\s.):,;=>(|/]*+(?:[-–—]++(?!\d)[\s(]*+)?")
@@ -88,6 +114,8 @@ def read_phrase(phrase: str, options: OptionSet, multi: bool = False) -> Reading
     """What `phrase` chooses. In `multi` mode a list of letters or texts is a set; otherwise it is a conflict."""
     if len(phrase) > MAX_PHRASE:
         return _NOTHING
+    if phrase[:1] == ">" and (by_text := options.keys.get(key_of_normalised(phrase))):
+        return Reading(CHOSEN, frozenset(by_text), exact=True)  # "> 15 mm" is no quotation
     text = clean_phrase(phrase)
     open_end = _OPEN_END.search(text)
     if open_end is None:
@@ -131,7 +159,11 @@ def _after_leads(text: str) -> str:
 def _whole(text: str, options: OptionSet) -> Reading | None:
     """The phrase is exactly an option's text, or exactly one letter."""
     key = key_of_normalised(text)
-    by_text = options.keys.get(key) or options.keys.get(key_of_normalised(drop_article(text)))
+    by_text = (
+        options.keys.get(key) or options.keys.get(key_of_normalised(drop_article(text))) or options.keys.get(tight(key))
+    )
+    if by_text and text.endswith("?") and not options.texts[options.letters.index(by_text)].endswith("?"):
+        return Reading(NOTHING, reason="a question is no answer")
     lone = LETTER_ALONE.fullmatch(text)
     if lone is None:
         arabic = _ARABIC_LONE.fullmatch(text) if not text.isascii() else None
@@ -232,6 +264,8 @@ def _instead(rest: str, options: OptionSet) -> bool:
 def _hedged(chosen: frozenset[str], rest: str, options: OptionSet) -> bool:
     """The same sentence offers another option ("B, or maybe C")."""
     clause = _first_clause(rest)
+    if rivals_beside(clause) & set(options.letters) - chosen:
+        return True
     for hedge in _HEDGE.finditer(clause):
         tail = clause[hedge.end() :]
         other = choice_head(tail, options)
@@ -335,6 +369,8 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
         if strong and VERB.match(after) and not _ALSO_TRUE.match(after):
             return chosen
         return Reading(CONFLICT, reason=f"letter {letter} with the text of option {own_text[0]}")
+    if _ADVERB_END.fullmatch(rest):
+        return exact
     if raw.isupper() and _SECOND_THOUGHT.match(rest):
         return chosen
     if words().bad_verdict.match(rest):
@@ -348,8 +384,11 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
     if words().closers_only.fullmatch(rest):
         return exact
     if not rest.lstrip(" ")[:1].isascii():
-        tight = not closed and not rest[0].isspace() and not words().closer.match(rest) and rest[0].isalpha()
-        return _NOTHING if tight else chosen
+        if _DENIED_LATER.match(rest) and not words().contrast.search(rest):
+            return Reading(EXCLUDED, by_letter=True, reason=f"option {letter} is rejected")
+        mark = unicodedata.category(rest[0])[0]
+        glued = not closed and not words().closer.match(rest) and mark in "LM"
+        return _NOTHING if glued else chosen
     strong_sep = _STRONG.match(rest)
     if strong_sep is None and not closed:
         if articled:
@@ -357,7 +396,7 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
         return chosen if words().because.match(rest) or words().verb.match(rest) else _NOTHING
     tail = rest[strong_sep.end() :] if strong_sep is not None else rest.lstrip()
     mark = strong_sep.group().strip() if strong_sep is not None else ")"
-    if _agrees(letter, tail, options):
+    if is_form_of(letter, key_of_normalised(_first_clause(tail)), options):
         return chosen
     if articled and raw != "A" and set(mark) <= set(",-–—"):
         return _NOTHING
@@ -412,6 +451,9 @@ def _list(first: str, rest: str, options: OptionSet, multi: bool) -> Reading | N
     if position == 0:
         return None
     after = rest[position:]
+    stray = _STRAY.match(after)
+    if stray is not None and stray.group(1) not in options.letters:
+        return Reading(NOTHING, reason=f"letter {stray.group(1)} is outside the {len(options.texts)} options")
     denied = words().negated_after.match(after)
     instead = _instead(after, options)
     if not instead and (words().bad_verdict.match(after) or denied is not None):
@@ -504,7 +546,7 @@ def _is_sentence(tail: str) -> bool:
         len(clause.split()) > 6
         or re.search(
             r"\b(?:is|are|was|were|has|have|had|shows?|showed|suggests?|indicates?|fits?|explains?|can|cannot|does|do|this|there|we|you|i|it"
-            r"|best|most|correct|right|because|since|reveals?|demonstrates?|supports?|rules?|the|see|final|explanation|reason|rationale)\b",
+            r"|best|most|again|correct|right|because|since|reveals?|demonstrates?|supports?|rules?|the|see|final|explanation|reason|rationale)\b",
             clause,
             re.IGNORECASE,
         )
@@ -512,28 +554,9 @@ def _is_sentence(tail: str) -> bool:
     )
 
 
-def _agrees(letter: str, tail: str, options: OptionSet) -> bool:
-    """`tail` is a shorter or longer form of the letter's own text, and of no other option's."""
-    own = options.key_of(letter).split()
-    said = key_of_normalised(_first_clause(tail)).split()
-    if not own or not said:
-        return not said
-    if said == [word[0] for word in own] or "".join(said) == "".join(
-        word[0] for word in own if word not in ("of", "the")
-    ):
-        return len(own) > 1
-    if negators(" ".join(said)) != negators(" ".join(own)):
-        return False
-    if set(said) <= set(own):
-        return True
-    if nearest_option(" ".join(said), options.keys) == letter:
-        return True
-    flat = f" {' '.join(said)} "
-    if f" {' '.join(own)} " not in flat:
-        return False
-    return not any(
-        f" {key} " in flat and key not in " ".join(own) for key, other in options.keys.items() if other != letter
-    )
+def denied_later(text: str) -> bool:
+    """Whether `text` begins by denying what stands before it, as Korean and Japanese do."""
+    return not text.isascii() and _STARTS_DENIED.match(text) is not None
 
 
 def _first_clause(rest: str) -> str:

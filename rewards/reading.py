@@ -129,6 +129,8 @@ def _items(tokens: list[Token]) -> tuple[list[Quantity], str]:
             clause, sentence, is_first = _Clause(), len(items), True
         elif token.kind == "call" or token.text in ("√", "^"):
             return [], _CALCULATION
+        elif token.kind == "word" and token.text.lower() == "or" and items and _left_open(tokens[index + 1 :]):
+            return [], "an alternative is left open"
         elif token.kind == "so":
             items[sentence:] = [(item, True) for item, _ in items[sentence:]]
             clause = _Clause(denied=clause.denied)
@@ -137,6 +139,13 @@ def _items(tokens: list[Token]) -> tuple[list[Quantity], str]:
             is_first = is_first and token.kind == "op"
         index += 1
     return _without_premises(items), ""
+
+
+def _left_open(behind: list[Token]) -> bool:
+    """After "5 or": words that name no other quantity ("or whatever is right"), rather than "or so"."""
+    if not behind or behind[0].text.lower() in ("so", "thereabouts", "approximately", "about", "nearly"):
+        return False
+    return not any(token.kind in ("num", "break") for token in behind[:6])
 
 
 def _step(clause: _Clause, token: Token, is_first: bool, has_item: bool) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rewards.answer import Answer, Candidate
-from rewards.choices import LETTER_ALONE, OptionSet, named_first, text_head
-from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, read_phrase
+from rewards.choices import LETTER_ALONE, OptionSet, may_be_conditional, named_first, text_head
+from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, denied_later, read_phrase
+from rewards.rivals import is_disowned
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import words
 
@@ -42,8 +43,12 @@ _NEGATED_CUE = re.compile(
     r"|\b(?:wrong|incorrect|mistake|error|unwise|tempting|tempted|hard|difficult|reluctant) to\s+$",
     re.IGNORECASE,
 )
-_DIFFERENTIAL = re.compile(
-    r"\b(?:differential|alternative|unlikely|less likely|other|wrong|possible)\s+$", re.IGNORECASE
+# "The diagnosis", not "the previous diagnosis": an unknown adjective may make it another one.
+_OTHER_KIND = re.compile(r"\w\s+$", re.IGNORECASE)
+_SAME_KIND = re.compile(
+    r"\b(?:the|my|our|your|this|that|so|thus|hence|therefore|and|as|is|overall|radiological|radiographic|radiologic|imaging|unifying"
+    r"|single|underlying|new|clear|obvious|clinical)\s+$",
+    re.IGNORECASE,
 )
 _LOWER_LETTER = re.compile(r"\W*[a-z]\W*$")
 _COPULA = re.compile(
@@ -51,9 +56,10 @@ _COPULA = re.compile(
     r"(?: (?:most likely|likely|probably|clearly|definitely|indeed|(?:most )?consistent with|diagnosed with))?\s+",
     re.IGNORECASE,
 )
+_INSTEAD = re.compile(r",? (?:and not|not|rather than|instead of|as opposed to) ", re.IGNORECASE)
+_LABEL_LINE = re.compile(r"\s*(?:option|choice|letter|answer)\s+\(?[a-z]\)?[.\s]*", re.IGNORECASE)
 _FENCE = re.compile(r"^\s*(?:```\w*|-{3,}|={3,}|\*{3,}|_{3,})\s*$")
 _CLAUSE_END = re.compile(r";|\.\W")
-_CAPITAL = re.compile(r"(?<![A-Za-z0-9])[A-Z](?![A-Za-z0-9])")
 _NOTHING = Reading(NOTHING)
 # Nobody announces an answer this often; it also bounds the time.
 _MOST_CUES = 100
@@ -69,7 +75,12 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
         return []
     spans = sentence_spans(rest)
     starts = [start for start, _ in spans]
-    usable = [_asserts(rest[start:end], options) for start, end in spans]
+    mentioning = {bisect_right(starts, place) - 1 for place in options.mentions(rest)}
+    conditional = may_be_conditional(rest)
+    usable = [
+        not _asks(rest[start:end]) and not (conditional and options.is_conditional(rest[start:end]))
+        for start, end in spans
+    ]
     candidates = answer.candidates if answer.channel == "cue" else answer.lower
     if len(candidates) > _MOST_CUES:
         return [FLOOD]
@@ -81,12 +92,7 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     seen: set[str] = set()
     for index, (start, end) in enumerate(spans):
         sentence = rest[start:end]
-        if (
-            not usable[index]
-            or sentence in seen
-            or len(sentence) > _LONGEST_SENTENCE
-            or not _mentions(sentence, options)
-        ):
+        if not usable[index] or sentence in seen or len(sentence) > _LONGEST_SENTENCE or index not in mentioning:
             continue
         seen.add(sentence)
         if len(seen) > _MOST_SENTENCES:
@@ -104,7 +110,7 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     found += bare
     taken |= {bisect_right(starts, statement.start) - 1 for statement in bare}
     left = [index for index in range(len(spans)) if index not in taken]
-    if len(left) == 1 and usable[left[0]] and not multi:
+    if len(left) == 1 and left[0] in mentioning and usable[left[0]] and not multi:
         start, end = spans[left[0]]
         predicate = _only_sentence(rest[start:end], options)
         if predicate is not None:
@@ -129,6 +135,9 @@ def _after_cues(
     read: dict[str, Reading] = {}
     before = 0
     for candidate in candidates:
+        if candidate.channel == "cue" and denied_later(candidate.text):
+            before = max(before, candidate.end)
+            continue
         # "A The answer is B": a choice stands before the cue on its line.
         line_start = max(before, rest.rfind("\n", before, candidate.lead) + 1)
         before = max(before, candidate.end)
@@ -142,6 +151,8 @@ def _after_cues(
         if candidate.channel != "cue" or (index >= 0 and not usable[index]):
             continue
         if words().wrong_lead.search(rest[max(0, candidate.lead - 40) : candidate.lead]):
+            continue
+        if index >= 0 and is_disowned(rest[max(starts[index], candidate.lead - _LONGEST_LINE) : candidate.lead]):
             continue
         text = candidate.text
         if multi:
@@ -163,14 +174,6 @@ def _after_cues(
             yield Statement(reading, "cue", candidate.start)
 
 
-def _mentions(sentence: str, options: OptionSet) -> bool:
-    """A cheap test: the sentence has an option's letter on its own or an option's text."""
-    if any(match.group() in options.letters for match in _CAPITAL.finditer(sentence)):
-        return True
-    lowered = sentence.lower()
-    return any(text in lowered for text in options.lowered)
-
-
 def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
     parts: list[str] = []
     position = 0
@@ -182,8 +185,8 @@ def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
     return "".join([*parts, text[position:]])
 
 
-def _asserts(sentence: str, options: OptionSet) -> bool:
-    return not sentence.rstrip(" *_)\"'").endswith("?") and not options.is_conditional(sentence)
+def _asks(sentence: str) -> bool:
+    return "?" in sentence and sentence.rstrip(" *_)\"'").endswith("?")
 
 
 def _with_following_lines(rest: str, candidate: Candidate) -> tuple[str, int]:
@@ -207,16 +210,25 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
         yield rival
     predicate = words().ascii_predicate if plain.isascii() else words().predicate
     for match in predicate.finditer(plain):
+        if _COUNTERFACTUAL.match(plain, match.start()):
+            continue
         reading = _subject(plain[: match.start()], options, multi)
         if reading is not None:
             yield reading
     for match in words().soft_cue.finditer(plain):
-        if _NEGATED_CUE.search(plain, max(0, match.start() - 40), match.start()):
+        ahead = plain[max(0, match.start() - _LONGEST_LINE) : match.start()]
+        if _NEGATED_CUE.search(ahead) or is_disowned(ahead):
             continue
         phrase = plain[match.end() :]
         if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
             continue
         reading = read_phrase(phrase, options, multi)
+        before = read_phrase(ahead, options, multi) if reading.kind == CHOSEN and len(ahead) < 60 else _NOTHING
+        if before.kind == CHOSEN and before.exact and before.letters != reading.letters:
+            yield before  # "B, no, C"
+        if match.group()[:2].lower() in ("or", "al") and reading.kind == CHOSEN:
+            yield Reading(CONFLICT, reading.letters, reason="an alternative is offered")
+            continue
         if reading.kind in (NOTHING, CONFLICT) and (stop := _CLAUSE_END.search(phrase)) is not None:
             first = read_phrase(phrase[: stop.start()], options, multi)
             reading = first if first.kind == CHOSEN and first.exact else reading
@@ -227,7 +239,8 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
         ):
             yield reading
     for match in words().text_cue.finditer(plain):
-        if _DIFFERENTIAL.search(plain, max(0, match.start() - 40), match.start()):
+        ahead = plain[max(0, match.start() - _LONGEST_LINE) : match.start()]
+        if (_OTHER_KIND.search(ahead) and not _SAME_KIND.search(ahead)) or is_disowned(ahead):
             continue
         phrase = plain[match.end() :]
         if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
@@ -235,6 +248,12 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
         reading = read_phrase(phrase, options, multi)
         if reading.kind in (CHOSEN, CONFLICT):
             yield reading
+
+
+_COUNTERFACTUAL = re.compile(
+    r"would be (?:\w+ ){0,3}?(?:correct|right|answer|choice|option) (?:in|if|for|with|when|only|had|were)\b(?! (?:this|the|our)\b)",
+    re.IGNORECASE,
+)
 
 
 def _rival(sentence: str, options: OptionSet) -> Reading | None:
@@ -260,7 +279,7 @@ def _subject(text: str, options: OptionSet, multi: bool) -> Reading | None:
     last = splits[-1]
     if last.group(1) and last.group(1).lower() == "that":
         begin = splits[-2].end() if len(splits) > 1 else 0
-        if _NEGATED.search(text, begin, last.start()):
+        if _NEGATED.search(text, begin, last.start()) or is_disowned(text[begin : last.start()]):
             return None
     tail = read_phrase(text[last.end() :], options, multi)
     return tail if tail.kind == CONFLICT or (tail.kind == CHOSEN and tail.exact) else None
@@ -300,7 +319,7 @@ def _bare_lines(rest: str, options: OptionSet, multi: bool) -> Iterator[Statemen
         return
     yield from exact
     # "A. Unlikely ...", "B. Fits ...": a walk through the options is no answer.
-    if not _walks_through(places, options):
+    if loose and not _walks_through(places, options):
         yield from loose
 
 
@@ -308,7 +327,8 @@ def _may_choose(line: str, options: OptionSet) -> bool:
     """A cheap test before a line is read."""
     lead = words().lead.match(line)
     return bool(
-        named_first(line, options)
+        _LABEL_LINE.fullmatch(line)
+        or named_first(line, options)
         or words().negator.match(line)
         or (lead is not None and named_first(line[lead.end() :], options))
     )
@@ -326,8 +346,13 @@ def _walks_through(places: list[tuple[int, str]], options: OptionSet) -> bool:
 def _only_sentence(sentence: str, options: OptionSet) -> Reading | None:
     """ "The image shows pneumonia." as the only sentence: its predicate is exactly one option's text, undenied."""
     plain = strip_markup(unwrap_latex(sentence))
-    if len(plain) > _LONGEST_LINE or _NEGATED.search(plain):
+    if len(plain) > _LONGEST_LINE:
         return None
+    plain = _not_another(plain, options)
+    if _NEGATED.search(plain):
+        return None
+    if words().text_cue.search(plain):
+        return None  # "the previous diagnosis was ...": what may follow it was judged as a cue
     copulas = list(_COPULA.finditer(plain))
     if not copulas:
         return None
@@ -338,6 +363,16 @@ def _only_sentence(sentence: str, options: OptionSet) -> Reading | None:
     if any(f" {key} " in subject for key in options.keys if len(key) > 1):
         return None
     return reading
+
+
+def _not_another(plain: str, options: OptionSet) -> str:
+    """`plain` without a last ", not pneumothorax" or "rather than pneumothorax"."""
+    for match in _INSTEAD.finditer(plain):
+        tail = plain[match.end() :]
+        other = text_head(tail, options)
+        if other is not None and not tail[other[1] :].strip(" ."):
+            return plain[: match.start()]
+    return plain
 
 
 def _without_echo(rest: str, options: OptionSet) -> str:

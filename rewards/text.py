@@ -22,7 +22,7 @@ _LATEX_WRAP = re.compile(
     r"|boldsymbol|operatorname|underline|emph|displaystyle|large|Large)(?![A-Za-z])\s*"
 )
 _MARKUP = re.compile(r"[*`#]+|_{2,}|(?<!\w)_|_(?!\w)|~~")
-_BULLET = re.compile(r"^(?:[>\-•‣◦▪●–—+]+\s+)+|^>+\s*")
+_BULLET = re.compile(r"^(?:[>\-•‣◦▪●–—+]+\s+)+|^>+\s*|^(?:[✅✔☑👉➡⭐🎯📌▶][\s*]*)+")
 _QUOTES = "\"'“”„‟‘’‚‛«»‹›「」『』"
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">", "【": "】", "〔": "〕", "《": "》", "〈": "〉"}
 _DASHES = re.compile("[‐‑‒–—―−﹣]")
@@ -36,6 +36,11 @@ _ABBREVIATION = re.compile(r"\b(?:[ei]\.[ge]|vs|cf|st|dr|mr|mrs|no|fig|ca|approx
 # The last letters of the abbreviations: most full stops need no second look.
 _ABBREVIATION_ENDS = frozenset("egsftropa.")
 _NEXT = re.compile(r"\s*(\S)")
+# After a label: another label that begins a sentence of its own ("B. Option C describes ...", "B. A (fracture) ...").
+_NEXT_SUBJECT = re.compile(
+    r"\s+(?:(?:Option|Choice|Answer)s? \(?[A-Z]\b|[A-Z] \(|[B-HJ-Z] (?!and\b|or\b)[a-z]"
+    r"|[AI] (?:is|was|would|will|can|could|does|did|has|should|may|might|cannot)\b|Let me know\b)"
+)
 ARTICLE = re.compile(r"(?:a|(?i:an|the)|A(?! [A-Z][a-z])) +")
 
 
@@ -71,7 +76,7 @@ def unwrap_latex(text: str) -> str:
 
 def strip_markup(text: str) -> str:
     """Remove markdown emphasis, code ticks, headings, bullets and table bars around one line."""
-    if any(mark in text for mark in "*_`#~"):
+    if "*" in text or "_" in text or "`" in text or "#" in text or "~" in text:
         text = _MARKUP.sub("", text)
     text = text.strip(" \t|")
     return text if text[:1].isalnum() else _BULLET.sub("", text).strip()
@@ -165,7 +170,7 @@ def _goes_on(line: str, start: int, stop: re.Match[str]) -> bool:
         return True
     at = stop.start()
     if at - start < 8 and len(line[start:at].strip(" ()*_[]")) == 1:
-        return True
+        return _NEXT_SUBJECT.match(line, stop.end()) is None
     return (
         line[at - 1 : at].lower() in _ABBREVIATION_ENDS
         and _ABBREVIATION.search(line[max(start, at - 8) : at]) is not None

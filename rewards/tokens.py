@@ -34,12 +34,12 @@ class Token:
 
 _AT_LEAST = (
     r"at least|(?:no|not) (?:less|fewer|lower|younger|smaller|shorter) than|not (?:under|below)"
-    r"|equal to or (?:greater|more|higher|above)(?: than)?|(?:greater|more|higher|larger|older|longer) than or equal(?: to)?|(?:a )?minimum of"
+    r"|equal to or (?:greater|more|higher|above)(?: than)?|(?:greater|more|higher|larger|older|longer) than or equal(?: to)?|(?:a )?min(?:imum)?(?: of|(?= \d))"
 )
 _AT_MOST = (
     r"at most|(?:no|not) (?:more|greater|higher|older|larger|longer) than|not (?:over|above|exceeding|to exceed|exceed)"
     r"|equal to or (?:less|lower|fewer|below)(?: than)?"
-    r"|(?:less|lower|fewer|smaller|younger|shorter) than or equal(?: to)?|up to|(?:a )?maximum of"
+    r"|(?:less|lower|fewer|smaller|younger|shorter) than or equal(?: to)?|up to|(?:a )?max(?:imum)?(?: of|(?= \d))"
 )
 _ABOVE = r"(?:more|greater|higher|older|larger|longer|later) than|over|above|exceed(?:s|ing)|in excess of|beyond"
 _BELOW = r"(?:less|lower|fewer|smaller|younger|shorter|earlier) than|under|below"
@@ -58,7 +58,7 @@ _PREMISE = r"based|given|using|for|with|assuming|because|since|from|calculated|i
 _PHRASE = re.compile(
     rf"(?P<ge>{_AT_LEAST})|(?P<le>{_AT_MOST})|(?P<gt>{_ABOVE})|(?P<lt>{_BELOW})"
     rf"|(?P<more>{_AFTER_MORE})|(?P<less>{_AFTER_LESS})"
-    rf"|(?P<call>{_CALCULATION})|(?P<not>{_NEGATIVE})|(?P<reset>but|instead)|(?P<wrong>incorrect|wrong|false)|(?P<between>between)|(?P<to>to|through"
+    rf"|(?P<call>{_CALCULATION})|(?P<not>{_NEGATIVE})|(?P<reset>but|instead|(?<=[,;] )(?:it's|it is|rather(?! than)))|(?P<wrong>incorrect|wrong|false)|(?P<between>between)|(?P<to>to|through"
     r"|until)|(?P<of>out of(?: a| the)?(?: (?:possible|maximum|total)){0,2}(?: of)?|of)|(?P<and>and)|(?P<minus>minus|negative)|(?P<plus>plus)"
     rf"|(?P<so>so|therefore|thus|hence|giving)|(?P<is>is|are|was|equals)|(?P<lead>{_PREMISE})",
     re.I,
@@ -75,6 +75,8 @@ _COMMENT = re.compile(
     r"[^()\n]{0,120}\)",
     re.I,
 )
+# "22.9, a normal weight (18.5-24.9)": a range in brackets behind a value is what it is compared with.
+_COMPARED = re.compile(r"\(\s?\d[\d.,]*\s?(?:-|to)\s?\d[\d.,]*(?:\s?[^()\d\n]{1,20})?\)")
 _NOUN_END = re.compile(r"\s?(?:$|[^\w\s]|\n|(\w+))")
 # After a number these words are no unit and no counted thing: the number simply has no unit.
 _FUNCTION_WORDS = frozenset(
@@ -115,6 +117,14 @@ def tokenise(text: str) -> list[Token] | None:
             position = match.end()
         elif (match := _SYMBOL.match(text, position)) is not None:
             if character == "(" and (comment := _COMMENT.match(text, position)) is not None:
+                position = comment.end()
+                continue
+            if (
+                character == "("
+                and any(token.kind == "num" for token in tokens)
+                and tokens[-1].kind == "word"
+                and (comment := _COMPARED.match(text, position)) is not None
+            ):
                 position = comment.end()
                 continue
             symbol = match.group()

@@ -10,6 +10,14 @@ from importlib import resources
 from rewards.text import normalise
 
 
+def _literal(pattern: str) -> str:
+    """The letters that every match of a word-list entry begins with, in lower case."""
+    found = re.match(r"[^\W\d_][\w' ]*", re.sub(r"^(?:\(\?<![^()]*\))+", "", pattern))
+    if found is None:
+        raise ValueError(f"the entry {pattern!r} of data/choices.json must begin with letters")
+    return found.group().lower()
+
+
 class Words:
     """The compiled word lists of data/choices.json."""
 
@@ -48,6 +56,10 @@ class Words:
         self.wrong_lead = re.compile(
             rf"{alternatives('wrong_lead')}\s+(?:\w+\s+)?$|(?:{'|'.join(table['wrong_lead_marks'])})的?\s?$", flags
         )
+        self.conditional_hints = tuple(
+            sorted({_literal(entry) for entry in table["conditional"] + table["conditional_marks"]})
+        )
+        self.conditional_ascii_hints = tuple(hint for hint in self.conditional_hints if hint.isascii())
         self.conditional = re.compile(alternatives("conditional", "conditional_marks"), flags)
         self.soft_cue = re.compile(rf"{alternatives('soft_cues')}[\s,:*]*", flags)
         self.text_cue = re.compile(rf"{alternatives('text_cues')}[\s:*]+", flags)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from launching import ROOT, TOKEN
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
-TOKEN = "a-token-for-tests"
 
 
 @pytest.fixture(scope="session")
@@ -63,26 +61,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
             workers.append(Worker(role, command, url=url, log=logs / f"{role}.log", env=env, stop_timeout_s=10))
         try:
             for worker in workers:
-                worker.wait_healthy(240)
+                worker.wait_healthy(900)
             yield Servers(workers[0].url, workers[1].url, Path(transfer))
         finally:
             stop_all(workers)
-
-
-def launch(arguments: list[str], *, env: dict[str, str] | None = None, timeout_s: float = 300, processes: int = 1,
-           script: str = "recipes/grpo_medvqa.py") -> subprocess.CompletedProcess[str]:  # fmt: skip
-    """`accelerate launch` as a user types it; stdout and stderr come back together."""
-    return subprocess.run(
-        launch_command(arguments, processes, script),
-        cwd=ROOT,
-        env={**(env or os.environ), "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout_s,
-    )
-
-
-def launch_command(arguments: list[str], processes: int = 1, script: str = "recipes/grpo_medvqa.py") -> list[str]:
-    config = ["--config_file", "recipes/accelerate/cpu_2ranks.yaml"] if processes > 1 else ["--num_processes", "1"]
-    return [sys.executable, "-m", "accelerate.commands.launch", *config, script, *arguments]

@@ -70,6 +70,13 @@ def test_gdpo_leaves_out_what_is_missing() -> None:
     assert gdpo_advantages([[{"a": 1.0}]], {"a": 1.0}) == [[0.0]]
 
 
+def test_gdpo_gives_exact_zeros_to_a_group_without_contrast() -> None:
+    """Or it would go to the reference and the update for a rounding error."""
+    ragged = [{"a": value} for value in (0.1, 0.7, 0.2, 0.35, 0.9)]
+    found = gdpo_advantages([ragged, [{"a": 0.3}, {"a": 0.3}, None], [*ragged, {"a": 0.4}]], {"a": 0.7})
+    assert found[1] == [0.0, 0.0, None] and all(found[0]) and all(found[2])
+
+
 def test_gdpo_needs_all_groups() -> None:
     with pytest.raises(ValueError, match="gdpo_advantages"):
         group_advantages([0.0, 1.0], AdvantageConfig("gdpo"))

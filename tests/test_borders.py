@@ -12,7 +12,18 @@ from lingshu_rl.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("module", ["lingshu_rl", "rewards", "lingshu_rl.config", "lingshu_rl.data", "lingshu_rl.cli"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "lingshu_rl",
+        "rewards",
+        "lingshu_rl.config",
+        "lingshu_rl.data",
+        "lingshu_rl.cli",
+        "lingshu_rl.sweep.command",
+        "lingshu_rl.watch",
+    ],
+)
 def test_importing_loads_no_torch(module):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

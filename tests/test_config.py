@@ -121,3 +121,8 @@ def test_engine_options_reach_the_engines_command_lines(tmp_path):
     assert '"backend": "lingshu_file"' in " ".join(forced)
     env = vllm_env(DeviceSet(), token="t", transfer_dir=tmp_path, extra={"VLLM_CPU_KVCACHE_SPACE": "3"})
     assert env["VLLM_CPU_KVCACHE_SPACE"] == "3" and env["VLLM_SERVER_DEV_MODE"] == "1"
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in env
+    env = vllm_env(DeviceSet(cores=(0, 5)), token="t", transfer_dir=tmp_path, extra={}, servers=2)
+    assert env["VLLM_CPU_OMP_THREADS_BIND"] == "0,5"
+    env = vllm_env(DeviceSet(), token="t", transfer_dir=tmp_path, extra={}, servers=2)
+    assert env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind" and int(env["OMP_NUM_THREADS"]) >= 1

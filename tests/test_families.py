@@ -12,9 +12,9 @@ import transformers
 from tiny_models import IMAGE, TEXT, TEXT_FAMILIES, VIDEO, VISION_FAMILIES, build, group
 from torch import Tensor
 
-from lingshu_rl.attention import NAME, allowed, attention_masks
+from lingshu_rl.attention import NAME, WINDOWS, allowed, attention_masks, use_shared_attention
 from lingshu_rl.families import model_spec, supports_sharing, unwrap
-from lingshu_rl.logprobs import completion_logprobs
+from lingshu_rl.logprobs import completion_logprobs, trains_vision, with_image_features
 from lingshu_rl.packing import PackedRow, pack
 from lingshu_rl.scoring import group_logprobs
 from lingshu_rl.types import TokenGroup
@@ -58,8 +58,8 @@ def score(
     return found, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def flat_logprobs(model, groups: Sequence[TokenGroup], layout: str = "shared") -> Tensor:
-    found = group_logprobs(model, groups, token_budget=512, layout=layout, banned_ids=(), temperature=1.0)
+def flat_logprobs(model, groups: Sequence[TokenGroup], layout: str = "shared", **options) -> Tensor:
+    found = group_logprobs(model, groups, token_budget=512, layout=layout, banned_ids=(), temperature=1.0, **options)
     return torch.cat([part for one in found for part in one])
 
 
@@ -113,16 +113,70 @@ def test_a_wrong_mask_or_wrong_positions_show(family: str) -> None:
         assert (completion_logprobs(model, moved).logprobs_T - right).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 16])
-def test_any_group_size(size: int) -> None:
-    model = build("qwen2_5_vl")
+@pytest.mark.parametrize(
+    ("family", "size"), [(f, n) for f in FAMILIES for n in (1, 16)] + [("qwen2_5_vl", 2), ("qwen2_5_vl", 5)]
+)
+def test_any_group_size(family: str, size: int) -> None:
+    model = build(family)
     lengths = torch.randint(1, 11, (size,)).tolist()
-    groups = [group("qwen2_5_vl", "a", lengths, images=1), group("qwen2_5_vl", "b", lengths[::-1], images=2)]
+    images = int(family in VISION_FAMILIES)
+    groups = [group(family, "a", lengths, images=images), group(family, "b", lengths[::-1], images=2 * images)]
     weights = token_weights(groups)
     dense = score(model, pack(groups, model, 1, "dense"), weights)
     shared = score(model, pack(groups, model, 1024), weights)
     assert logprob_gap(dense[0], shared[0]) < 1e-4
     assert gradient_gap(dense[1], shared[1]) < 1e-4
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_features_of_a_frozen_tower_stand_in_for_the_pixels(family: str) -> None:
+    model = build(family)
+    text = {id(p) for m in (model.get_decoder(), model.get_output_embeddings()) for p in m.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in text)
+    assert not trains_vision(model)
+    groups = make_groups(family)
+    weights = token_weights(groups)
+    for layout in ("shared", "dense"):
+        rows = pack(groups, model, 512, layout)
+        logprobs, gradients = score(model, rows, weights)
+        kept = [with_image_features(model, row) for row in rows]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(model.base_model), "get_image_features", None)  # whoever encodes again fails
+            again, gradients_again = score(model, kept, weights)
+        assert logprob_gap(logprobs, again) < 1e-6 and gradient_gap(gradients, gradients_again) < 1e-5
+        pixels, encoded = (flat_logprobs(model, groups, layout, features=f) for f in (False, True))
+        assert (pixels - encoded).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_windows_of_the_vision_tower_in_batches(family: str) -> None:
+    """The features and their gradients are those of transformers' own attention, window after window."""
+    found = []
+    for routed in (False, True):
+        torch.manual_seed(0)
+        model = build(family)
+        vision = group(family, "a", [1], images=3).vision  # windows of several lengths
+        if routed:
+            use_shared_attention(model, model_spec(model))
+            assert model.model.visual.blocks[0].attn.config._attn_implementation == WINDOWS
+        features = torch.cat(model.get_image_features(**vision, return_dict=True).pooler_output)
+        features.backward(torch.linspace(-1, 1, features.numel()).view_as(features))
+        found.append((features, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    assert (found[0][0] - found[1][0]).abs().max() < 1e-5
+    assert gradient_gap(found[0][1], found[1][1]) < 1e-5
+
+
+def test_who_trains_the_vision_tower() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    def adapted(targets: object) -> object:
+        return get_peft_model(build("qwen2_5_vl"), LoraConfig(r=2, target_modules=targets))
+
+    assert trains_vision(build("qwen2_5_vl"))
+    assert not trains_vision(build("llama"))
+    assert not trains_vision(adapted(["q_proj", "v_proj"]))  # the tower's layer is called qkv
+    assert trains_vision(adapted("all-linear"))
 
 
 def test_completions_of_one_token_and_a_long_prompt() -> None:
@@ -136,8 +190,9 @@ def test_completions_of_one_token_and_a_long_prompt() -> None:
     assert gradient_gap(dense[1], shared[1]) < 1e-4
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "gemma3", "llama"])
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    ("family", "reentrant"), [(f, False) for f in FAMILIES] + [(f, True) for f in ("qwen2_5_vl", "gemma3", "llama")]
+)
 def test_gradient_checkpointing_changes_nothing(family: str, reentrant: bool) -> None:
     model = build(family)
     groups = make_groups(family)
@@ -152,8 +207,9 @@ def test_gradient_checkpointing_changes_nothing(family: str, reentrant: bool) ->
     assert gradient_gap(plain[1], again[1]) < 1e-5
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl", "gemma3", "qwen2"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("family", "checkpointing"), [(f, False) for f in FAMILIES] + [(f, True) for f in (*VISION_FAMILIES, "qwen2")]
+)
 def test_lora(family: str, checkpointing: bool) -> None:
     """Adapters on every linear layer, the vision tower included; with adapters off the model is the reference."""
     from peft import LoraConfig, get_peft_model
@@ -197,7 +253,7 @@ def test_lora_on_the_head_is_refused() -> None:
         completion_logprobs(model, pack(make_groups("qwen2"), model, 512)[0])
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava", "gemma3", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_autocast(family: str) -> None:
     """Within what bfloat16 itself costs: sharing changes less than the rounding does."""
     model = build(family)
@@ -294,7 +350,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_window"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
 def test_flex_attention_is_exact_in_the_forward(family: str) -> None:
     """Block masks are for CUDA: on the CPU flex attention is compiled first and has no backward."""
     model = build(family)
@@ -305,12 +361,15 @@ def test_flex_attention_is_exact_in_the_forward(family: str) -> None:
     assert (masked_T - blocks_T).abs().max() < 1e-5
 
 
-def test_flex_masks_allow_what_the_others_do() -> None:
-    model = build("qwen2_window")
-    rows = pack(make_groups("qwen2_window"), model, 512)
+@pytest.mark.parametrize("family", ["qwen2_window", "gemma3", "paligemma"])
+def test_flex_masks_allow_what_the_others_do(family: str) -> None:
+    model = build(family)
+    rows = pack(make_groups(family), model, 512)
     spec = model_spec(model)
     masks = attention_masks(rows[0], spec, torch.device("cpu"), "flex", last_layer=-1)
-    assert set(masks) == {"full_attention", "sliding_attention"}
+    if not spec.mask_is_dict:
+        masks = {"full_attention": masks}
+    assert set(masks) == set(spec.windows)
     places = torch.arange(rows[0].tokens)
     for kind, mask in masks.items():
         dense = allowed(rows[0], spec, spec.windows[kind], torch.device("cpu"))

@@ -7,6 +7,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_families import gradient_gap, logprob_gap, score
 from tiny_models import IMAGE, VIDEO, build, config_of, group, words
 
 from lingshu_rl.families import model_spec, mrope_positions
@@ -82,6 +83,23 @@ def test_groups_fill_a_row_and_share_their_prompt() -> None:
     assert [row.tokens for row in rows] == [10 + 12 + 8 + 6, 31]
     assert rows[0].group_S.unique().tolist() == [0, 1]
     assert rows[0].branch_S[:10].eq(-1).all()
+
+
+def test_equal_completions_stand_in_the_row_once_and_are_scored_each() -> None:
+    """Also where the budget splits the group, whose second row must hold the completion again."""
+    model = build("qwen3")
+    one, two = tuple(words(6)), tuple(words(4))
+    groups = [TokenGroup("a", tuple(words(9)), (one, two, one, one, two, (5,), (5,)), {})]
+    (row,) = pack(groups, model, 512)
+    assert row.tokens == 9 + 5 + 3 and row.spans[0].branches == (5, 3, 0)
+    assert [n for *_, n in row.members] == [6, 4, 6, 6, 4, 1, 1] and len(row.target_T) == 28
+    assert sorted(m for r in pack(groups, model, 15) for _, m, _ in r.members) == list(range(7))
+    assert all(r.tokens <= 15 for r in pack(groups, model, 15))
+    weights = [[torch.randn(len(c)) for c in groups[0].completions]]
+    dense = score(model, pack(groups, model, 1, "dense"), weights)
+    for budget in (512, 15):
+        shared = score(model, pack(groups, model, budget), weights)
+        assert logprob_gap(dense[0], shared[0]) < 1e-5 and gradient_gap(dense[1], shared[1]) < 1e-4
 
 
 def test_images_go_with_their_prompt_once() -> None:

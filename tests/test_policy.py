@@ -4,10 +4,10 @@ import json
 import subprocess
 
 import pytest
-from conftest import launch
+from launching import launch
 
-from lingshu_rl.config import load_config
-from lingshu_rl.policy import Policy, share_rows
+from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.policy import Policy, row_layout, share_rows
 
 SCRIPT = """
 import json, os, sys, torch
@@ -31,6 +31,10 @@ for prompt in load("demo:validation", instruction="short").prompts[:5]:
     advantages = tuple(torch.randn(4, generator=random).tolist())
     groups.append(TrainGroup(TokenGroup(prompt.id, ids, completions, vision), advantages,
                              tuple(tuple(l.tolist()) for l in logprobs), tuple(logprobs)))
+# And two without an image: under ZeRO, ranks must agree on when the vision tower runs.
+for n in (9, 95):
+    tokens = TokenGroup(f"text {n}", tuple(range(20, 20 + n)), groups[0].tokens.completions, {})
+    groups.append(TrainGroup(tokens, groups[0].advantages, groups[0].rollout_logprobs, groups[0].reference_logprobs))
 found = {}
 def capture():
     for name, parameter in policy.module.named_parameters():
@@ -69,6 +73,7 @@ def test_gradients_are_equal_for_any_packing_and_any_ranks(tmp_path):
         (["packing.token_budget=120"], 1),
         (["packing.layout=dense"], 1),
         (["packing.token_budget=120"], 2),
+        (["packing.token_budget=60", "deepspeed.zero_optimization.stage=1"], 2),
         (["packing.token_budget=120", "deepspeed.zero_optimization.stage=3"], 2),
     ]
     for settings, ranks in cases:
@@ -80,19 +85,37 @@ def test_gradients_are_equal_for_any_packing_and_any_ranks(tmp_path):
 
 
 class Row:
-    def __init__(self, tokens):
-        self.tokens = tokens
+    def __init__(self, tokens, images=False):
+        self.tokens, self.vision = tokens, {"pixel_values": 1} if images else {}
 
 
 @pytest.mark.parametrize("sizes", [[5], [9, 1, 1, 1], [3, 3, 3, 3, 3], [7, 2, 6, 1, 1, 8, 4]])
+@pytest.mark.parametrize("images", [lambda i: False, lambda i: True, lambda i: i % 3 == 0, lambda i: i == 1])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_rows_are_dealt_once_and_every_rank_gets_equally_many(sizes, ranks):
-    rows = [Row(n) for n in sizes]
+def test_rows_are_dealt_once_and_ranks_run_the_same_parts_of_the_model(sizes, images, ranks):
+    rows = [Row(n, images(i)) for i, n in enumerate(sizes)]
     shares = [share_rows(rows, rank, ranks) for rank in range(ranks)]
-    assert len({len(share) for share in shares}) == 1
     counted = [row for share in shares for row, counts in share if counts]
     assert sorted(map(id, counted)) == sorted(map(id, rows))
-    assert all(share for share in shares)
+    kinds = [[bool(row.vision) for row, _ in share] for share in shares]
+    assert kinds[0] and all(kind == kinds[0] == sorted(kind) for kind in kinds)
+
+
+def test_a_model_that_cannot_share_is_said_and_gets_rows_of_its_own():
+    from transformers import CONFIG_MAPPING
+
+    from lingshu_rl.families import model_spec
+
+    plain, linear = model_spec(CONFIG_MAPPING["qwen3"]()), model_spec(CONFIG_MAPPING["qwen3_next"]())
+    config = load_config()
+    assert row_layout(config, plain, False) == ("shared", "")
+    layout, note = row_layout(config, linear, False)
+    assert layout == "dense" and "qwen3_next" in note and "linear_attention" in note
+    assert row_layout(load_config(None, ["packing.layout=dense"]), linear, False) == ("dense", "")
+    flex = load_config(None, ["packing.attention=flex"])
+    assert row_layout(flex, plain, True) == ("shared", "")
+    with pytest.raises(ConfigError, match="flex has no gradient on a CPU"):
+        row_layout(flex, plain, False)
 
 
 def test_learning_rate_warms_up_and_follows_its_schedule():
@@ -106,6 +129,36 @@ def test_learning_rate_warms_up_and_follows_its_schedule():
     assert rates("constant") == [0.25, 0.5, 0.75, 1.0] + [1.0] * 8
     assert rates("linear")[4] == 1.0 and rates("linear")[8] == pytest.approx(0.5)
     assert rates("cosine")[8] == pytest.approx(0.5) and rates("cosine")[11] < 0.1
+
+
+SEVERAL = (
+    SCRIPT.replace(
+        "policy.engine.step = capture",
+        """
+import lingshu_rl.logprobs as module
+calls = []
+def tower(*args): calls.append(1)
+policy.module.model.visual.register_forward_hook(tower)
+if os.environ.get("PIXELS"): module.with_image_features = lambda model, row: row
+""",
+    )
+    .replace("torch.save(found, out)", "torch.save({n: t.clone() for n, t in policy.weights()}, out)")
+    .replace('"rows": metrics["rows"]', '"rows": metrics["rows"], "tower": len(calls), "clip": metrics["ratio"]')
+)
+
+
+@pytest.mark.slow
+def test_a_frozen_tower_runs_once_a_row_when_a_batch_takes_several_steps(tmp_path, monkeypatch):
+    """And nothing else changes: the weights are those of a run that encodes the images in every pass."""
+    monkeypatch.setattr("test_policy.SCRIPT", SEVERAL)
+    settings = ["train.freeze=[model.visual]", "train.optimizer_steps=2", "packing.token_budget=120", "train.lr=1e-3"]
+    kept, told = gradient(tmp_path, *settings)
+    monkeypatch.setenv("PIXELS", "1")
+    again, told_again = gradient(tmp_path, *settings, "checkpoint.every=7")
+    assert told_again["tower"] == 2 * told["tower"] > 0
+    assert told["loss"] == pytest.approx(told_again["loss"], rel=1e-5) and told["clip"] != 1.0
+    for name, tensor in kept.items():
+        assert float((tensor - again[name]).abs().max()) < 1e-5, name
 
 
 CLIP = SCRIPT.replace(

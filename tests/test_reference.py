@@ -125,12 +125,12 @@ def test_the_server_refuses_strangers_junk_and_giants_and_lives_on(app):
 def test_the_client_says_which_server_refused_and_why():
     async def ask():
         client = ReferenceClient(["http://ref"], token="t", timeout_s=5)
-        client.http = httpx.AsyncClient(
+        client.pool.http = httpx.AsyncClient(
             transport=httpx.MockTransport(lambda r: httpx.Response(422, text="image tokens"))
         )
         await client.logprobs(groups())
 
-    with pytest.raises(ReferenceRequestError, match=r"http://ref answered 422: image tokens"):
+    with pytest.raises(ReferenceRequestError, match=r"http://ref refused group 'a': HTTP 422: image tokens"):
         asyncio.run(ask())
 
 
@@ -150,7 +150,7 @@ def test_replicas_share_one_queue():
 
     async def ask():
         client = ReferenceClient(["http://a", "http://b"], token="t", timeout_s=5)
-        client.http = httpx.AsyncClient(transport=httpx.MockTransport(handler))
+        client.pool.http = httpx.AsyncClient(transport=httpx.MockTransport(handler))
         return await asyncio.gather(*(client.logprobs(groups()) for _ in range(6)))
 
     assert len(asyncio.run(ask())) == 6 and max(most) == 2
@@ -163,3 +163,185 @@ def test_reference_options_follow_the_policy():
     config = load_config(None, ["packing.layout=dense", "packing.token_budget=99", "reference.dtype=bfloat16"])
     command = reference_command(config, "m", DeviceSet(), port=1)
     assert {"--layout", "dense", "--token-budget", "99", "--dtype", "bfloat16"} <= set(command)
+
+
+def test_sizes_are_checked_before_anything_is_made_of_them():
+    group = demo_group()
+    limits = {"vocabulary": 640, "max_sequence": len(group.prompt_ids) + 4}
+    assert decode_groups(encode_groups([group]), **limits)
+    with pytest.raises(WireError, match="over the model's"):
+        decode_groups(encode_groups([group]), vocabulary=640, max_sequence=len(group.prompt_ids) + 3)
+    with pytest.raises(WireError, match="tokens in one request, the limit is 10"):
+        decode_groups(encode_groups([group]), max_tokens=10, **limits)
+    header = (1 << 40).to_bytes(8, "little")
+    with pytest.raises(WireError, match="a header of 1099511627776 bytes"):
+        decode_groups(header + b"{}", vocabulary=640)
+    for grid, message in (
+        ([[1, 2**40, 2**40]], "must be in"),
+        ([[1, -8, 8]], "must be in"),
+        ([[1, 60000, 60000]], "does not describe the"),
+        ([[1, 8]], "int64 rows of 3"),
+    ):
+        broken = TokenGroup(
+            "g", group.prompt_ids, group.completions, {**group.vision, "image_grid_thw": torch.tensor(grid)}
+        )
+        with pytest.raises(WireError, match=message):
+            decode_groups(encode_groups([broken]), **limits)
+    overflow = {"lengths": torch.tensor([2**62] * 3 + [2**62 + 2])}
+    with pytest.raises(WireError, match="do not add up"):
+        decode_groups(tensors(**overflow), vocabulary=10)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_mutation_of_a_request_brings_the_server_down(app, seed):
+    """Random bytes, cut bodies, flipped bytes in header and data, swapped dtypes: an answer each time, 200 only for sense."""
+    import random
+
+    _, application = app
+    draw = random.Random(seed)
+    good = encode_groups([demo_group()])
+    header = int.from_bytes(good[:8], "little")
+    with TestClient(application, raise_server_exceptions=True) as http:
+        for _ in range(40):
+            body = bytearray(good)
+            kind = draw.randrange(4)
+            if kind == 0:
+                body = bytearray(draw.randbytes(draw.randrange(400)))
+            elif kind == 1:
+                del body[draw.randrange(len(body)) :]
+            elif kind == 2:
+                for _ in range(draw.randrange(1, 6)):
+                    body[draw.randrange(8 + header)] = draw.randrange(256)
+            else:
+                start = 8 + header
+                for _ in range(draw.randrange(1, 40)):
+                    body[draw.randrange(start, len(body))] = draw.randrange(256)
+            answer = http.post("/logprobs", content=bytes(body), headers=AUTH)
+            assert answer.status_code in (200, 400, 422), answer.text
+            assert http.post("/logprobs", content=bytes(body)).status_code == 401
+        assert http.post("/logprobs", content=good, headers=AUTH).status_code == 200
+
+
+def test_a_body_announced_too_large_is_refused_unread(app):
+    _, application = app
+
+    async def ask():
+        async def receive():
+            raise AssertionError("the body was read")
+
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"authorization", b"Bearer secret"), (b"content-length", str(1 << 50).encode())]
+        scope = {"type": "http", "method": "POST", "path": "/logprobs", "headers": headers, "query_string": b"",
+                 "raw_path": b"/logprobs", "root_path": "", "scheme": "http", "http_version": "1.1"}  # fmt: skip
+        await application(scope, receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(ask()) == 413
+
+
+def test_the_reference_can_be_refreshed_from_its_own_folder_only(tmp_path):
+    import shutil
+
+    from lingshu_rl.model import model_path
+
+    model = ReferenceModel("demo", dtype="float32", device="cpu", layout="shared", token_budget=4096, temperature=1.0)
+    new = load_model("demo", torch.float32)
+    with torch.no_grad():
+        new.get_input_embeddings().weight.mul_(1.5)
+    shutil.copytree(model_path("demo"), tmp_path / "step-000002")
+    new.save_pretrained(tmp_path / "step-000002")
+    group = demo_group()
+    before = decode_logprobs(model.score(encode_groups([group])), [group])[0]
+    with TestClient(build_app(model, 1 << 20, tmp_path)) as http:
+        assert http.post("/refresh", json={"folder": "step-000002"}).status_code == 401
+        for name in ("../step-000002", str(tmp_path / "step-000002"), "step-000009", "", "..", "."):
+            assert http.post("/refresh", json={"folder": name}, headers=AUTH).status_code == 400
+        assert http.post("/refresh", json=[1], headers=AUTH).status_code == 422
+        assert http.post("/refresh", json={"folder": "step-000002"}, headers=AUTH).status_code == 200
+        answer = http.post("/logprobs", content=encode_groups([group]), headers=AUTH)
+    after = decode_logprobs(answer.content, [group])[0]
+    scoring = {k: v for k, v in model.scoring.items() if k != "layout"}
+    own = group_logprobs(new, [group], layout="dense", **scoring)[0]
+    assert max(float((a - b).abs().max()) for a, b in zip(after, own, strict=True)) < 1e-5
+    assert max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True)) > 1e-3
+    with TestClient(build_app(model, 1 << 20)) as http:
+        assert "no --refresh-dir" in http.post("/refresh", json={"folder": "x"}, headers=AUTH).text
+
+
+@pytest.mark.slow
+def test_two_hundred_clients_at_once_slow_and_large_ones_among_them(servers):
+    """Every good one is answered, memory stays under the stated bound, and strangers get nothing."""
+    from urllib.parse import urlsplit
+
+    import psutil
+    from launching import TOKEN
+
+    from lingshu_rl.reference.server import ADMITTED
+
+    good, mine = encode_groups([demo_group()]), {"Authorization": f"Bearer {TOKEN}"}
+    where = urlsplit(servers.reference)
+    process = next(
+        p for p in psutil.process_iter(["cmdline"])
+        if str(where.port) in (p.info["cmdline"] or []) and "lingshu_rl.reference.server" in p.info["cmdline"]
+    )  # fmt: skip
+    megabytes = 64
+
+    async def slow():
+        """Announces a body, sends a byte of it, and hangs up after a while."""
+        _, writer = await asyncio.open_connection(where.hostname, where.port)
+        writer.write(
+            f"POST /logprobs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 900\r\n\r\nx".encode()
+        )
+        await writer.drain()
+        await asyncio.sleep(1)
+        writer.close()
+
+    async def all_at_once():
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=servers.reference, timeout=120, limits=limits) as http:
+            post = lambda content, headers: http.post("/logprobs", content=content, headers=headers)  # noqa: E731
+            slow_ones = [asyncio.create_task(slow()) for _ in range(20)]
+            jobs = [post(good, mine) for _ in range(60)] + [post(b"x" * (megabytes << 20), mine) for _ in range(20)]
+            jobs += [post(good, {"Authorization": "Bearer wrong"}) for _ in range(100)]
+            answers = await asyncio.gather(*jobs)
+            await asyncio.gather(*slow_ones)
+        return [a.status_code for a in answers]
+
+    before = process.memory_info().rss
+    codes = asyncio.run(all_at_once())
+    most = process.memory_info().rss - before
+    assert codes == [200] * 60 + [400] * 20 + [401] * 100
+    assert most < 3 * ADMITTED * (megabytes << 20) + (200 << 20)
+    assert httpx.get(f"{servers.reference}/health").status_code == 200
+
+
+@pytest.mark.slow
+def test_a_sharded_reference_gives_the_log_probs_of_a_whole_one(tmp_path):
+    """Two processes with half of each layer (reference.tensor_parallel=2), started as a run starts them."""
+    import os
+
+    from lingshu_rl.model import model_path
+    from lingshu_rl.placement import DeviceSet
+    from lingshu_rl.reference.server import reference_command
+    from lingshu_rl.workers import Worker, free_port, stop_all
+
+    config, port = load_config(None, ["reference.tensor_parallel=2"]), free_port()
+    command = reference_command(config, model_path("demo"), DeviceSet(), port=port)
+    env = {TOKEN_ENV: "secret", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    url = f"http://127.0.0.1:{port}"
+    worker = Worker("reference server 0", command, url=url, log=tmp_path / "log", env=env, stop_timeout_s=10)
+    try:
+        worker.wait_healthy(240)
+        group = demo_group()
+        assert httpx.post(f"{url}/logprobs", content=b"junk", headers=AUTH, timeout=60).status_code == 400
+        answer = httpx.post(f"{url}/logprobs", content=encode_groups([group]), headers=AUTH, timeout=60)
+    finally:
+        stop_all([worker])
+    served = decode_logprobs(answer.content, [group])[0]
+    whole = ReferenceModel("demo", dtype="float32", device="cpu", layout="dense", token_budget=4096, temperature=1.0)
+    own = decode_logprobs(whole.score(encode_groups([group])), [group])[0]
+    assert max(float((a - b).abs().max()) for a, b in zip(served, own, strict=True)) < 1e-5

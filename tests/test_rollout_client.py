@@ -4,7 +4,14 @@ import json
 import httpx
 import pytest
 
-from lingshu_rl.rollout.client import RolloutClient, RolloutError, chat_messages, request_seed
+from lingshu_rl.rollout.client import (
+    RolloutClient,
+    RolloutError,
+    chat_messages,
+    read_rollouts,
+    request_seed,
+    write_rollouts,
+)
 from lingshu_rl.types import Prompt
 
 PNG = b"\x89PNG not really"
@@ -19,7 +26,7 @@ def client(handler, urls=("http://a",), **changes):
     options = dict(token="t", decode=lambda ids: " ".join(map(str, ids)), banned_ids=[7], seed=1, temperature=1.0, max_tokens=9,
                    timeout_s=5, retries=2, concurrency=8) | changes  # fmt: skip
     made = RolloutClient(list(urls), **options)
-    made.http = httpx.AsyncClient(transport=httpx.MockTransport(handler), headers=made.http.headers)
+    made.pool.http = httpx.AsyncClient(transport=httpx.MockTransport(handler), headers=made.pool.http.headers)
     return made
 
 
@@ -71,15 +78,97 @@ def test_a_refused_request_is_not_repeated():
     assert len(calls) == 1
 
 
-def test_a_dead_worker_is_named_instead_of_a_connection_error():
+def test_a_lost_group_of_servers_is_named_instead_of_a_connection_error():
     def broken(request):
         raise httpx.ConnectError("refused")
 
-    def dead():
+    async def lost(server):
         raise RuntimeError("rollout server 0 was killed by SIGKILL")
 
     with pytest.raises(RuntimeError, match="rollout server 0 was killed"):
-        asyncio.run(client(broken, on_error=dead).sample(prompt(), 2, 40))
+        asyncio.run(client(broken, examine=lost).sample(prompt(), 2, 40))
+
+
+def test_a_request_whose_server_died_goes_to_another_with_the_same_seed_and_costs_no_retry():
+    seen = []
+
+    def handler(request):
+        seen.append((request.url.host, json.loads(request.content)["seed"]))
+        if request.url.host == "a":
+            raise httpx.ReadError("reset")
+        return answer(request)
+
+    async def ask():
+        async def down(server):
+            made.pool.mark(server, alive=False, up=False)
+            return True
+
+        made = client(handler, ("http://a", "http://b"), retries=0, examine=down)
+        return await made.sample(prompt(), 2, 40)
+
+    assert len(asyncio.run(ask())) == 2
+    assert seen == [("a", 40), ("b", 40)]
+
+
+def test_requests_wait_while_no_server_is_up():
+    async def ask():
+        made = client(answer)
+        (server,) = made.pool.servers
+        made.pool.mark(server, alive=True, up=False)
+        sampling = asyncio.create_task(made.sample(prompt(), 2, 40))
+        await asyncio.sleep(0.05)
+        assert not sampling.done()
+        server.version = 7
+        made.pool.mark(server, alive=True, up=True)
+        return await sampling
+
+    assert {r.weight_version for r in asyncio.run(ask())} == {7}
+
+
+def test_load_is_counted_in_tokens():
+    """Behind one long group the short ones all go to the other server until they weigh as much."""
+    hosts = []
+
+    async def handler(request):
+        hosts.append(request.url.host)
+        await asyncio.sleep(0.05)
+        return answer(request)
+
+    async def ask():
+        made = client(handler, ("http://a", "http://b"))
+        long = made.sample(prompt("long"), 4, 0, max_tokens=90)
+        await asyncio.gather(long, *(made.sample(prompt(f"s{i}"), 4, 0, max_tokens=30) for i in range(3)))
+        assert [s.load for s in made.pool.servers] == [0, 0]
+
+    asyncio.run(ask())
+    assert hosts == ["a", "b", "b", "b"]
+
+
+def test_landed_groups_are_not_sampled_again_and_survive_a_file(tmp_path):
+    calls = []
+
+    def handler(request):
+        calls.append(1)
+        return answer(request)
+
+    prompts = [prompt("q1"), prompt("q2")]
+
+    async def ask():
+        first = client(handler)
+        groups = [g async for g in first.groups(prompts, 2, step=5)]
+        assert [g async for g in first.groups(prompts, 2, step=5)] == groups and len(calls) == 2
+        write_rollouts(tmp_path / "landed.jsonl", first.landed[5])
+        second = client(handler)
+        second.landed[5] = read_rollouts(tmp_path / "landed.jsonl", prompts)
+        assert {g[0].prompt.id: g async for g in second.groups(prompts, 2, step=5)} == {
+            g[0].prompt.id: g for g in groups
+        }
+        assert len(calls) == 2
+        _ = [g async for g in second.groups(prompts, 2, step=6)]
+        assert len(calls) == 4 and set(second.landed) == {6}
+
+    asyncio.run(ask())
+    assert read_rollouts(tmp_path / "none.jsonl", prompts) == {}
 
 
 def test_a_server_without_token_ids_is_refused():

@@ -1,10 +1,13 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from lingshu_rl.config import ConfigError, load_config
-from lingshu_rl.runfolder import RunFolder, write_text
+from lingshu_rl.runfolder import RunFolder, RunFolderError, write_text
 from lingshu_rl.types import Group, Prompt, Rollout, Scored
 from rewards.base import RewardResult
 
@@ -13,8 +16,13 @@ def config_for(path, *settings):
     return load_config(None, [f"run.dir={path}", *settings])
 
 
-def checkpoint(folder, step, keep_last=2):
-    folder.save_checkpoint(step, {"step": step}, lambda p: (p / "weights").write_text("w"), is_main=True, barrier=lambda: None, keep_last=keep_last)  # fmt: skip
+def checkpoint(folder, step, keep_last=2, keep_best=False, **state):
+    folder.save_checkpoint(step, {"step": step, **state}, lambda p: (p / "weights").write_text("weights"), is_main=True,
+                           barrier=lambda: None, keep_last=keep_last, keep_best=keep_best)  # fmt: skip
+
+
+def names(folder):
+    return sorted(p.name for p in folder.checkpoints.iterdir())
 
 
 def test_the_newest_whole_checkpoint_is_found_and_old_ones_are_removed(tmp_path):
@@ -37,7 +45,10 @@ def test_a_checkpoint_that_fails_leaves_the_last_good_one(tmp_path):
     def full_disk(path):
         raise OSError("No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(
+        RunFolderError,
+        match=r"step-000020 could not be written \(OSError: No space.*last good checkpoint is .*step-000010",
+    ):
         folder.save_checkpoint(20, {}, full_disk, is_main=True, barrier=lambda: None, keep_last=1)
     assert folder.newest_checkpoint().name == "step-000010"
 
@@ -75,7 +86,8 @@ def test_metrics_after_the_checkpoint_and_a_cut_line_are_dropped(tmp_path):
         folder.log_metrics({"step": step})
     with open(folder.metrics, "a") as out:
         out.write('{"step": 4, "rew')
-    folder.cut_metrics(2)
+    (complaint,) = folder.cut_metrics(2)
+    assert "ended in unreadable text (line 4)" in complaint
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2]
 
 
@@ -105,3 +117,85 @@ def test_writing_is_all_or_nothing(tmp_path):
     write_text(tmp_path / "a.txt", "one")
     write_text(tmp_path / "a.txt", "two")
     assert (tmp_path / "a.txt").read_text() == "two" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_metrics_that_lost_steps_say_so_and_a_broken_middle_is_refused(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text('{"step": 1}\n{"step": 4}\n\x00\x00\x00')
+    complaints = folder.cut_metrics(5)
+    assert "line 3" in complaints[0] and "lacks the metrics of step(s) 2-3, 5" in complaints[1]
+    folder.metrics.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(RunFolderError, match=r"line 2 of .*metrics.jsonl"):
+        folder.cut_metrics(3)
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "run.json"])
+def test_a_damaged_checkpoint_is_passed_over_loudly_for_the_one_before(tmp_path, damage):
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config_for(folder.path))
+    for step in (10, 20):
+        checkpoint(folder, step)
+    file = folder.checkpoint(20) / ("run.json" if damage == "run.json" else "weights")
+    file.unlink() if damage == "missing" else file.write_text(file.read_text()[:3])
+    assert folder.open(config_for(folder.path)).name == "step-000010"
+    assert len(folder.complaints) == 1 and "step-000020 is damaged" in folder.complaints[0]
+    with pytest.raises(ConfigError, match=r"weights|run\.json"):
+        folder.open(config_for(folder.path, f"resume={folder.checkpoint(20)}"))
+    (folder.checkpoint(10) / "weights").unlink()
+    with pytest.raises(ConfigError, match=r"(?s)no checkpoint is whole.*resume=never"):
+        RunFolder(folder.path).open(config_for(folder.path))
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config_for(folder.path, "checkpoint.keep_best=true"))
+    for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.9), (4, 0.7), (5, 0.6), (6, 0.6)):
+        checkpoint(folder, step, keep_last=2, keep_best=True, accuracy=accuracy)
+    assert names(folder) == ["best", "step-000003", "step-000005", "step-000006"]
+    assert (folder.checkpoints / "best").resolve().name == "step-000003"
+    assert folder.open(config_for(folder.path)).name == "step-000006"
+    checkpoint(folder, 7, keep_last=2, keep_best=True, accuracy=None)
+    assert names(folder) == ["best", "step-000003", "step-000006", "step-000007"]
+
+
+def test_a_full_disk_is_seen_before_it_is_written_on(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config_for(folder.path))
+    checkpoint(folder, 10)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 3})())
+    with pytest.raises(RunFolderError, match=r"0\.0 GB are free.*last good checkpoint is .*step-000010"):
+        checkpoint(folder, 20)
+    assert names(folder) == ["step-000010"]
+
+
+def test_writing_past_a_real_limit_keeps_what_was_there(tmp_path):
+    """The kernel's file size limit stands in for a disk that fills up in the middle of a file."""
+    script = """
+import resource, signal, sys
+sys.path.insert(0, sys.argv[2])
+from lingshu_rl.runfolder import RunFolder, RunFolderError
+from lingshu_rl.config import load_config
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = RunFolder(sys.argv[1])
+folder.open(load_config(None, ["run.dir=" + sys.argv[1]]))
+def save(step, size):
+    folder.save_checkpoint(step, {"step": step}, lambda p: (p / "w").write_bytes(b"x" * size), is_main=True, barrier=lambda: None, keep_last=1)
+save(1, 1000)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for work in (lambda: save(2, 50_000), lambda: [folder.log_metrics({"step": i, "x": "y" * 3000}) for i in range(9)]):
+    try:
+        work()
+        print("written")
+    except RunFolderError as error:
+        print(error)
+"""
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "run"), str(root)], capture_output=True, text=True
+    )
+    checkpoint_line, metrics_line = done.stdout.splitlines()
+    assert "step-000002 could not be written (OSError" in checkpoint_line and "step-000001" in checkpoint_line
+    assert "metrics.jsonl could not be written (OSError" in metrics_line
+    folder = RunFolder(tmp_path / "run")
+    assert names(folder) == ["step-000001"] and folder.newest_checkpoint().name == "step-000001"
+    assert len(folder.cut_metrics(0)) == 1  # the line that was cut off

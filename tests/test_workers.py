@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 import subprocess
@@ -6,7 +7,7 @@ import time
 
 import pytest
 
-from lingshu_rl.workers import Worker, WorkerError, free_port, stop_all
+from lingshu_rl.workers import Supervisor, Worker, WorkerError, free_port, stop_all
 
 SERVER = """
 import http.server, sys, signal, subprocess
@@ -99,3 +100,73 @@ print(w.process.pid, flush=True); time.sleep(600)
     process.kill()
     process.wait()
     assert gone_soon(pid)
+
+
+def supervised(w, body, *, max_restarts=1):
+    """Run `body(supervisor, events)` while the worker is watched; returns the events."""
+    events = []
+
+    async def run():
+        supervisor = Supervisor([w], max_restarts=max_restarts, start_timeout_s=lambda _: 20, lost=lambda w: events.append("lost"),
+                                revive=lambda w: events.append("back"), say=events.append)  # fmt: skip
+        try:
+            await body(supervisor, events)
+        finally:
+            await supervisor.close()
+            stop_all([w])
+
+    asyncio.run(run())
+    return events
+
+
+async def until(events, word, patience_s=20):
+    deadline = time.monotonic() + patience_s
+    while word not in events:
+        assert time.monotonic() < deadline, events
+        await asyncio.sleep(0.05)
+
+
+def test_a_dead_worker_is_started_again_and_after_that_is_an_error(tmp_path):
+    w = worker(tmp_path)
+    w.wait_healthy(20)
+
+    async def body(supervisor, events):
+        first = child_of(w)
+        os.kill(w.process.pid, signal.SIGKILL)
+        assert await supervisor.examine(w.name)
+        await until(events, "back")
+        assert gone_soon(first) and w.healthy() and not await supervisor.examine(w.name)
+        os.kill(w.process.pid, signal.SIGKILL)
+        with pytest.raises(
+            WorkerError, match=r"(?s)killed by SIGKILL.*w\.log.*started again 1 times \(run.max_restarts\)"
+        ):
+            await asyncio.wait_for(supervisor.failure, 20)
+
+    events = supervised(w, body)
+    assert [e for e in events if e in ("lost", "back")] == ["lost", "back", "lost"]
+    assert any("test server was killed by SIGKILL" in e and "starting it again (1 of 1)" in e for e in events)
+
+
+def test_a_worker_that_no_longer_answers_is_killed_and_started_again(tmp_path):
+    w = worker(tmp_path)
+    w.wait_healthy(20)
+
+    async def body(supervisor, events):
+        os.kill(w.process.pid, signal.SIGSTOP)
+        assert await supervisor.examine(w.name, patience_s=0.1)
+        await until(events, "back")
+
+    assert any("has not answered" in e for e in supervised(w, body))
+
+
+def test_a_worker_that_cannot_start_again_ends_the_run_with_its_log(tmp_path):
+    w = worker(tmp_path)
+    w.wait_healthy(20)
+
+    async def body(supervisor, events):
+        w.command = [sys.executable, "-c", "print('no device'); raise SystemExit(4)"]
+        os.kill(w.process.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match=r"(?s)ended with exit code 4.*no device.*started again 2 times"):
+            await asyncio.wait_for(supervisor.failure, 20)
+
+    supervised(w, body, max_restarts=2)

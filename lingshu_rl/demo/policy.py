@@ -29,23 +29,34 @@ from lingshu_rl.demo.questions import sft_text
 
 
 @dataclass(frozen=True)
+class Stage:
+    """SFT on the first `rows` of the demo's training rows; `careless`: share of their labels that are off by a class."""
+
+    rows: int
+    steps: int
+    lr: float
+    careless: float = 0.0
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """Steps of each stage. sft_rows: how many of the demo's training rows the two SFT stages see."""
+    """Steps of each stage. The SFT stages never see the last quarter of the demo's training rows."""
 
     lookup_steps: int = 800
     seeing_steps: int = 600
     pool_draws: int = 8
-    sft_rows: int = 1500
+    sft: tuple[Stage, ...] = (Stage(1000, 300, 1e-3), Stage(1500, 400, 4e-4), Stage(1500, 120, 5e-4, careless=0.65))
     sft_batch: int = 32
-    sft_steps: int = 700
-    sft_lr: float = 1e-3
-    careless_steps: int = 80
-    careless_lr: float = 5e-4
-    careless_share: float = 0.6  # of the labels in the last stage that are off by a class
     seed: int = 0
 
 
-SHORT = Recipe(lookup_steps=3, seeing_steps=3, pool_draws=1, sft_steps=2, careless_steps=1, sft_rows=32, sft_batch=8)
+SHORT = Recipe(
+    lookup_steps=3,
+    seeing_steps=3,
+    pool_draws=1,
+    sft=(Stage(32, 2, 1e-3), Stage(32, 1, 5e-4, careless=0.65)),
+    sft_batch=8,
+)
 
 
 def demo_policy_dir() -> Path:
@@ -61,8 +72,10 @@ def training_rows() -> tuple[list[dict[str, Any]], Path]:
 def rebuild(out: Path, recipe: Recipe) -> None:
     """All stages; writes `out`."""
     model, processor = build_base(recipe)
+    model.to("cpu")
     rows, folder = training_rows()
-    fine_tune(model.to("cpu"), processor, rows[: recipe.sft_rows], folder, recipe)
+    for stage in recipe.sft:
+        fine_tune(model, processor, rows[: stage.rows], folder, stage, recipe)
     save(model, processor, out)
 
 
@@ -74,7 +87,8 @@ def build_base(recipe: Recipe) -> tuple[Any, Any]:
     tokenizer = build_tokenizer(texts)
     processor = build_processor(tokenizer)
     torch.manual_seed(recipe.seed)
-    model = build_model(tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = build_model(tokenizer)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     vocabulary = lookup.Vocabulary.of(tokenizer, INSTRUCTIONS["short"]["option"])
     lookup.pretrain(model, vocabulary, steps=recipe.lookup_steps, seed=recipe.seed)
     pool = seeing.training_pool(recipe.pool_draws, recipe.seed + 77)
@@ -82,53 +96,34 @@ def build_base(recipe: Recipe) -> tuple[Any, Any]:
     return model, processor
 
 
-def fine_tune(model: Any, processor: Any, rows: list[dict[str, Any]], folder: Path, recipe: Recipe) -> None:
-    """Two stages with TRL's SFTTrainer, the loss on the completion alone: right labels, then a careless annotator's."""
-    rng = random.Random(recipe.seed)
-    ideal = [sft_text(row) for row in rows]
-    careless = [careless_text(row, rng, recipe.careless_share) for row in rows]
-    for texts, steps, lr in (
-        (ideal, recipe.sft_steps, recipe.sft_lr),
-        (careless, recipe.careless_steps, recipe.careless_lr),
-    ):
-        _sft(model, processor, rows, texts, folder, steps=steps, lr=lr, batch=recipe.sft_batch, seed=recipe.seed)
-
-
-def _sft(
-    model: Any,
-    processor: Any,
-    rows: list[dict[str, Any]],
-    texts: list[str],
-    folder: Path,
-    *,
-    steps: int,
-    lr: float,
-    batch: int,
-    seed: int,
+def fine_tune(
+    model: Any, processor: Any, rows: list[dict[str, Any]], folder: Path, stage: Stage, recipe: Recipe
 ) -> None:
+    """One stage with TRL's SFTTrainer, the loss on the completion alone."""
     from datasets import Dataset
     from PIL import Image
     from trl import SFTConfig, SFTTrainer
 
+    rng = random.Random(recipe.seed)
     examples = []
-    for row, text in zip(rows, texts, strict=True):
+    for row in rows:
         prompt = row_to_prompt(row, base_dir=folder, instruction="short")
         with Image.open(str(prompt.images[0])) as image:
             pixels = image.convert("RGB")
         examples.append(
             {
                 "prompt": [{"role": "user", "content": prompt.text}],
-                "completion": [{"role": "assistant", "content": text}],
+                "completion": [{"role": "assistant", "content": careless_text(row, rng, stage.careless)}],
                 "image": pixels,
             }
         )
     with tempfile.TemporaryDirectory() as output:
         arguments = SFTConfig(
             output_dir=output,
-            per_device_train_batch_size=batch,
-            learning_rate=lr,
-            max_steps=steps,
-            warmup_steps=min(20, steps),
+            per_device_train_batch_size=recipe.sft_batch,
+            learning_rate=stage.lr,
+            max_steps=stage.steps,
+            warmup_steps=min(20, stage.steps),
             lr_scheduler_type="constant_with_warmup",
             use_cpu=True,
             bf16=False,
@@ -138,7 +133,7 @@ def _sft(
             save_strategy="no",
             report_to="none",
             logging_steps=20,
-            seed=seed,
+            seed=recipe.seed,
         )
         SFTTrainer(
             model=model, args=arguments, train_dataset=Dataset.from_list(examples), processing_class=processor

@@ -12,8 +12,19 @@ from typing import Any
 import numpy as np
 
 # Which evaluation stands behind which key of the summary, and behind the `before` of a control.
-CONDITIONS = {"before": "before", "after": "after", "blank_image": "after_blank", "shuffled_image": "after_shuffled"}
-CONTROLS_BEFORE = {"blank_image": "before_blank", "shuffled_image": "before_shuffled"}
+CONDITIONS = {
+    "before": "before",
+    "after": "after",
+    "blank_image": "after_blank",
+    "shuffled_image": "after_shuffled",
+    "text_only": "after_text_only",
+    "majority_answer": "after_majority",
+}
+CONTROLS_BEFORE = {
+    "blank_image": "before_blank",
+    "shuffled_image": "before_shuffled",
+    "text_only": "before_text_only",
+}  # the most frequent label does not depend on the policy
 
 
 def mean_ci(values: Sequence[float | None], clusters: Sequence[Any] | None = None, *, seed: int = 0,
@@ -27,7 +38,7 @@ def mean_ci(values: Sequence[float | None], clusters: Sequence[Any] | None = Non
     """
     _check("values", values)
     kept = [i for i, value in enumerate(values) if value is not None]
-    names = _cluster_index(clusters, len(values))[kept]
+    names = cluster_index(clusters, len(values))[kept]
     mean, low, high = _bootstrap(np.array([values[i] for i in kept], float), names, (0.0, 1.0), seed, resamples)
     return {"accuracy": mean, "ci95": [low, high], "n": len(kept), "not_judged": len(values) - len(kept)}
 
@@ -45,7 +56,7 @@ def paired_gain(before: Sequence[float | None], after: Sequence[float | None], c
     _check("before", before)
     _check("after", after)
     pairs = [(i, b, a) for i, (b, a) in enumerate(zip(before, after, strict=True)) if b is not None and a is not None]
-    names = _cluster_index(clusters, len(before))[[i for i, _, _ in pairs]]
+    names = cluster_index(clusters, len(before))[[i for i, _, _ in pairs]]
     differences = np.array([100 * (a - b) for _, b, a in pairs], float)
     mean, low, high = _bootstrap(differences, names, (-100.0, 100.0), seed, resamples)
     return {"points": mean, "ci95": [low, high], "n": len(pairs), "not_judged": len(before) - len(pairs)}
@@ -54,20 +65,25 @@ def paired_gain(before: Sequence[float | None], after: Sequence[float | None], c
 def summarise(evals: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """The accuracy part of summary.json from graded rows.
 
-    evals: `before`, `after`, `before_blank`, `after_blank`, `before_shuffled`, `after_shuffled`, any of them absent;
+    evals: `before`, `after`, and `before_` and `after_` with blank, shuffled, text_only or majority, any of them absent;
     rows need id and value, and may have image, kind, task and modality. Answers are paired by id, intervals are
-    clustered by image. Returns `{"before", "after", "gain", "blank_image", "shuffled_image", "by_kind", "by_task",
-    "by_modality"}` without what is absent;
+    clustered by image. Returns `{"before", "after", "gain", "blank_image", "shuffled_image", "text_only",
+    "majority_answer", "by_kind", "by_task", "by_modality"}` without what is absent;
     a control holds the trained policy's accuracy and, under "before", that of the policy the run started from.
     """
     out = _compare(evals)
     for key in ("kind", "task", "modality"):
-        names = sorted({str(row.get(key) or "") for rows in evals.values() for row in rows} - {""})
-        out[f"by_{key}"] = {
-            name: _compare({e: [r for r in rows if str(r.get(key) or "") == name] for e, rows in evals.items()})
-            for name in names
-        }
+        out[f"by_{key}"] = split_by(evals, key)
     return out
+
+
+def split_by(evals: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> dict[str, Any]:
+    """The same comparison for every value that the rows have under `key`."""
+    names = sorted({str(row.get(key) or "") for rows in evals.values() for row in rows} - {""})
+    return {
+        name: _compare({e: [r for r in rows if str(r.get(key) or "") == name] for e, rows in evals.items()})
+        for name in names
+    }
 
 
 def gain_between(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -96,7 +112,21 @@ def _check(name: str, values: Sequence[float | None]) -> None:
             raise ValueError(f"{name}[{i}] is {value!r}; a value must be in [0, 1], or None when it was not judged")
 
 
-def _cluster_index(clusters: Sequence[Any] | None, count: int) -> np.ndarray:
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979): all that are at most alpha may be called different at once.
+
+    A value that is no number (nothing could be compared) stays so and does not count.
+    """
+    order = sorted((p, i) for i, p in enumerate(p_values) if p == p)
+    out, least = list(p_values), 0.0
+    for rank, (p, i) in enumerate(order):
+        least = max(least, min(1.0, p * (len(order) - rank)))
+        out[i] = least
+    return out
+
+
+def cluster_index(clusters: Sequence[Any] | None, count: int) -> np.ndarray:
+    """A number a value: equal for values of one cluster, negative and its own for a value without a name."""
     if clusters is None:
         return np.arange(count)
     if len(clusters) != count:

@@ -2,32 +2,60 @@
 
     python -m lingshu_rl.reference.server --model M --port P
 
-Routes: GET /health; POST /logprobs (safetensors in and out, see wire.py). Every route but /health needs the run's token.
-One request is computed at a time; others wait in the event loop.
+Routes: GET /health; POST /logprobs (safetensors in and out, see wire.py); POST /refresh {"folder": name} loads another
+model from below --refresh-dir. Every route but /health needs the run's token, before its body is read.
+One request is computed at a time. ADMITTED bodies are held in memory, at most (body, its copy as tensors, the answer):
+3 x ADMITTED x max-body; others wait with their bodies unread, and above MAX_CONNECTIONS they get 503 at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from lingshu_rl.config import Config
 from lingshu_rl.placement import DeviceSet
 from lingshu_rl.rollout.vllm_plugin import RequireToken
+from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.workers import python
+
+ADMITTED = 2  # one is computed while the next is read
+MAX_CONNECTIONS = 512
+BODY_TIMEOUT_S = 60.0  # for the whole body, once it is its turn
 
 
 class ReferenceModel:
     """The frozen model. `score` is the pure computation; the server only carries it."""
 
-    def __init__(self, model: str, *, dtype: str, device: str, **scoring: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str,
+        device: str,
+        max_tokens: int = 1 << 20,
+        tensor_parallel: int = 1,
+        **scoring: Any,
+    ) -> None:
         """scoring: token_budget, layout, temperature and attention of `group_logprobs`, as the policy uses them."""
         from lingshu_rl.families import model_spec
         from lingshu_rl.model import load_model, resolve_dtype
 
-        self.model = load_model(model, resolve_dtype(dtype, device != "cpu")).to(device).requires_grad_(False)
-        self.vocabulary = self.model.config.get_text_config().vocab_size
+        self.dtype, self.device, self.shards = resolve_dtype(dtype, device != "cpu"), device, tensor_parallel
+        self.model = load_model(model, self.dtype, tensor_parallel).to(device).requires_grad_(False)
+        text = self.model.config.get_text_config()
+        self.limits = {
+            "vocabulary": text.vocab_size,
+            "max_sequence": getattr(text, "max_position_embeddings", 1 << 20),
+            "max_tokens": max_tokens,
+        }
         self.scoring = {**scoring, "banned_ids": model_spec(self.model.config).placeholder_ids}
 
     def score(self, body: bytes) -> bytes:
@@ -35,44 +63,153 @@ class ReferenceModel:
         from lingshu_rl.reference.wire import decode_groups, encode_logprobs
         from lingshu_rl.scoring import group_logprobs
 
-        scored = group_logprobs(self.model, decode_groups(body, vocabulary=self.vocabulary), **self.scoring)
+        scored = group_logprobs(self.model, decode_groups(body, **self.limits), **self.scoring)
         return encode_logprobs(scored)
 
+    def refresh(self, folder: Path) -> None:
+        """Replace the model by the one in `folder`, of the same kind. The old one leaves the device first."""
+        from lingshu_rl.model import load_model
 
-def build_app(reference: ReferenceModel, max_body_bytes: int) -> Any:
+        if self.shards > 1:  # its shards are loaded to the devices at once
+            self.model.to("meta")
+        new = load_model(str(folder), self.dtype, self.shards).requires_grad_(False)
+        self.model.to("meta")
+        self.model = new.to(self.device)
+
+
+class ShardedModel(ReferenceModel):
+    """One model over the processes of a torchrun: the first has the HTTP server and says what all compute together.
+
+    A process that is lost makes torchrun end the others, and the run starts the replica again. On CUDA not run here.
+    """
+
+    def __init__(self, model: str, *, device: str, **options: Any) -> None:
+        import torch
+        import torch.distributed as dist
+
+        if device != "cpu":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("gloo" if device == "cpu" else "nccl")
+        self.control = dist.new_group(
+            backend="gloo", timeout=timedelta(days=365)
+        )  # followers wait here between requests
+        super().__init__(model, device=device, **options)
+
+    @property
+    def leads(self) -> bool:
+        import torch.distributed as dist
+
+        return bool(dist.get_rank() == 0)
+
+    def score(self, body: bytes) -> bytes:
+        self._say(b"s" + body)
+        return super().score(body)
+
+    def refresh(self, folder: Path) -> None:
+        self._say(b"r" + str(folder).encode())
+        super().refresh(folder)
+
+    def follow(self) -> None:
+        """Compute what the first process says, for ever. What it refuses they refuse too, and it answers."""
+        while True:
+            message = self._hear()
+            with contextlib.suppress(Exception):
+                if message[:1] == b"s":
+                    super().score(message[1:])
+                else:
+                    super().refresh(Path(message[1:].decode()))
+
+    def _say(self, message: bytes) -> None:
+        import torch
+        import torch.distributed as dist
+
+        dist.broadcast(torch.tensor([len(message)]), 0, group=self.control)
+        dist.broadcast(torch.frombuffer(bytearray(message), dtype=torch.uint8), 0, group=self.control)
+
+    def _hear(self) -> bytes:
+        import torch
+        import torch.distributed as dist
+
+        size = torch.zeros(1, dtype=torch.int64)
+        dist.broadcast(size, 0, group=self.control)
+        message = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(message, 0, group=self.control)
+        return message.numpy().tobytes()
+
+
+def build_app(reference: ReferenceModel, max_body_bytes: int, refresh_dir: Path | None = None) -> Any:
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import PlainTextResponse, Response
     from starlette.routing import Route
 
     from lingshu_rl.reference.wire import WireError
 
-    turn = asyncio.Lock()
+    admitted, turn = asyncio.Semaphore(ADMITTED), asyncio.Lock()
 
     async def health(request: Request) -> Response:
         return PlainTextResponse("ok")
 
-    async def logprobs(request: Request) -> Response:
+    async def read(request: Request) -> bytes:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
             if len(body) > max_body_bytes:
-                return PlainTextResponse(f"body over {max_body_bytes} bytes", status_code=413)
-        async with turn:
+                raise _TooLarge
+        return bytes(body)
+
+    async def guarded(request: Request, work: Callable[[bytes], bytes]) -> Response:
+        """Read the body when it is its turn, compute in a thread, and make every refusal an answer that says why."""
+        too_large = PlainTextResponse(f"body over {max_body_bytes} bytes", status_code=413)
+        announced = request.headers.get("content-length", "0")
+        if announced.isdecimal() and int(announced) > max_body_bytes:
+            return too_large
+        async with admitted:
             try:
-                answer = await asyncio.to_thread(reference.score, bytes(body))
-            except WireError as error:
-                return PlainTextResponse(str(error), status_code=400)
-            except (ValueError, RuntimeError, IndexError) as error:
-                # What the model refuses (image tensors that do not fit the tokens) is the request's fault, not ours.
-                return PlainTextResponse(f"{type(error).__name__}: {error}", status_code=422)
+                body = await asyncio.wait_for(read(request), BODY_TIMEOUT_S)
+            except _TooLarge:
+                return too_large
+            except TimeoutError:
+                return PlainTextResponse(f"the body took over {BODY_TIMEOUT_S:.0f} s", status_code=408)
+            except ClientDisconnect:
+                return Response(status_code=400)
+            async with turn:
+                try:
+                    answer = await asyncio.to_thread(work, body)
+                except WireError as error:
+                    return PlainTextResponse(str(error), status_code=400)
+                except Exception as error:
+                    # What the model refuses (image tensors that do not fit the tokens) is the request's fault, not ours.
+                    return PlainTextResponse(f"{type(error).__name__}: {error}", status_code=422)
         return Response(answer, media_type="application/octet-stream")
 
+    async def logprobs(request: Request) -> Response:
+        return await guarded(request, reference.score)
+
+    def load(body: bytes) -> bytes:
+        name = json.loads(body)["folder"]
+        folder = (refresh_dir / name).resolve() if refresh_dir is not None else Path()
+        if refresh_dir is None or folder.parent != refresh_dir.resolve() or folder.name != name or not folder.is_dir():
+            raise WireError(f"{name!r} is not a folder in {refresh_dir or 'this server, which has no --refresh-dir'}")
+        reference.refresh(folder)
+        return b""
+
+    async def refresh(request: Request) -> Response:
+        return await guarded(request, load)
+
     return Starlette(
-        routes=[Route("/health", health), Route("/logprobs", logprobs, methods=["POST"])],
+        routes=[
+            Route("/health", health),
+            Route("/logprobs", logprobs, methods=["POST"]),
+            Route("/refresh", refresh, methods=["POST"]),
+        ],
         middleware=[Middleware(RequireToken)],
     )
+
+
+class _TooLarge(Exception):
+    pass
 
 
 def reference_command(
@@ -90,9 +227,13 @@ def reference_command(
         "token-budget": config.packing.token_budget,
         "temperature": config.rollout.temperature,
         "attention": config.packing.attention,
+        "tensor-parallel": config.reference.tensor_parallel,
+        "refresh-dir": RunFolder(config.run.dir).references,
     }
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    return [*devices.command_prefix(), python(), "-m", "lingshu_rl.reference.server", *words]
+    shards = config.reference.tensor_parallel
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(shards)] if shards > 1 else []
+    return [*devices.command_prefix(), python(), *launcher, "-m", "lingshu_rl.reference.server", *words]
 
 
 def main() -> None:
@@ -108,9 +249,12 @@ def main() -> None:
     parser.add_argument("--token-budget", type=int, default=8192)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--attention", default="sdpa", choices=["sdpa", "flex"])
-    parser.add_argument("--max-body-mb", type=int, default=512)
+    parser.add_argument("--max-body-mb", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, default=1 << 20, help="of one request")
+    parser.add_argument("--refresh-dir", type=Path, help="where POST /refresh may load models from")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="processes, started by torchrun")
     args = parser.parse_args()
-    reference = ReferenceModel(
+    reference = (ShardedModel if args.tensor_parallel > 1 else ReferenceModel)(
         args.model,
         dtype=args.dtype,
         device=args.device,
@@ -118,13 +262,18 @@ def main() -> None:
         token_budget=args.token_budget,
         temperature=args.temperature,
         attention=args.attention,
+        max_tokens=args.max_tokens,
+        tensor_parallel=args.tensor_parallel,
     )
+    if isinstance(reference, ShardedModel) and not reference.leads:
+        reference.follow()
     uvicorn.run(
-        build_app(reference, args.max_body_mb << 20),
+        build_app(reference, args.max_body_mb << 20, args.refresh_dir),
         host=args.host,
         port=args.port,
         log_level="warning",
         timeout_keep_alive=600,
+        limit_concurrency=MAX_CONNECTIONS,
     )
 
 

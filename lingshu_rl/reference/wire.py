@@ -10,6 +10,9 @@ from safetensors.torch import load, save
 
 from lingshu_rl.types import TokenGroup
 
+MAX_HEADER = 1 << 20  # bytes of JSON; what it describes cannot be larger than the body, which safetensors checks
+MAX_SIDE = 1 << 16  # largest grid or size that a vision tensor may name
+
 
 class WireError(ValueError):
     """A message that is not what this protocol says; the text says where."""
@@ -27,8 +30,13 @@ def encode_groups(groups: Sequence[TokenGroup]) -> bytes:
     return save(tensors, metadata={"keys": json.dumps([g.key for g in groups])})
 
 
-def decode_groups(body: bytes, *, vocabulary: int) -> list[TokenGroup]:
-    """Raises WireError for anything but what encode_groups makes, before any tensor reaches the model."""
+def decode_groups(
+    body: bytes, *, vocabulary: int, max_sequence: int = 1 << 20, max_tokens: int = 1 << 20
+) -> list[TokenGroup]:
+    """Raises WireError for anything but what encode_groups makes, before any tensor reaches the model.
+
+    max_sequence: tokens of a prompt with one completion (attention needs their square). max_tokens: of the whole body.
+    """
     tensors, keys = _load(body)
     groups = []
     for i, key in enumerate(keys):
@@ -39,21 +47,43 @@ def decode_groups(body: bytes, *, vocabulary: int) -> list[TokenGroup]:
         for name, value in (("prompt", prompt), ("lengths", lengths), ("completions", tokens)):
             if value.dtype != torch.int64 or value.ndim != 1:
                 raise WireError(f"group {i}: {name} must be a list of int64")
-        if not len(prompt) or not len(lengths) or (lengths < 1).any() or int(lengths.sum()) != len(tokens):
+        long = (lengths > len(tokens)).any()  # asked first, because a sum of such lengths may overflow
+        if not len(prompt) or not len(lengths) or (lengths < 1).any() or long or int(lengths.sum()) != len(tokens):
             raise WireError(f"group {i}: empty prompt or completion, or lengths that do not add up")
+        if len(prompt) + int(lengths.max()) > max_sequence:
+            raise WireError(
+                f"group {i}: a sequence of {len(prompt) + int(lengths.max())} tokens is over the model's {max_sequence}"
+            )
         for value in (prompt, tokens):
             if int(value.min()) < 0 or int(value.max()) >= vocabulary:
                 raise WireError(f"group {i}: token ids must be in [0, {vocabulary})")
         marker = f"{i}/vision/"
         names = [name for name in tensors if name.startswith(marker)]
         vision = {name.removeprefix(marker): tensors.pop(name) for name in names}
+        _check_vision(i, vision)
         completions = tuple(tuple(c.tolist()) for c in tokens.split(lengths.tolist()))
         groups.append(TokenGroup(key, tuple(prompt.tolist()), completions, vision))
     if tensors:
         raise WireError(f"unknown tensors: {sorted(tensors)[:5]}")
     if not groups:
         raise WireError("no groups")
+    total = sum(len(g.prompt_ids) + sum(map(len, g.completions)) for g in groups)
+    if total > max_tokens:
+        raise WireError(f"{total} tokens in one request, the limit is {max_tokens}; send fewer groups at once")
     return groups
+
+
+def _check_vision(i: int, vision: dict[str, torch.Tensor]) -> None:
+    """Grids and sizes become allocations inside the model: they must be small and fit the pixels that came."""
+    for name, value in vision.items():
+        if not value.is_floating_point() and value.numel() and (int(value.min()) < 0 or int(value.max()) > MAX_SIDE):
+            raise WireError(f"group {i}: {name} must be in [0, {MAX_SIDE}]")
+        if name == "image_grid_thw":
+            pixels = vision.get("pixel_values")
+            if value.dtype != torch.int64 or value.ndim != 2 or value.shape[1] != 3 or pixels is None:
+                raise WireError(f"group {i}: {name} must be int64 rows of 3 beside pixel_values")
+            if int(value.prod(dim=1).sum()) != len(pixels):
+                raise WireError(f"group {i}: {name} does not describe the {len(pixels)} rows of pixel_values")
 
 
 def encode_logprobs(logprobs: Sequence[Sequence[torch.Tensor]]) -> bytes:
@@ -75,9 +105,11 @@ def decode_logprobs(body: bytes, groups: Sequence[TokenGroup]) -> list[tuple[tor
 
 
 def _load(body: bytes) -> tuple[dict[str, torch.Tensor], list[str]]:
+    size = int.from_bytes(body[:8], "little")
+    if size > MAX_HEADER:
+        raise WireError(f"not a safetensors message of token groups: a header of {size} bytes is over {MAX_HEADER}")
     try:
         tensors = load(body)
-        size = int.from_bytes(body[:8], "little")
         keys = json.loads(json.loads(body[8 : 8 + size])["__metadata__"]["keys"])
     except Exception as error:
         raise WireError(f"not a safetensors message of token groups: {type(error).__name__}: {error}") from None

@@ -10,6 +10,7 @@ from statistics import mean, median
 from typing import Any
 
 from lingshu_rl.eval.stats import gain_between
+from lingshu_rl.report.monitor import monitors, plain
 
 Row = Mapping[str, Any]
 
@@ -22,6 +23,9 @@ UNPARSED_SHARE, MASKED_SHARE = 0.10, 0.05
 COLLAPSE_SHARE, COLLAPSE_EXCESS, COLLAPSE_ROWS = 0.60, 0.20, 20
 KL_SPIKE_RATIO, KL_SPIKE_FLOOR = 5.0, 0.05  # against the median of the ten steps before; nats
 BLANK_POINTS = 5.0
+DUPLICATE_SHARE, CONFLICT_SHARE = 0.90, 0.10  # of the last steps' completions
+LENGTH_CORRELATION, LENGTH_ROWS = 0.5, 100  # within groups
+FLAT_STEPS = 2  # a reward that never moves over at least so many steps
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ def find_alarms(
     metrics: one mapping a step. evals: graded rows by evaluation name (`after`, `after_blank`, ...).
     late_rollouts: completions of the last steps (kind, gold, parsed, status, value).
     """
-    found = [*_not_finite(metrics), *_length_drift(metrics), *_kl_spikes(metrics), *_late_shares(metrics)]
+    found = [*_not_finite(metrics), *_flat(metrics), *_length_drift(metrics), *_kl_spikes(metrics)]
+    found += [*_late_shares(metrics), *_gaming(late_rollouts)]
     for where, rows in (("the final evaluation", evals.get("after", ())), ("the last training steps", late_rollouts)):
         found += [*_unreadable(rows, where), *_collapse(rows, where)]
     return found + _blind(evals)
@@ -61,6 +66,34 @@ def _not_finite(metrics: Sequence[Row]) -> list[Alarm]:
     ]
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     return [Alarm("Values that are no numbers", f"{', '.join(bad[:3])}{more}.")] if bad else []
+
+
+def _flat(metrics: Sequence[Row]) -> list[Alarm]:
+    """Every completion of every step earned the same: the reward is broken or the task is solved or hopeless."""
+    means, spreads = _values(metrics, "reward/mean"), _values(metrics, "reward/std")
+    if len(means) < FLAT_STEPS or len(spreads) < len(means) or max(spreads) > 0 or max(means) > min(means):
+        return []
+    text = f"All completions of all {len(means)} steps earned {means[0]:.2f}: there is nothing to learn from. "
+    return [Alarm("Constant reward", text + "Try the reward alone with `lingshu-rl rewards check`.")]
+
+
+def _gaming(rows: Sequence[Row]) -> list[Alarm]:
+    """What the last steps' completions say (see `monitors`)."""
+    found, rates = [], monitors(rows)
+    if rates.get("duplicates", 0) > DUPLICATE_SHARE:
+        text = f"{_percent(rates['duplicates'])} of the last steps' completions repeat another of their group "
+        found.append(
+            Alarm("Repeated completions", text + f"(limit {_percent(DUPLICATE_SHARE)}): sampling explores little.")
+        )
+    if rates.get("conflict", 0) > CONFLICT_SHARE:
+        text = f"{_percent(rates['conflict'])} of the last steps' completions give two different answers "
+        found.append(Alarm("Conflicting answers", text + f"(limit {_percent(CONFLICT_SHARE)})."))
+    tie = rates.get("length_correlation", 0.0)
+    if abs(tie) > LENGTH_CORRELATION and len(rows) >= LENGTH_ROWS:
+        more = "longer" if tie > 0 else "shorter"
+        text = f"Within a group {more} completions earn more (correlation {tie:+.2f} in the last steps)"
+        found.append(Alarm("Reward follows length", text + ": does the reward pay for length?"))
+    return found
 
 
 def _length_drift(metrics: Sequence[Row]) -> list[Alarm]:
@@ -123,11 +156,11 @@ def _collapse(rows: Sequence[Row], where: str) -> list[Alarm]:
     found = []
     for kind, word in (("option", "Letter collapse"), ("yesno", "Answer collapse")):
         mine = [row for row in rows if row.get("kind") == kind]
-        given = Counter(_plain(row.get("parsed")) for row in mine if row.get("status") == "ok")
+        given = Counter(plain(row.get("parsed")) for row in mine if row.get("status") == "ok")
         if len(mine) < COLLAPSE_ROWS or not given:
             continue
         answer, count = given.most_common(1)[0]
-        share, gold = count / given.total(), sum(_plain(row.get("gold")) == answer for row in mine) / len(mine)
+        share, gold = count / given.total(), sum(plain(row.get("gold")) == answer for row in mine) / len(mine)
         if share > COLLAPSE_SHARE and share > gold + COLLAPSE_EXCESS:
             text = f"In {where} {_percent(share)} of the {kind} answers are “{answer.upper()}”, "
             text += f"which is right for {_percent(gold)} of them."
@@ -151,8 +184,3 @@ def _blind(evals: Mapping[str, Sequence[Row]]) -> list[Alarm]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
-
-
-def _plain(parsed: Any) -> str:
-    """Parquet holds the parsed answer as JSON text, evaluation rows as a value: both become plain lower-case text."""
-    return str(parsed).strip().strip('"').strip().lower()

@@ -7,7 +7,6 @@ Model text is hostile: the template escapes everything, and the page's content p
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import statistics
@@ -17,19 +16,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from lingshu_rl.data.rows import LETTERS
-from lingshu_rl.eval.stats import gain_between, mean_ci, summarise
+from lingshu_rl.eval.scoring import UNREAD
+from lingshu_rl.eval.stats import gain_between, mean_ci, split_by, summarise
 from lingshu_rl.report import plots
 from lingshu_rl.report.alarms import find_alarms
+from lingshu_rl.report.monitor import grouped, monitors, reward_by_length
+from lingshu_rl.report.page import digest, render
+from lingshu_rl.report.text import duration, percent, signed
 
 Row = Mapping[str, Any]
 
 IMAGE_PIXELS = 320  # longest side of an embedded image
 SAMPLES = {"fixed": 6, "broken": 4, "still wrong": 6}  # questions in the gallery
 GROUPS_SHOWN = 2  # training groups of the first and of the last step
-LATE_FILES = 5  # rollout files that stand for "the last steps"
+EARLY_FILES, LATE_FILES = 3, 5  # rollout files that stand for "the first steps" and "the last steps"
+HISTORY_FILES = 40  # rollout files that the curves of monitors are read from
+SAME_SHOWN = 4  # questions shown with their early and late completions
+FINDINGS_SHOWN = 10
 SCORES = (("Before", "before", "before"), ("After", "after", "after"), ("After, blank image", "blank", "blank_image"),
           ("After, shuffled image", "shuffled", "shuffled_image"))  # fmt: skip
 # Title, metric key by label (a key that ends in "/" stands for all that start so), options of the chart.
@@ -65,7 +69,7 @@ class RunData:
     summary: dict[str, Any] = field(default_factory=dict)  # the same, or what eval/ gives when the run did not end
     metrics: list[dict[str, Any]] = field(default_factory=list)
     evals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    early: list[dict[str, Any]] = field(default_factory=list)  # rollouts of the first step
+    early: list[list[dict[str, Any]]] = field(default_factory=list)  # rollouts of the first steps, oldest first
     late: list[list[dict[str, Any]]] = field(default_factory=list)  # rollouts of the last steps, newest first
     notes: list[str] = field(default_factory=list)
 
@@ -73,31 +77,33 @@ class RunData:
 def write_report(run_dir: str | Path) -> Path:
     """Write `run_dir/report.html` and return its path. Raises FileNotFoundError when the folder holds no run."""
     run = load_run(Path(run_dir))
+    history = read_history(run.path, run.notes)
     images: dict[str, str] = {}  # data addresses by file, so that no image is read twice
-    here = Path(__file__).parent
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    env.filters |= {"pct": percent, "signed": signed, "duration": duration, "short": plots.short, "digest": digest}
-    page = env.get_template("template.html").render(
+    page = render(
+        "template.html",
         run=run,
         name=run.path.resolve().name,
-        style=(here / "report.css").read_text(),
-        script=(here / "report.js").read_text(),
         headline=headline(run),
         facts=facts(run),
         alarms=find_alarms(run.metrics, run.evals, [row for rows in run.late for row in rows]),
         scores=score_rows(run.summary),
         charts=charts(run),
+        timeline=timeline(run.metrics),
+        played=played(history),
+        played_steps=len(history),
+        mean_reward=mean_reward,
+        lengths=reward_by_length([row for rows in run.late for row in rows]),
         phases=phases(run),
         problems=problems(run.late),
         moves=Counter(move(*pair) for pair in paired(run.evals)),
         samples=samples(run.evals),
-        groups=[*pick_groups(run.early), *(pick_groups(run.late[0]) if len(run.late) > 1 else [])],
+        groups=[
+            *pick_groups(run.early[0] if run.early else ()),
+            *(pick_groups(run.late[0]) if len(run.late) > 1 else []),
+        ],
+        same=early_and_late(history),
+        on_the_way=on_the_way(run.evals),
+        findings=findings,
         blank={row["id"]: row for row in run.evals.get("after_blank", ())},
         picture=lambda path: images[path] if path in images else images.setdefault(path, embed(path)),
         choices=choices,
@@ -109,8 +115,11 @@ def write_report(run_dir: str | Path) -> Path:
     return target
 
 
-def load_run(path: Path) -> RunData:
-    """Read a run folder, finished or not. Raises FileNotFoundError when it is none."""
+def load_run(path: Path, *, scores: bool = True) -> RunData:
+    """Read a run folder, finished or not. Raises FileNotFoundError when it is none.
+
+    scores: also work out accuracies with their intervals (`summary`), which takes about a second.
+    """
     if not any((path / name).exists() for name in ("config.yaml", "metrics.jsonl", "summary.json", "eval")):
         raise FileNotFoundError(
             f"{path} is no run folder (no config.yaml, no metrics.jsonl); give the run.dir of a run"
@@ -126,9 +135,11 @@ def load_run(path: Path) -> RunData:
     run.metrics = [m for m in _read_jsonl(path / "metrics.jsonl", run.notes) if isinstance(m.get("step"), int)]
     run.evals = {file.stem: _read_jsonl(file, run.notes) for file in sorted((path / "eval").glob("*.jsonl"))}
     files = sorted((path / "rollouts").glob("step-*.parquet"))
-    run.early = _read_rollouts(files[0], run.notes) if files else []
-    run.late = [rows for file in files[: -LATE_FILES - 1 : -1] if (rows := _read_rollouts(file, run.notes))]
-    run.summary = run.stored if run.stored.get("by_kind") else {**summarise(run.evals), **run.stored}
+    run.early = [rows for file in files[:EARLY_FILES] if (rows := read_rollouts(file, run.notes))]
+    run.late = [rows for file in files[: -LATE_FILES - 1 : -1] if (rows := read_rollouts(file, run.notes))]
+    if scores:
+        run.summary = dict(run.stored) if run.stored.get("by_kind") else {**summarise(run.evals), **run.stored}
+        add_difficulty(run)
     done, planned = run.metrics[-1]["step"] if run.metrics else 0, _dig(run.config, "train.steps")
     if not run.stored:
         of = f" of {planned}" if planned else ""
@@ -138,6 +149,29 @@ def load_run(path: Path) -> RunData:
     if missing := [name for name in ("before", "after") if name not in run.evals]:
         run.notes.append(f"There is no evaluation {' and none '.join(missing)} training.")
     return run
+
+
+# How often the first training steps answered questions of a test question's task right.
+DIFFICULTIES = {"hard at the start": 1 / 3, "middling at the start": 2 / 3, "easy at the start": 1.01}
+
+
+def add_difficulty(run: RunData) -> None:
+    """Give the evaluation rows a `difficulty`: what the data says, else how the first training steps fared at its task.
+
+    The training questions are other questions than the held-out ones, so that "hard" is not just a wrong first answer,
+    which would look better the second time by chance.
+    """
+    rewards: dict[str, list[float]] = defaultdict(list)
+    for row in (r for rows in run.early for r in rows):
+        if row["value"] is not None:
+            rewards[row["task"] or row["kind"]].append(row["value"])
+    rates = {task: statistics.fmean(values) for task, values in rewards.items()}
+    for row in (r for rows in run.evals.values() for r in rows):
+        stated = row.get("difficulty") or (row.get("groups") or {}).get("difficulty")
+        if not stated and (rate := rates.get(str(row.get("task") or row.get("kind")))) is not None:
+            stated = next(name for name, limit in DIFFICULTIES.items() if rate < limit)
+        row["difficulty"] = stated or ""
+    run.summary["by_difficulty"] = split_by(run.evals, "difficulty")
 
 
 def headline(run: RunData) -> dict[str, Any]:
@@ -176,6 +210,15 @@ def headline(run: RunData) -> dict[str, Any]:
         if before and old.get("accuracy") is not None:
             text[-1] += f", {signed(100 * (before['accuracy'] - old['accuracy'])).lstrip('+')} before training"
         text[-1] += "."
+    for key, told in (("text_only", "Without any image"), ("majority_answer", "The most frequent label, given to all questions,")):  # fmt: skip
+        if (s.get(key) or {}).get("accuracy") is not None:
+            verb = "the trained policy scores" if key == "text_only" else "scores"
+            text.append(f"{told} {verb} {percent(s[key]['accuracy'])}.")
+    if unread := sum(row.get("status") in UNREAD for row in run.evals.get("after", ())):
+        share = unread / len(run.evals["after"])
+        text.append(
+            f"{percent(share)} of the trained policy's answers could not be read as an answer; they count as wrong."
+        )
     tiles = [(label, css, s[key]) for label, css, key in SCORES if (s.get(key) or {}).get("accuracy") is not None]
     return {"title": title, "text": text, "tiles": tiles}
 
@@ -201,9 +244,10 @@ def facts(run: RunData) -> list[tuple[str, str]]:
 def score_rows(summary: Row) -> list[dict[str, Any]]:
     """The accuracy table: all questions, then by kind, task and modality where there is more than one."""
     rows = [("all", "All questions", summary)]
-    for level in ("kind", "task", "modality"):
+    for level in ("kind", "difficulty", "modality", "task"):
         parts = summary.get(f"by_{level}") or {}
-        rows += [(level, name, parts[name]) for name in sorted(parts) if len(parts) > 1]
+        order = [*DIFFICULTIES, *sorted(parts)] if level == "difficulty" else sorted(parts)
+        rows += [(level, name, parts[name]) for name in dict.fromkeys(order) if len(parts) > 1 and name in parts]
     out = []
     for level, name, s in rows:
         scores = [(label, css, s.get(key) or {}) for label, css, key in SCORES]
@@ -237,7 +281,7 @@ def charts(run: RunData) -> dict[str, Any]:
         series = _series(run.metrics, wanted)
         if any(any(values) for values in series.values()):
             curves.append(figure(title, series, plots.line_chart(steps, series, **options)))
-    times = {name: values for name, values in _series(run.metrics, {"": "time/"}).items() if name != "step"}
+    times = _phase_times(run.metrics)
     statuses = dict(sorted(_series(run.metrics, {"": "reward/status/"}).items(), key=lambda item: item[0] != "ok"))
     return {
         "curves": curves,
@@ -250,7 +294,7 @@ def charts(run: RunData) -> dict[str, Any]:
 
 def phases(run: RunData) -> list[dict[str, Any]]:
     """Seconds by phase over the run: first those of every step, in the order (and colours) of their chart."""
-    times = {name: values for name, values in _series(run.metrics, {"": "time/"}).items() if name != "step"}
+    times = _phase_times(run.metrics)
     logged = {name: sum(plots.finite(v) or 0.0 for v in values) for name, values in times.items()}
     seconds = {**logged, **(run.stored.get("seconds_by_phase") or {})}
     total, steps = sum(seconds.values()) or 1.0, len(run.metrics)
@@ -258,6 +302,108 @@ def phases(run: RunData) -> list[dict[str, Any]]:
         {"name": name, "seconds": value, "share": value / total, "per_step": value / steps if name in logged else None}
         for name, value in seconds.items()
     ]
+
+
+def timeline(metrics: Sequence[Row]) -> dict[str, Any] | None:
+    """When each phase of a step began and ended, for the step of median length; None when no step says so.
+
+    A step says so by `timeline` {phase: [start_s, end_s] or a list of such}, or by `time/start/PHASE`, `time/end/PHASE`.
+    """
+    told = [(m, spans) for m in metrics[1:] or metrics if (spans := _spans(m))]
+    if not told:
+        return None
+    told.sort(key=lambda pair: (plots.finite(pair[0].get("time/step")) or 0.0, pair[0]["step"]))
+    row, spans = told[len(told) // 2]
+    title = f"Step {row['step']}, the one of median length: what ran when (seconds)"
+    return {"title": title, "legend": [], "svg": plots.span_chart({k.replace("_", " "): v for k, v in spans.items()})}
+
+
+def played(history: Sequence[tuple[int, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """Curves of what a policy that plays the reward gives away (see `monitor.monitors`), from the stored rollouts."""
+    steps = [step for step, _ in history]
+    rates = [monitors(rows) for _, rows in history]
+
+    def series(**wanted: str) -> dict[str, list[float | None]]:
+        found = {label.replace("_", " "): [r.get(key) for r in rates] for label, key in wanted.items()}
+        return {label: values for label, values in found.items() if any(v is not None for v in values)}
+
+    wanted = [
+        ("Unread and contradictory answers", series(cannot_be_read="unparsed", contradict_themselves="conflict"), True),
+        ("Right format, wrong answer", series(share="format_right_answer_wrong"), True),
+        ("Completions that repeat another of their group", series(share="duplicates"), True),
+        ("Letters chosen (entropy, bits)", series(chosen="letter_entropy", right_answers="gold_entropy"), False),
+        ("Length and reward in a group (correlation)", series(correlation="length_correlation"), False),
+    ]
+    out = [
+        {"title": title, "legend": list(s) if len(s) > 1 else [], "svg": plots.line_chart(steps, s, percent=share)}
+        for title, s, share in wanted
+        if any(any(values) for values in s.values())
+    ]
+    groups = series(all_right="all_right", all_wrong="all_wrong")
+    if groups:
+        pairs = zip(groups["all right"], groups["all wrong"], strict=True)
+        mixed = [None if a is None or b is None else 1 - a - b for a, b in pairs]
+        parts = {"all right": groups["all right"], "some right": mixed, "all wrong": groups["all wrong"]}
+        svg = plots.column_chart(steps, parts, percent=True)
+        out.append({"title": "Questions by how many of their completions are right", "legend": list(parts), "svg": svg})
+    return out
+
+
+def early_and_late(history: Sequence[tuple[int, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """Questions that came up in the first and in the last third of the steps, at most one a task, in the order of hashes."""
+    third = len(history) // 3
+    ends = []
+    for part in (history[:third], history[len(history) - third :][::-1]):
+        groups: dict[str, list[Row]] = {}
+        for _, rows in part:
+            for group in grouped(rows):
+                groups.setdefault(group[0]["prompt_id"], group)  # the first time, and the last
+        ends.append(groups)
+    shown: dict[str, dict[str, Any]] = {}
+    for name in sorted(ends[0].keys() & ends[1].keys(), key=digest):
+        early, late = (sorted(end[name], key=lambda m: m["member"]) for end in ends)
+        shown.setdefault(early[0]["task"] or early[0]["kind"], {"early": early, "late": late})
+    return list(shown.values())[:SAME_SHOWN]
+
+
+def mean_reward(group: Sequence[Row]) -> float | None:
+    judged = [m["value"] for m in group if m["value"] is not None]
+    return statistics.fmean(judged) if judged else None
+
+
+def on_the_way(evals: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Row]]:
+    """Answers of at most three evaluations during training: label -> question -> row."""
+    names = sorted(n for n in evals if n.startswith("step-") and n[5:].isdigit())
+    chosen = names if len(names) <= 3 else [names[i * (len(names) - 1) // 2] for i in range(3)]
+    return {f"step {int(name[5:])}": {row["id"]: row for row in evals[name]} for name in chosen}
+
+
+def findings(row: Row) -> list[dict[str, Any]]:
+    """What the grader of a report made of it, finding by finding: text, verdict and points (None where it gives none)."""
+    parsed = row.get("parsed")
+    if isinstance(parsed, str) and row.get("kind") == "report":
+        try:
+            parsed = json.loads(parsed)
+        except ValueError:
+            return []
+    if row.get("kind") != "report" or not parsed:
+        return []
+    if isinstance(parsed, Mapping):
+        wrong = str(row.get("reason") or "").lower()
+        return [
+            {"text": f"{key}: {value}", "verdict": "wrong" if str(key).lower() in wrong else "right", "points": None}
+            for key, value in list(parsed.items())[:FINDINGS_SHOWN]
+        ]
+    found = [f for f in parsed if isinstance(f, Mapping) and f.get("finding")] if isinstance(parsed, list) else []
+    out = []
+    for f in sorted(found, key=lambda f: -abs(f.get("points") or 0.0))[:FINDINGS_SHOWN]:
+        words = (f.get("assertion"), f.get("side"), str(f["finding"]).replace("_", " "), f.get("location"))
+        points = plots.finite(f.get("points"))
+        text = " ".join(str(w) for w in words if w) + ("" if f.get("source") != "reference" else " (in the reference)")
+        out.append(
+            {"text": text, "verdict": f.get("verdict") or "", "points": None if points is None else points + 0.0}
+        )
+    return out
 
 
 def problems(late: Sequence[Sequence[Row]]) -> list[tuple[int, str, str]]:
@@ -341,26 +487,6 @@ def embed(path: str) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
-
-
-def signed(points: float, digits: int = 1) -> str:
-    return f"{points:+.{digits}f}".replace("-", "−")
-
-
-def duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def digest(text: str) -> str:
-    """SHA-256 as a content policy writes it; also an order of ids that nobody chose."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
 def _series(metrics: Sequence[Row], wanted: Mapping[str, str]) -> dict[str, list[float | None]]:
     """Logged values by label, without what was never logged. A key that ends in "/" stands for all that start so."""
     keys: dict[str, str] = {}
@@ -368,6 +494,30 @@ def _series(metrics: Sequence[Row], wanted: Mapping[str, str]) -> dict[str, list
         keys |= {k[len(key) :]: k for m in metrics for k in m if k.startswith(key)} if key[-1] == "/" else {label: key}
     found = {label: [m.get(key) for m in metrics] for label, key in keys.items()}
     return {label: values for label, values in found.items() if any(plots.finite(v) is not None for v in values)}
+
+
+def _phase_times(metrics: Sequence[Row]) -> dict[str, list[float | None]]:
+    """Seconds of each phase by step; `time/step` is their frame, `time/start/...` and `time/end/...` are moments."""
+    times = _series(metrics, {"": "time/"})
+    return {
+        name: values for name, values in times.items() if name != "step" and not name.startswith(("start/", "end/"))
+    }
+
+
+def _spans(row: Row) -> dict[str, list[tuple[float, float]]]:
+    """Phase -> (start, end) pairs in seconds from the step's first start."""
+    given: dict[str, Any] = dict(row["timeline"]) if isinstance(row.get("timeline"), Mapping) else {}
+    for key in row:
+        if key.startswith("time/start/") and f"time/end/{key[11:]}" in row:
+            given[key[11:]] = [row[key], row[f"time/end/{key[11:]}"]]
+    out: dict[str, list[tuple[float, float]]] = {}
+    for phase, value in given.items():
+        pairs = value if value and isinstance(value[0], list | tuple) else [value]
+        clean = [(a, b) for a, b in pairs if plots.finite(a) is not None and plots.finite(b) is not None and b >= a]
+        if clean:
+            out[phase] = clean
+    first = min((a for pairs in out.values() for a, _ in pairs), default=0.0)
+    return {phase: [(a - first, b - first) for a, b in pairs] for phase, pairs in out.items()}
 
 
 def _accuracy_over_steps(run: RunData) -> list[tuple[int, float]]:
@@ -412,7 +562,15 @@ def _read_jsonl(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_rollouts(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def read_history(path: Path, notes: list[str]) -> list[tuple[int, list[dict[str, Any]]]]:
+    """(step, completions) of at most HISTORY_FILES steps, evenly over the run."""
+    files = sorted((path / "rollouts").glob("step-*.parquet"))
+    count = min(HISTORY_FILES, len(files))
+    chosen = [files[round(i * (len(files) - 1) / max(1, count - 1))] for i in range(count)]
+    return [(rows[0]["step"], rows) for file in chosen if (rows := read_rollouts(file, notes))]
+
+
+def read_rollouts(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

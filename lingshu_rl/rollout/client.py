@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import hashlib
+import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
+from lingshu_rl.pool import Examine, Pool, unwatched
 from lingshu_rl.types import Prompt, Rollout
 
 
@@ -22,11 +23,10 @@ class RolloutError(RuntimeError):
 
 
 class RolloutClient:
-    """Talks to M vLLM servers. A group's samples stay on one server, the one with the fewest samples under way.
+    """Talks to M vLLM servers. A group's samples stay on one server, the one with the fewest tokens under way.
 
     decode: token ids -> text. banned_ids: tokens that must not be sampled (image placeholders).
-    on_error: asked after each failed request; raises if the cause is known (a dead worker), so that its name and log
-    reach the user instead of a connection error.
+    examine: asked after each failed request whether the server died, see `pool`.
     """
 
     def __init__(
@@ -42,15 +42,18 @@ class RolloutClient:
         timeout_s: float,
         retries: int,
         concurrency: int,
-        on_error: Callable[[], None] = lambda: None,
+        examine: Examine = unwatched,
     ) -> None:
-        self.urls = [url.rstrip("/") for url in urls]
-        self.decode, self.on_error, self.seed, self.retries = decode, on_error, seed, retries
-        self.weight_version = 0
-        self.http = httpx.AsyncClient(
-            timeout=timeout_s,
-            headers={"Authorization": f"Bearer {token}"},
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+        self.decode, self.seed = decode, seed
+        self.pool = Pool(
+            "rollout",
+            urls,
+            token=token,
+            timeout_s=timeout_s,
+            retries=retries,
+            error=RolloutError,
+            connections=concurrency,
+            examine=examine,
         )
         self.sampling = {
             "model": "policy",
@@ -60,12 +63,28 @@ class RolloutClient:
             "return_token_ids": True,
             "logit_bias": {str(i): -100.0 for i in banned_ids},
         }
-        self.under_way = {url: 0 for url in self.urls}
         self.gate = asyncio.Semaphore(concurrency)
+        self.landed: dict[int, dict[str, tuple[Rollout, ...]]] = {}  # by step, then prompt id
+
+    @property
+    def weight_version(self) -> int:
+        return max(server.version for server in self.pool.servers)
 
     async def groups(self, prompts: Sequence[Prompt], n: int, step: int) -> AsyncIterator[tuple[Rollout, ...]]:
-        """Yield the n rollouts of each prompt as soon as they are complete, in any order of prompts."""
-        tasks = [asyncio.create_task(self.sample(p, n, request_seed(self.seed, step, p.id))) for p in prompts]
+        """Yield the n rollouts of each prompt as soon as they are complete, in any order of prompts.
+
+        They stay in `landed` until a later step asks, so that a checkpoint can keep them and a resumed run need not
+        sample them again (from other weights, if they were sampled ahead).
+        """
+        self.landed = {kept: groups for kept, groups in self.landed.items() if kept >= step}
+        landed = self.landed.setdefault(step, {})
+
+        async def group(prompt: Prompt) -> tuple[Rollout, ...]:
+            if prompt.id not in landed:
+                landed[prompt.id] = await self.sample(prompt, n, request_seed(self.seed, step, prompt.id))
+            return landed[prompt.id]
+
+        tasks = [asyncio.create_task(group(prompt)) for prompt in prompts]
         try:
             for done in asyncio.as_completed(tasks):
                 yield await done
@@ -83,8 +102,7 @@ class RolloutClient:
             **changes,
         }
         async with self.gate:
-            version = self.weight_version
-            answer = await self._post_least_busy("/v1/chat/completions", body, weight=n, what=f"prompt {prompt.id!r}")
+            answer, version = await self._ask(body, prompt)
         prompt_ids = tuple(answer["prompt_token_ids"])
         rollouts = []
         for choice in sorted(answer["choices"], key=lambda c: c["index"]):
@@ -109,61 +127,54 @@ class RolloutClient:
             )
         return tuple(rollouts)
 
-    async def _post_least_busy(self, path: str, body: Mapping[str, Any], *, weight: int, what: str) -> dict[str, Any]:
-        last = ""
-        for attempt in range(self.retries + 1):
-            url = min(self.urls, key=lambda u: self.under_way[u])
-            self.under_way[url] += weight
-            try:
-                response = await self.http.post(url + path, json=body)
-            except httpx.HTTPError as error:
-                self.on_error()
-                last = f"{type(error).__name__}: {error}"
-            else:
-                if response.status_code == 200:
-                    return response.json()
-                last = f"HTTP {response.status_code}: {response.text[:500]}"
-                if 400 <= response.status_code < 500:
-                    raise RolloutError(f"the rollout server {url} refused {what}: {last}")
-            finally:
-                self.under_way[url] -= weight
-            await asyncio.sleep(0.2 * 2**attempt)
-        raise RolloutError(f"the rollout server {url} failed {self.retries + 1} times on {what}; last: {last}")
+    async def _ask(self, body: dict[str, Any], prompt: Prompt) -> tuple[dict[str, Any], int]:
+        """vLLM's answer, and the version of the weights that gave it."""
+        cost = body["n"] * body["max_tokens"]
+        response, version = await self.pool.post(
+            "/v1/chat/completions", json=body, cost=cost, what=f"prompt {prompt.id!r}"
+        )
+        return response.json(), version
 
-    async def post_all(self, path: str, json: Mapping[str, Any] | None = None) -> None:
-        """Post to every server at once. Raises RolloutError naming the first that failed."""
-
-        async def one(url: str) -> None:
-            try:
-                response = await self.http.post(url + path, json=json)
-                response.raise_for_status()
-            except httpx.HTTPStatusError as error:
-                raise RolloutError(
-                    f"{url}{path} answered {error.response.status_code}: {error.response.text[:500]}"
-                ) from None
-            except httpx.HTTPError as error:
-                self.on_error()
-                raise RolloutError(f"{url}{path} failed: {type(error).__name__}: {error}") from error
-
-        await asyncio.gather(*(one(url) for url in self.urls))
+    def sleep(self) -> None:
+        """Told before each update; servers have devices of their own and stay awake."""
 
     async def generated_tokens(self) -> int:
         """The servers' own count of generated tokens (vLLM's Prometheus metrics)."""
         total = 0.0
-        for url in self.urls:
-            for line in (await self.http.get(f"{url}/metrics")).text.splitlines():
+        for text in await self.pool.texts("/metrics"):
+            for line in text.splitlines():
                 if line.startswith("vllm:generation_tokens_total"):
                     total += float(line.rsplit(" ", 1)[1])
         return int(total)
 
     async def close(self) -> None:
-        await self.http.aclose()
+        await self.pool.close()
 
 
 def request_seed(run_seed: int, step: int, prompt_id: str) -> int:
     """A seed below 2**31 that depends on nothing but its arguments; members use the numbers after it."""
     digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt_id}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1 & 0x7FFFFF00
+
+
+def write_rollouts(path: Path, landed: Mapping[str, tuple[Rollout, ...]]) -> None:
+    """One line a rollout, with its prompt's id in place of the prompt."""
+    with open(path, "w") as out:
+        for group in landed.values():
+            for rollout in group:
+                fields = {f.name: getattr(rollout, f.name) for f in dataclasses.fields(rollout)}
+                out.write(json.dumps({**fields, "prompt": rollout.prompt.id}) + "\n")
+
+
+def read_rollouts(path: Path, prompts: Sequence[Prompt]) -> dict[str, tuple[Rollout, ...]]:
+    """What `write_rollouts` wrote, exactly, by prompt id; nothing when there is no such file."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    found: dict[str, list[Rollout]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        fields = json.loads(line)
+        lists = {key: tuple(fields[key]) for key in ("prompt_ids", "token_ids", "logprobs")}
+        found.setdefault(fields["prompt"], []).append(Rollout(**{**fields, **lists, "prompt": by_id[fields["prompt"]]}))
+    return {name: tuple(rollouts) for name, rollouts in found.items()}
 
 
 def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:

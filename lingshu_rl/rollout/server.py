@@ -7,41 +7,47 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.config import Config
-from lingshu_rl.placement import DeviceSet
+from lingshu_rl.placement import DeviceSet, available_cores
 from lingshu_rl.rollout.vllm_plugin import BACKEND, TOKEN_ENV, TRANSFER_DIR_ENV
 from lingshu_rl.workers import python
 
 
-def vllm_command(config: Config, model: str, devices: DeviceSet, *, port: int, host: str = "127.0.0.1") -> list[str]:
-    """The argv. `config.rollout.vllm` holds vLLM's own options (`max_model_len: 4096`), which win over those chosen here.
-
-    The module is started rather than the `vllm` script, because the CPU package installs no working script.
-    """
-    transfer = "nccl" if devices.on_gpu and config.rollout.weight_transfer != "file" else BACKEND
+def vllm_options(config: Config, model: str, devices: DeviceSet) -> dict[str, Any]:
+    """vLLM's own options for a server or an engine in this process; `config.rollout.vllm` wins over those chosen here."""
     chosen: dict[str, Any] = {
         "model": model,
-        "served_model_name": "policy",
-        "host": host,
-        "port": port,
         "dtype": "bfloat16" if devices.on_gpu and config.train.dtype != "float32" else "float32",
         "seed": config.seed,
         # Log-probs after temperature and banned tokens: the distribution that was really sampled.
         "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": {"backend": transfer},
-        "middleware": "lingshu_rl.rollout.vllm_plugin.RequireToken",
-        "disable_uvicorn_access_log": True,
         # The model's own generation_config would change temperature or top-p behind the trainer's back.
         "generation_config": "vllm",
     }
     if devices.on_gpu:
-        chosen["tensor_parallel_size"] = len(devices.gpus)
+        chosen["tensor_parallel_size"] = len(devices.gpus) // int(config.rollout.vllm.get("pipeline_parallel_size", 1))
     else:
         chosen["enforce_eager"] = True
         # A prompt prefilled in pieces makes vLLM rewind the request's seeded generator, which CPU generators cannot do.
         chosen["enable_chunked_prefill"] = False
-    chosen.update(config.rollout.vllm)
+    return {**chosen, **config.rollout.vllm}
+
+
+def vllm_command(config: Config, model: str, devices: DeviceSet, *, port: int, host: str = "127.0.0.1") -> list[str]:
+    """The argv of one server.
+
+    The module is started rather than the `vllm` script, because the CPU package installs no working script.
+    """
+    transfer = "nccl" if devices.on_gpu and config.rollout.weight_transfer != "file" else BACKEND
+    served = {
+        "served_model_name": "policy",
+        "host": host,
+        "port": port,
+        "weight_transfer_config": {"backend": transfer},
+        "middleware": "lingshu_rl.rollout.vllm_plugin.RequireToken",
+        "disable_uvicorn_access_log": True,
+    }
     command = [*devices.command_prefix(), python(), "-m", "vllm.entrypoints.openai.api_server"]
-    for key, value in chosen.items():
+    for key, value in {**served, **vllm_options(config, model, devices)}.items():
         flag = "--" + key.replace("_", "-")
         if value is True:
             command.append(flag)
@@ -52,7 +58,10 @@ def vllm_command(config: Config, model: str, devices: DeviceSet, *, port: int, h
     return command
 
 
-def vllm_env(devices: DeviceSet, *, token: str, transfer_dir: Path, extra: dict[str, str]) -> dict[str, str]:
+def vllm_env(
+    devices: DeviceSet, *, token: str, transfer_dir: Path, extra: dict[str, str], servers: int = 1
+) -> dict[str, str]:
+    """servers: how many share this host's cores where none are named."""
     env = {
         **devices.env(),
         "VLLM_SERVER_DEV_MODE": "1",  # the weight-transfer routes
@@ -62,4 +71,10 @@ def vllm_env(devices: DeviceSet, *, token: str, transfer_dir: Path, extra: dict[
     }
     if not devices.on_gpu:
         env["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+        # Left to itself vLLM binds its threads to the first cores, those of several servers to the same ones.
+        if devices.cores:
+            env["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, devices.cores))
+        elif servers > 1:
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            env["OMP_NUM_THREADS"] = str(max(1, available_cores() // servers))
     return {**env, **extra}

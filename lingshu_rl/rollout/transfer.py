@@ -10,12 +10,15 @@ import asyncio
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.policy import Policy
-from lingshu_rl.rollout.client import RolloutClient
+from lingshu_rl.pool import Pool, Server
+from lingshu_rl.rollout.client import RolloutClient, RolloutError
 from lingshu_rl.workers import free_port
 
 if TYPE_CHECKING:
@@ -29,86 +32,200 @@ class FileTransfer:
     """All ranks call `send`; ranks other than the main one only take part in gathering the weights."""
 
     def __init__(self, client: RolloutClient | None, folder: Path | None) -> None:
-        self.client, self.folder = client, folder
+        self.pool, self.folder = client.pool if client is not None else None, folder
 
-    async def start(self) -> None:
-        if self.client is not None:
-            await self.client.post_all("/init_weight_transfer_engine", {"init_info": {}})
+    async def start(self, servers: Sequence[Server] | None = None) -> None:
+        """Make the servers (default: all) ready to receive. Only the main rank does anything."""
+        if self.pool is not None:
+            await self.pool.post_to(
+                servers or self.pool.servers, "/init_weight_transfer_engine", json={"init_info": {}}
+            )
 
-    async def send(self, policy: Policy, version: int) -> None:
-        if self.client is None:
+    async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
+        """To every server that is up, or to the one of this URL whatever its state. One that dies meanwhile is left out."""
+        if self.pool is None:
             for _ in policy.weights():
                 pass
             return
-        await self.client.post_all("/start_weight_update")
+        to = [self.pool.by_url(server)] if server else self.pool.up
+        await self.pool.post_to(to, "/start_weight_update")
         part: dict[str, torch.Tensor] = {}
         size = 0
         for name, tensor in policy.weights():
             part[name] = tensor.cpu().clone()
             size += tensor.numel() * tensor.element_size()
             if size >= FILE_BYTES:
-                await self._send_part(part)
+                await self._send_part(part, to)
                 part, size = {}, 0
         if part:
-            await self._send_part(part)
-        await finish(self.client, version)
+            await self._send_part(part, to)
+        await self.pool.post_to(to, "/finish_weight_update", json={"weight_version": str(version)})
+        await reset_caches(self.pool, to, version)
 
-    async def _send_part(self, part: dict[str, torch.Tensor]) -> None:
+    async def _send_part(self, part: dict[str, torch.Tensor], to: Sequence[Server]) -> None:
         from safetensors.torch import save_file
 
-        assert self.client is not None and self.folder is not None
+        assert self.pool is not None and self.folder is not None
         file = self.folder / "weights.safetensors"
         save_file(part, file)
-        await self.client.post_all("/update_weights", {"update_info": {"file": file.name}})
-        file.unlink()
+        try:
+            await self.pool.post_to(to, "/update_weights", json={"update_info": {"file": file.name}})
+        finally:
+            file.unlink()
 
 
 class NcclTransfer:
-    """vLLM's `nccl` back end, one communicator a server. Runs on CUDA only."""
+    """vLLM's `nccl` back end: one communicator of the main rank and every server, one broadcast for all of them.
 
-    def __init__(self, client: RolloutClient | None, urls: list[str], token: str, gpus_per_server: int) -> None:
-        self.client, self.urls, self.token, self.gpus_per_server = client, urls, token, gpus_per_server
-        self.engines: list[Any] = []
+    Under ZeRO-3 each tensor is gathered, sent and freed before the next. A server that joins again gets the weights
+    over a communicator of its own, so that the others go on generating; the next send joins all anew. Runs on CUDA only and was not run on this project's CPU machines; `FanOut` and `watched`, which
+    carry its control calls, were.
+    """
 
-    async def start(self) -> None:
-        """The communicators are opened at the first `send`, when the policy exists on every rank."""
+    def __init__(
+        self, client: RolloutClient | None, token: str, timeout_s: float, dead: Callable[[], str] = lambda: ""
+    ) -> None:
+        """dead: what is known to have died ("" = nothing), asked while a broadcast runs."""
+        self.pool, self.token, self.timeout_s, self.dead = client.pool if client else None, token, timeout_s, dead
+        self.engine: Any = None
+        self.members: list[str] = []
+        self.joined: set[str] = set()  # servers that hold a communicator, the present one or an older one
 
-    async def send(self, policy: Policy, version: int) -> None:
-        if not self.engines:
-            self.engines = [await asyncio.to_thread(self._connect, policy, url) for url in self.urls]
-        for engine in self.engines:
-            # send_weights runs start, update and finish itself, the broadcast beside the server's receive.
-            await asyncio.to_thread(engine.send_weights)
-        if self.client is not None:
-            await reset_caches(self.client)
-            self.client.weight_version = version
+    async def start(self, servers: Sequence[Server] | None = None) -> None:
+        """The communicator is opened at the first `send`, when the policy exists on every rank."""
 
-    def _connect(self, policy: Policy, url: str) -> Any:
+    async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
+        urls = policy.share(([server] if server else [s.url for s in self.pool.up]) if self.pool else [])
+        if not urls:  # all are down; they get the weights when they are back
+            for _ in policy.weights():
+                pass
+            return
+        if urls != self.members:
+            await self._watched(lambda: self._connect(policy, urls), "opening the weight communicator")
+            self.members = urls
+        # send_weights runs start, update and finish itself, the broadcast beside the servers' receive.
+        await self._watched(lambda: self._send(policy), "sending the weights")
+        if self.pool is not None:
+            await reset_caches(self.pool, [self.pool.by_url(url) for url in urls], version)
+
+    def _send(self, policy: Policy) -> None:
+        policy.use_device()
+        self.engine.send_weights()
+
+    async def _watched(self, call: Callable[[], None], what: str) -> None:
+        await watched(call, what=what, timeout_s=self.timeout_s, dead=self.dead)
+
+    def _connect(self, policy: Policy, urls: list[str]) -> None:
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        address = "127.0.0.1" if "127.0.0.1" in url else socket.gethostbyname(socket.gethostname())
+        policy.use_device()
+        fan_out = FanOut(urls, self.token, self.timeout_s)
+        if policy.rank == 0:
+            if self.engine is not None:
+                self.engine.model_update_group.destroy()
+            fan_out.shutdown(self.joined & set(urls))
+            self.joined |= set(urls)
+        local = all("127.0.0.1" in url for url in urls)
         info = NCCLTrainerInitInfo(
-            master_address=address,
+            master_address="127.0.0.1" if local else socket.gethostbyname(socket.gethostname()),
             master_port=free_port(),
-            world_size=1 + self.gpus_per_server,
+            world_size=1 + sum(fan_out.sizes()) if policy.rank == 0 else 1,
             rank=policy.rank,
         )
-        return WeightTransferTrainerFactory.trainer_init(
-            info, client=_token_client(url, self.token), source=_policy_source(policy)
-        )
+        self.engine = WeightTransferTrainerFactory.trainer_init(info, client=fan_out, source=_policy_source(policy))
 
 
-async def finish(client: RolloutClient, version: int) -> None:
-    await client.post_all("/finish_weight_update", {"weight_version": str(version)})
-    await reset_caches(client)
-    client.weight_version = version
+class FanOut:
+    """vLLM's weight-sync client protocol for several servers at once: the same call to each, with its own rank offset."""
+
+    def __init__(self, urls: Sequence[str], token: str, timeout_s: float) -> None:
+        import httpx
+
+        self.urls = list(urls)
+        self.http = httpx.Client(timeout=timeout_s, headers={"Authorization": f"Bearer {token}"})
+
+    def sizes(self) -> list[int]:
+        """GPUs of each server, as it says itself."""
+        return [int(self._ok(self.http.get(f"{url}/get_world_size"), url)["world_size"]) for url in self.urls]
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        offset = init_info["rank_offset"]
+        bodies = []
+        for size in self.sizes():
+            bodies.append({"init_info": {**init_info, "rank_offset": offset}})
+            offset += size
+        self._post("init_weight_transfer_engine", bodies)
+
+    def start_weight_update(self) -> None:
+        self._post("start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        self._post("update_weights", [{"update_info": update_info}] * len(self.urls))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._post("finish_weight_update", [{"weight_version": weight_version}] * len(self.urls))
+
+    def shutdown(self, urls: Iterable[str]) -> None:
+        """Close the communicator that these servers hold."""
+        for url in urls:
+            self._ok(self.http.post(f"{url}/shutdown_weight_transfer_engine"), url)
+
+    def _post(self, route: str, bodies: Sequence[Any] | None = None) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(len(self.urls)) as threads:
+            jobs = [
+                (url, threads.submit(self.http.post, f"{url}/{route}", json=body))
+                for url, body in zip(self.urls, bodies or [None] * len(self.urls), strict=True)
+            ]
+            for url, job in jobs:
+                self._ok(job.result(), url)
+
+    @staticmethod
+    def _ok(response: Any, url: str) -> Any:
+        if response.status_code != 200:
+            raise RolloutError(f"{response.request.url} answered {response.status_code}: {response.text[:500]}")
+        return response.json()
 
 
-async def reset_caches(client: RolloutClient) -> None:
-    """Cached prefixes and image features belong to the old weights."""
+async def watched(call: Callable[[], None], *, what: str, timeout_s: float, dead: Callable[[], str]) -> None:
+    """Run a call that may never return (a collective with a dead member) beside a clock and a look at its members.
+
+    The thread is a daemon: when the call is given up it cannot be ended, but does not keep the process from ending.
+    Raises what `call` raises, or RolloutError naming what died or how long it took.
+    """
+    outcome: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            call()
+            outcome.append(None)
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name=what)
+    thread.start()
+    began, checked = time.monotonic(), 0.0
+    while not outcome:
+        await asyncio.sleep(0.005)
+        waited = time.monotonic() - began
+        if waited - checked > 0.5:
+            checked = waited
+            if found := dead():
+                raise RolloutError(f"{what} cannot finish: {found}")
+        if waited > timeout_s:
+            raise RolloutError(f"{what} took over {timeout_s:.0f} s (rollout.request_timeout_s); is a server hanging?")
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+async def reset_caches(pool: Pool, servers: Sequence[Server], version: int) -> None:
+    """Without this, prompts and images would be served from what the old weights made of them."""
     for route in CACHES:
-        await client.post_all(route)
+        await pool.post_to(servers, route)
+    for server in servers:
+        server.version = version
 
 
 def transfer_folder() -> Path:
@@ -134,18 +251,3 @@ def _policy_source(policy: Policy) -> Any:
             yield from policy.weights()
 
     return PolicySource()
-
-
-def _token_client(url: str, token: str) -> Any:
-    from vllm.distributed.weight_transfer import HTTPVLLMWeightSyncClient
-
-    class TokenClient(HTTPVLLMWeightSyncClient):
-        def _post(self, path: str, json: dict[str, Any] | None = None) -> None:
-            import httpx
-
-            response = httpx.post(
-                f"{self.base_url}/{path}", json=json, timeout=self.timeout, headers={"Authorization": f"Bearer {token}"}
-            )
-            response.raise_for_status()
-
-    return TokenClient(url)

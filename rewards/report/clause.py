@@ -12,6 +12,16 @@ from rewards.report.lexicon import Anatomy, Lexicon
 from rewards.report.terms import Marks
 
 
+@dataclass
+class Spot:
+    """What one phrase of a list says of the finding they share ("moderate right and small left effusions")."""
+
+    phrase: int
+    sides: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    grades: list[float] = field(default_factory=list)
+
+
 @dataclass(eq=False)
 class Head:
     """A finding while its attributes are collected; positions are word indices."""
@@ -28,7 +38,7 @@ class Head:
     sizes: tuple[float, ...] = ()
     qualifiers: tuple[tuple[str, str], ...] = ()
     levels: tuple[str, ...] = ()
-    spots: list[tuple[int, list[str], list[str]]] = field(default_factory=list)  # phrase, its sides, its places
+    spots: list[Spot] = field(default_factory=list)
 
 
 def read_clause(marks: Marks, subject: tuple[int, int, str] | None, lexicon: Lexicon, lo: int, hi: int) -> list[Entity]:
@@ -66,19 +76,30 @@ def read_clause(marks: Marks, subject: tuple[int, int, str] | None, lexicon: Lex
 
 
 def _parts(head: Head) -> list[Head]:
-    """ "right upper and left lower lobe opacities" are two findings: each side keeps its own place."""
-    spots: list[tuple[str, list[str]]] = []
-    for _, sides, places in sorted(head.spots):
-        named = set(sides)
-        if named == {"left"} or named == {"right"}:
-            spots.append((sides[0], list(places)))
-        elif named or not spots:
+    """ "right upper and left lower lobe opacities" are two findings: each side keeps its own place and grade."""
+    spots: list[Spot] = []
+    for spot in sorted(head.spots, key=lambda spot: spot.phrase):
+        named = set(spot.sides)
+        if len(named) == 1 and named <= {"left", "right"}:
+            spots.append(Spot(spot.phrase, spot.sides[:1], list(spot.places), list(spot.grades)))
+        elif named or (not spots and spot.places):
             return [head]
-        else:
-            spots[-1][1].extend(places)
-    if len(spots) < 2 or len({side for side, _ in spots}) < 2 or not all(places for _, places in spots):
+        elif spots:
+            spots[-1].places += spot.places
+    if len({spot.sides[0] for spot in spots}) < 2:
         return [head]
-    return [replace(head, side=(side,), places=tuple(places)) for side, places in spots]
+    placed, graded = all(spot.places for spot in spots), all(spot.grades for spot in spots)
+    if not placed and not graded:
+        return [head]
+    return [
+        replace(
+            head,
+            side=(spot.sides[0],),
+            places=tuple(spot.places) if placed else head.places,
+            grades=tuple(spot.grades) if graded else head.grades,
+        )
+        for spot in spots
+    ]
 
 
 def _either_or(words: Sequence[str], heads: list[Head]) -> list[Head]:
@@ -110,7 +131,7 @@ class _Clause:
         ):
             self.organs = [(lo, lo, subject[2])]
         self.verbs = [v for v in marks.verbs if lo <= v < hi]
-        self.cue_starts = {c[0]: c[1] for c in marks.cues if lo <= c[0] < hi}
+        self.cue_starts = {c[0]: c[2] for c in marks.cues if lo <= c[0] < hi}
         self.used: set[tuple[int, int, str]] = set()  # organs that are part of a finding, so no place of it
         self.normal_heads: list[Head] = []
         self.paired: list[Head] = []
@@ -333,11 +354,14 @@ class _Clause:
             segment_begin.setdefault(self.seg(i), i)
         things: list[tuple[int, int, str, object]] = list(self.modifiers)
         things += [(b, e, "place", o) for b, e, o in self.organs if (b, e, o) not in self.used]
+        spoken_for = {self.seg(h.begin) for h in heads if h.group}
         # "large mass, 3 cm": what is said between the words of a term already belongs to the term.
         for thing in sorted(things, key=lambda t: (t[0], t[1], t[2], str(t[3]))):
             begin = thing[0]
             segment = self.seg(begin)
             mine = by_segment.get(segment)
+            if not mine and segment in spoken_for and thing[2] in ("side", "place"):
+                continue  # "clear right lung and opacified left lung": the right belongs to what is clear
             if mine:
                 before = [h for h in mine if h.begin <= begin]
                 after = [h for h in mine if h.begin > begin]
@@ -420,10 +444,11 @@ def give(
     kind, value = thing[2], thing[3]
     if kind == "side":
         head.side = (*head.side, str(value))
-        _spot(head, segment)[1].append(str(value))
+        _spot(head, segment).sides.append(str(value))
         head.own_side_late = head.own_side_late or late
     elif kind == "severity" and isinstance(value, float):
         head.grades = (*head.grades, value)
+        _spot(head, segment).grades.append(value)
     elif kind == "change":
         head.changes = (*head.changes, str(value))
     elif kind == "size" and isinstance(value, float):
@@ -439,17 +464,17 @@ def give(
         spot = _spot(head, segment)
         place = (organ.same or organ.id) if organ is not None else str(value)
         head.places = (*head.places, place)
-        spot[2].append(place)
+        spot.places.append(place)
         if organ is not None and organ.side:
             head.side = (*head.side, organ.side)
-            spot[1].append(organ.side)
+            spot.sides.append(organ.side)
 
 
-def _spot(head: Head, segment: int) -> tuple[int, list[str], list[str]]:
+def _spot(head: Head, phrase: int) -> Spot:
     for spot in head.spots:
-        if spot[0] == segment:
+        if spot.phrase == phrase:
             return spot
-    head.spots.append((segment, [], []))
+    head.spots.append(Spot(phrase))
     return head.spots[-1]
 
 

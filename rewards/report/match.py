@@ -12,6 +12,7 @@ NEGATIVE_WEIGHT = 0.25  # a pertinent negative beside an ordinary finding
 NEGATIVE_CAP = 0.3  # all negatives together, beside the positives of an abnormal reference
 FALSE_DENIED = 1.5  # a finding the reference rules out costs more than one it does not mention
 OPPOSITE = 0.5  # subtracted for the opposite assertion or the wrong side
+ALIKE = 0.9  # related findings this close deny each other ("no bleed", "no intracranial hemorrhage")
 MINOR_CAP = 0.6  # the same where all positives are light ones
 NONE_FOUND = 0.4  # of the pay stays when a reference has only light positives and none of them was named
 MAJOR = 0.5  # lighter findings (old fracture, degenerative change) do not make a reference abnormal
@@ -251,7 +252,9 @@ def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, 
         e.assertion == "present" and e.finding not in own_clash and said_denials.strength(e, groups=False) == 1.0
         for e in theirs.entities
     ]
-    _pair_up(ours, theirs, clash, lexicon)
+    # "atelectasis rather than pneumonia": what the reference rules out by name cannot stand for its opacity.
+    ruled_out = [e.assertion == "present" and gold_denials.strength(e, groups=False) == 1.0 for e in theirs.entities]
+    _pair_up(ours, theirs, clash, ruled_out, lexicon)
     tally = _Tally(
         earned_gold=sum(w * c for w, c in zip(ours.weights, ours.credit, strict=True)),
         earned_said=sum(w * c for w, c in zip(theirs.weights, theirs.credit, strict=True)),
@@ -361,12 +364,12 @@ def _side(entities: list[tuple[Entity, float]], lexicon: Lexicon) -> _Side:
     )
 
 
-def _pair_up(ours: _Side, theirs: _Side, clash: Sequence[bool], lexicon: Lexicon) -> None:
+def _pair_up(ours: _Side, theirs: _Side, clash: Sequence[bool], ruled_out: Sequence[bool], lexicon: Lexicon) -> None:
     """Best pairs first, each finding once."""
     options = []
     for i, a in enumerate(ours.entities):
         for j, b in enumerate(theirs.entities):
-            value = agreement(a, b, lexicon)
+            value = 0.0 if ruled_out[j] and a.finding != b.finding else agreement(a, b, lexicon)
             if value > 0.0:
                 options.append((-value, i, j))
     for negated, i, j in sorted(options):
@@ -417,7 +420,8 @@ def _negative_credit(absent: Entity, said: Sequence[Entity], lexicon: Lexicon) -
         if opposite_sides(absent, other):
             continue
         narrower = bool((other.places and not absent.places) or (other.side and not absent.side))
-        same = other.finding == absent.finding and other.group == absent.group
+        alike = other.finding == absent.finding or lexicon.related.get((other.finding, absent.finding), 0.0) >= ALIKE
+        same = alike and other.group == absent.group
         if same or (other.group and covers(other, absent.finding, lexicon)):
             if not narrower:
                 return 1.0, describe(other)

@@ -19,7 +19,7 @@ from PIL import Image
 from lingshu_rl.eval.stats import summarise
 from lingshu_rl.report import plots, write_report
 from lingshu_rl.report.alarms import find_alarms
-from lingshu_rl.report.html import load_run, samples
+from lingshu_rl.report.html import early_and_late, findings, load_run, on_the_way, read_history, samples
 
 TASKS = (("plane", "option"), ("inverted", "yesno"), ("width", "numeric"), ("describe", "report"))
 EVALS = ("before", "after", "before_blank", "after_blank", "before_shuffled", "after_shuffled")
@@ -113,7 +113,7 @@ def make_run(folder, rows, steps=30, group_size=8):
                     "prompt_id": row["id"],
                     "step": step,
                     "member": m,
-                    "tokens": 14,
+                    "tokens": 10 + (m * 5 + step) % 8,
                 }
                 got |= {"finish_reason": "stop", "weight_version": step - 1, "components": '{"correct": 1.0}'}
                 got |= {
@@ -305,6 +305,89 @@ def test_evaluations_on_the_way_become_a_curve(run):
     assert "Held-out accuracy in training" not in Page(write_report(run)).text
     shutil.copy(run / "eval" / "before.jsonl", run / "eval" / "step-000010.jsonl")
     assert "Held-out accuracy in training" in Page(write_report(run)).text
+
+
+def test_the_monitor_and_the_difficulty_of_questions(run):
+    page = Page(write_report(run)).text
+    for words in ("Is the reward being played?", "completions of 30 steps", "Letters chosen", "Reward by length, last steps",
+                  "By difficulty", "middling at the start", "Questions by how many of their completions are right"):  # fmt: skip
+        assert words in page, words
+
+
+def test_difficulty_is_what_the_data_say_where_they_say_it(run):
+    for path in (run / "eval").glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        write_rows(path, [row | {"groups": {"difficulty": f"grade {i % 2}"}} for i, row in enumerate(rows)])
+    found = load_run(run).summary["by_difficulty"]
+    assert set(found) == {"grade 0", "grade 1"} and found["grade 0"]["after"]["n"] == 60
+
+
+@pytest.mark.parametrize("form", ["timeline", "start and end"])
+def test_the_phases_of_a_step_as_a_timeline(run, form):
+    assert "what ran when" not in Page(write_report(run)).text
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in metrics:
+        t = 100.0 * row["step"]
+        spans = {"rollout": [t, t + 2.0], "reference": [t + 0.5, t + 2.4], "update": [t + 2.4, t + 4.0]}
+        if form == "timeline":
+            row["timeline"] = {**spans, "reward": [[t + 1.0, t + 1.1], [t + 2.0, t + 2.1]]}
+        else:
+            row |= {
+                f"time/{edge}/{name}": span[i]
+                for name, span in spans.items()
+                for i, edge in enumerate(("start", "end"))
+            }
+    write_rows(run / "metrics.jsonl", metrics)
+    page = Page(write_report(run))
+    figure = page.source[page.source.index("what ran when") :].split("</figure>")[0]
+    assert figure.count("<rect") == (5 if form == "timeline" else 3)
+    assert "start/rollout" not in page.text  # moments are no phases of their own
+
+
+def test_the_same_question_early_and_late(run):
+    page = Page(write_report(run)).text
+    assert "The same question, early and late" in page
+    history = read_history(run, [])
+    pairs = early_and_late(history)
+    assert 1 <= len(pairs) <= 4 and len({p["early"][0]["task"] for p in pairs}) == len(pairs)
+    for pair in pairs:
+        assert pair["early"][0]["prompt_id"] == pair["late"][0]["prompt_id"]
+        assert pair["early"][0]["step"] <= 10 < 20 < pair["late"][0]["step"]
+
+
+def test_long_runs_are_sampled_evenly(run):
+    for i in range(31, 101):
+        shutil.copy(run / "rollouts" / "step-000030.parquet", run / "rollouts" / f"step-{i:06d}.parquet")
+    history = read_history(run, [])
+    assert len(history) == 40 and history[0][0] == 1
+
+
+def test_answers_of_evaluations_on_the_way_stand_in_the_gallery(run):
+    for step in (5, 10, 15, 20, 25):
+        shutil.copy(run / "eval" / "before.jsonl", run / "eval" / f"step-{step:06d}.jsonl")
+    assert list(on_the_way(load_run(run).evals)) == ["step 5", "step 15", "step 25"]
+    assert "step 15" in Page(write_report(run)).text
+
+
+def test_findings_of_a_report_are_listed():
+    from rewards import ReportEntities, RewardInput
+
+    text = "<answer>There is a small left pleural effusion. No pneumothorax.</answer>"
+    gold = "Right pleural effusion. Cardiomegaly. No pneumothorax."
+    graded = ReportEntities().score(RewardInput(completion=text, gold=gold))
+    stored = {"kind": "report", "parsed": json.loads(json.dumps(graded.parsed, default=str)), "reason": graded.reason}
+    found = findings(stored)
+    assert any("left pleural effusion" in f["text"] and f["points"] < 0 for f in found)
+    assert any("cardiomegaly" in f["text"].lower() and "(in the reference)" in f["text"] for f in found)
+    assert findings(stored | {"parsed": json.dumps(stored["parsed"])}) == found  # as parquet holds it
+    fields = {
+        "kind": "report",
+        "parsed": {"plane": "axial", "level": "low"},
+        "reason": "answer: wrong or missing: level",
+    }
+    assert [(f["text"], f["verdict"]) for f in findings(fields)] == [("plane: axial", "right"), ("level: low", "wrong")]
+    for other in ({"kind": "report", "parsed": "free text"}, {"kind": "report", "parsed": None}, {"kind": "option", "parsed": [1]}):  # fmt: skip
+        assert findings({"reason": "", **other}) == []
 
 
 def alarm_names(run, metrics=None, evals=None, late=None):

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 import pickle
+import re
 from collections import Counter, deque
 
 import numpy as np
@@ -217,11 +218,13 @@ def test_from_trl_runs_async_functions():
 
 
 class Trouble(Exact):
-    """Exact, but some words make it hang in C code or allocate without end."""
+    """Exact, but some words make it hang in C code (one where no signal is seen) or allocate without end."""
 
     def score(self, sample):
         if "hang" in sample.completion:
             deque(itertools.repeat(0), maxlen=0)
+        if "regex" in sample.completion:
+            re.fullmatch(r"(a+)+b", "a" * 40)
         if "hog" in sample.completion:
             bytearray(64 << 30)
         return super().score(sample)
@@ -301,14 +304,15 @@ def test_a_training_run_outlives_rewards_that_raise_hang_and_hog(tmp_path):
             return function(prompts, completions, **columns)
 
         history = grpo(
-            tmp_path, recorded, ["which", "?", "x", "y", "fail", "hang", "hog"],
+            tmp_path, recorded, ["which", "?", "x", "fail", "hang", "regex", "hog"],
             per_device_train_batch_size=8, num_generations=8, max_completion_length=1, max_steps=8, learning_rate=1e-4,
         )  # fmt: skip
         counts, masked = executor.budget.counts, executor.budget.masked
     words = Counter(word for text in said for word in text.split())
     assert len(said) == 64 and sum(1 for entry in history if "loss" in entry) == 8
-    assert words["hang"] and words["hog"] and words["fail"] and words["x"], words
-    assert counts["timeout"] == words["hang"]
+    assert all(words[word] for word in ("hang", "regex", "hog", "fail", "x")), words
+    stuck = words["hang"] + words["regex"]
+    assert counts["timeout"] == stuck
     assert counts["error"] == words["hog"] + words["fail"]
-    assert masked == words["hang"] + words["hog"] + words["fail"]
+    assert masked == stuck + words["hog"] + words["fail"]
     assert all(math.isfinite(entry["loss"]) for entry in history if "loss" in entry)

@@ -248,6 +248,15 @@ def test_the_budget_ends_the_run_with_examples_and_ignores_uncounted_samples():
     assert "completion: raise" in message and "lingshu-rl rewards check" in message
 
 
+def test_the_budget_goes_on_where_a_checkpoint_left_it():
+    before, after = FailureBudget(0.1), FailureBudget(0.1)
+    before.add(samples(*["x"] * 99), [RewardResult(None, "error")] * 99)
+    after.window = before.window
+    with pytest.raises(RewardFailure, match="99 of the last 100"):
+        after.add(samples("x"), [RewardResult(1.0)])
+        after.check()
+
+
 def test_the_budget_waits_for_enough_samples_and_forgets_old_ones():
     budget = FailureBudget(0.1)
     bad, good = RewardResult(None, "error"), RewardResult(1.0)

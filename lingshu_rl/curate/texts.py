@@ -1,0 +1,196 @@
+"""When two texts are the same one: shared words and word pairs (Jaccard), found through MinHash and banded buckets on disk.
+
+MinHash only proposes; a pair counts as near duplicate when the exact Jaccard index of both texts reaches the threshold and
+the words that carry the finding agree (numbers, sides, negations, degrees): "no left effusion" is not "left effusion".
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from lingshu_rl.curate.image_index import open_database
+
+PERMUTATIONS = 128
+MIN_RECALL = 0.95  # chance that a pair exactly at the threshold is proposed
+BUCKET = 4  # rows kept a bucket: what a template repeats a million times must not be compared a million times
+SKETCHED = 32  # candidates of a query whose Jaccard index is estimated, those in most common buckets first
+COMPARED = 16  # ... and computed, those with the highest estimate first
+SLACK = 0.15  # how far an estimate from PERMUTATIONS hashes may fall short: over three standard deviations
+
+WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+", re.UNICODE)
+NEGATIONS = frozenset(
+    [
+        "no",
+        "not",
+        "without",
+        "absent",
+        "absence",
+        "negative",
+        "denies",
+        "free",
+        "never",
+        "none",
+        "nor",
+        "neither",
+        "cannot",
+    ]
+)
+# Words whose exchange changes what is found, in classes of equal meaning.
+TELLING = {
+    word: words.split()[0]
+    for words in (
+        "left l", "right r", "bilateral both", "upper superior", "lower inferior", "anterior", "posterior", "medial",
+        "lateral", "yes", "normal unremarkable", "abnormal", "enlarged enlargement", "mild mildly slight slightly minimal",
+        "moderate moderately", "severe severely marked markedly", "acute", "chronic", "increased increase", "decreased decrease",
+        "stable unchanged", "new", "resolved", "benign", "malignant", "male man", "female woman",
+    )
+    for word in words.split()
+}  # fmt: skip
+
+
+def words(text: str) -> list[str]:
+    return WORD.findall(text.casefold())
+
+
+def telling_words(text: str) -> tuple[tuple[str, ...], int]:
+    """The numbers and finding words of a text, sorted, each once; and how many negations it has."""
+    found, negations = set(), 0
+    for word in words(text):
+        if word in NEGATIONS:
+            negations += 1
+        elif word in TELLING:
+            found.add(TELLING[word])
+        elif word[0].isdigit():
+            found.add(word)
+    return tuple(sorted(found)), negations
+
+
+def shingles(text: str) -> frozenset[int]:
+    """Hashes (32 bits) of the text's words and pairs of neighbouring words."""
+    w = words(text)
+    grams = {*w, *(f"{a} {b}" for a, b in pairwise(w))}
+    return frozenset([zlib.crc32(gram.encode()) for gram in grams])
+
+
+def jaccard(a: frozenset[int], b: frozenset[int]) -> float:
+    return len(a & b) / len(a | b) if a or b else 1.0
+
+
+@dataclass(frozen=True)
+class TextMatch:
+    """owner: what the matching text was added under. score: Jaccard index; 1.0 for equal word sets."""
+
+    owner: str
+    score: float
+
+
+class TextIndex:
+    """Near-duplicate search over texts. threshold: smallest Jaccard index of a pair. guard: telling words must agree."""
+
+    def __init__(self, path: Path | str, threshold: float = 0.6, guard: bool = True) -> None:
+        from datasketch import MinHash
+
+        if not 0.3 <= threshold <= 1:
+            raise ValueError(f"threshold must lie between 0.3 and 1, got {threshold}")
+        self.threshold, self.guard = threshold, guard
+        self.bands, self.rows = band_shape(threshold)
+        self.blank = MinHash(PERMUTATIONS, scheme="affine32", hashfunc=int)
+        self.mix = np.random.default_rng(7).integers(1, 2**63, size=(self.bands, self.rows), dtype=np.uint64) | np.uint64(1)  # fmt: skip
+        self.base = open_database(path, scratch=True)
+        self.base.execute("CREATE TABLE texts (id INTEGER PRIMARY KEY, owner TEXT, text TEXT, sketch BLOB)")
+        self.base.execute("CREATE TABLE buckets (key INTEGER, id INTEGER, PRIMARY KEY (key, id)) WITHOUT ROWID")
+        self.lookup = f"SELECT key, id FROM buckets WHERE key IN ({','.join('?' * self.bands)})"  # at most BUCKET a key are stored
+
+    def find_or_add(self, text: str, owner: str, group: str = "") -> TextMatch | None:
+        """The nearest earlier text of the same group; without one, the text is added under `owner`."""
+        own = shingles(text)
+        values, keys = self._keys(own, group)
+        match, full = self._search(text, own, values, keys)
+        if match is None:
+            self._store(text, owner, values, keys, full)
+        return match
+
+    def find(self, text: str, group: str = "") -> TextMatch | None:
+        own = shingles(text)
+        return self._search(text, own, *self._keys(own, group))[0]
+
+    def add(self, text: str, owner: str, group: str = "") -> None:
+        own = shingles(text)
+        values, keys = self._keys(own, group)
+        self._store(text, owner, values, keys, self._search(text, own, values, keys)[1])
+
+    def _keys(self, own: frozenset[int], group: str) -> tuple[np.ndarray, list[int]]:
+        """The MinHash sketch and the keys of its buckets."""
+        from datasketch import MinHash
+
+        sketch = MinHash(
+            PERMUTATIONS, scheme="affine32", hashfunc=int, permutations=self.blank.permutations
+        )  # shares the permutations, which take longest to make
+        sketch.update_batch(own)
+        values = sketch.hashvalues
+        table = values[: self.bands * self.rows].reshape(self.bands, self.rows).astype(np.uint64)
+        keys = (table * self.mix).sum(1, dtype=np.uint64) ^ np.uint64(_digest(group))
+        keys = (keys ^ (keys >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
+        return values, keys.view(np.int64).tolist()
+
+    def _search(
+        self, text: str, own: frozenset[int], values: np.ndarray, keys: list[int]
+    ) -> tuple[TextMatch | None, set[int]]:
+        """The match, and the buckets that are full."""
+        count: dict[int, int] = {}
+        size: dict[int, int] = {}
+        for key, number in self.base.execute(self.lookup, keys):
+            count[number] = count.get(number, 0) + 1
+            size[key] = size.get(key, 0) + 1
+        full = {key for key, n in size.items() if n >= BUCKET}
+        if not count:
+            return None, full
+        likely = sorted(count, key=lambda n: (-count[n], n))[:SKETCHED]
+        query = f"SELECT id, sketch FROM texts WHERE id IN ({','.join(map(str, likely))})"
+        found = self.base.execute(query).fetchall()
+        sketches = np.frombuffer(b"".join(sketch for _, sketch in found), values.dtype).reshape(len(found), -1)
+        estimates = (sketches == values).mean(1).tolist()
+        near = sorted((-e, n) for e, (n, _) in zip(estimates, found, strict=True) if e >= self.threshold - SLACK)
+        best: TextMatch | None = None
+        telling = telling_words(text) if self.guard and near else None
+        for _, number in near[:COMPARED]:
+            owner, other = self.base.execute("SELECT owner, text FROM texts WHERE id = ?", (number,)).fetchone()
+            score = jaccard(own, shingles(other))
+            if score < self.threshold or (best is not None and score <= best.score):
+                continue
+            if telling is None or telling == telling_words(other):
+                best = TextMatch(owner, score)
+                if score == 1.0:
+                    break
+        return best, full
+
+    def _store(self, text: str, owner: str, values: np.ndarray, keys: list[int], full: set[int]) -> None:
+        insert = "INSERT INTO texts (owner, text, sketch) VALUES (?, ?, ?)"
+        number = self.base.execute(insert, (owner, text, values.tobytes())).lastrowid
+        rows = [(key, number) for key in keys if key not in full]
+        self.base.executemany("INSERT OR IGNORE INTO buckets VALUES (?, ?)", rows)
+
+    def close(self) -> None:
+        self.base.close()
+
+
+@cache
+def band_shape(threshold: float) -> tuple[int, int]:
+    """(bands, rows a band): the strictest that still proposes a pair at the threshold with MIN_RECALL."""
+    for rows in range(PERMUTATIONS // 2, 0, -1):
+        bands = PERMUTATIONS // rows
+        if 1 - (1 - threshold**rows) ** bands >= MIN_RECALL:
+            return bands, rows
+    return PERMUTATIONS, 1
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")

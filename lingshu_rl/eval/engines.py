@@ -1,0 +1,228 @@
+"""Where answers come from: a vLLM server started here, any OpenAI-compatible URL, or a file of outputs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lingshu_rl.eval.benchmarks import EvalError
+from lingshu_rl.types import Prompt
+
+KEY_ENV = "LINGSHU_RL_API_KEY"  # sent to a URL as its bearer token
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for one question: a text, or why there is none."""
+
+    text: str = ""
+    finish_reason: str = ""
+    error: str = ""
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+
+class EngineDown(RuntimeError):
+    """No server answers any more. What was answered so far is kept; the same command goes on from there."""
+
+
+class Engine(Protocol):
+    """ask: the reply to one question of one condition ("main", "blank", ...); an engine's error is a Reply too."""
+
+    async def ask(self, prompt: Prompt, condition: str) -> Reply: ...
+
+    async def close(self) -> None: ...
+
+
+class ChatClient:
+    """Chat completions of one OpenAI-compatible server, for answers and for judging.
+
+    sampling: the body's other fields (temperature, seed, max_tokens ...). A request that fails is sent again `retries`
+    times; then it is a Reply with an error, or EngineDown where no connection could be made at all. on_error: asked
+    when a connection broke; raises if the cause is known (a dead server process).
+    """
+
+    def __init__(self, url: str, *, model: str = "", token: str = "", sampling: Mapping[str, Any], timeout_s: float = 300.0,
+                 retries: int = 2, concurrency: int = 64, on_error: Callable[[], None] = lambda: None, transport: Any = None) -> None:  # fmt: skip
+        import httpx
+
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.model, self.sampling, self.retries, self.on_error = model, dict(sampling), retries, on_error
+        self.gate = asyncio.Semaphore(concurrency)
+        self.http = httpx.AsyncClient(
+            timeout=timeout_s,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            transport=transport,
+        )
+
+    async def ask(self, prompt: Prompt, condition: str) -> Reply:
+        from lingshu_rl.rollout.client import chat_messages
+
+        async with self.gate:  # images are encoded only when their turn has come
+            return await self._complete([_plain_text(m) for m in chat_messages(prompt)], {})
+
+    async def complete(self, messages: Sequence[Mapping[str, Any]], **changes: Any) -> Reply:
+        async with self.gate:
+            return await self._complete(messages, changes)
+
+    async def _complete(self, messages: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]) -> Reply:
+        import httpx
+
+        body = {"model": self.model, "messages": list(messages), **self.sampling, **changes}
+        last = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                await asyncio.sleep(min(0.2 * 2**attempt, 5.0))
+            try:
+                response = await self.http.post(f"{self.url}/v1/chat/completions", json=body)
+            except httpx.TimeoutException as error:
+                last = f"{type(error).__name__}: no answer within {self.http.timeout.read} s"
+                continue
+            except httpx.HTTPError as error:
+                self.on_error()
+                last = f"{type(error).__name__}: {error}"
+                if isinstance(error, httpx.ConnectError) and attempt == self.retries:
+                    # Not this question's fault, and every other one would fare alike.
+                    raise EngineDown(f"{self.url} cannot be reached: {last}") from None
+                continue
+            if response.status_code == 200:
+                reply = _reply(response)
+                if not reply.error:
+                    return reply
+                last = reply.error
+                continue
+            last = f"HTTP {response.status_code}: {response.text[:300]}"
+            if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
+                break
+        return Reply(error=last)
+
+    async def served_model(self) -> str:
+        """The name of the model that the server names first. Raises EvalError when it names none."""
+        import httpx
+
+        try:
+            response = await self.http.get(f"{self.url}/v1/models")
+            return str(response.json()["data"][0]["id"])
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise EvalError(
+                f"{self.url}/v1/models names no model ({type(error).__name__}: {error}); is it an OpenAI-compatible "
+                "server? Its model can be given by name (--served-model, --judge-model)"
+            ) from None
+
+    async def close(self) -> None:
+        await self.http.aclose()
+
+
+def _plain_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message of text alone with a string for content: servers of text models may know no other form."""
+    content = message["content"]
+    if isinstance(content, str) or any(part["type"] != "text" for part in content):
+        return message
+    return {**message, "content": "\n".join(part["text"] for part in content)}
+
+
+def _reply(response: Any) -> Reply:
+    try:
+        choice = response.json()["choices"][0]
+        text = choice["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return Reply(error=f"no chat completion: {response.text[:200]}")
+    return Reply(str(text or ""), str(choice.get("finish_reason") or ""))
+
+
+class FileEngine:
+    """Outputs that another program wrote: JSONL rows of id, completion (or output, response) and maybe condition."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[tuple[str, str], Reply] = {}
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                text = next(row[key] for key in ("completion", "output", "response") if key in row)
+                name = str(row["id"])
+            except (ValueError, KeyError, TypeError, StopIteration):
+                raise EvalError(
+                    f"{path}, line {number}: an output is an object with `id` and `completion`, one a line"
+                ) from None
+            key = (str(row.get("condition", "main")), name)
+            if key in self.found:
+                raise EvalError(f"{path}, line {number}: id {name!r} has an output already")
+            self.found[key] = Reply(str(text or ""), str(row.get("finish_reason", "")), str(row.get("error") or ""))
+
+    async def ask(self, prompt: Prompt, condition: str) -> Reply:
+        return self.found.get((condition, prompt.id), Reply(error=f"{self.path.name} has no output for it"))
+
+    async def close(self) -> None:
+        pass
+
+
+def kind_of(model: str) -> str:
+    """ "url", "file" or "local", from how --model is written."""
+    if model.startswith(("http://", "https://")):
+        return "url"
+    return "file" if model.endswith(".jsonl") else "local"
+
+
+def takes_images(model: str) -> bool:
+    """Whether a local model's configuration speaks of a vision tower or image tokens; a Hub id's file is fetched."""
+    from lingshu_rl.model import model_path
+
+    file = Path(model_path(model)) / "config.json"
+    if not file.is_file():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file = Path(hf_hub_download(model, "config.json"))
+        except Exception as error:  # the Hub's errors share no base class
+            raise EvalError(
+                f"{model} is no model folder and cannot be fetched: {type(error).__name__}: {error}"
+            ) from None
+    return any(mark in key for key in json.loads(file.read_text()) for mark in ("vision", "image_token"))
+
+
+@contextlib.contextmanager
+def serve(model: str, *, seed: int, vllm: Mapping[str, Any], log: Path, start_timeout_s: float = 600.0) -> Iterator[tuple[str, str, Callable[[], None]]]:  # fmt: skip
+    """A vLLM server of `model` on this machine's devices: (url, token, a check that it still lives). Stopped at the end.
+
+    vllm: vLLM's own options. The server is the rollout worker that training uses.
+    """
+    from lingshu_rl.config import Config
+    from lingshu_rl.model import model_path
+    from lingshu_rl.placement import DeviceSet, visible_gpus
+    from lingshu_rl.rollout.server import vllm_command, vllm_env
+    from lingshu_rl.rollout.transfer import remove_folder, transfer_folder
+    from lingshu_rl.workers import Worker, free_port
+
+    config = Config(model=model, seed=seed)
+    config.rollout.vllm = dict(vllm)
+    devices = DeviceSet(gpus=tuple(range(visible_gpus())))
+    port, token, shared = free_port(), secrets.token_urlsafe(24), transfer_folder()
+    worker = Worker(
+        f"vLLM of {model}",
+        vllm_command(config, model_path(model), devices, port=port),
+        url=f"http://127.0.0.1:{port}",
+        log=log,
+        env=vllm_env(devices, token=token, transfer_dir=shared, extra={}),
+        stop_timeout_s=config.run.stop_timeout_s,
+    )
+    try:
+        worker.wait_healthy(start_timeout_s)
+        yield worker.url, token, worker.check_alive
+    finally:
+        worker.stop()
+        remove_folder(shared)
+
+
+def api_key() -> str:
+    return os.environ.get(KEY_ENV, "")

@@ -1,0 +1,195 @@
+"""Grade stored outputs of other tools with this library's graders: MedEvalKit's results.json, lmms-eval samples, JSONL."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lingshu_rl.data.rows import KINDS, LETTERS, RowError, row_to_prompt
+from lingshu_rl.eval.benchmarks import EvalError
+from lingshu_rl.eval.engines import Reply
+from lingshu_rl.eval.loading import _options
+from lingshu_rl.eval.scoring import Row, make_row, reward_input, score
+from lingshu_rl.eval.tables import percent, text
+from lingshu_rl.runfolder import write_text
+from rewards import build
+from rewards.base import RewardResult
+from rewards.compose import DEFAULT_SPEC
+from rewards.executor import judge
+
+OUTPUTS = ("completion", "response", "output", "prediction", "pred", "model_answer")
+ANSWERS = ("answer", "gold", "gt_answer", "target", "label", "correct_answer", "answer_idx")
+OPTIONS = ("options", "choices")
+QUESTIONS = ("question", "prompt", "input")
+VERDICTS = ("correct", "value", "exact_match", "acc", "score")
+SHOWN = 5
+
+
+def rescore(file: Path, kind: str | None = None, out: Path | None = None) -> dict[str, Any]:
+    """Grade every output of the file again; returns counts and scores, and writes the rows.
+
+    `before` is the other tool's own verdict where it stored one. A label that cannot be judged is counted, not scored.
+    Raises EvalError for a file of another form.
+    """
+    if kind is not None and kind not in KINDS:
+        raise EvalError(f"--kind {kind}: use one of {', '.join(KINDS)}")
+    form, records = read_outputs(file)
+    grader = build({"route": DEFAULT_SPEC["parts"]["answer"]["route"]})
+    rows: list[Row] = []
+    unusable: list[str] = []
+    for number, record in enumerate(records, start=1):
+        try:
+            made = plain(form, record, number, kind)
+            completion = made.pop("completion")
+            before = made.pop("before")
+            prompt = row_to_prompt({**made, "images": []}, instruction="")
+        except RowError as error:
+            unusable.append(f"row {number}: {error}")
+            continue
+        reply = Reply(completion, "stop")
+        result: RewardResult = judge(grader, [reward_input(prompt, reply)])[0]
+        rows.append({**make_row(prompt, reply, result), "image": str(record.get("image_name") or record.get("image") or ""), "before": before})  # fmt: skip
+    if not rows:
+        raise EvalError(f"{file}: none of its {len(records)} rows can be graded; the first: {(unusable or ['-'])[0]}")
+    target = out or file.with_name(file.stem + ".rescored.jsonl")
+    write_text(target, "".join(json.dumps(row, default=str) + "\n" for row in rows))
+    kinds = sorted({row["kind"] for row in rows})
+    known = [row for row in rows if row["before"] is not None and row["value"] is not None]
+    return {
+        "file": str(file),
+        "form": form,
+        "rows": str(target),
+        "unusable": unusable,
+        "all": score(rows),
+        "by_kind": {k: score([r for r in rows if r["kind"] == k]) for k in kinds},
+        "before": sum(r["before"] for r in known) / len(known) if known else None,
+        "again": sum(r["value"] for r in known) / len(known) if known else None,
+        "compared": len(known),
+        "newly_right": [r["id"] for r in known if r["before"] < 0.5 <= r["value"]],
+        "newly_wrong": [r["id"] for r in known if r["value"] < 0.5 <= r["before"]],
+    }
+
+
+def read_outputs(file: Path) -> tuple[str, list[dict[str, Any]]]:
+    """(form, rows): "medevalkit" (a list with `response`), "lmms-eval" (`doc`, `resps`), "plain" (an output and a label)."""
+    if not file.is_file():
+        raise EvalError(f"{file}: no such file")
+    content = file.read_text(encoding="utf-8-sig")
+    try:
+        found = json.loads(content)
+        found = found if isinstance(found, list) else found.get("samples") or found.get("logs") or [found]
+    except ValueError:
+        found = []
+        for number, line in enumerate(content.splitlines(), start=1):
+            if line.strip():
+                try:
+                    found.append(json.loads(line))
+                except ValueError as error:
+                    raise EvalError(f"{file}, line {number}: not JSON: {error}") from None
+    except AttributeError:
+        found = []
+    rows = [row for row in found if isinstance(row, dict)]
+    if not rows or len(rows) != len(found):
+        raise EvalError(f"{file}: no list of outputs: a JSON list of objects, or one object a line, is wanted")
+    first = rows[0]
+    if "resps" in first or "filtered_resps" in first:
+        return "lmms-eval", rows
+    if "response" in first:
+        return "medevalkit", rows
+    if any(name in first for name in OUTPUTS):
+        return "plain", rows
+    raise EvalError(
+        f"{file}: its rows hold none of {', '.join(OUTPUTS)} and no `resps`; they have {', '.join(sorted(first)[:12])}"
+    )
+
+
+def plain(form: str, record: Mapping[str, Any], number: int, kind: str | None) -> dict[str, Any]:
+    """One stored output as a data row with `completion` and `before` (the other tool's verdict or None)."""
+    fields = dict(record)
+    if form == "lmms-eval":
+        doc = record.get("doc")
+        fields = {**(doc if isinstance(doc, dict) else {}), **record}
+        fields["completion"] = _first_text(record.get("resps") or record.get("filtered_resps"))
+        fields["answer"] = record.get("target", fields.get("answer"))
+        fields["id"] = record.get("doc_id", number)
+    completion = next((_first_text(fields[k]) for k in OUTPUTS if k in fields), None)
+    answer = next((fields[k] for k in ANSWERS if fields.get(k) not in (None, "")), None)
+    if answer is None and ("findings" in fields or "impression" in fields):
+        answer = "\n".join(s for s in (str(fields.get("findings") or ""), str(fields.get("impression") or "")) if s.strip() and s != "None")  # fmt: skip
+        kind = kind or "report"
+    if completion is None or answer is None:
+        raise RowError(
+            f"has no {'output' if completion is None else 'label'} (fields {', '.join(sorted(fields)[:12])})"
+        )
+    options = next((fields[k] for k in OPTIONS if fields.get(k)), None)
+    options = _options(options) if options is not None else _lettered(fields)
+    if options and isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
+        answer = LETTERS[answer]
+    row: dict[str, Any] = {
+        "id": str(next((fields[k] for k in ("id", "qid", "question_id") if fields.get(k) is not None), number)),
+        "question": str(next((fields[k] for k in QUESTIONS if fields.get(k)), "?")),
+        "answer": answer,
+        "kind": kind or str(fields.get("kind") or "") or _kind(answer, options),
+        "completion": completion,
+        "before": _verdict(fields),
+    }
+    if row["kind"] == "option":
+        if not options:
+            raise RowError("is of kind option but has no options")
+        row["options"] = options
+        if isinstance(answer, str):
+            row["answer"] = re.sub(r"^\(?([A-Z])[.):]\s*\S.*$", r"\1", answer.strip()) if answer.strip() not in options else answer  # fmt: skip
+            if (letters := row["answer"].replace(",", "").replace(" ", "")) and len(letters) > 1 and set(letters) <= set(LETTERS[: len(options)]) and row["answer"] not in options:  # fmt: skip
+                row |= {"answer": list(letters), "meta": {"multi": True}}
+    elif not isinstance(answer, str | int | float) or row["kind"] in ("open", "report"):
+        row["answer"] = str(answer)
+    for name in ("unit", "tolerance"):
+        if name in fields and row["kind"] == "numeric":
+            row[name] = fields[name]
+    return row
+
+
+def _lettered(fields: Mapping[str, Any]) -> list[str]:
+    for names in ([f"option_{c}" for c in LETTERS[:8]], [f"op{c}" for c in "abcdefgh"], list(LETTERS[:8])):
+        texts = [str(fields[n]) for n in names if fields.get(n) not in (None, "")]
+        if len(texts) > 1:
+            return texts
+    return []
+
+
+def _kind(answer: Any, options: Sequence[str]) -> str:
+    if options:
+        return "option"
+    return "yesno" if str(answer).strip().lower().rstrip(".") in ("yes", "no") else "open"
+
+
+def _first_text(value: Any) -> str:
+    while isinstance(value, list):
+        value = value[0] if value else ""
+    return "" if value is None else str(value)
+
+
+def _verdict(fields: Mapping[str, Any]) -> float | None:
+    for name in VERDICTS:
+        value = fields.get(name)
+        if isinstance(value, bool | int | float) and 0 <= value <= 1:
+            return float(value)
+    return None
+
+
+def render(result: Mapping[str, Any]) -> str:
+    lines = [["kind", "n", "score", "unread", "not judged"]]
+    for name, found in (*result["by_kind"].items(), ("all", result["all"])):
+        lines.append([name, str(found["n"]), percent(found), str(found["unread"]), str(found["not_judged"])])
+    parts = [f"{result['file']}: {result['form']} outputs, graded again", "", text(lines)]
+    if result["compared"]:
+        parts.append(
+            f"stored verdicts say {100 * result['before']:.1f} %, these graders {100 * result['again']:.1f} % of the same "
+            f"{result['compared']}: {len(result['newly_right'])} newly right, {len(result['newly_wrong'])} newly wrong"
+        )
+    if result["unusable"]:
+        parts.append(f"{len(result['unusable'])} rows could not be read, for example {'; '.join(result['unusable'][:SHOWN])}")  # fmt: skip
+    return "\n".join([*parts, f"rows: {result['rows']}"])

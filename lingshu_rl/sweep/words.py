@@ -1,0 +1,173 @@
+"""What a sweep found, in sentences for people and in tables for papers and programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from lingshu_rl.report.text import NBSP, percent, signed
+
+ALPHA = 0.05
+LATE_MEANS = {"train_reward": "reward/mean", "kl": "policy/kl", "tokens": "completion/tokens_mean",
+              "truncated": "completion/truncated_share", "flat_groups": "groups/zero_variance"}  # fmt: skip
+VERDICTS = {"better": "better", "worse": "worse", "other reward": "different by its own reward",
+            "noise": "not told from noise", "same": "same answers", "none": "not compared", "baseline": "baseline"}  # fmt: skip
+
+
+def title(answer: Mapping[str, Any]) -> str:
+    """How many changes differ, in a line."""
+    changes = [row for row in answer["rows"] if not row["is_baseline"]]
+    compared = [row for row in changes if row["difference"] or row["own_difference"]]
+    told = sum(row["verdict"] in ("better", "worse", "other reward") for row in compared)
+    one_seed = all((row["difference"] or row["own_difference"])["seeds"] == 1 for row in compared)
+    if not compared:
+        return "Nothing can be compared yet"
+    if one_seed:
+        how = "differ with the one seed that was run" if told > 1 else "differs with the one seed that was run"
+    else:
+        how = "can be told from noise"
+    if len(compared) == 1:
+        return f"The change {how}" if told else f"The change {'cannot be told from noise' if not one_seed else 'shows no difference with the one seed that was run'}"  # fmt: skip
+    return f"{told} of {len(compared)} changes {how}" if told else f"No change {how}"
+
+
+def words(answer: Mapping[str, Any]) -> list[str]:
+    """The result in sentences: what can be told from noise, what would be needed for the rest, alarms, failures."""
+    out = []
+    rows = [row for row in answer["rows"] if not row["is_baseline"]]
+    compared = [row for row in rows if row["difference"]]
+    base = next(row for row in answer["rows"] if row["is_baseline"])
+    if base["score"] is not None:
+        out.append(f"The baseline, {_quoted(base)}, answers {percent(base['score'])} of the held-out questions right, {_seeds(base['seeds_done'])}.")  # fmt: skip
+    if answer["searched"] and compared:
+        out.append(f"The best of {len(compared)} trials looks better than it is, because it was picked; its corrected p-value allows for that, its score does not.")  # fmt: skip
+    for row in rows:
+        if row["verdict"] in ("better", "worse"):
+            found = row["difference"]
+            luck = "" if found["seeds"] > 1 else " One seed cannot tell the setting's doing from the seed's."
+            out.append(f"{_quoted(row)} is {row['verdict']}: {_points(found)}.{luck}")
+    for row in rows:
+        own = row["own_difference"]
+        if own and visible(own):
+            alike = "its answers graded by the baseline's reward differ too" if row["verdict"] in ("better", "worse") else "its answers graded by the baseline's reward cannot be told apart"  # fmt: skip
+            out.append(f"{_quoted(row)} is different by its own reward: {_points(own)}; {alike}.")
+    for row in compared:
+        if row["verdict"] == "noise":
+            out.append(f"{_quoted(row)} cannot be told from noise: {_points(row['difference'])}. {_needs(row['difference'])}")  # fmt: skip
+        elif row["verdict"] == "same":
+            out.append(f"{_quoted(row)} gave the same answers as the baseline to every question with every seed: no difference.")  # fmt: skip
+    if len(compared) > 1 or (compared and compared[0]["difference"]["seeds"] > 1):
+        found = [row["difference"]["smallest_visible"] for row in compared if row["difference"]["smallest_visible"]]
+        if found:
+            out.append(f"With these seeds and questions a true difference of about {statistics.median(found):.1f} points would be seen four times in five.")  # fmt: skip
+    for row in answer["rows"]:
+        if row["alarms"]:
+            said = ", ".join(f"{alarm} ({_of(n, row['seeds_read'])})" for alarm, n in row["alarms"].items())
+            out.append(f"Alarms in {_quoted(row)}: {said}.")
+    for row in answer["rows"]:
+        if row["errors"]:
+            first = next(iter(row["errors"].values())).split(" (log: ")[0]
+            out.append(
+                f"{_quoted(row)} failed in {_of(len(row['errors']), row['seeds_planned'])}: {first.rstrip('.')}."
+            )
+    return out + list(answer["notes"])
+
+
+def markdown(answer: Mapping[str, Any]) -> str:
+    """The words and the table, for a README or an issue."""
+    head = ["variant", "seeds", "accuracy", "difference", "95 % interval", "p (Holm)", "verdict", "train reward", "GPU-s" if _gpus(answer) else "wall s", "tokens", "alarms"]  # fmt: skip
+    lines = [f"# {answer['name']}: {answer['title']}", ""]
+    lines += [answer["question"], ""] if answer["question"] else []
+    lines += [f"* {sentence}" for sentence in answer["words"]] + [""]
+    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in answer["rows"]:
+        found = row["difference"] or row["own_difference"] or {}
+        cells = [
+            row["name"],
+            f"{row['seeds_done']}/{row['seeds_planned']}",
+            _with_sd(row),
+            signed(found["points"]) if found else "",
+            f"{signed(found['low'])} to {signed(found['high'])}" if found else "",
+            p_text(found["p_corrected"]) if found else "",
+            "baseline" if row["is_baseline"] else VERDICTS[row["verdict"]],
+            "" if row["train_reward"] is None else f"{row['train_reward']:.3f}",
+            f"{row['device_seconds']:,.0f}",
+            f"{row['generated_tokens']:,}",
+            "; ".join([*row["alarms"], *row["errors"].values()]),
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def table_csv(answer: Mapping[str, Any]) -> str:
+    """One line a variant; shares and rates as numbers, points as numbers."""
+    rates = sorted({key for row in answer["rows"] for key in row["rates"]})
+    head = ["variant", "seeds_done", "seeds_planned", "accuracy", "accuracy_sd", "points", "ci95_low", "ci95_high", "p",
+            "p_corrected", "verdict", "seeds_needed", "own_points", "own_ci95_low", "own_ci95_high", "own_p_corrected",
+            *LATE_MEANS, *rates, "wall_seconds", "device_seconds", "generated_tokens", "alarms", "errors"]  # fmt: skip
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(head)
+    for row in answer["rows"]:
+        found, own = row["difference"] or {}, row["own_difference"] or {}
+        writer.writerow(
+            [row["name"], row["seeds_done"], row["seeds_planned"], row["score"], row["score_sd"], found.get("points"),
+             found.get("low"), found.get("high"), found.get("p"), found.get("p_corrected"), row["verdict"],
+             found.get("seeds_needed"), own.get("points"), own.get("low"), own.get("high"), own.get("p_corrected"),
+             *(row[key] for key in LATE_MEANS), *(row["rates"].get(key) for key in rates), row["seconds"],
+             row["device_seconds"], row["generated_tokens"], "; ".join(row["alarms"]), "; ".join(row["errors"].values())]
+        )  # fmt: skip
+    return out.getvalue()
+
+
+def p_text(p: float) -> str:
+    return "–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _points(found: Mapping[str, Any]) -> str:
+    return (
+        f"{signed(found['points'])} points (95{NBSP}% interval {signed(found['low'])} to {signed(found['high'])}, "
+        f"p{NBSP}{p_text(found['p_corrected']) if found['p_corrected'] < 0.001 else '= ' + p_text(found['p_corrected'])}, "
+        f"{_seeds(found['seeds'])}, {found['items']} questions)"
+    )
+
+
+def _needs(found: Mapping[str, Any]) -> str:
+    if found["seeds"] == 1:
+        return "One seed cannot tell a setting's doing from a seed's: run at least three."
+    if found["points"] == 0:
+        return "No number of seeds shows a difference of zero."
+    if found["seeds_needed"]:
+        return f"If the difference is as large as measured, {found['seeds_needed']} seeds would show it (four times in five)."
+    if found["items_needed"]:
+        return f"If the difference is as large as measured, more seeds alone would not show it: it takes about {found['items_needed']:,} test questions."  # fmt: skip
+    return "A difference as small as measured would need more than 100 seeds."
+
+
+def _quoted(row: Mapping[str, Any]) -> str:
+    return f"“{row['name']}”"
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' if n != 1 else ''}"
+
+
+def _of(n: int, total: int) -> str:
+    return f"{n} of {total} run{'s' if total != 1 else ''}"
+
+
+def _gpus(answer: Mapping[str, Any]) -> bool:
+    return any("cuda" in devices for row in answer["rows"] for devices in row["devices"])
+
+
+def _with_sd(row: Mapping[str, Any]) -> str:
+    if row["score"] is None:
+        return "–"
+    return percent(row["score"]) + (f" ± {100 * row['score_sd']:.1f}" if row["score_sd"] is not None else "")
+
+
+def visible(found: Mapping[str, Any]) -> bool:
+    return found["p_corrected"] <= ALPHA

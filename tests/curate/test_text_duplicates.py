@@ -1,0 +1,146 @@
+"""Near-duplicate texts: re-worded copies are found, texts that say something else are not."""
+
+from __future__ import annotations
+
+import csv
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lingshu_rl.curate.texts import MIN_RECALL, TextIndex, band_shape, jaccard, shingles, telling_words, words
+
+REPORT = (
+    "The heart is normal in size. The lungs are clear. There is no pleural effusion or pneumothorax. Bones are intact."
+)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> TextIndex:
+    return TextIndex(tmp_path / "texts.sqlite")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        REPORT.upper(),
+        "The lungs are clear. The heart is normal in size. Bones are intact. There is no pleural effusion or pneumothorax.",
+        REPORT.replace("intact", "unbroken"),
+        REPORT.replace(". ", " ;  "),
+    ],
+)
+def test_a_re_worded_copy_is_found(index: TextIndex, other: str) -> None:
+    index.add(REPORT, "first")
+    assert index.find(other).owner == "first"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        REPORT.replace("no pleural", "a pleural"),  # negation
+        REPORT.replace("pleural effusion", "left pleural effusion"),  # side
+        REPORT.replace("normal in size", "enlarged in size"),
+        REPORT.replace("intact.", "intact. A nodule of 4 mm."),
+    ],
+)
+def test_a_text_with_another_finding_is_not_unless_the_guard_is_off(
+    index: TextIndex, tmp_path: Path, other: str
+) -> None:
+    index.add(REPORT, "first")
+    assert index.find(other) is None
+    loose = TextIndex(tmp_path / "loose.sqlite", guard=False)
+    loose.add(REPORT, "first")
+    assert loose.find(other).owner == "first"
+
+
+def test_groups_do_not_see_each_other(index: TextIndex) -> None:
+    index.add(REPORT, "first", group="picture 1")
+    assert index.find(REPORT, group="picture 2") is None
+    assert index.find(REPORT, group="picture 1").score == 1.0
+    assert index.find_or_add(REPORT, "second", group="picture 2") is None
+    assert index.find(REPORT, group="picture 2").owner == "second"
+
+
+def test_a_template_in_every_bucket_does_not_hide_an_exact_copy(index: TextIndex) -> None:
+    texts = [f"{REPORT} Film number {i} of the series was read by reader {i % 7}." for i in range(300)]
+    for i, text in enumerate(texts):
+        index.add(text, str(i))
+    assert index.find(texts[3]).owner == "3"
+
+
+def test_threshold_out_of_range_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="threshold must lie between"):
+        TextIndex(tmp_path / "t.sqlite", threshold=0.1)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99])
+def test_bands_propose_pairs_at_the_threshold(threshold: float) -> None:
+    bands, rows = band_shape(threshold)
+    assert 1 - (1 - threshold**rows) ** bands >= MIN_RECALL and bands * rows <= 128
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_jaccard_is_symmetric_and_one_for_equal_texts(a: str, b: str) -> None:
+    assert jaccard(shingles(a), shingles(b)) == jaccard(shingles(b), shingles(a))
+    assert jaccard(shingles(a), shingles(a)) == 1.0
+    assert telling_words(a) == telling_words(a.upper().lower()) or not a.isascii()
+
+
+# --- real reports -----------------------------------------------------------------------------------------------------
+
+SYNONYMS = {"seen": "visible", "identified": "seen", "evidence": "sign", "lungs": "lung fields", "silhouette": "contour",
+            "demonstrate": "show", "visualized": "seen", "within": "in", "heart": "cardiac shadow"}  # fmt: skip
+
+
+def reworded(text: str, rng: random.Random) -> str:
+    """Sentences in another order, up to a tenth of the words exchanged, sometimes other case."""
+    sentences = [s for s in re.split(r"(?<=\.)\s+", text) if s]
+    rng.shuffle(sentences)
+    out, changed = [], 0
+    for word in " ".join(sentences).split():
+        new = SYNONYMS.get(word.lower().strip(".,"))
+        if new and changed < max(1, len(text.split()) // 10) and rng.random() < 0.5:
+            word, changed = new + word[len(word.rstrip(".,")) :], changed + 1
+        out.append(word)
+    return " ".join(out).upper() if rng.random() < 0.2 else " ".join(out)
+
+
+def test_recall_and_precision_on_re_worded_open_i_reports(shared_data: Path, index: TextIndex) -> None:
+    """1,000 reports that are no near duplicates of each other (the hard negatives, half of them variants of one normal
+    report), and 300 re-worded ones."""
+    path = shared_data / "data" / "openi_reports" / "indiana_reports.csv"
+    if not path.is_file():
+        pytest.skip("no Open-i reports")
+    with path.open() as file:
+        reports = [f"{row['findings']} {row['impression']}".strip() for row in csv.DictReader(file)]
+    kept: dict[str, str] = {}
+    for i, text in enumerate(reports):
+        if len(words(text)) >= 12 and index.find_or_add(text, str(i)) is None:
+            kept[str(i)] = text
+        if len(kept) == 1000:
+            break
+    rng = random.Random(1)
+    found = wrong = 0
+    planted = rng.sample(sorted(kept), 300)
+    for name in planted:
+        match = index.find(reworded(kept[name], rng))
+        found += match is not None
+        wrong += match is not None and match.owner != name
+    assert found / len(planted) >= 0.9
+    assert wrong / found <= 0.05  # the copy came nearer to another report than to its own
+
+
+def test_short_questions_of_vqa_rad_are_found_again_in_other_punctuation(shared_data: Path, index: TextIndex) -> None:
+    import json
+
+    path = shared_data / "data" / "vqa_rad" / "trainset.json"
+    if not path.is_file():
+        pytest.skip("no VQA-RAD")
+    questions = list(dict.fromkeys(row["question"] for row in json.loads(path.read_text())))[:300]
+    kept = [q for q in questions if index.find_or_add(q, q) is None]
+    assert len(kept) > 200
+    assert all(index.find(q.upper().replace("?", " ?")).owner == q for q in kept)

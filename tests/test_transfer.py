@@ -1,0 +1,190 @@
+"""Weights on their way to several servers: who gets what, and what a dead or hanging one does to the others."""
+
+import asyncio
+import http.server
+import json
+import threading
+import time
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import torch
+
+from lingshu_rl.rollout.client import RolloutClient, RolloutError
+from lingshu_rl.rollout.transfer import FanOut, FileTransfer, NcclTransfer, watched
+
+WEIGHTS = {"a": torch.ones(3), "b": torch.zeros(2, 2)}
+
+
+def policy():
+    return SimpleNamespace(
+        weights=lambda: iter(WEIGHTS.items()), share=lambda value: value, use_device=lambda: None, rank=0
+    )
+
+
+def transfer(tmp_path, handler, urls=("http://a", "http://b"), examine=None):
+    client = RolloutClient(list(urls), token="t", decode=str, banned_ids=[], seed=0, temperature=1.0, max_tokens=4, timeout_s=5,
+                           retries=0, concurrency=4, **({"examine": examine} if examine else {}))  # fmt: skip
+    client.pool.http = httpx.AsyncClient(transport=httpx.MockTransport(handler))
+    return client, FileTransfer(client, tmp_path)
+
+
+def test_every_server_gets_the_same_sequence_and_the_version(tmp_path):
+    calls = {"a": [], "b": []}
+
+    def handler(request):
+        calls[request.url.host].append(request.url.path)
+        if request.url.path == "/update_weights":
+            assert (tmp_path / json.loads(request.content)["update_info"]["file"]).exists()
+        return httpx.Response(200, json={})
+
+    async def send():
+        client, files = transfer(tmp_path, handler)
+        await files.send(policy(), version=4)
+        assert [s.version for s in client.pool.servers] == [4, 4] and client.weight_version == 4
+        await files.send(policy(), version=5, server="http://b")
+        assert [s.version for s in client.pool.servers] == [4, 5]
+
+    asyncio.run(send())
+    once = ["/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache", "/reset_mm_cache",
+            "/reset_encoder_cache"]  # fmt: skip
+    assert calls == {"a": once, "b": once + once} and not list(tmp_path.iterdir())
+
+
+def test_a_server_that_dies_during_a_transfer_is_left_out_and_the_others_get_all(tmp_path):
+    seen = []
+
+    def handler(request):
+        if request.url.host == "b" and request.url.path == "/update_weights":
+            raise httpx.ReadError("reset")
+        seen.append((request.url.host, request.url.path))
+        return httpx.Response(200, json={})
+
+    async def send():
+        async def died(server):
+            client.pool.mark(server, alive=False, up=False)
+            return True
+
+        client, files = transfer(tmp_path, handler, examine=died)
+        await files.send(policy(), version=1)
+        return client
+
+    client = asyncio.run(send())
+    assert [s.url for s in client.pool.up] == ["http://a"]
+    assert ("a", "/finish_weight_update") in seen and ("b", "/finish_weight_update") not in seen
+
+
+def test_a_server_that_refuses_the_weights_is_an_error_with_its_answer(tmp_path):
+    def handler(request):
+        bad = request.url.host == "b" and request.url.path == "/update_weights"
+        return httpx.Response(500, text="shape mismatch") if bad else httpx.Response(200, json={})
+
+    with pytest.raises(RolloutError, match=r"http://b/update_weights answered 500: shape mismatch"):
+        asyncio.run(transfer(tmp_path, handler)[1].send(policy(), version=1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_call_that_hangs_ends_with_what_died_or_how_long_it_took():
+    never = threading.Event()
+    began = time.monotonic()
+    with pytest.raises(
+        RolloutError, match=r"(?s)sending the weights cannot finish: rollout server 1 was killed.*r1\.log"
+    ):
+        asyncio.run(
+            watched(
+                never.wait, what="sending the weights", timeout_s=60, dead=lambda: "rollout server 1 was killed; r1.log"
+            )
+        )
+    with pytest.raises(RolloutError, match=r"sending the weights took over 0 s .*hanging"):
+        asyncio.run(watched(never.wait, what="sending the weights", timeout_s=0.1, dead=lambda: ""))
+    assert time.monotonic() - began < 20
+    with pytest.raises(KeyError, match="from the call"):
+        asyncio.run(watched(lambda: {}["from the call"], what="x", timeout_s=5, dead=lambda: ""))
+    asyncio.run(watched(lambda: None, what="x", timeout_s=5, dead=lambda: ""))
+    never.set()
+
+
+@pytest.fixture
+def gpu_servers():
+    """Stand-ins for vLLM servers of 2 and 4 GPUs that keep what they are told."""
+    made = []
+    for size in (2, 4):
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            gpus, got, refuse = size, [], ""
+
+            def answer(self):
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                route = self.path.strip("/")
+                self.got.append((route, json.loads(body) if body else None, self.headers["authorization"]))
+                self.send_response(500 if route == type(self).refuse else 200)
+                self.end_headers()
+                self.wfile.write(json.dumps({"world_size": self.gpus}).encode())
+
+            do_GET = do_POST = answer
+
+            def log_message(self, *arguments):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        made.append((f"http://127.0.0.1:{server.server_address[1]}", Handler, server))
+    yield [(url, handler) for url, handler, _ in made]
+    for *_, server in made:
+        server.shutdown()
+
+
+def test_one_communicator_gives_every_server_its_own_ranks(gpu_servers):
+    fan_out = FanOut([url for url, _ in gpu_servers], "secret", 5)
+    assert sum(fan_out.sizes()) == 6
+    fan_out.init_weight_transfer_engine({"rank_offset": 1, "world_size": 7})
+    fan_out.start_weight_update()
+    fan_out.update_weights({"names": ["a"]})
+    fan_out.finish_weight_update()
+    for (_, handler), offset in zip(gpu_servers, (1, 3), strict=True):
+        told = [
+            (route, body)
+            for route, body, token in handler.got
+            if token == "Bearer secret" and route != "get_world_size"
+        ]
+        assert told == [
+            ("init_weight_transfer_engine", {"init_info": {"rank_offset": offset, "world_size": 7}}),
+            ("start_weight_update", None),
+            ("update_weights", {"update_info": {"names": ["a"]}}),
+            ("finish_weight_update", {"weight_version": None}),
+        ]
+    gpu_servers[1][1].refuse = "update_weights"
+    with pytest.raises(RolloutError, match=f"{gpu_servers[1][0]}/update_weights answered 500"):
+        fan_out.update_weights({"names": ["a"]})
+
+
+def test_a_server_that_joins_again_gets_a_communicator_of_its_own_and_the_next_send_joins_all(monkeypatch):
+    """The order of calls around vLLM's NCCL engine, which itself needs CUDA."""
+    joined, sent = [], []
+
+    def connect(self, policy, urls):
+        joined.append(urls)
+        self.engine = SimpleNamespace(send_weights=lambda: sent.append(urls))
+
+    monkeypatch.setattr(NcclTransfer, "_connect", connect)
+
+    async def story():
+        client, _ = transfer(None, lambda request: httpx.Response(200, json={}))
+        nccl, (a, b) = NcclTransfer(client, "t", 5), client.pool.servers
+        await nccl.send(policy(), 1)
+        await nccl.send(policy(), 2)
+        client.pool.mark(b, alive=False, up=False)
+        await nccl.send(policy(), 3)
+        client.pool.mark(b, alive=True, up=False)
+        await nccl.send(policy(), 3, server=b.url)
+        client.pool.mark(b, alive=True, up=True)
+        assert (a.version, b.version) == (3, 3)
+        await nccl.send(policy(), 4)
+        for server in (a, b):
+            client.pool.mark(server, alive=False, up=False)
+        await nccl.send(policy(), 5)
+
+    asyncio.run(story())
+    both, one, other = ["http://a", "http://b"], ["http://a"], ["http://b"]
+    assert joined == [both, one, other, both] and sent == [both, both, one, other, both]
