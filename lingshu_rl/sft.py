@@ -224,7 +224,10 @@ def train_stage(
         (part / "training_args.bin").unlink(missing_ok=True)  # a pickle that names this run's paths
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
-        log = [{k: v for k, v in line.items() if not k.startswith(("train_runtime", "train_samples", "train_steps", "total_flos"))} for line in trainer.state.log_history]  # fmt: skip
+        # Without what TRL counts from the start of the process, so that a resumed stage logs what a straight one does.
+        log = [
+            {k: v for k, v in line.items() if k != "num_tokens"} for line in trainer.state.log_history if "loss" in line
+        ]
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line, sort_keys=True) + "\n" for line in log))
         write_text(
             folder / "done.json", json.dumps({"key": key, "steps": trainer.state.global_step, "rows": len(rows)})
