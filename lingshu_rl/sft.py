@@ -206,8 +206,11 @@ def train_stage(
         write_text(folder / "stage.json", json.dumps({"key": key, "start": start, **asdict(stage)}, indent=1))
     rows = stage_rows(name, stage, config.skip_bad_rows)
     arguments = sft_arguments(config, stage, folder, state.device.type == "cuda")
-    trainer = build_trainer(config, name, stage, start, rows, arguments, progress)
     checkpoint = newest_checkpoint(folder / "checkpoints")
+    # transformers' own resume leaves the weights of a vision-language model as they are, without a word: its checkpoint
+    # names them otherwise than the module does. So the model is loaded from the checkpoint (DeepSpeed loads its own form).
+    begin = str(checkpoint) if checkpoint is not None and not arguments.deepspeed else start
+    trainer = build_trainer(config, name, stage, begin, rows, arguments, progress)
     if checkpoint is not None:
         progress.say(f"{name}: goes on from {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -221,8 +224,11 @@ def train_stage(
         (part / "training_args.bin").unlink(missing_ok=True)  # a pickle that names this run's paths
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
-        log = [{k: v for k, v in line.items() if not k.startswith(("train_runtime", "train_samples", "train_steps", "total_flos"))} for line in trainer.state.log_history]  # fmt: skip
-        write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+        # Without what TRL counts from the start of the process, so that a resumed stage logs what a straight one does.
+        log = [
+            {k: v for k, v in line.items() if k != "num_tokens"} for line in trainer.state.log_history if "loss" in line
+        ]
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(line, sort_keys=True) + "\n" for line in log))
         write_text(
             folder / "done.json", json.dumps({"key": key, "steps": trainer.state.global_step, "rows": len(rows)})
         )

@@ -186,3 +186,29 @@ def test_the_ready_pipelines_are_read(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = load_pipeline(file)
     assert config.steps and config.table
+
+
+@pytest.mark.endurance
+def test_the_miniature_plan_in_short_form(tmp_path):
+    """All four stages with a few steps each: base, three SFT stages, RL with real engines, and the table."""
+    short = ["lookup_steps=2", "seeing_steps=2", "pool_draws=1", "language_steps=4", "shallow_steps=2", "deep_steps=2",
+             "instruct_steps=8", "rl_steps=2", "limit=24"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "lingshu_rl.cli",
+        "pipeline",
+        "recipes/pipelines/miniature.yaml",
+        f"dir={tmp_path}",
+        *short,
+    ]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [row["stage"] for row in rows] == [
+        "before alignment", "shallow alignment", "deep alignment", "instruction tuning", "RL"
+    ]  # fmt: skip
+    assert all(row["n"] == 24 and len(row["gain"]["ci95"]) == 2 for row in rows[1:])
+    again = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert again.stdout.count("done before") == 3
