@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 
 from lingshu_rl.cli import train_main
 from lingshu_rl.config import Config, ConfigError, load_config, to_yaml
+from lingshu_rl.sft import load_sft_config
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -82,7 +83,7 @@ def test_resolved_yaml_reads_back_to_the_same_config(tmp_path):
 
 @pytest.mark.parametrize("file", sorted((RECIPES / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_configs_load(file):
-    load_config(file)
+    (load_sft_config if "sft" in file.stem else load_config)(file)
 
 
 @pytest.mark.parametrize("file", sorted((RECIPES / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)

@@ -57,7 +57,7 @@ def test_other_settings_are_refused_and_harmless_ones_are_not(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.open(config_for(folder.path))
     checkpoint(folder, 10)
-    with pytest.raises(ConfigError, match=r"train.lr: 0.0003 -> 0.1.*resume=never"):
+    with pytest.raises(ConfigError, match=r"train.lr: 0.0004 -> 0.1.*resume=never"):
         folder.open(config_for(folder.path, "train.lr=0.1"))
     assert (
         folder.open(config_for(folder.path, "train.steps=500", "checkpoint.every=3", "rollout.retries=5")).name
