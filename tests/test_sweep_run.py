@@ -82,6 +82,14 @@ def test_a_run_that_is_killed_and_one_without_a_result_are_failures(tmp_path):
     assert "it wrote no summary.json: done nothing" in states.read(sweep.folder, sweep.runs()[0]).error
 
 
+def test_what_a_run_says_of_its_end_is_told_in_full(tmp_path):
+    said = "the run stopped: the first batch failed its checks:\n- log-probs differ\n- blank images change little\n"
+    code = f"import sys; sys.stderr.write({said!r}); sys.stderr.write('Traceback (most recent call last):\\n  launcher\\nX: y\\n'); sys.exit(1)"
+    sweep, _ = run(tmp_path, command=["{python}", "-c", code], seeds=1, only=["a"])
+    error = states.read(sweep.folder, sweep.runs()[0]).error
+    assert "failed its checks: - log-probs differ - blank images change little (log:" in error, error
+
+
 def test_a_run_over_its_time_is_stopped_with_all_it_started(tmp_path):
     command = ["sh", "-c", "sleep 98.7654 & sleep 98.7653"]
     sweep, _ = run(tmp_path, command=command, seeds=1, timeout_s=0.5, only=["a"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -270,7 +271,10 @@ def failure(code: int, run: PlannedRun, log: Path) -> str:
     lines = (
         [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
     )
-    said = next((line for line in reversed(lines) if line.startswith(("the run stopped:", "error:"))), None)
+    told = [i for i, line in enumerate(lines) if line.startswith(("the run stopped:", "error:"))]
+    said = None
+    if told:  # what it said may go on over several lines, up to the launcher's traceback
+        said = " ".join(itertools.takewhile(lambda line: not line.startswith("Traceback"), lines[told[-1] :]))
     said = said or next((line for line in reversed(lines) if _is_error(line)), None)
     said = said or (lines[-1] if lines else "its log is empty")
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
