@@ -305,6 +305,11 @@ def validate(config: Config) -> None:
             "servers of which size by rollout.servers and rollout.vllm.tensor_parallel_size",
         )
     one_of("data.curriculum", c.data.curriculum, ("none", "pass_rate"))
+    refuse(
+        c.data.curriculum != "none" and c.train.max_staleness > 0,
+        "data.curriculum follows each step's rewards, which a batch that runs ahead (train.max_staleness) may or may not have "
+        "seen; unset one of them",
+    )
     one_of("rewards.executor", c.rewards.executor, ("inline", "isolated"))
     one_of("check.on_failure", c.check.on_failure, ("stop", "dense", "warn"))
     for control in c.eval.controls:

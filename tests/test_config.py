@@ -36,6 +36,7 @@ def test_defaults_then_file_then_overrides(tmp_path):
         ("loss.variant=ppo", "loss.variant='ppo' is not one of"),
         ("packing.layout=ragged", "packing.layout"),
         ("eval.controls=[blurred]", "eval.controls"),
+        ("data.curriculum=hard", "data.curriculum='hard' is not one of"),
         ("rewards.executor=thread", "rewards.executor"),
         ("rewards.max_failed_share=2", "rewards.max_failed_share"),
         ("check.on_failure=shrug", "check.on_failure"),
@@ -127,3 +128,8 @@ def test_engine_options_reach_the_engines_command_lines(tmp_path):
     assert env["VLLM_CPU_OMP_THREADS_BIND"] == "0,5"
     env = vllm_env(DeviceSet(), token="t", transfer_dir=tmp_path, extra={}, servers=2)
     assert env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind" and int(env["OMP_NUM_THREADS"]) >= 1
+
+
+def test_a_curriculum_does_not_run_ahead():
+    with pytest.raises(ConfigError, match="unset one of them"):
+        load_config(None, ["data.curriculum=pass_rate", "train.max_staleness=1"])

@@ -56,7 +56,9 @@ def fields(text: str) -> dict[str, str | None]:
 
 
 def demo_spec() -> Mapping[str, Any]:
-    """The default composition with the demo's own reports."""
+    """The default composition with the demo's own reports and short thoughts."""
     answer = DEFAULT_SPEC["parts"]["answer"]
     route = {**answer["route"], "report": "lingshu_rl.demo.reward:ReportFields"}
-    return {"parts": {**DEFAULT_SPEC["parts"], "answer": {**answer, "route": route}}}
+    # The demo policy thinks in a word or two.
+    form = {**DEFAULT_SPEC["parts"]["format"], "args": {"min_think_words": 1}}
+    return {"parts": {"answer": {**answer, "route": route}, "format": form}}

@@ -41,4 +41,5 @@ def test_two_reports_that_differ_earn_nothing():
 def test_the_demo_spec_routes_reports_here():
     reward = build(demo_spec())
     sample = RewardInput(f"<think> x </think><answer>{GOLD}</answer>", gold=GOLD, kind="report")
-    assert reward.score(sample).value == 1.0
+    result = reward.score(sample)
+    assert result.value == 1.0 and result.components["format"] == 1.0  # one word of thought is the demo's format
