@@ -295,3 +295,39 @@ def test_a_reward_that_cannot_judge_stops_the_run_with_examples(servers, tmp_pat
     done = subprocess.run(launch_command([*SHORT, *servers.settings, *settings, f"run.dir={tmp_path / 'run'}"]), cwd=ROOT, env=env,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)  # fmt: skip
     assert done.returncode != 0 and "could not be judged" in done.stdout and "no such finding" in done.stdout
+
+
+def test_rewards_that_raise_hang_or_eat_memory_cost_their_own_samples_alone(servers, tmp_path):
+    """In isolated workers; the run goes on, and masked samples are counted where they belong."""
+    settings = [
+        "rewards.spec={class: 'hostile_reward:Hostile'}",
+        "rewards.executor=isolated",
+        "rewards.timeout_s=1",
+        "rewards.max_failed_share=1",
+        "rewards.preflight=false",
+        "eval.controls=[]",
+        "eval.limit=4",
+        "train.steps=1",
+        "train.prompts_per_step=8",
+        "data.curriculum=none",
+        "seed=2",  # whose first step asks questions of all four kinds
+    ]
+    env = {**servers.env, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    run = tmp_path / "run"
+    done = subprocess.run(launch_command([*SHORT, *servers.settings, *settings, f"run.dir={run}"]), cwd=ROOT, env=env,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    rows = [row for file in sorted((run / "rollouts").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("yesno", "numeric", "report", "option")}
+    assert all(by_kind.values())
+    assert {row["status"] for row in by_kind["yesno"]} == {"error"}
+    assert {row["status"] for row in by_kind["numeric"]} == {"timeout"}
+    assert {row["status"] for row in by_kind["report"]} <= {"error", "timeout"}
+    assert all(
+        row["value"] is None and row["advantage"] is None
+        for kind in ("yesno", "numeric", "report")
+        for row in by_kind[kind]
+    )
+    assert all(row["value"] is not None for row in by_kind["option"])
+    masked = [metrics["reward/masked"] for metrics in metrics_of(run)]
+    assert sum(masked) == sum(len(by_kind[kind]) for kind in ("yesno", "numeric", "report"))
