@@ -37,7 +37,8 @@ from lingshu_rl.types import Prompt, TrainGroup
 from lingshu_rl.workers import Supervisor, Worker, WorkerError, free_port, stop_all
 
 T = TypeVar("T")
-GRACE_S = 10.0  # how long SIGTERM lets a batch that runs ahead of its step come to its end
+GRACE_S = 10.0  # how long SIGTERM lets a batch that runs ahead of its step come to its end; after twice that, a further
+# SIGTERM ends the process without saving
 
 
 class Spans(dict[str, tuple[float, float]]):
@@ -361,14 +362,20 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
     shared = Path(given) if given else transfer_folder()
     run: Run | None = None
     main_task = asyncio.current_task()
+    first = 0.0  # when SIGTERM came first
 
     def terminate() -> None:
-        """The first SIGTERM ends the run between two steps; before there is a run, and the second time, at once."""
-        if run is None or run.stopping.is_set():
+        """SIGTERM ends the run between two steps; before there is a run, or when that takes too long, a further one at once.
+
+        Launchers send it twice (from themselves, and by their death), so a second one soon after says nothing new.
+        """
+        nonlocal first
+        first = first or time.monotonic()
+        if run is not None:
+            run.stopping.set()
+        if run is None or time.monotonic() - first > 2 * GRACE_S:
             assert main_task is not None
             main_task.cancel()
-        else:
-            run.stopping.set()
 
     on_signal(signal.SIGTERM, terminate)
     try:

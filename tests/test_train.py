@@ -112,7 +112,9 @@ def test_rollouts_one_step_ahead_survive_a_preemption_to_the_last_digit(servers,
     process, log = started(settings, tmp_path / "run", servers.env, "step 2/5")
     process.terminate()
     process.wait(timeout=30)
+    deadline = time.monotonic() + 30
     while "goes on from there" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
     done = launch([*SHORT, *settings, f"run.dir={tmp_path / 'run'}"], env=servers.env)
     assert done.returncode == 0 and "resumed from" in done.stdout, done.stdout
