@@ -131,7 +131,7 @@ def nih(shared_data: Path) -> dict[Path, str]:
 
 
 def test_recall_and_precision_on_planted_copies_of_real_films(shared_data: Path, tmp_path: Path) -> None:
-    """160 NIH films of 40 patients with several each (the hard negatives) and 40 VQA-RAD pictures; each change planted on 12."""
+    """158 NIH films of 40 patients with several each (the hard negatives) and 40 VQA-RAD pictures; each change planted on 12."""
     by_patient = defaultdict(list)
     for film, patient in nih(shared_data).items():
         by_patient[patient].append(film)
@@ -150,7 +150,7 @@ def test_recall_and_precision_on_planted_copies_of_real_films(shared_data: Path,
             added.append(film)
         elif match.how != "exact":  # the published set holds one film twice
             false.append((film.name, match))
-    assert false == [] and len(added) >= 199
+    assert false == [] and len(added) >= len(films) - 1
     rng = random.Random(5)
     found, missed, wrong = 0, [], []
     for name, change in CHANGES.items():
