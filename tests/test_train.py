@@ -103,7 +103,7 @@ def test_a_reference_that_dies_is_started_again_and_changes_no_number(whole_run,
 
 def test_rollouts_one_step_ahead_survive_a_preemption_to_the_last_digit(servers, tmp_path):
     """Uninterrupted against stopped by SIGTERM in the middle and gone on with."""
-    settings = [*servers.settings, "train.max_staleness=1", "train.steps=5", "eval.controls=[]"]
+    settings = [*servers.settings, "train.max_staleness=1", "data.curriculum=none", "train.steps=5", "eval.controls=[]"]
     straight = launch([*SHORT, *settings, f"run.dir={tmp_path / 'straight'}"], env=servers.env)
     assert straight.returncode == 0, straight.stdout
     rows = metrics_of(tmp_path / "straight")
