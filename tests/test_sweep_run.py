@@ -259,7 +259,7 @@ def test_a_sweep_of_real_runs(tmp_path):
         "base": {"train.steps": 2, "train.prompts_per_step": 4, "train.group_size": 4, "eval.limit": 8,
                  "eval.controls": [], "loss.kl_coef": 0, "checkpoint.every": 0},
         "variants": {"usual": None, "always zero": {"rewards": {"spec": {"class": "tests.zero_reward:Zero"}, "preflight": False}}},
-    }))  # fmt: skip
+    }, sort_keys=False))  # fmt: skip
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-m", "lingshu_rl.cli", "sweep", str(file)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
