@@ -57,7 +57,7 @@ def read(out):
     return found["points"]
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_the_update_against_trl(tmp_path):
     bench("update_vs_trl.py", "--quick", "--out", tmp_path / "x" / "update.json")
     points = read(tmp_path / "x" / "update.json")
@@ -68,7 +68,7 @@ def test_the_update_against_trl(tmp_path):
     assert first["token_ratio"] == pytest.approx(4 * (76 + 6) / (76 + 4 * 5))
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_scaling(tmp_path):
     bench("scaling.py", "--quick", "--out", tmp_path / "scaling.json")
     points = read(tmp_path / "scaling.json")

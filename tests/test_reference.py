@@ -272,7 +272,7 @@ def test_the_reference_can_be_refreshed_from_its_own_folder_only(tmp_path):
         assert "no --refresh-dir" in http.post("/refresh", json={"folder": "x"}, headers=AUTH).text
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_two_hundred_clients_at_once_slow_and_large_ones_among_them(servers):
     """Every good one is answered, memory stays under the stated bound, and strangers get nothing."""
     from urllib.parse import urlsplit

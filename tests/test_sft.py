@@ -263,7 +263,7 @@ def test_the_recipes_are_read_and_hold_the_published_figures(capsys):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(tmp_path):
     stages = {"a": {"projector": 1e-3, "language": 1e-3}}
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

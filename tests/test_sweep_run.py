@@ -251,7 +251,7 @@ def test_the_command_lists_the_runs_and_their_time(tmp_path, capsys):
     assert sweep_main(str(tmp_path / "none.yaml")) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_a_sweep_of_real_runs(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump({

@@ -255,7 +255,7 @@ def test_impossible_difficulty_settings_are_refused(curate, settings: dict[str, 
         curate([question(1)], [{"difficulty": {"url": "http://x/v1", "model": "m", **settings}}])
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_pass_rates_of_the_demo_policy_from_a_real_vllm_server(
     curate, servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

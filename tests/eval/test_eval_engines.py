@@ -23,6 +23,7 @@ def results(folder):
     return (folder / "slake_en" / "results.jsonl").read_text()
 
 
+@pytest.mark.endurance
 def test_a_server_started_here_and_one_at_a_url_give_the_same_answers(servers, tmp_path):
     SAMPLES["slake_en"](tmp_path, "slake_en")
     common = ["--benchmarks", "slake_en", "--data", str(tmp_path), "--max-tokens", "24", "--prompt", "short"]
