@@ -39,7 +39,7 @@ class OptionSet:
         """Where `text` has an option's letter on its own or an option's text, unsorted. A cheap first test."""
         places = [match.start() for match in self.letter_alone.finditer(text)]
         lowered = text.lower()
-        for option in self.lowered:
+        for option in filter(None, self.lowered):  # an empty text stands everywhere and nowhere
             at = lowered.find(option)
             while at >= 0:
                 places.append(at)

@@ -140,3 +140,10 @@ def test_enumerating_the_options_never_pays(letters, joint):
         assert score(wrapper.format(joint.join(letters))).value == 0.0
         texts = joint.join(OPTIONS[LETTERS.index(letter)] for letter in letters)
         assert score(wrapper.format(texts)).value == 0.0
+
+
+def test_an_option_without_a_visible_text_is_mentioned_nowhere():
+    """A zero-width option is an empty text, which a search finds everywhere, without an end."""
+    for options in (("\u200b", "CT"), ("\u00ad", "CT"), ("CT", "\ufeff")):
+        result = REWARD.score(RewardInput("The answer is A", "A", options))
+        assert result.value in (None, 0.0, 1.0)
