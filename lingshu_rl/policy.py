@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -309,12 +310,27 @@ def available_trackers(names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in missing]
 
 
+STALE_BUILD_S = 600.0  # DeepSpeed's operators compile in a minute or two
+
+
+def drop_stale_build_locks() -> None:
+    """Remove the locks of compilations that were killed: torch would wait for them without end."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.glob("**/lock"):
+        with suppress(FileNotFoundError):  # its owner was only slow, or another rank removed it
+            if time.time() - lock.stat().st_mtime > STALE_BUILD_S:
+                lock.unlink()
+
+
 def make_accelerator(config: Config, on_gpu: bool) -> Any:
     """accelerate with DeepSpeed, also when launched plainly or without a launcher at all."""
     from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
 
     from lingshu_rl.workers import free_port
 
+    drop_stale_build_locks()
     for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, default)
     os.environ.setdefault("MASTER_PORT", str(free_port()))
