@@ -59,11 +59,6 @@ SHORT = Recipe(
 )
 
 
-def demo_policy_dir() -> Path:
-    """The shipped folder."""
-    return Path(__file__).parent / "weights"
-
-
 def training_rows() -> tuple[list[dict[str, Any]], Path]:
     folder = build_demo()
     return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()], folder

@@ -1,6 +1,7 @@
 import random
 import re
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +12,15 @@ from lingshu_rl.data.load import load
 from lingshu_rl.data.rows import row_to_prompt
 from lingshu_rl.demo import seeing
 from lingshu_rl.demo.careless import careless_text
-from lingshu_rl.demo.policy import SHORT, demo_policy_dir, rebuild, training_rows
+from lingshu_rl.demo.policy import SHORT, rebuild, training_rows
 from lingshu_rl.demo.reward import demo_spec
-from lingshu_rl.model import PromptEncoder, load_model
+from lingshu_rl.model import PromptEncoder, load_model, model_path
 from rewards.base import RewardInput
 from rewards.compose import build
 
 
 def test_the_shipped_policy_is_small_tied_and_answers_in_the_format():
-    folder = demo_policy_dir()
+    folder = Path(model_path("demo"))
     assert sum(f.stat().st_size for f in folder.iterdir()) < 10 * 2**20
     model, encoder = load_model("demo", torch.float32), PromptEncoder("demo")
     assert model.config.model_type == "qwen2_5_vl" and model.config.tie_word_embeddings
