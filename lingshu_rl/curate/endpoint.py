@@ -8,51 +8,28 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lingshu_rl.chat import Answer, Attempts, Refused, api_url, bearer
 from lingshu_rl.curate.image_index import open_database
 
 T = TypeVar("T")
 R = TypeVar("R")
-AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
-MAX_WAIT_S = 30.0
-
-
-class EndpointError(RuntimeError):
-    """The server cannot be used; answers so far are kept, so the same command goes on from there."""
-
-
-class Refused(RuntimeError):
-    """This request was refused; others may be answered."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    finish_reason: str
-
-    @property
-    def truncated(self) -> bool:
-        return self.finish_reason == "length"
 
 
 class Endpoint:
-    """url: up to and with /v1. cache: database of answers, keyed by all that an answer depends on but the server."""
+    """url: of the server, see chat.api_url. cache: database of answers, keyed by all that an answer depends on but the server."""
 
     def __init__(
         self, url: str, cache: Path, *, key_env: str = "OPENAI_API_KEY", timeout_s: float = 300.0, retries: int = 4, concurrency: int = 16
     ) -> None:  # fmt: skip
         import httpx
 
-        if not url.startswith(("http://", "https://")):
-            raise EndpointError(f"url is an address such as http://127.0.0.1:8000/v1, got {url!r}")
-        self.url, self.retries, self.concurrency = url.rstrip("/"), retries, concurrency
-        key = os.environ.get(key_env, "")
-        self.http = httpx.Client(timeout=timeout_s, headers={"Authorization": f"Bearer {key}"} if key else {},
+        self.url, self.retries, self.concurrency = api_url(url), retries, concurrency
+        self.http = httpx.Client(timeout=timeout_s, headers=bearer(os.environ.get(key_env, "")),
                                  limits=httpx.Limits(max_connections=concurrency))  # fmt: skip
         self.lock = threading.Lock()
         self.base = open_database(cache, scratch=False)
@@ -84,25 +61,17 @@ class Endpoint:
     def _post(self, body: Mapping[str, Any]) -> list[Answer]:
         import httpx
 
-        url, trouble = f"{self.url}/chat/completions", ""
-        for attempt in range(self.retries + 1):
+        attempts = Attempts(self.url, self.retries)
+        for wait_s in attempts:
+            time.sleep(wait_s)
+            outcome: httpx.Response | httpx.HTTPError
             try:
-                response = self.http.post(url, json=body)
+                outcome = self.http.post(attempts.url, json=body)
             except httpx.HTTPError as error:
-                trouble = f"{type(error).__name__}: {error}"
-            else:
-                if response.status_code == 200:
-                    return _answers(response, url)
-                trouble = f"HTTP {response.status_code}: {response.text[:300]}"
-                if response.status_code in (401, 403, 404):
-                    raise EndpointError(f"{url} answers {trouble}; check url, model and the key")
-                if response.status_code not in AGAIN:
-                    raise Refused(trouble)
-            if attempt < self.retries:
-                time.sleep(min(MAX_WAIT_S, 0.5 * 2**attempt))
-        raise EndpointError(
-            f"{url} gave no answer after {self.retries + 1} tries ({trouble}); the same command goes on later"
-        )
+                outcome = error
+            if answers := attempts.read(outcome):
+                return answers
+        raise attempts.gave_up()
 
     def each(self, things: Iterable[T], ask: Callable[[T], R]) -> Iterator[tuple[T, R | Refused]]:
         """(thing, ask(thing)) in order, `concurrency` at a time; a refusal comes back as the result."""
@@ -131,21 +100,3 @@ class Endpoint:
     def close(self) -> None:
         self.http.close()
         self.base.close()
-
-
-def _answers(response: Any, url: str) -> list[Answer]:
-    try:
-        choices: Sequence[Mapping[str, Any]] = response.json()["choices"]
-        found = []
-        for choice in choices:
-            message = choice["message"]
-            thought = message.get("reasoning_content") or message.get("reasoning") or ""
-            text = message.get("content") or ""
-            found.append(
-                Answer(f"<think>{thought}</think>{text}" if thought else text, choice.get("finish_reason") or "stop")
-            )
-    except (ValueError, KeyError, TypeError) as error:
-        raise EndpointError(f"{url} does not speak the chat completions protocol: {response.text[:200]}") from error
-    if not found:
-        raise EndpointError(f"{url} returned no choices")
-    return found

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.chat import EndpointError
 from lingshu_rl.config import ConfigError
 from lingshu_rl.curate.burned import BurnedText
 from lingshu_rl.curate.difficulty import Difficulty
-from lingshu_rl.curate.endpoint import EndpointError
 from lingshu_rl.curate.funnel import draw_funnel, funnel_table, report_text
 from lingshu_rl.curate.image_index import FeatureStore, open_database
 from lingshu_rl.curate.items import REASONS, SPLIT_KEY, SPLITS, Context, Dropped, Item, Stage

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lingshu_rl.curate.endpoint import Answer, Endpoint, Refused
+from lingshu_rl.chat import Answer, Refused
+from lingshu_rl.curate.endpoint import Endpoint
 from lingshu_rl.curate.items import Context, Dropped, Item, rank
 
 INSTRUCTION = (

@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser):  # type: ignore[no-untyped-d
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.chat import EndpointError
     from lingshu_rl.config import ConfigError
-    from lingshu_rl.eval.engines import EngineDown
     from lingshu_rl.workers import WorkerError
 
     try:
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (EvalError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (EngineDown, WorkerError) as error:
+    except (EndpointError, WorkerError) as error:
         print(f"\nthe evaluation stopped: {error}\nthe same command goes on from here", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

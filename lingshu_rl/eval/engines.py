@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from lingshu_rl.chat import Attempts, Refused, api_url, bearer
 from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.types import Prompt
 
@@ -31,10 +32,6 @@ class Reply:
         return self.finish_reason == "length"
 
 
-class EngineDown(RuntimeError):
-    """No server answers any more. What was answered so far is kept; the same command goes on from there."""
-
-
 class Engine(Protocol):
     """ask: the reply to one question of one condition ("main", "blank", ...); an engine's error is a Reply too."""
 
@@ -47,7 +44,7 @@ class ChatClient:
     """Chat completions of one OpenAI-compatible server, for answers and for judging.
 
     sampling: the body's other fields (temperature, seed, max_tokens ...). A request that fails is sent again `retries`
-    times; then it is a Reply with an error, or EngineDown where no connection could be made at all. on_error: asked
+    times; then it is a Reply with an error. EndpointError where no other question would fare better. on_error: asked
     when a connection broke; raises if the cause is known (a dead server process).
     """
 
@@ -55,12 +52,12 @@ class ChatClient:
                  retries: int = 2, concurrency: int = 64, on_error: Callable[[], None] = lambda: None, transport: Any = None) -> None:  # fmt: skip
         import httpx
 
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.url = api_url(url)
         self.model, self.sampling, self.retries, self.on_error = model, dict(sampling), retries, on_error
         self.gate = asyncio.Semaphore(concurrency)
         self.http = httpx.AsyncClient(
             timeout=timeout_s,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            headers=bearer(token),
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             transport=transport,
         )
@@ -79,43 +76,35 @@ class ChatClient:
         import httpx
 
         body = {"model": self.model, "messages": list(messages), **self.sampling, **changes}
-        last = ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                await asyncio.sleep(min(0.2 * 2**attempt, 5.0))
+        attempts = Attempts(self.url, self.retries)
+        for wait_s in attempts:
+            await asyncio.sleep(wait_s)
+            outcome: httpx.Response | httpx.HTTPError
             try:
-                response = await self.http.post(f"{self.url}/v1/chat/completions", json=body)
-            except httpx.TimeoutException as error:
-                last = f"{type(error).__name__}: no answer within {self.http.timeout.read} s"
-                continue
+                outcome = await self.http.post(attempts.url, json=body)
             except httpx.HTTPError as error:
-                self.on_error()
-                last = f"{type(error).__name__}: {error}"
-                if isinstance(error, httpx.ConnectError) and attempt == self.retries:
-                    # Not this question's fault, and every other one would fare alike.
-                    raise EngineDown(f"{self.url} cannot be reached: {last}") from None
-                continue
-            if response.status_code == 200:
-                reply = _reply(response)
-                if not reply.error:
-                    return reply
-                last = reply.error
-                continue
-            last = f"HTTP {response.status_code}: {response.text[:300]}"
-            if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
-                break
-        return Reply(error=last)
+                if not isinstance(error, httpx.TimeoutException):
+                    self.on_error()
+                outcome = error
+            try:
+                if answers := attempts.read(outcome):
+                    return Reply(answers[0].text, answers[0].finish_reason)
+            except Refused as error:
+                return Reply(error=str(error))
+        if attempts.unreachable:
+            raise attempts.gave_up()
+        return Reply(error=attempts.trouble)
 
     async def served_model(self) -> str:
         """The name of the model that the server names first. Raises EvalError when it names none."""
         import httpx
 
         try:
-            response = await self.http.get(f"{self.url}/v1/models")
+            response = await self.http.get(f"{self.url}/models")
             return str(response.json()["data"][0]["id"])
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             raise EvalError(
-                f"{self.url}/v1/models names no model ({type(error).__name__}: {error}); is it an OpenAI-compatible "
+                f"{self.url}/models names no model ({type(error).__name__}: {error}); is it an OpenAI-compatible "
                 "server? Its model can be given by name (--served-model, --judge-model)"
             ) from None
 
@@ -129,15 +118,6 @@ def _plain_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(content, str) or any(part["type"] != "text" for part in content):
         return message
     return {**message, "content": "\n".join(part["text"] for part in content)}
-
-
-def _reply(response: Any) -> Reply:
-    try:
-        choice = response.json()["choices"][0]
-        text = choice["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
-        return Reply(error=f"no chat completion: {response.text[:200]}")
-    return Reply(str(text or ""), str(choice.get("finish_reason") or ""))
 
 
 class FileEngine:

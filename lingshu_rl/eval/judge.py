@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lingshu_rl.eval.engines import ChatClient, EngineDown, Reply
+from lingshu_rl.chat import EndpointError
+from lingshu_rl.eval.engines import ChatClient, Reply
 from lingshu_rl.eval.journal import Journal
 from lingshu_rl.eval.metrics import report_text
 from lingshu_rl.eval.scoring import Row
@@ -138,7 +139,7 @@ async def ask_judge(calls: Sequence[Call], client: ChatClient, journal: Journal,
             else:
                 try:
                     reply = await client.complete([{"role": "user", "content": call.text}], seed=call.seed)
-                except EngineDown as error:
+                except EndpointError as error:
                     down.append(str(error))
                     reply = Reply(error=str(error))
             journal.add("judge", call.key, reply)

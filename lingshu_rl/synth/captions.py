@@ -14,10 +14,11 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from lingshu_rl.chat import Refused
 from lingshu_rl.synth.regions import Region, regions_of, with_boxes
 from lingshu_rl.synth.rows import Dropped, Kept, Outcome, Record, SynthError, provenance, training_row
 from lingshu_rl.synth.thoughts import load_images
-from lingshu_rl.synth.writer import Asker, WriterRefused
+from lingshu_rl.synth.writer import Asker
 
 QUESTIONS = ("Describe this {modality} image.", "What does this {modality} image show?")
 SHORTEST, LONGEST = 10, 1024  # words of a caption
@@ -94,7 +95,7 @@ class Captions:
             return [Dropped(name, "no facts", "give meta, labels, masks or boxes", record)]
         try:
             return [await self.write(record, writer, modality, facts, regions, images)]
-        except WriterRefused as error:
+        except Refused as error:
             return [Dropped(name, "request refused", str(error), record)]
 
     async def write(

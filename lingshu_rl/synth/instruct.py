@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lingshu_rl.chat import Refused
 from lingshu_rl.data.rows import RowError
 from lingshu_rl.synth.captions import user
 from lingshu_rl.synth.rows import Dropped, Kept, Outcome, Record, as_prompt, provenance, training_row
 from lingshu_rl.synth.thoughts import load_images
 from lingshu_rl.synth.verify import Verifier, reason_of
-from lingshu_rl.synth.writer import Asker, WriterRefused
+from lingshu_rl.synth.writer import Asker
 
 ASK = (
     "Write {count} different exam questions about this {modality} image that can be answered by looking at it.{known}\n"
@@ -58,7 +59,7 @@ class Instruct:
             if items is None:
                 return [Dropped(name, "reply is no JSON list", asked.text[:300], record)]
             return [await self.check(record, n, item, asked.request, writer, images) for n, item in enumerate(items)]
-        except WriterRefused as error:
+        except Refused as error:
             return [Dropped(name, "request refused", str(error), record)]
 
     async def check(

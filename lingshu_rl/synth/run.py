@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.chat import EndpointError
 from lingshu_rl.synth.rows import Outcome, Record, SynthError, Tally, read_records, write_outcomes
-from lingshu_rl.synth.writer import Asker, Estimator, Writer, WriterConfig, WriterError
+from lingshu_rl.synth.writer import Asker, Estimator, Writer, WriterConfig
 
 Step = Callable[[Record, Asker], Awaitable[list[Outcome]]]
 
@@ -31,7 +32,7 @@ PLAIN_STEPS = {
 def run_step(arguments: argparse.Namespace) -> int:
     try:
         return asyncio.run(arguments.synthesise(arguments))
-    except (SynthError, WriterError, ValueError) as error:
+    except (SynthError, EndpointError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

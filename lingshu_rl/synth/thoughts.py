@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from lingshu_rl.chat import Refused
 from lingshu_rl.data.rows import FIELDS, RowError
 from lingshu_rl.synth.rows import Dropped, Kept, Outcome, Record, as_prompt, provenance
 from lingshu_rl.synth.verify import Verifier, reason_of
-from lingshu_rl.synth.writer import Asker, Reply, WriterRefused
+from lingshu_rl.synth.writer import Asker, Reply
 from lingshu_rl.types import Prompt
 from rewards.answer import extract
 
@@ -43,7 +44,7 @@ class Thoughts:
                 reply = await writer.ask(
                     [{"role": "user", "content": prompt.text}], images=load_images(prompt.images), seed=seed, example=EXAMPLE
                 )  # fmt: skip
-            except WriterRefused as error:
+            except Refused as error:
                 return [Dropped(name, "request refused", str(error), record)]
             outcome = self.decide(record, prompt, reply, seed)
             if isinstance(outcome, Kept):

@@ -8,36 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import hashlib
 import io
 import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from lingshu_rl.chat import Answer, Attempts, EndpointError, api_url, bearer
 from lingshu_rl.runfolder import write_text
 
-RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 CHARACTERS_PER_TOKEN = 4  # of English; good for a cost estimate, not for a limit
 PIXELS_PER_IMAGE_TOKEN = 28 * 28  # Qwen2.5-VL; other families differ
-LONGEST_WAIT_S = 60.0
-
-
-class WriterError(RuntimeError):
-    """The endpoint cannot be used; what was answered so far is on disk."""
-
-
-class WriterRefused(RuntimeError):
-    """This one request was refused; others may go well."""
 
 
 @dataclass(frozen=True)
 class WriterConfig:
-    """url: up to and with /v1. prices: in any currency, a million tokens."""
+    """url: of the server, see chat.api_url. prices: in any currency, a million tokens."""
 
     url: str
     model: str
@@ -54,22 +44,15 @@ class WriterConfig:
     def __post_init__(self) -> None:
         for name in ("concurrency", "max_tokens"):
             if getattr(self, name) < 1:
-                raise WriterError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if not self.url.startswith(("http://", "https://")):
-            raise WriterError(f"--url is an address such as http://127.0.0.1:8000/v1, got {self.url!r}")
+                raise EndpointError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        api_url(self.url)
 
 
 @dataclass(frozen=True)
-class Reply:
-    """text: with the model's reasoning in front as a think block where the server returns it apart."""
+class Reply(Answer):
+    """request: name of the cache file, the reply's provenance."""
 
-    text: str
-    finish_reason: str
-    request: str  # name of the cache file: the reply's provenance
-
-    @property
-    def truncated(self) -> bool:
-        return self.finish_reason == "length"
+    request: str
 
 
 class Asker(Protocol):
@@ -88,10 +71,9 @@ class Writer:
 
         self.config = config
         self.sent = self.from_cache = 0
-        key = os.environ.get(config.key_env, "")
-        self._client = httpx.AsyncClient(
+        self._http = httpx.AsyncClient(
             timeout=config.timeout_s,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=bearer(os.environ.get(config.key_env, "")),
             limits=httpx.Limits(max_connections=config.concurrency),
         )
         self._slots = asyncio.Semaphore(config.concurrency)
@@ -100,7 +82,7 @@ class Writer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.aclose()
+        await self._http.aclose()
 
     async def ask(
         self, messages: Sequence[dict[str, str]], *, images: Sequence[bytes] = (), seed: int = 0, example: str = ""
@@ -112,36 +94,23 @@ class Writer:
         async with self._slots:
             answer = await self._post(request_body(self.config, messages, images, seed))
         self.sent += 1
-        write_text(cache_file(self.config.cache, name), json.dumps(answer, ensure_ascii=False))
-        return _reply(answer, name)
+        write_text(cache_file(self.config.cache, name), json.dumps(asdict(answer), ensure_ascii=False))
+        return Reply(answer.text, answer.finish_reason, name)
 
-    async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def _post(self, body: dict[str, Any]) -> Answer:
         import httpx
 
-        url = f"{self.config.url.rstrip('/')}/chat/completions"
-        trouble = ""
-        for attempt in range(self.config.retries + 1):
-            wait_s = min(LONGEST_WAIT_S, 0.5 * 2**attempt)
+        attempts = Attempts(self.config.url, self.config.retries)
+        for wait_s in attempts:
+            await asyncio.sleep(wait_s)
+            outcome: httpx.Response | httpx.HTTPError
             try:
-                response = await self._client.post(url, json=body)
+                outcome = await self._http.post(attempts.url, json=body)
             except httpx.HTTPError as error:
-                trouble = f"{type(error).__name__}: {error}"
-            else:
-                if response.status_code == 200:
-                    return _checked(response.json(), url)
-                trouble = f"HTTP {response.status_code}: {response.text[:200]}"
-                if response.status_code in (401, 403, 404):
-                    raise WriterError(f"{url} answers {trouble}; check --url, --model and ${self.config.key_env}")
-                if response.status_code not in RETRIED:
-                    raise WriterRefused(trouble)
-                with contextlib.suppress(ValueError):
-                    wait_s = min(LONGEST_WAIT_S, float(response.headers.get("retry-after", wait_s)))
-            if attempt < self.config.retries:
-                await asyncio.sleep(wait_s)
-        raise WriterError(
-            f"{url} gave no reply after {self.config.retries + 1} tries ({trouble}); the same command goes on later, "
-            f"replies so far are in {self.config.cache}"
-        )
+                outcome = error
+            if answers := attempts.read(outcome):
+                return answers[0]
+        raise attempts.gave_up()
 
 
 class Estimator:
@@ -226,24 +195,9 @@ def cache_file(cache: Path, name: str) -> Path:
 
 def read_cached(cache: Path, name: str) -> Reply | None:
     try:
-        return _reply(json.loads(cache_file(cache, name).read_text()), name)
+        answer = json.loads(cache_file(cache, name).read_text())
+        return Reply(answer["text"], answer["finish_reason"], name)
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, KeyError) as error:
-        raise WriterError(f"{cache_file(cache, name)} is damaged ({error}); delete it to ask again") from None
-
-
-def _checked(answer: Any, url: str) -> dict[str, Any]:
-    """The parts of a reply that are kept."""
-    try:
-        choice = answer["choices"][0]
-        message = choice["message"]
-        text, thought = message.get("content") or "", message.get("reasoning_content") or message.get("reasoning") or ""
-        return {"text": f"<think>{thought}</think>{text}" if thought else text,
-                "finish_reason": choice.get("finish_reason") or "stop", "usage": answer.get("usage")}  # fmt: skip
-    except (KeyError, IndexError, TypeError) as error:
-        raise WriterError(f"{url} does not speak the chat completions protocol: {str(answer)[:200]}") from error
-
-
-def _reply(answer: dict[str, Any], name: str) -> Reply:
-    return Reply(answer["text"], answer["finish_reason"], name)
+        raise EndpointError(f"{cache_file(cache, name)} is damaged ({error}); delete it to ask again") from None

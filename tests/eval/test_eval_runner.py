@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from eval_samples import SAMPLES, chat_server, last_text, perfect, write_json
 
+from lingshu_rl.chat import Unreachable
 from lingshu_rl.cli import main
 from lingshu_rl.eval.benchmarks import BENCHMARKS, EvalError
 from lingshu_rl.eval.controls import majority, text_only
-from lingshu_rl.eval.engines import EngineDown, FileEngine, Reply, kind_of, takes_images
+from lingshu_rl.eval.engines import FileEngine, Reply, kind_of, takes_images
 from lingshu_rl.eval.journal import Journal
 from lingshu_rl.eval.loading import load_benchmark
 from lingshu_rl.eval.runner import Settings, run_evaluation
@@ -119,7 +120,7 @@ def test_a_server_that_is_gone_stops_the_run_and_keeps_what_was_answered(tmp_pat
         pass
     rows = [{"id": f"m{i}", "question": f"Case {i}?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 1} for i in range(8)]  # fmt: skip
     write_json(tmp_path / "medmcqa" / "dev.json", rows)
-    with pytest.raises(EngineDown, match="cannot be reached"):
+    with pytest.raises(Unreachable, match="cannot be reached"):
         run(settings_of(url, tmp_path, "medmcqa", served_model="m"))
     assert not (tmp_path / "run" / "medmcqa" / "answers.jsonl").exists()  # no row is blamed for it
     with chat_server(lambda body: "<answer>A</answer>") as again:

@@ -13,7 +13,8 @@ import pytest
 from test_thoughts import corpus, read, scripted, synth
 from writer_server import ScriptedWriter
 
-from lingshu_rl.synth.writer import Estimator, Writer, WriterConfig, WriterError, WriterRefused
+from lingshu_rl.chat import EndpointError, Refused
+from lingshu_rl.synth.writer import Estimator, Writer, WriterConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,15 +56,15 @@ def test_busy_servers_are_tried_again_refusals_are_not_and_a_wrong_key_stops(tmp
         config = WriterConfig(server.url, "w", tmp_path, retries=3)
         (reply,), _ = ask(config, ["busy"])
         assert reply.text == "fine" and server.statuses == [429, 503, 200]
-        with pytest.raises(WriterRefused, match="400"):
+        with pytest.raises(Refused, match="400"):
             ask(config, ["bad"])
-        with pytest.raises(WriterError, match="check --url"):
+        with pytest.raises(EndpointError, match="check the url"):
             ask(config, ["key"])
 
 
 def test_a_dead_endpoint_is_named_after_the_tries(tmp_path):
     config = WriterConfig("http://127.0.0.1:9/v1", "w", tmp_path, retries=0)
-    with pytest.raises(WriterError, match="after 1 tries"):
+    with pytest.raises(EndpointError, match="after 1 tries"):
         ask(config, ["q"])
 
 
@@ -72,7 +73,7 @@ def test_the_key_comes_from_the_environment_and_is_stored_nowhere(tmp_path, monk
     with ScriptedWriter(lambda body: {"content": "a", "reasoning_content": "because"}) as server:
         (reply,), writer = ask(WriterConfig(server.url, "w", tmp_path, key_env="MY_KEY"), ["q"])
     assert reply.text == "<think>because</think>a"
-    assert writer._client.headers["authorization"] == "Bearer s3cret"
+    assert writer._http.headers["authorization"] == "Bearer s3cret"
     assert all("s3cret" not in p.read_text() for p in tmp_path.rglob("*.json"))
 
 
