@@ -11,11 +11,11 @@ demo: .venv/.installed
 	$(BIN)/accelerate launch --num_processes 1 recipes/grpo_medvqa.py
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -q -m "not slow and not endurance" -n 2
-	$(BIN)/python -m pytest -q -m "slow and not endurance"
+	$(BIN)/python -m pytest -q -m "not slow and not endurance" -n 3
+	$(BIN)/python -m pytest -q -m "slow and not endurance" -n 2 --dist loadfile --durations 15
 
 test-fast: .venv/.installed
-	$(BIN)/python -m pytest -q -m "not slow and not endurance" -n 2
+	$(BIN)/python -m pytest -q -m "not slow and not endurance" -n 3
 
 test-endurance: .venv/.installed
 	$(BIN)/python -m pytest -q -m endurance

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from lingshu_rl.exits import exit_code
+
 EPILOG = "settings are given as key=value, for example train.lr=5e-7; --dry-run prints all of them"
 
 
@@ -109,19 +111,14 @@ def _sft(arguments: argparse.Namespace) -> int:
     from lingshu_rl.data.load import DataError
     from lingshu_rl.sft import load_sft_config, run_sft
 
-    try:
+    def tune() -> None:
         config = load_sft_config(arguments.config, arguments.settings)
         if arguments.dry_run:
             print(to_yaml(config).rstrip())
-            return 0
-        run_sft(config, arguments.stage)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+        else:
+            run_sft(config, arguments.stage)
+
+    return exit_code(tune, "tuning", wrong=(ConfigError, DataError), goes_on="from the last checkpoint")
 
 
 def _pipeline(arguments: argparse.Namespace) -> int:
@@ -135,25 +132,17 @@ def _pipeline(arguments: argparse.Namespace) -> int:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
+    def steps() -> None:
         path = Path(arguments.file)
         pipeline = Pipeline(load_pipeline(path, arguments.settings), path.parent)
         if arguments.dry_run:
             pipeline.show(Progress(quiet=False))
-            return 0
+            return
         pipeline.run(Progress(quiet=False), arguments.force)
         print(pipeline.table(), end="")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with the step that was under way", file=sys.stderr)
-        return 130
-    return 0
+
+    signal.signal(signal.SIGTERM, interrupt)
+    return exit_code(steps, "the pipeline", wrong=(ConfigError,), stops=(PipelineError,), goes_on="with the step that was under way")  # fmt: skip
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,19 +154,18 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from lingshu_rl.config import ConfigError, load_config, to_yaml
 
-    try:
+    def work() -> int:
         config = load_config(arguments.config, arguments.settings)
-        if arguments.dry_run:
-            from lingshu_rl.placement import place, visible_gpus
+        if not arguments.dry_run:
+            return run_training(config)
+        from lingshu_rl.placement import place, visible_gpus
 
-            print(to_yaml(config).rstrip())
-            for group, devices in place(config, visible_gpus()).describe().items():
-                print(f"# devices: {group}: {devices}")
-            return 0
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return run_training(config)
+        print(to_yaml(config).rstrip())
+        for group, devices in place(config, visible_gpus()).describe().items():
+            print(f"# devices: {group}: {devices}")
+        return 0
+
+    return exit_code(work, "the run", wrong=(ConfigError,), goes_on="from its last checkpoint")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -191,7 +179,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from lingshu_rl.rollout.server import vllm_command, vllm_env
     from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
 
-    try:
+    def serve() -> int:
         config = load_config(arguments.config, arguments.settings)
         devices = parse_devices(arguments.role, getattr(config.devices, arguments.role))
         devices = devices or DeviceSet(gpus=tuple(range(visible_gpus())))
@@ -206,13 +194,12 @@ def _serve(arguments: argparse.Namespace) -> int:
         else:
             command = reference_command(config, model_path(config.reference.model or config.model), devices, **where)
             env = devices.env()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if arguments.dry_run:
+        if not arguments.dry_run:
+            os.execvpe(command[0], command, {**os.environ, **env})
         print(" ".join(command))
         return 0
-    os.execvpe(command[0], command, {**os.environ, **env})
+
+    return exit_code(serve, "the server", wrong=(ConfigError,))
 
 
 def run_training(config) -> int:  # type: ignore[no-untyped-def]

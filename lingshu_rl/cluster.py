@@ -59,7 +59,8 @@ class RayWorker(Worker):
     def start(self) -> None:
         import ray
 
-        self.actor = ray.remote(ServerActor).options(**self.options).remote()
+        # Any: its methods have a `.remote` of which a type checker knows nothing.
+        self.actor: Any = ray.remote(ServerActor).options(**self.options).remote()
         self.starting = self.actor.start.remote(self.name, self.command, self.env, self.stop_timeout_s)
         self.asked = self.actor.death.remote()
 

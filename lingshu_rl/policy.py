@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -310,18 +309,15 @@ def available_trackers(names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in missing]
 
 
-STALE_BUILD_S = 600.0  # DeepSpeed's operators compile in a minute or two
+def skip_shared_memory_build() -> None:
+    """Tell DeepSpeed that its shared-memory all-reduce is not there.
 
+    On a CPU it would be compiled at the start, a minute the first time; a compilation that is killed leaves a lock for which
+    every later start waits without end. Only DeepSpeed's inference layers use it.
+    """
+    import deepspeed.ops
 
-def drop_stale_build_locks() -> None:
-    """Remove the locks of compilations that were killed: torch would wait for them without end."""
-    from torch.utils.cpp_extension import get_default_build_root
-
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for lock in root.glob("**/lock"):
-        with suppress(FileNotFoundError):  # its owner was only slow, or another rank removed it
-            if time.time() - lock.stat().st_mtime > STALE_BUILD_S:
-                lock.unlink()
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def make_accelerator(config: Config, on_gpu: bool) -> Any:
@@ -330,7 +326,8 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
 
     from lingshu_rl.workers import free_port
 
-    drop_stale_build_locks()
+    if not on_gpu:
+        skip_shared_memory_build()
     for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, default)
     os.environ.setdefault("MASTER_PORT", str(free_port()))

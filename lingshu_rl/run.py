@@ -401,7 +401,7 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
             on_signal(signal.SIGTERM, terminate)  # Ray took it
         policy = Policy(config, on_gpu=on_gpu)
         run = Run(config, policy, folder, placement)
-        run.workers, run.progress, run.test, run.rewards = workers, progress, test, rewards
+        run.started, run.workers, run.progress, run.test, run.rewards = start, workers, progress, test, rewards
         run.stream = make_stream(prompts, config.data.curriculum, config.seed, config.train.group_size)
         run.encoder = PromptEncoder(config.model)
         checkpoint = policy.share(checkpoint)

@@ -50,7 +50,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **self.env},
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def wait_healthy(self, timeout_s: float) -> None:
@@ -85,7 +85,7 @@ class Worker:
                 os.killpg(self.process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=wait_s)
-            if not _group_exists(self.process.pid):
+            if not group_exists(self.process.pid):
                 return
 
     def kill(self) -> None:
@@ -218,7 +218,7 @@ def python() -> str:
     return sys.executable
 
 
-def _group_exists(group: int) -> bool:
+def group_exists(group: int) -> bool:
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -229,6 +229,6 @@ def _group_exists(group: int) -> bool:
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

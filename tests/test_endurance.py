@@ -11,7 +11,8 @@ import time
 import psutil
 import pytest
 from launching import ROOT, launch_command
-from test_train import metrics_of, untimed
+from short_runs import metrics_of
+from test_train import untimed
 
 pytestmark = pytest.mark.endurance
 STEPS = 5

@@ -199,19 +199,3 @@ for work in (lambda: save(2, 50_000), lambda: [folder.log_metrics({"step": i, "x
     folder = RunFolder(tmp_path / "run")
     assert names(folder) == ["step-000001"] and folder.newest_checkpoint().name == "step-000001"
     assert len(folder.cut_metrics(0)) == 1  # the line that was cut off
-
-
-def test_the_lock_of_a_killed_compilation_is_removed_and_a_fresh_one_is_not(tmp_path, monkeypatch):
-    import os
-
-    from lingshu_rl.policy import STALE_BUILD_S, drop_stale_build_locks
-
-    old, new = tmp_path / "a" / "lock", tmp_path / "b" / "lock"
-    for lock in (old, new):
-        lock.parent.mkdir()
-        lock.touch()
-    then = old.stat().st_mtime - STALE_BUILD_S - 5
-    os.utime(old, (then, then))
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    drop_stale_build_locks()
-    assert not old.exists() and new.exists()

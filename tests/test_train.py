@@ -4,27 +4,15 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import time
 
 import pyarrow.parquet as pq
 import pytest
-from launching import ROOT, launch, launch_command
+from launching import launch
+from short_runs import SHORT, engines_of, metrics_of, started
 
 pytestmark = pytest.mark.slow
-SHORT = [
-    "data.curriculum=pass_rate",
-    "train.steps=2",
-    "train.prompts_per_step=4",
-    "train.group_size=4",
-    "train.warmup_steps=1",
-    "eval.limit=24",
-]
 REFILLS = "train.max_refills=1"
-
-
-def metrics_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def untimed(metrics):
@@ -36,7 +24,7 @@ def whole_run(servers, tmp_path_factory):
     """Four steps in one go, with evaluations and checkpoints."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     timeouts = ["rollout.start_timeout_s=99", "reference.start_timeout_s=99", "rollout.concurrency=16"]
-    done = launch([*SHORT, REFILLS, *servers.settings, *timeouts, "train.steps=4", "checkpoint.every=2", "eval.every=2", f"run.dir={folder}"], env=servers.env)  # fmt: skip
+    done = launch([*SHORT, REFILLS, *servers.settings, *timeouts, "train.steps=4", "checkpoint.every=2", "eval.every=2", f"run.dir={folder}"], env=servers.env, processes=1)  # fmt: skip
     assert done.returncode == 0, done.stdout
     return folder, done.stdout
 
@@ -95,7 +83,7 @@ def test_a_reference_that_dies_is_started_again_and_changes_no_number(whole_run,
     folder = tmp_path / "run"
     process, log = started([REFILLS, f"rollout.urls=[{servers.rollout}]", "train.steps=4", "checkpoint.every=2", "eval.every=2"], folder,
                            servers.env, "step 1/4")  # fmt: skip
-    os.kill(next(reference_pid(folder)), signal.SIGKILL)
+    os.kill(engines_of(folder)[0], signal.SIGKILL)
     assert process.wait(600) == 0, log.read_text()
     assert "reference server 0 was killed by SIGKILL" in log.read_text()
     assert untimed(metrics_of(folder)) == untimed(metrics_of(whole_run[0]))
@@ -166,170 +154,3 @@ def test_lora_freezing_checkpointing_and_several_optimizer_steps(servers, tmp_pa
     rows = metrics_of(folder)
     assert rows[1]["policy/rollout_gap_max"] < 1e-3  # the merged adapters reached the engine
     assert "policy/kl" not in rows[0] and rows[0]["lr"] > rows[1]["lr"] * 0.5
-
-
-def own_processes(folder):
-    found = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout.split()
-    return [int(pid) for pid in found if int(pid) != os.getpid()]
-
-
-def engine_processes():
-    """vLLM's and the reference's processes by their titles."""
-    out = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
-    marks = ("vllm.entrypoints", "VLLM::", "lingshu_rl.reference.server")
-    return {int(line.split()[0]) for line in out if any(m in line for m in marks)}
-
-
-def started(settings, folder, env, until):
-    """A run in the background, once `until` shows in its output."""
-    log = folder.parent / "out.txt"
-    with open(log, "w") as out:
-        process = subprocess.Popen(
-            launch_command([*SHORT, "train.steps=500", *settings, f"run.dir={folder}"]),
-            cwd=ROOT, env={**env, "PYTHONPATH": str(ROOT)}, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-    deadline = time.monotonic() + 600
-    while until not in log.read_text():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-    return process, log
-
-
-def reference_pid(folder):
-    """The reference server this run started (its log lies in the run folder)."""
-    for pid in engine_processes():
-        try:
-            if str(folder) in os.readlink(f"/proc/{pid}/fd/1"):
-                yield pid
-        except OSError:
-            continue
-
-
-@pytest.mark.parametrize("fault", ["interrupt", "terminate", "kill_reference", "kill_trainer"])
-def test_a_fault_ends_the_run_with_its_name_and_leaves_nothing_behind(fault, servers, tmp_path):
-    folder = tmp_path / "run"
-    before = engine_processes()
-    settings = [f"rollout.urls=[{servers.rollout}]", "run.max_restarts=0"]
-    process, log = started(settings, folder, servers.env, "step 1/500")
-    mine = list(reference_pid(folder))
-    assert mine and set(mine) <= engine_processes() - before
-    began = time.monotonic()
-    if fault == "interrupt":
-        os.killpg(process.pid, signal.SIGINT)
-    elif fault == "terminate":
-        process.terminate()
-    elif fault == "kill_trainer":
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        os.kill(mine[0], signal.SIGKILL)
-    process.wait(timeout=30)
-    while engine_processes() - before and time.monotonic() - began < 30:
-        time.sleep(0.2)
-    assert not engine_processes() - before and time.monotonic() - began < 30
-    if fault == "kill_reference":
-        text = log.read_text()
-        assert (
-            "reference server 0 was killed by SIGKILL" in text and "reference-0.log" in text and process.returncode != 0
-        )
-        assert "the state after step" in text and list(folder.glob("checkpoints/step-*/run.json"))
-    elif fault != "kill_trainer":
-        deadline = time.monotonic() + 20
-        while "the run was stopped" not in log.read_text() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert "the run was stopped" in log.read_text()
-        saved = list(folder.glob("checkpoints/step-*/run.json"))
-        assert bool(saved) == (fault == "terminate")
-
-
-def test_a_run_starts_its_own_rollout_server_and_notices_its_death(tmp_path):
-    folder = tmp_path / "run"
-    before = engine_processes()
-    process, log = started(
-        ["loss.kl_coef=0", "eval.limit=4", "eval.controls=[]", "run.max_restarts=0"],
-        folder,
-        os.environ.copy(),
-        "step 1/500",
-    )
-    mine = list(reference_pid(folder))
-    os.kill(min(mine), signal.SIGKILL)
-    process.wait(timeout=30)
-    text = log.read_text()
-    assert process.returncode != 0 and "rollout server 0 was killed by SIGKILL" in text and "rollout-0.log" in text
-    deadline = time.monotonic() + 20
-    while engine_processes() - before and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not engine_processes() - before
-
-
-def test_an_exception_in_the_trainer_stops_everything(servers, tmp_path):
-    folder = tmp_path / "run"
-    script = tmp_path / "broken.py"
-    script.write_text(
-        "import sys, lingshu_rl.policy as p\n"
-        "def update(self, groups, step): raise ValueError('a bug in the update')\n"
-        "p.Policy.update = update\n"
-        "from lingshu_rl.cli import train_main\n"
-        "sys.exit(train_main(sys.argv[1:]))\n"
-    )
-    before = engine_processes()
-    done = launch(
-        [*SHORT, f"rollout.urls=[{servers.rollout}]", f"run.dir={folder}"], env=servers.env, script=str(script)
-    )
-    assert done.returncode != 0 and "ValueError: a bug in the update" in done.stdout
-    assert not engine_processes() - before
-
-
-def test_a_reward_that_cannot_judge_stops_the_run_with_examples(servers, tmp_path):
-    (tmp_path / "my_rewards.py").write_text(
-        "from rewards import Reward, RewardResult\n"
-        "class Broken(Reward):\n"
-        "    name = 'broken'\n"
-        "    def score(self, sample):\n"
-        "        raise KeyError('no such finding')\n"
-    )
-    env = {**servers.env, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    settings = [
-        "rewards.spec={class: 'my_rewards:Broken'}",
-        "rewards.preflight=false",
-        "train.group_size=32",
-        "eval.controls=[]",
-    ]
-    done = subprocess.run(launch_command([*SHORT, *servers.settings, *settings, f"run.dir={tmp_path / 'run'}"]), cwd=ROOT, env=env,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)  # fmt: skip
-    assert done.returncode != 0 and "could not be judged" in done.stdout and "no such finding" in done.stdout
-
-
-def test_rewards_that_raise_hang_or_eat_memory_cost_their_own_samples_alone(servers, tmp_path):
-    """In isolated workers; the run goes on, and masked samples are counted where they belong."""
-    settings = [
-        "rewards.spec={class: 'hostile_reward:Hostile'}",
-        "rewards.executor=isolated",
-        "rewards.timeout_s=1",
-        "rewards.max_failed_share=1",
-        "rewards.preflight=false",
-        "eval.controls=[]",
-        "eval.limit=4",
-        "train.steps=1",
-        "train.prompts_per_step=8",
-        "data.curriculum=none",
-        "seed=2",  # whose first step asks questions of all four kinds
-    ]
-    env = {**servers.env, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    run = tmp_path / "run"
-    done = subprocess.run(launch_command([*SHORT, *servers.settings, *settings, f"run.dir={run}"]), cwd=ROOT, env=env,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:]
-    rows = [row for file in sorted((run / "rollouts").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("yesno", "numeric", "report", "option")}
-    assert all(by_kind.values())
-    assert {row["status"] for row in by_kind["yesno"]} == {"error"}
-    assert {row["status"] for row in by_kind["numeric"]} == {"timeout"}
-    assert {row["status"] for row in by_kind["report"]} <= {"error", "timeout"}
-    assert all(
-        row["value"] is None and row["advantage"] is None
-        for kind in ("yesno", "numeric", "report")
-        for row in by_kind[kind]
-    )
-    assert all(row["value"] is not None for row in by_kind["option"])
-    masked = [metrics["reward/masked"] for metrics in metrics_of(run)]
-    assert sum(masked) == sum(len(by_kind[kind]) for kind in ("yesno", "numeric", "report"))

@@ -15,7 +15,7 @@ from tiny_models import build, group
 
 from lingshu_rl.logprobs import completion_logprobs
 from lingshu_rl.packing import pack
-from lingshu_rl.policy import share_rows
+from lingshu_rl.policy import share_rows, skip_shared_memory_build
 
 
 def _model(tied: bool) -> Any:
@@ -35,6 +35,7 @@ def _work(rank: int, ranks: int, port: int, stage: int, tied: bool, folder: str)
         import deepspeed
         from deepspeed.utils import safe_get_full_grad
 
+        skip_shared_memory_build()
         deepspeed.init_distributed("gloo")
         torch.manual_seed(0)
         plain = _model(tied)

@@ -12,7 +12,6 @@ import difflib
 import hashlib
 import json
 import shutil
-import sys
 import time
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,6 +41,7 @@ from lingshu_rl.curate.steps import (
     Tag,
 )
 from lingshu_rl.data.rows import row_to_prompt
+from lingshu_rl.exits import exit_code
 from lingshu_rl.progress import Progress
 from lingshu_rl.runfolder import write_text
 
@@ -344,28 +344,21 @@ def _inputs(step: Any) -> list[Any]:
 def main(path: str, *, out: str | None = None, dry_run: bool = False) -> int:
     """`lingshu-rl curate`. Exit code 2: the file is wrong; 1: the run stopped and can go on; 130: interrupted."""
     progress = Progress(quiet=False)
-    try:
+
+    def curate() -> None:
         pipeline = load_pipeline(path, out)
         if dry_run:
             print(describe(pipeline))
-            return 0
-        report = run_pipeline(pipeline, progress)
-    except (ConfigError, SourceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (StepError, EndpointError, ValueError) as error:
-        print(f"\ncuration stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ncuration was stopped; the same command goes on", file=sys.stderr)
-        return 130
-    finally:
-        progress.stop()
-    print(funnel_table(report["steps"]))
-    print(
-        ", ".join(f"{Path(pipeline.out) / name}: {n:,} rows" for name, n in report["files"].items()) or "no row is left"
-    )
-    return 0
+            return
+        try:
+            report = run_pipeline(pipeline, progress)
+        finally:
+            progress.stop()
+        print(funnel_table(report["steps"]))
+        files = [f"{Path(pipeline.out) / name}: {n:,} rows" for name, n in report["files"].items()]
+        print(", ".join(files) or "no row is left")
+
+    return exit_code(curate, "curation", wrong=(ConfigError, SourceError), stops=(StepError, EndpointError, ValueError))
 
 
 def describe(pipeline: Pipeline) -> str:

@@ -6,10 +6,10 @@ import argparse
 import asyncio
 import json
 import re
-import sys
 from pathlib import Path
 
 from lingshu_rl.eval.benchmarks import BENCHMARKS, PROMPT_NAMES, EvalError, choose
+from lingshu_rl.exits import exit_code
 
 CONTROL_NAMES = ("blank", "shuffled", "text_only", "majority", "normal_report")
 
@@ -63,22 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
     from lingshu_rl.config import ConfigError
     from lingshu_rl.workers import WorkerError
 
-    try:
+    def work() -> int:
         if arguments.list:
             print(listing())
             return 0
         if not arguments.model or not arguments.benchmarks:
             raise EvalError("give --model and --benchmarks (or --list, compare, rescore)")
         return _evaluate(arguments)
-    except (EvalError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (EndpointError, WorkerError) as error:
-        print(f"\nthe evaluation stopped: {error}\nthe same command goes on from here", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nthe evaluation was stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+
+    return exit_code(work, "the evaluation", wrong=(EvalError, ConfigError), stops=(EndpointError, WorkerError))
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -189,25 +182,20 @@ def _judge(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
 def run_compare(arguments: argparse.Namespace) -> int:
     from lingshu_rl.eval.compare import compare, render
 
-    try:
+    def work() -> None:
         text = render(compare(Path(arguments.runs[0]), Path(arguments.runs[1])), arguments.format)
-    except EvalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if arguments.out:
-        Path(arguments.out).write_text(text, encoding="utf-8")
-    else:
-        print(text.rstrip())
-    return 0
+        if arguments.out:
+            Path(arguments.out).write_text(text, encoding="utf-8")
+        else:
+            print(text.rstrip())
+
+    return exit_code(work, "the comparison", wrong=(EvalError,))
 
 
 def run_rescore(arguments: argparse.Namespace) -> int:
     from lingshu_rl.eval.rescore import render, rescore
 
-    try:
-        result = rescore(Path(arguments.file), arguments.kind, Path(arguments.out) if arguments.out else None)
-    except EvalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(render(result))
-    return 0
+    def work() -> None:
+        print(render(rescore(Path(arguments.file), arguments.kind, Path(arguments.out) if arguments.out else None)))
+
+    return exit_code(work, "grading", wrong=(EvalError,))

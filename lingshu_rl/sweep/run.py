@@ -27,7 +27,7 @@ from lingshu_rl.report.text import duration
 from lingshu_rl.sweep import status as states
 from lingshu_rl.sweep.plan import PlannedRun, Sweep, SweepError, select
 from lingshu_rl.sweep.status import Status
-from lingshu_rl.workers import _die_with_parent, _group_exists, free_port
+from lingshu_rl.workers import die_with_parent, free_port, group_exists
 
 LAUNCH = ("{python}", "-m", "accelerate.commands.launch", "--num_processes", "{processes}",
           "--main_process_port", "{port}", "-m", "lingshu_rl.cli", "train")  # fmt: skip
@@ -236,7 +236,7 @@ class _Pool:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **env},
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         deadline = time.monotonic() + (self.sweep.timeout_s or float("inf"))
         try:
@@ -260,7 +260,7 @@ def stop_group(child: subprocess.Popen[bytes]) -> int:
             os.killpg(child.pid, number)
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
-            if child.poll() is not None and not _group_exists(child.pid):
+            if child.poll() is not None and not group_exists(child.pid):
                 return child.returncode
             time.sleep(0.05)
     return child.wait()

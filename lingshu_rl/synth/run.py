@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.chat import EndpointError
+from lingshu_rl.exits import exit_code
 from lingshu_rl.synth.rows import Outcome, Record, SynthError, Tally, read_records, write_outcomes
 from lingshu_rl.synth.writer import Asker, Estimator, Writer, WriterConfig
 
@@ -30,14 +31,11 @@ PLAIN_STEPS = {
 
 
 def run_step(arguments: argparse.Namespace) -> int:
-    try:
-        return asyncio.run(arguments.synthesise(arguments))
-    except (SynthError, EndpointError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with the replies it has", file=sys.stderr)
-        return 130
+    def work() -> int:
+        return int(asyncio.run(arguments.synthesise(arguments)))
+
+    wrong = (SynthError, ValueError)
+    return exit_code(work, "synthesis", wrong=wrong, stops=(EndpointError,), goes_on="with the replies it has")
 
 
 def add_steps(parser: argparse.ArgumentParser) -> None:

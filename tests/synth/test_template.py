@@ -233,7 +233,7 @@ def test_a_spec_with_an_unknown_key_column_or_box_is_refused(tmp_path, capsys):
         ({"id": "{image}", "image": ["{image}"]}, "unknown key 'image'"),
     ):
         spec.write_text(yaml.safe_dump({"source": {"table": "t.csv", **source}, "questions": questions}))
-        assert synth("template", spec, "--out", tmp_path / "o.jsonl") == 1
+        assert synth("template", spec, "--out", tmp_path / "o.jsonl") == 2
         assert message in capsys.readouterr().err
 
 

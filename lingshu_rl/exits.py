@@ -1,0 +1,33 @@
+"""How a command ends: what a person did wrong, or what stopped it, is said in a line, not in a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+WRONG, STOPPED, INTERRUPTED = 2, 1, 130
+
+
+def exit_code(
+    command: Callable[[], int | None],
+    name: str,
+    *,
+    wrong: tuple[type[Exception], ...] = (),
+    stops: tuple[type[Exception], ...] = (),
+    goes_on: str = "from there",
+) -> int:
+    """What `command` returns (None counts as 0), or 2 for an error of `wrong`, 1 for one of `stops`, 130 for Ctrl-C.
+
+    goes_on: how the same command continues after it was stopped.
+    """
+    try:
+        return command() or 0
+    except wrong as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG
+    except stops as error:
+        print(f"\n{name} stopped: {error}\nthe same command goes on {goes_on}", file=sys.stderr)
+        return STOPPED
+    except KeyboardInterrupt:
+        print(f"\n{name} was stopped; the same command goes on {goes_on}", file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,80 @@
+"""Child of test_policy: one update of the policy for every case of a JSON file, in one process a rank.
+
+A case: `settings` of a run; `out`, where the tensors go; `kept`: "gradient" or, after the step, "weights"; `encode_always`:
+images are encoded in every pass. The figures of each are printed as one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from deepspeed.utils import safe_get_full_grad
+
+from lingshu_rl import logprobs
+from lingshu_rl.config import load_config
+from lingshu_rl.data.load import load
+from lingshu_rl.model import PromptEncoder
+from lingshu_rl.policy import Policy
+from lingshu_rl.types import TokenGroup, TrainGroup
+
+
+def make_groups() -> list[TrainGroup]:
+    encoder = PromptEncoder("demo")
+    random = torch.Generator().manual_seed(0)
+    groups = []
+    for prompt in load("demo:validation", instruction="short").prompts[:5]:
+        ids, vision = encoder.encode(prompt)
+        lengths = torch.randint(1, 12, (4,), generator=random).tolist()
+        completions = tuple(tuple(torch.randint(20, 300, (n,), generator=random).tolist()) for n in lengths)
+        old = [torch.randn(n, generator=random) - 5 for n in lengths]
+        advantages = tuple(torch.randn(4, generator=random).tolist())
+        tokens = TokenGroup(prompt.id, ids, completions, vision)
+        groups.append(TrainGroup(tokens, advantages, tuple(tuple(part.tolist()) for part in old), tuple(old)))
+    # And two without an image: under ZeRO, ranks must agree on when the vision tower runs.
+    first = groups[0]
+    for n in (9, 95):
+        tokens = TokenGroup(f"text {n}", tuple(range(20, 20 + n)), first.tokens.completions, {})
+        groups.append(TrainGroup(tokens, first.advantages, first.rollout_logprobs, first.reference_logprobs))
+    return groups
+
+
+def run(case: dict[str, Any], groups: list[TrainGroup]) -> None:
+    AcceleratorState._reset_state()  # the next Policy brings its own DeepSpeed settings
+    policy = Policy(load_config(None, case["settings"]), on_gpu=False)
+    weights = case["kept"] == "weights"
+    before = {name: tensor.clone() for name, tensor in policy.weights()} if weights else {}
+    found: dict[str, torch.Tensor] = {}
+    tower_passes: list[int] = []
+
+    def capture() -> None:
+        for name, parameter in policy.module.named_parameters():
+            gradient = safe_get_full_grad(parameter)
+            found[name] = gradient.clone() if gradient is not None else torch.zeros(1)
+
+    if not weights:
+        policy.engine.step = capture
+    policy.module.model.visual.register_forward_hook(lambda *_: tower_passes.append(1))
+    original = logprobs.with_image_features
+    if case.get("encode_always"):
+        logprobs.with_image_features = lambda model, row: row
+    metrics = policy.update(groups, 0)
+    logprobs.with_image_features = original
+    moved = 0.0
+    if weights:
+        found = {name: tensor.clone() for name, tensor in policy.weights()}
+        moved = max(float((tensor - before[name]).abs().max()) for name, tensor in found.items())
+    if policy.rank == 0:
+        torch.save(found, case["out"])
+        told = {key: metrics[key] for key in ("loss", "rows", "ratio") if key in metrics}
+        print(json.dumps({"case": case["out"], "tower": len(tower_passes), "moved": moved, **told}), flush=True)
+
+
+if __name__ == "__main__":
+    groups = make_groups()
+    for case in json.loads(Path(sys.argv[1]).read_text()):
+        run(case, groups)
