@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lingshu_rl.workers import Worker, WorkerError, free_port
 
@@ -59,8 +59,8 @@ class RayWorker(Worker):
     def start(self) -> None:
         import ray
 
-        # Any: its methods have a `.remote` of which a type checker knows nothing.
-        self.actor: Any = ray.remote(ServerActor).options(**self.options).remote()
+        # Its methods have a `.remote` of which a type checker knows nothing.
+        self.actor = cast(Any, ray.remote(ServerActor).options(**self.options).remote())
         self.starting = self.actor.start.remote(self.name, self.command, self.env, self.stop_timeout_s)
         self.asked = self.actor.death.remote()
 
