@@ -77,7 +77,7 @@ class RolloutConfig:
     retries: int = 2  # a request that fails is sent again with the same seed
     start_timeout_s: float = 300.0
     concurrency: int = 256  # requests under way at once, over all servers
-    weight_transfer: str = "auto"  # auto | file | nccl
+    weight_transfer: str = "auto"  # auto | file | nccl | adapter: train.lora's adapters alone, not merged
     vllm: dict[str, Any] = field(default_factory=dict)  # vLLM's own options: {max_model_len: 4096, ...}
     env: dict[str, str] = field(default_factory=dict)  # environment of the vLLM processes
     ray: dict[str, Any] = field(default_factory=dict)  # with cluster=ray: Ray's actor options, {resources: {big: 1}}
@@ -287,7 +287,21 @@ def validate(config: Config) -> None:
     one_of("train.dtype", c.train.dtype, ("auto", "float32", "bfloat16"))
     one_of("reference.dtype", c.reference.dtype, ("auto", "float32", "bfloat16"))
     one_of("train.lr_schedule", c.train.lr_schedule, ("constant", "linear", "cosine"))
-    one_of("rollout.weight_transfer", c.rollout.weight_transfer, ("auto", "file", "nccl"))
+    one_of("rollout.weight_transfer", c.rollout.weight_transfer, ("auto", "file", "nccl", "adapter"))
+    if c.rollout.weight_transfer == "adapter":
+        refuse(
+            not c.train.lora,
+            "rollout.weight_transfer=adapter sends train.lora's adapters: set train.lora, or send all weights",
+        )
+        refuse(
+            c.rollout.placement == "colocate",
+            "rollout.weight_transfer=adapter is for servers; colocate has the weights already",
+        )
+        for key in ("modules_to_save", "use_dora", "bias"):
+            refuse(
+                c.train.lora.get(key, "none") not in (False, None, "none"),
+                f"train.lora.{key} trains more than vLLM's adapters hold; use another rollout.weight_transfer",
+            )
     one_of("rollout.placement", c.rollout.placement, ("servers", "colocate"))
     refuse(
         c.rollout.placement == "colocate"

@@ -37,6 +37,9 @@ class Batch:
     rows: Sequence[tuple[PackedRow, bool, torch.Tensor | None]]
 
 
+ADAPTER = "default"  # peft's name of the adapters that are trained
+
+
 class Policy:
     """All ranks hold one and call the same methods with the same arguments in the same order."""
 
@@ -66,7 +69,7 @@ class Policy:
         if config.train.lora:
             from peft import LoraConfig, get_peft_model
 
-            model = get_peft_model(model, LoraConfig(**config.train.lora))
+            model = get_peft_model(model, LoraConfig(**config.train.lora), ADAPTER)
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -250,6 +253,21 @@ class Policy:
             for name, tensor in checkpoint_tensors(model):
                 with gathered(tensor):
                     yield name, tensor.detach()
+
+    def adapter(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """peft's configuration of the LoRA adapters and copies of their weights on the CPU, named as in its files.
+
+        A collective under ZeRO-3.
+        """
+        import torch
+
+        weights = {}
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                if "lora_" in name:
+                    with gathered(parameter):
+                        weights[name.replace(f".{ADAPTER}.", ".")] = parameter.detach().cpu().clone()
+        return self.module.peft_config[ADAPTER].to_dict(), weights
 
     def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """What `weights` will yield, without gathering anything."""

@@ -29,7 +29,13 @@ from lingshu_rl.rewarding import build_rewards
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
 from lingshu_rl.rollout.colocated import ColocatedRollout, ColocatedTransfer
 from lingshu_rl.rollout.server import vllm_command, vllm_env
-from lingshu_rl.rollout.transfer import FileTransfer, NcclTransfer, remove_folder, transfer_folder
+from lingshu_rl.rollout.transfer import (
+    AdapterTransfer,
+    FileTransfer,
+    NcclTransfer,
+    remove_folder,
+    transfer_folder,
+)
 from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
 from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.stream import PromptStream, make_stream
@@ -82,7 +88,7 @@ class Run:
         self.rollout: RolloutClient | None = None
         self.reference: ReferenceClient | None = None
         self.rewards: Any = None
-        self.transfer: FileTransfer | NcclTransfer | ColocatedTransfer
+        self.transfer: FileTransfer | AdapterTransfer | NcclTransfer | ColocatedTransfer
         self.encoder: PromptEncoder
         self.stream: PromptStream[Prompt]
         self.test: list[Prompt] = []
@@ -424,6 +430,8 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
             if isinstance(run.rollout, ColocatedRollout)
             else NcclTransfer(run.rollout, token, config.rollout.request_timeout_s, dead=lambda: first_death(workers))
             if nccl
+            else AdapterTransfer(run.rollout, shared if is_main else None)
+            if kind == "adapter"
             else FileTransfer(run.rollout, shared if is_main else None)
         )
         await run.on_main(run.transfer.start)
@@ -431,8 +439,8 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
             run.supervise()
         if run.reference_from and config.reference.urls:
             await run.on_main(run.tell_references)
-        if checkpoint is not None or config.rollout.urls:
-            # A server that was running already may still hold the weights of the run before.
+        if checkpoint is not None or config.rollout.urls or kind == "adapter":
+            # A server that was running already may still hold the weights of the run before; adapters it has none.
             await run.transfer.send(policy, version=run.version)
         run.add_seconds("start", time.monotonic() - start)
         run.policy.start_trackers(folder.path)

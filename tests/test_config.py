@@ -52,6 +52,15 @@ def test_bad_settings_are_refused_with_key_and_hint(override, message):
 
 
 def test_impossible_combinations_are_refused():
+    adapter = "rollout.weight_transfer=adapter"
+    with pytest.raises(ConfigError, match=r"sends train\.lora's adapters: set train\.lora"):
+        load_config(None, [adapter])
+    with pytest.raises(ConfigError, match="colocate has the weights"):
+        load_config(None, [adapter, "train.lora={r: 4}", "rollout.placement=colocate"])
+    for more in ("modules_to_save: [lm_head]", "use_dora: true", "bias: all"):
+        with pytest.raises(ConfigError, match="trains more than vLLM's adapters hold"):
+            load_config(None, [adapter, f"train.lora={{r: 4, {more}}}"])
+    load_config(None, [adapter, "train.lora={r: 4, use_dora: false, bias: none}"])
     with pytest.raises(ConfigError, match="uses no reference"):
         load_config(None, ["reference.urls=[http://a]", "loss.kl_coef=0"])
     with pytest.raises(ConfigError, match=r"devices\.rollout has no effect"):
@@ -119,6 +128,12 @@ def test_engine_options_reach_the_engines_command_lines(tmp_path):
     gpu = vllm_command(load_config(None, ["rollout.vllm.dtype=float16"]), "m", DeviceSet(gpus=(2, 3)), port=1)
     assert "--tensor-parallel-size 2" in " ".join(gpu) and "--dtype float16" in " ".join(gpu)
     assert '"backend": "nccl"' in " ".join(gpu)
+    lora = vllm_command(
+        load_config(None, ["rollout.weight_transfer=adapter", "train.lora={r: 9}"]), "m", DeviceSet(), port=1
+    )
+    assert (
+        "--enable-lora" in lora and lora[lora.index("--max-lora-rank") + 1] == "16" and "--enable-lora" not in command
+    )
     forced = vllm_command(load_config(None, ["rollout.weight_transfer=file"]), "m", DeviceSet(gpus=(2,)), port=1)
     assert '"backend": "lingshu_file"' in " ".join(forced)
     env = vllm_env(DeviceSet(), token="t", transfer_dir=tmp_path, extra={"VLLM_CPU_KVCACHE_SPACE": "3"})

@@ -145,12 +145,32 @@ def test_two_policy_ranks_train_and_do_what_one_does(stage, whole_run, servers, 
             assert a[key] == pytest.approx(b[key], rel=2e-3, abs=1e-5), key
 
 
+LORA = ["train.lora={r: 4, target_modules: [q_proj, v_proj]}", "loss.kl_coef=0", "run.trackers=[]"]
+
+
 def test_lora_freezing_checkpointing_and_several_optimizer_steps(servers, tmp_path):
     folder = tmp_path / "run"
-    settings = ["train.lora={r: 4, target_modules: [q_proj, v_proj]}", "train.gradient_checkpointing=true", "loss.kl_coef=0",
-                "train.optimizer_steps=2", "advantage.variant=gdpo", "train.lr_schedule=cosine", "train.weight_decay=0.01", "run.trackers=[]"]  # fmt: skip
+    settings = [*LORA, "train.gradient_checkpointing=true", "train.optimizer_steps=2", "advantage.variant=gdpo",
+                "train.lr_schedule=cosine", "train.weight_decay=0.01"]  # fmt: skip
     done = launch([*SHORT, f"rollout.urls=[{servers.rollout}]", *settings, f"run.dir={folder}"], env=servers.env)
     assert done.returncode == 0, done.stdout
     rows = metrics_of(folder)
     assert rows[1]["policy/rollout_gap_max"] < 1e-3  # the merged adapters reached the engine
     assert "policy/kl" not in rows[0] and rows[0]["lr"] > rows[1]["lr"] * 0.5
+
+
+def test_adapters_alone_reach_the_engine_also_when_it_was_started_again(tmp_path):
+    folder = tmp_path / "run"
+    settings = [*LORA, "rollout.weight_transfer=adapter", "train.lr=2e-3", "train.steps=4", "eval.controls=[]"]
+    process, log = started(settings, folder, os.environ.copy(), "step 2/4")
+    os.kill(engines_of(folder)[0], signal.SIGKILL)
+    assert process.wait(600) == 0, log.read_text()
+    assert "rollout server 0 is back" in log.read_text()
+    rows = metrics_of(folder)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert max(row["policy/rollout_gap_max"] for row in rows) < 1e-3
+    assert all(row["policy/grad_norm"] > 0 for row in rows[:2])
+    for step, row in enumerate(
+        pq.read_table(file).to_pylist()[0] for file in sorted(folder.glob("rollouts/*.parquet"))
+    ):
+        assert row["weight_version"] == step

@@ -11,6 +11,8 @@ from lingshu_rl.placement import DeviceSet, available_cores
 from lingshu_rl.rollout.vllm_plugin import BACKEND, TOKEN_ENV, TRANSFER_DIR_ENV
 from lingshu_rl.workers import python
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
+
 
 def vllm_options(config: Config, model: str, devices: DeviceSet) -> dict[str, Any]:
     """vLLM's own options for a server or an engine in this process; `config.rollout.vllm` wins over those chosen here."""
@@ -29,6 +31,13 @@ def vllm_options(config: Config, model: str, devices: DeviceSet) -> dict[str, An
         chosen["enforce_eager"] = True
         # A prompt prefilled in pieces makes vLLM rewind the request's seeded generator, which CPU generators cannot do.
         chosen["enable_chunked_prefill"] = False
+    if config.rollout.weight_transfer == "adapter":
+        rank = int(config.train.lora.get("r", 8))
+        chosen |= {
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_lora_rank": next((r for r in LORA_RANKS if r >= rank), rank),
+        }
     return {**chosen, **config.rollout.vllm}
 
 
@@ -37,7 +46,7 @@ def vllm_command(config: Config, model: str, devices: DeviceSet, *, port: int, h
 
     The module is started rather than the `vllm` script, because the CPU package installs no working script.
     """
-    transfer = "nccl" if devices.on_gpu and config.rollout.weight_transfer != "file" else BACKEND
+    transfer = "nccl" if devices.on_gpu and config.rollout.weight_transfer in ("auto", "nccl") else BACKEND
     served = {
         "served_model_name": "policy",
         "host": host,
@@ -65,6 +74,7 @@ def vllm_env(
     env = {
         **devices.env(),
         "VLLM_SERVER_DEV_MODE": "1",  # the weight-transfer routes
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # the adapter routes, which exist with enable_lora; the token guards both
         "VLLM_NO_USAGE_STATS": "1",
         TOKEN_ENV: token,
         TRANSFER_DIR_ENV: str(transfer_dir),

@@ -2,11 +2,13 @@
 
 file: safetensors in a shared-memory folder, for servers on the same host (and on CPU, where NCCL does not exist).
 nccl: vLLM's trainer-side NCCL engine, layer by layer; needs CUDA and was not run on a machine without it.
+adapter: LoRA adapters alone, which vLLM applies beside the weights it was started with.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import socket
 import tempfile
@@ -72,6 +74,55 @@ class FileTransfer:
             await self.pool.post_to(to, "/update_weights", json={"update_info": {"file": file.name}})
         finally:
             file.unlink()
+
+
+class AdapterTransfer:
+    """The adapters of a LoRA policy alone, through vLLM's own adapter routes: megabytes in place of the model.
+
+    For servers that were started with the run's model and see `folder`. Each version has a name of its own, under which it
+    is sampled, so that nothing computed with an older one can be mistaken for it.
+    """
+
+    def __init__(self, client: RolloutClient | None, folder: Path | None) -> None:
+        self.client, self.folder = client, folder
+        self.loaded: dict[str, str] = {}  # by server URL
+
+    async def start(self, servers: Sequence[Server] | None = None) -> None:
+        """vLLM takes adapters as it is."""
+
+    async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
+        """To every server that is up, or to the one of this URL. All ranks call this; the main one writes and sends."""
+        settings, weights = policy.adapter()
+        if self.client is None:
+            return
+        assert self.folder is not None
+        pool, name = self.client.pool, f"policy-{version}"
+        folder = self.folder / name
+        write_adapter(folder, settings, weights)
+        to = [pool.by_url(server)] if server else pool.up
+        try:
+            for one in to:
+                old = self.loaded.pop(one.url, None)
+                if old is not None and server is None:  # one that was started again holds none
+                    await pool.post_to([one], "/v1/unload_lora_adapter", json={"lora_name": old})
+            await pool.post_to(to, "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
+        finally:
+            remove_folder(folder)
+        self.loaded |= {one.url: name for one in to}
+        self.client.sampling["model"] = name
+        await reset_caches(pool, to, version)
+
+
+def write_adapter(folder: Path, settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    """As peft writes it."""
+    from safetensors.torch import save_file
+
+    def plain(value: Any) -> Any:
+        return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))
+
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(settings, default=plain))
+    save_file(weights, folder / "adapter_model.safetensors")
 
 
 class NcclTransfer:
