@@ -6,7 +6,7 @@ Both train the same random Qwen2.5-VL on the same questions and images, with the
 tokens a completion. Ours: vLLM server, reference process, DeepSpeed, as `accelerate launch` runs them. TRL: GRPOTrainer in
 the only mode that works for it on a CPU, generation by transformers (use_vllm=True refuses or fails there), float32, without
 gradient checkpointing. Figures are those of the fastest step after the first; `*_all_s` holds every one of them. Writes a
-plot beside the JSON. About 6 minutes on two cores; `--quick` takes two steps of two prompts, to see that it works.
+plot beside the JSON. About 3 minutes on two cores; `--quick` takes two steps of two prompts, to see that it works.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON to write; a PNG goes beside it")
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--group", type=int, default=16)
     parser.add_argument("--steps", type=int, default=6, help="the first is not counted")
     parser.add_argument("--quick", action="store_true", help="two steps of two prompts x two completions")
     args = parser.parse_args()

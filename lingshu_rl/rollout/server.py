@@ -31,6 +31,8 @@ def vllm_options(config: Config, model: str, devices: DeviceSet) -> dict[str, An
         chosen["enforce_eager"] = True
         # A prompt prefilled in pieces makes vLLM rewind the request's seeded generator, which CPU generators cannot do.
         chosen["enable_chunked_prefill"] = False
+        # A group's samples share their prompt in whole blocks; vLLM's 128 tokens on a CPU are longer than many a prompt.
+        chosen["block_size"] = 32
     if config.rollout.weight_transfer == "adapter":
         rank = int(config.train.lora.get("r", 8))
         chosen |= {

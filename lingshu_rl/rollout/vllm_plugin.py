@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 BACKEND = "lingshu_file"
+LOOK_S = 2e-4  # between two looks at a queue; a decoding step of a small model takes ten milliseconds
 TOKEN_ENV = "LINGSHU_RL_TOKEN"
 TRANSFER_DIR_ENV = "LINGSHU_RL_TRANSFER_DIR"
 
@@ -25,6 +27,19 @@ def register() -> None:
 
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, file_engine_class())
+    wait_idly_on_cpu()
+
+
+def wait_idly_on_cpu() -> None:
+    """Let vLLM's processes sleep between looks at their message queues, where computing needs the cores.
+
+    They would spin for a second after every message, also through the update that follows the last rollout.
+    """
+    from vllm.distributed.device_communicators import shm_broadcast
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        shm_broadcast.sched_yield = lambda: time.sleep(LOOK_S)
 
 
 class RequireToken:
