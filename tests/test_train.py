@@ -160,6 +160,10 @@ def test_lora_freezing_checkpointing_and_several_optimizer_steps(servers, tmp_pa
 
 
 def test_adapters_alone_reach_the_engine_also_when_it_was_started_again(tmp_path):
+    import torch
+
+    from lingshu_rl.model import load_model
+
     folder = tmp_path / "run"
     settings = [*LORA, "rollout.weight_transfer=adapter", "train.lr=2e-3", "train.steps=4", "eval.controls=[]"]
     process, log = started(settings, folder, os.environ.copy(), "step 2/4")
