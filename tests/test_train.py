@@ -178,3 +178,7 @@ def test_adapters_alone_reach_the_engine_also_when_it_was_started_again(tmp_path
         pq.read_table(file).to_pylist()[0] for file in sorted(folder.glob("rollouts/*.parquet"))
     ):
         assert row["weight_version"] == step
+    # Far enough from the start that an engine without the adapters would have been seen in the gap.
+    start, end = (load_model(m, torch.float32) for m in ("demo", str(folder / "checkpoints" / "step-000004" / "hf")))
+    pairs = zip(start.parameters(), end.parameters(), strict=True)
+    assert max(float((a - b).detach().abs().max()) for a, b in pairs) > 1e-3
