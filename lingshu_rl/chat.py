@@ -57,7 +57,7 @@ class Attempts:
 
     def __iter__(self) -> Iterator[float]:
         for attempt in range(self.retries + 1):
-            yield self._wait_s if attempt else 0.0
+            yield self._wait_s
             self._wait_s = max(self._wait_s, min(LONGEST_WAIT_S, 0.5 * 2**attempt))
 
     def read(self, outcome: httpx.Response | httpx.HTTPError) -> list[Answer] | None:
