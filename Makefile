@@ -37,10 +37,10 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/dedup.py --out benchmarks/baselines/dedup.json
 
 # On CPU, torchaudio and torchcodec come as CUDA builds that cannot load beside a CPU torch and are not needed;
-# lingshu_rl.compat mends torchvision where it does not import. Outside, PIP_ARGS can name PyTorch's CPU wheel index.
+# lingshu_rl.processes.compat mends torchvision where it does not import. Outside, PIP_ARGS can name PyTorch's CPU wheel index.
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[cpu,dev]"
 	$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
-	$(BIN)/python -m lingshu_rl.compat install
+	$(BIN)/python -m lingshu_rl.processes.compat install
 	touch $@

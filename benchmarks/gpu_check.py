@@ -36,10 +36,10 @@ from tiny_models import TEXT_FAMILIES, VISION_FAMILIES, build, group
 from torch import Tensor
 from workload import as_loaded
 
-from lingshu_rl.logprobs import completion_logprobs
 from lingshu_rl.losses import policy_loss
-from lingshu_rl.options import LossConfig
-from lingshu_rl.packing import PackedRow, pack
+from lingshu_rl.model.logprobs import completion_logprobs
+from lingshu_rl.model.packing import PackedRow, pack
+from lingshu_rl.objective import LossConfig
 from lingshu_rl.types import TokenGroup
 
 EXACT = 1e-4  # float32: nats, and relative for gradients

@@ -46,7 +46,7 @@ def make_model(folder: Path) -> int:
     import torch
     from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-    from lingshu_rl.model import model_path
+    from lingshu_rl.model.loading import model_path
 
     config = AutoConfig.from_pretrained(model_path("demo"))
     text, vision = config.text_config, config.vision_config
@@ -230,7 +230,7 @@ def main() -> None:
 
 def prompt_length(model: Path, data: Path) -> int:
     from lingshu_rl.data.load import load
-    from lingshu_rl.model import PromptEncoder
+    from lingshu_rl.model.loading import PromptEncoder
 
     return len(PromptEncoder(str(model)).encode(load(data, instruction="short").prompts[0])[0])
 

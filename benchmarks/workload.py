@@ -21,10 +21,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from lingshu_rl.logprobs import completion_logprobs
 from lingshu_rl.losses import policy_loss
-from lingshu_rl.options import LossConfig
-from lingshu_rl.packing import pack
+from lingshu_rl.model.logprobs import completion_logprobs
+from lingshu_rl.model.packing import pack
+from lingshu_rl.objective import LossConfig
 from lingshu_rl.types import TokenGroup
 
 VOCAB = 4096

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from lingshu_rl.options import AdvantageConfig
+from lingshu_rl.objective import AdvantageConfig
 
 _EPSILON = 1e-4  # added to a deviation, as in TRL: near-equal rewards do not explode, exact ones give 0
 

@@ -158,7 +158,7 @@ def _train(arguments: argparse.Namespace) -> int:
         config = load_config(arguments.config, arguments.settings)
         if not arguments.dry_run:
             return run_training(config)
-        from lingshu_rl.placement import place, visible_gpus
+        from lingshu_rl.processes.placement import place, visible_gpus
 
         print(to_yaml(config).rstrip())
         for group, devices in place(config, visible_gpus()).describe().items():
@@ -173,11 +173,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from lingshu_rl.config import ConfigError, load_config
-    from lingshu_rl.model import model_path
-    from lingshu_rl.placement import DeviceSet, parse_devices, visible_gpus
+    from lingshu_rl.model.loading import model_path
+    from lingshu_rl.processes.placement import DeviceSet, parse_devices, visible_gpus
+    from lingshu_rl.processes.token import TOKEN_ENV
     from lingshu_rl.reference.server import reference_command
     from lingshu_rl.rollout.server import vllm_command, vllm_env
-    from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
+    from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
 
     def serve() -> int:
         config = load_config(arguments.config, arguments.settings)
@@ -209,18 +210,18 @@ def run_training(config) -> int:  # type: ignore[no-untyped-def]
     """
     import asyncio
 
-    from lingshu_rl.workers import die_with_launcher
+    from lingshu_rl.processes.workers import die_with_launcher
 
     die_with_launcher()
     from lingshu_rl.config import ConfigError
     from lingshu_rl.data.load import DataError
     from lingshu_rl.firstbatch import CheckError
+    from lingshu_rl.processes.workers import WorkerError
     from lingshu_rl.reference.client import ReferenceRequestError
     from lingshu_rl.rollout.client import RolloutError
     from lingshu_rl.run import Preempted
     from lingshu_rl.runfolder import RunFolderError
     from lingshu_rl.train import train
-    from lingshu_rl.workers import WorkerError
     from rewards.executor import RewardFailure
 
     known = (

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from lingshu_rl.options import AdvantageConfig, LossConfig, PackingConfig
+from lingshu_rl.objective import AdvantageConfig, LossConfig, PackingConfig
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lingshu_rl.options import LossConfig
+from lingshu_rl.objective import LossConfig
 
 
 @dataclass(frozen=True)

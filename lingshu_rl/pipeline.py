@@ -238,7 +238,7 @@ class Pipeline:
                     raise ConfigError(f"steps.{name}: the command reads {text}, which is not among its inputs")
 
     def _execute(self, plan: Plan, progress: Progress) -> None:
-        from lingshu_rl.workers import Worker
+        from lingshu_rl.processes.workers import Worker
 
         folder, step = plan.folder, self.config.steps[plan.name]
         if (folder / "done.json").exists():  # its outputs were changed by someone else: nothing in it can be trusted

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.config import Config, ConfigError
-from lingshu_rl.model import load_model, resolve_dtype
+from lingshu_rl.model.loading import load_model, resolve_dtype
 from lingshu_rl.types import TrainGroup
 
 if TYPE_CHECKING:
     import torch
 
-    from lingshu_rl.families import ModelSpec
-    from lingshu_rl.packing import PackedRow
+    from lingshu_rl.model.families import ModelSpec
+    from lingshu_rl.model.packing import PackedRow
     from lingshu_rl.types import TokenGroup
 
 
@@ -46,7 +46,7 @@ class Policy:
     def __init__(self, config: Config, *, on_gpu: bool) -> None:
         import torch
 
-        from lingshu_rl.families import model_spec
+        from lingshu_rl.model.families import model_spec
 
         self.config = config
         self.accelerator = make_accelerator(config, on_gpu)
@@ -124,7 +124,7 @@ class Policy:
 
         Without `layout` they come about as in the update; the dense layout goes from the pixels, as the oracle.
         """
-        from lingshu_rl.scoring import group_logprobs
+        from lingshu_rl.model.groups import group_logprobs
 
         return group_logprobs(
             self.engine,
@@ -138,13 +138,13 @@ class Policy:
     @property
     def keeps_features(self) -> bool:
         """Whether images are encoded once for all passes of a batch: several optimiser steps, no gradient to the tower."""
-        from lingshu_rl.logprobs import trains_vision
+        from lingshu_rl.model.logprobs import trains_vision
 
         return self.config.train.optimizer_steps > 1 and not trains_vision(self.engine)
 
     def _deal(self, groups: Sequence[TrainGroup]) -> Batch:
         """One optimiser step's groups packed, and the rows of this rank."""
-        from lingshu_rl.packing import pack
+        from lingshu_rl.model.packing import pack
 
         rows = pack([g.tokens for g in groups], self.engine, self.config.packing.token_budget, self.layout)
         mine = share_rows(rows, self.rank, self.ranks)
@@ -158,7 +158,7 @@ class Policy:
         """
         import torch
 
-        from lingshu_rl.logprobs import completion_logprobs, with_image_features
+        from lingshu_rl.model.logprobs import completion_logprobs, with_image_features
 
         rows = []
         keep = self.keeps_features
@@ -172,8 +172,8 @@ class Policy:
     def _optimizer_step(self, batch: Batch) -> dict[str, float]:
         import torch
 
-        from lingshu_rl.logprobs import completion_logprobs
         from lingshu_rl.losses import policy_loss
+        from lingshu_rl.model.logprobs import completion_logprobs
 
         tokens = sum(len(c) for g in batch.groups for c in g.tokens.completions)
         sequences = sum(len(g.tokens.completions) for g in batch.groups)
@@ -342,7 +342,7 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
     """accelerate with DeepSpeed, also when launched plainly or without a launcher at all."""
     from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
 
-    from lingshu_rl.workers import free_port
+    from lingshu_rl.processes.workers import free_port
 
     if not on_gpu:
         skip_shared_memory_build()

@@ -10,7 +10,7 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.eval.stats import summarise
-from lingshu_rl.evaluation import evaluate
+from lingshu_rl.heldout import evaluate
 from lingshu_rl.progress import step_line
 from lingshu_rl.report import write_report
 from lingshu_rl.run import Run

@@ -15,13 +15,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from lingshu_rl.cluster import HOST, PORT, RayWorker, join_cluster, leave_cluster
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import load
-from lingshu_rl.model import DEMO_MODEL, PromptEncoder, model_path
-from lingshu_rl.placement import Placement, place, visible_gpus
+from lingshu_rl.model.loading import DEMO_MODEL, PromptEncoder, model_path
 from lingshu_rl.policy import Policy
-from lingshu_rl.pool import Pool, Server
+from lingshu_rl.processes.cluster import HOST, PORT, RayWorker, join_cluster, leave_cluster
+from lingshu_rl.processes.placement import Placement, place, visible_gpus
+from lingshu_rl.processes.pool import Pool, Server
+from lingshu_rl.processes.token import TOKEN_ENV
+from lingshu_rl.processes.workers import Supervisor, Worker, WorkerError, free_port, stop_all
 from lingshu_rl.progress import Progress
 from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.reference.server import reference_command
@@ -36,11 +38,10 @@ from lingshu_rl.rollout.transfer import (
     remove_folder,
     transfer_folder,
 )
-from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
+from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
 from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.stream import PromptStream, make_stream
 from lingshu_rl.types import Prompt, TrainGroup
-from lingshu_rl.workers import Supervisor, Worker, WorkerError, free_port, stop_all
 
 T = TypeVar("T")
 GRACE_S = 10.0  # how long SIGTERM lets a batch that runs ahead of its step come to its end; after twice that, a further

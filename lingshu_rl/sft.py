@@ -30,7 +30,7 @@ from lingshu_rl.runfolder import image_name, write_text
 if TYPE_CHECKING:
     import torch
 
-    from lingshu_rl.model import PromptEncoder
+    from lingshu_rl.model.loading import PromptEncoder
     from lingshu_rl.types import Prompt
 
 PARTS = ("vision", "projector", "language")
@@ -246,7 +246,7 @@ def build_trainer(
     from transformers import TrainerCallback
     from trl import SFTTrainer
 
-    from lingshu_rl.model import PromptEncoder, load_model
+    from lingshu_rl.model.loading import PromptEncoder, load_model
 
     model = load_model(start, stage_dtype(config, arguments))
     if config.attention != "sdpa":
@@ -470,7 +470,7 @@ def measure(
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from lingshu_rl.model import PromptEncoder, load_model
+    from lingshu_rl.model.loading import PromptEncoder, load_model
     from rewards.compose import DEFAULT_SPEC, build
 
     state = PartialState()
@@ -510,8 +510,8 @@ def answer(
     import torch
     from transformers import GenerationConfig
 
-    from lingshu_rl.families import model_spec
-    from lingshu_rl.model import open_image
+    from lingshu_rl.model.families import model_spec
+    from lingshu_rl.model.loading import open_image
 
     stop = model.generation_config.eos_token_id
     ends = set(encoder.eos_ids) | set(stop if isinstance(stop, list) else [stop] if stop is not None else [])
@@ -600,7 +600,7 @@ def _test_prompts(config: SftConfig) -> list[Prompt]:
 
 
 def _blank(prompts: Sequence[Prompt]) -> list[Prompt]:
-    from lingshu_rl.model import blank_image
+    from lingshu_rl.model.loading import blank_image
 
     return [replace(p, images=tuple(blank_image(image) for image in p.images)) for p in prompts]
 
@@ -621,7 +621,7 @@ def _open_folder(folder: Path, config: SftConfig) -> None:
 
 
 def _model_hash(model: str) -> str:
-    from lingshu_rl.model import model_path
+    from lingshu_rl.model.loading import model_path
 
     path = Path(model_path(model))
     return Fingerprints().of(path) if path.is_dir() else text_hash(model)

@@ -14,8 +14,8 @@ from typing import Any
 
 from lingshu_rl.advantages import gdpo_advantages, group_advantages, overlong_penalty
 from lingshu_rl.config import Config
-from lingshu_rl.evaluation import evaluate
 from lingshu_rl.firstbatch import check_first_batch
+from lingshu_rl.heldout import evaluate
 from lingshu_rl.results import finish, log_step
 from lingshu_rl.run import Ahead, Run, Spans, open_run
 from lingshu_rl.types import Group, Prompt, Rollout, Scored, TokenGroup, TrainGroup

@@ -38,7 +38,8 @@ class Servers:
 
     @property
     def env(self) -> dict[str, str]:
-        from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
+        from lingshu_rl.processes.token import TOKEN_ENV
+        from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
 
         return {**os.environ, TOKEN_ENV: TOKEN, TRANSFER_DIR_ENV: str(self.transfer), "PYTHONPATH": str(ROOT)}
 
@@ -49,8 +50,9 @@ class Servers:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV, TRANSFER_DIR_ENV
-    from lingshu_rl.workers import Worker, free_port, stop_all
+    from lingshu_rl.processes.token import TOKEN_ENV
+    from lingshu_rl.processes.workers import Worker, free_port, stop_all
+    from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
 
     logs = tmp_path_factory.mktemp("servers")
     workers = []

@@ -15,10 +15,10 @@ import torch
 from accelerate.state import AcceleratorState
 from deepspeed.utils import safe_get_full_grad
 
-from lingshu_rl import logprobs
 from lingshu_rl.config import load_config
 from lingshu_rl.data.load import load
-from lingshu_rl.model import PromptEncoder
+from lingshu_rl.model import logprobs
+from lingshu_rl.model.loading import PromptEncoder
 from lingshu_rl.policy import Policy
 from lingshu_rl.types import TokenGroup, TrainGroup
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lingshu_rl.advantages import gdpo_advantages, group_advantages, overlong_penalty
-from lingshu_rl.options import AdvantageConfig
+from lingshu_rl.objective import AdvantageConfig
 
 GROUP, NO_STD, LEAVE_ONE_OUT = (AdvantageConfig(variant) for variant in ("group", "no_std", "leave_one_out"))
 

@@ -114,7 +114,7 @@ def test_dry_run_prints_settings_and_devices_and_loads_no_model(capsys, monkeypa
 
 
 def test_engine_options_reach_the_engines_command_lines(tmp_path):
-    from lingshu_rl.placement import DeviceSet
+    from lingshu_rl.processes.placement import DeviceSet
     from lingshu_rl.rollout.server import vllm_command, vllm_env
 
     settings = [

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from lingshu_rl.data.load import load
-from lingshu_rl.families import model_spec
 from lingshu_rl.firstbatch import blank_vision, largest_gap
-from lingshu_rl.model import PromptEncoder, load_model
+from lingshu_rl.model.families import model_spec
+from lingshu_rl.model.groups import group_logprobs
+from lingshu_rl.model.loading import PromptEncoder, load_model
 from lingshu_rl.policy import checkpoint_tensors
 from lingshu_rl.rollout.client import RolloutClient
 from lingshu_rl.rollout.transfer import FileTransfer
-from lingshu_rl.scoring import group_logprobs
 from lingshu_rl.types import TokenGroup
 
 pytestmark = pytest.mark.slow

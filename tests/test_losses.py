@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lingshu_rl.losses import KL, VARIANTS, policy_loss, rollout_weights
-from lingshu_rl.options import LossConfig
+from lingshu_rl.objective import LossConfig
 
 LENGTHS = [3, 7, 1, 5]
 ADVANTAGES = [1.2, -0.7, 0.3, -1.1]

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from lingshu_rl.config import ConfigError, load_config
-from lingshu_rl.pool import Pool
+from lingshu_rl.processes.pool import Pool
+from lingshu_rl.processes.workers import WorkerError
 from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.reference.wire import decode_groups, encode_logprobs
 from lingshu_rl.results import timeline
@@ -23,7 +24,6 @@ from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.stream import PromptStream
 from lingshu_rl.train import collect
 from lingshu_rl.types import Prompt, Rollout
-from lingshu_rl.workers import WorkerError
 from rewards.base import RewardResult
 
 

@@ -64,7 +64,7 @@ def test_rows_are_dealt_once_and_ranks_run_the_same_parts_of_the_model(sizes, im
 def test_a_model_that_cannot_share_is_said_and_gets_rows_of_its_own():
     from transformers import CONFIG_MAPPING
 
-    from lingshu_rl.families import model_spec
+    from lingshu_rl.model.families import model_spec
 
     plain, linear = model_spec(CONFIG_MAPPING["qwen3"]()), model_spec(CONFIG_MAPPING["qwen3_next"]())
     config = load_config()

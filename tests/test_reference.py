@@ -7,12 +7,12 @@ from safetensors.torch import save
 from starlette.testclient import TestClient
 
 from lingshu_rl.config import load_config
-from lingshu_rl.model import PromptEncoder, load_model
+from lingshu_rl.model.groups import group_logprobs
+from lingshu_rl.model.loading import PromptEncoder, load_model
+from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.reference.client import ReferenceClient, ReferenceRequestError
 from lingshu_rl.reference.server import ReferenceModel, build_app
 from lingshu_rl.reference.wire import WireError, decode_groups, decode_logprobs, encode_groups, encode_logprobs
-from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV
-from lingshu_rl.scoring import group_logprobs
 from lingshu_rl.types import TokenGroup
 
 AUTH = {"Authorization": "Bearer secret"}
@@ -157,7 +157,7 @@ def test_replicas_share_one_queue():
 
 
 def test_reference_options_follow_the_policy():
-    from lingshu_rl.placement import DeviceSet
+    from lingshu_rl.processes.placement import DeviceSet
     from lingshu_rl.reference.server import reference_command
 
     config = load_config(None, ["packing.layout=dense", "packing.token_budget=99", "reference.dtype=bfloat16"])
@@ -246,7 +246,7 @@ def test_a_body_announced_too_large_is_refused_unread(app):
 def test_the_reference_can_be_refreshed_from_its_own_folder_only(tmp_path):
     import shutil
 
-    from lingshu_rl.model import model_path
+    from lingshu_rl.model.loading import model_path
 
     model = ReferenceModel("demo", dtype="float32", device="cpu", layout="shared", token_budget=4096, temperature=1.0)
     new = load_model("demo", torch.float32)
@@ -324,10 +324,10 @@ def test_a_sharded_reference_gives_the_log_probs_of_a_whole_one(tmp_path):
     """Two processes with half of each layer (reference.tensor_parallel=2), started as a run starts them."""
     import os
 
-    from lingshu_rl.model import model_path
-    from lingshu_rl.placement import DeviceSet
+    from lingshu_rl.model.loading import model_path
+    from lingshu_rl.processes.placement import DeviceSet
+    from lingshu_rl.processes.workers import Worker, free_port, stop_all
     from lingshu_rl.reference.server import reference_command
-    from lingshu_rl.workers import Worker, free_port, stop_all
 
     config, port = load_config(None, ["reference.tensor_parallel=2"]), free_port()
     command = reference_command(config, model_path("demo"), DeviceSet(), port=port)

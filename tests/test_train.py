@@ -59,7 +59,7 @@ def test_a_run_leaves_everything_a_reader_needs(whole_run):
 def test_the_checkpoint_is_an_ordinary_hugging_face_folder(whole_run):
     import torch
 
-    from lingshu_rl.model import PromptEncoder, load_model
+    from lingshu_rl.model.loading import PromptEncoder, load_model
 
     hf = whole_run[0] / "checkpoints" / "step-000004" / "hf"
     trained, start = load_model(str(hf), torch.float32), load_model("demo", torch.float32)
@@ -162,7 +162,7 @@ def test_lora_freezing_checkpointing_and_several_optimizer_steps(servers, tmp_pa
 def test_adapters_alone_reach_the_engine_also_when_it_was_started_again(tmp_path):
     import torch
 
-    from lingshu_rl.model import load_model
+    from lingshu_rl.model.loading import load_model
 
     folder = tmp_path / "run"
     settings = [*LORA, "rollout.weight_transfer=adapter", "train.lr=2e-3", "train.steps=4", "eval.controls=[]"]

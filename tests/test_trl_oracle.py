@@ -12,10 +12,10 @@ from test_families import gradient_gap
 from tiny_models import IMAGE, VISION_FAMILIES, build, group
 from torch import Tensor
 
-from lingshu_rl.logprobs import completion_logprobs
 from lingshu_rl.losses import policy_loss
-from lingshu_rl.options import LossConfig
-from lingshu_rl.packing import pack
+from lingshu_rl.model.logprobs import completion_logprobs
+from lingshu_rl.model.packing import pack
+from lingshu_rl.objective import LossConfig
 from lingshu_rl.types import TokenGroup
 
 PAD, EOS, MAX_TOKENS = 0, 2, 12

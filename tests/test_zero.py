@@ -13,8 +13,8 @@ import torch
 from test_families import gradient_gap, make_groups, score, token_weights
 from tiny_models import build, group
 
-from lingshu_rl.logprobs import completion_logprobs
-from lingshu_rl.packing import pack
+from lingshu_rl.model.logprobs import completion_logprobs
+from lingshu_rl.model.packing import pack
 from lingshu_rl.policy import share_rows, skip_shared_memory_build
 
 

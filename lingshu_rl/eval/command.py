@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser):  # type: ignore[no-untyped-d
 def run(arguments: argparse.Namespace) -> int:
     from lingshu_rl.chat import EndpointError
     from lingshu_rl.config import ConfigError
-    from lingshu_rl.workers import WorkerError
+    from lingshu_rl.processes.workers import WorkerError
 
     def work() -> int:
         if arguments.list:

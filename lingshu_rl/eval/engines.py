@@ -156,7 +156,7 @@ def kind_of(model: str) -> str:
 
 def takes_images(model: str) -> bool:
     """Whether a local model's configuration speaks of a vision tower or image tokens; a Hub id's file is fetched."""
-    from lingshu_rl.model import model_path
+    from lingshu_rl.model.loading import model_path
 
     file = Path(model_path(model)) / "config.json"
     if not file.is_file():
@@ -178,11 +178,11 @@ def serve(model: str, *, seed: int, vllm: Mapping[str, Any], log: Path, start_ti
     vllm: vLLM's own options. The server is the rollout worker that training uses.
     """
     from lingshu_rl.config import Config
-    from lingshu_rl.model import model_path
-    from lingshu_rl.placement import DeviceSet, visible_gpus
+    from lingshu_rl.model.loading import model_path
+    from lingshu_rl.processes.placement import DeviceSet, visible_gpus
+    from lingshu_rl.processes.workers import Worker, free_port
     from lingshu_rl.rollout.server import vllm_command, vllm_env
     from lingshu_rl.rollout.transfer import remove_folder, transfer_folder
-    from lingshu_rl.workers import Worker, free_port
 
     config = Config(model=model, seed=seed)
     config.rollout.vllm = dict(vllm)

@@ -21,7 +21,7 @@ GRADING = ("numpy", "sympy", "rapidfuzz", "rouge-score", "sacrebleu", "pycocoeva
 
 def model_hash(model: str) -> str:
     """SHA-256 over a local model folder's files that decide what it answers, or the commit of a Hub model."""
-    from lingshu_rl.model import model_path
+    from lingshu_rl.model.loading import model_path
 
     folder = Path(model_path(model)).expanduser()
     if folder.is_dir():

@@ -47,7 +47,7 @@ from lingshu_rl.eval.metrics import choose_metrics, report_metrics
 from lingshu_rl.eval.provenance import differences, environment, model_hash
 from lingshu_rl.eval.scoring import MAIN, Row, make_row, reward_input, score, summarise_conditions
 from lingshu_rl.eval.tables import percent, write_tables
-from lingshu_rl.model import DEMO_MODEL
+from lingshu_rl.model.loading import DEMO_MODEL
 from lingshu_rl.progress import Progress
 from lingshu_rl.runfolder import write_text
 from lingshu_rl.types import Prompt

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lingshu_rl.pool import Examine, Pool, unwatched
+from lingshu_rl.processes.pool import Examine, Pool, unwatched
 from lingshu_rl.types import TokenGroup
 
 if TYPE_CHECKING:

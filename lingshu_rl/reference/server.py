@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.config import Config
-from lingshu_rl.placement import DeviceSet
-from lingshu_rl.rollout.vllm_plugin import RequireToken
+from lingshu_rl.processes.placement import DeviceSet
+from lingshu_rl.processes.token import RequireToken
+from lingshu_rl.processes.workers import python
 from lingshu_rl.runfolder import RunFolder
-from lingshu_rl.workers import python
 
 ADMITTED = 2  # one is computed while the next is read
 MAX_CONNECTIONS = 512
@@ -45,8 +45,8 @@ class ReferenceModel:
         **scoring: Any,
     ) -> None:
         """scoring: token_budget, layout, temperature and attention of `group_logprobs`, as the policy uses them."""
-        from lingshu_rl.families import model_spec
-        from lingshu_rl.model import load_model, resolve_dtype
+        from lingshu_rl.model.families import model_spec
+        from lingshu_rl.model.loading import load_model, resolve_dtype
 
         self.dtype, self.device, self.shards = resolve_dtype(dtype, device != "cpu"), device, tensor_parallel
         self.model = load_model(model, self.dtype, tensor_parallel).to(device).requires_grad_(False)
@@ -60,15 +60,15 @@ class ReferenceModel:
 
     def score(self, body: bytes) -> bytes:
         """encode_groups in, encode_logprobs out. Raises WireError for a body that is not one."""
+        from lingshu_rl.model.groups import group_logprobs
         from lingshu_rl.reference.wire import decode_groups, encode_logprobs
-        from lingshu_rl.scoring import group_logprobs
 
         scored = group_logprobs(self.model, decode_groups(body, **self.limits), **self.scoring)
         return encode_logprobs(scored)
 
     def refresh(self, folder: Path) -> None:
         """Replace the model by the one in `folder`, of the same kind. The old one leaves the device first."""
-        from lingshu_rl.model import load_model
+        from lingshu_rl.model.loading import load_model
 
         if self.shards > 1:  # its shards are loaded to the devices at once
             self.model.to("meta")

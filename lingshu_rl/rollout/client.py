@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.pool import Examine, Pool, unwatched
+from lingshu_rl.processes.pool import Examine, Pool, unwatched
 from lingshu_rl.types import Prompt, Rollout
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lingshu_rl.config import Config
-from lingshu_rl.placement import DeviceSet
 from lingshu_rl.policy import Policy
+from lingshu_rl.processes.placement import DeviceSet
 from lingshu_rl.rollout.client import RolloutClient
 from lingshu_rl.rollout.server import vllm_options
 from lingshu_rl.rollout.vllm_plugin import retie_heads

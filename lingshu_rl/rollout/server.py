@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.config import Config
-from lingshu_rl.placement import DeviceSet, available_cores
-from lingshu_rl.rollout.vllm_plugin import BACKEND, TOKEN_ENV, TRANSFER_DIR_ENV
-from lingshu_rl.workers import python
+from lingshu_rl.processes.placement import DeviceSet, available_cores
+from lingshu_rl.processes.token import TOKEN_ENV
+from lingshu_rl.processes.workers import python
+from lingshu_rl.rollout.vllm_plugin import BACKEND, TRANSFER_DIR_ENV
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
 
@@ -54,7 +55,7 @@ def vllm_command(config: Config, model: str, devices: DeviceSet, *, port: int, h
         "host": host,
         "port": port,
         "weight_transfer_config": {"backend": transfer},
-        "middleware": "lingshu_rl.rollout.vllm_plugin.RequireToken",
+        "middleware": "lingshu_rl.processes.token.RequireToken",
         "disable_uvicorn_access_log": True,
     }
     command = [*devices.command_prefix(), python(), "-m", "vllm.entrypoints.openai.api_server"]

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.policy import Policy
-from lingshu_rl.pool import Pool, Server
+from lingshu_rl.processes.pool import Pool, Server
+from lingshu_rl.processes.workers import free_port
 from lingshu_rl.rollout.client import RolloutClient, RolloutError
-from lingshu_rl.workers import free_port
 
 if TYPE_CHECKING:
     import torch

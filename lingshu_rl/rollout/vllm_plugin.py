@@ -1,11 +1,10 @@
-"""What vLLM loads into its own processes: a weight-transfer engine for hosts without NCCL, and the token check.
+"""What vLLM loads into its own processes: a weight-transfer engine for hosts without NCCL.
 
 `register` is the entry point of the group `vllm.general_plugins`; vLLM calls it in every process it starts.
 """
 
 from __future__ import annotations
 
-import hmac
 import os
 import time
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 BACKEND = "lingshu_file"
 LOOK_S = 2e-4  # between two looks at a queue; a decoding step of a small model takes ten milliseconds
-TOKEN_ENV = "LINGSHU_RL_TOKEN"
 TRANSFER_DIR_ENV = "LINGSHU_RL_TRANSFER_DIR"
 
 
@@ -40,29 +38,6 @@ def wait_idly_on_cpu() -> None:
 
     if current_platform.is_cpu():
         shm_broadcast.sched_yield = lambda: time.sleep(LOOK_S)
-
-
-class RequireToken:
-    """ASGI middleware: every route but /health needs `Authorization: Bearer <token of this run>`.
-
-    vLLM's own --api-key guards only /v1; the weight routes are more dangerous than those.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-        token = os.environ.get(TOKEN_ENV, "")
-        if not token:
-            raise RuntimeError(f"{TOKEN_ENV} must be set for the token check")
-        self.expected = f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["path"] != "/health":
-            headers = dict(scope["headers"])
-            if not hmac.compare_digest(headers.get(b"authorization", b""), self.expected):
-                await send({"type": "http.response.start", "status": 401, "headers": []})
-                await send({"type": "http.response.body", "body": b"missing or wrong token"})
-                return
-        await self.app(scope, receive, send)
 
 
 def file_engine_class() -> Any:

@@ -335,7 +335,7 @@ def _seeds(given: Any) -> tuple[int, ...]:
 
 def _devices(given: Any) -> tuple[Any, ...]:
     """Device sets, in the words of the trainer's devices.*: each runs one training run at a time."""
-    from lingshu_rl.placement import DeviceSet, parse_devices
+    from lingshu_rl.processes.placement import DeviceSet, parse_devices
 
     many = given if isinstance(given, list) else [given]
     if not many:

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.placement import DeviceSet, parse_devices
+from lingshu_rl.processes.placement import DeviceSet, parse_devices
+from lingshu_rl.processes.workers import die_with_parent, free_port, group_exists
 from lingshu_rl.progress import Progress
 from lingshu_rl.report.text import duration
 from lingshu_rl.sweep import status as states
 from lingshu_rl.sweep.plan import PlannedRun, Sweep, SweepError, select
 from lingshu_rl.sweep.status import Status
-from lingshu_rl.workers import die_with_parent, free_port, group_exists
 
 LAUNCH = ("{python}", "-m", "accelerate.commands.launch", "--num_processes", "{processes}",
           "--main_process_port", "{port}", "-m", "lingshu_rl.cli", "train")  # fmt: skip

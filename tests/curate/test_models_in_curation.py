@@ -262,7 +262,7 @@ def test_pass_rates_of_the_demo_policy_from_a_real_vllm_server(
 ) -> None:
     from lingshu_rl.demo.build import build_demo
     from lingshu_rl.demo.reward import demo_spec
-    from lingshu_rl.rollout.vllm_plugin import TOKEN_ENV
+    from lingshu_rl.processes.token import TOKEN_ENV
 
     monkeypatch.setenv("VLLM_TOKEN", servers.env[TOKEN_ENV])
     folder = build_demo()

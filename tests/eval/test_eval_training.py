@@ -9,7 +9,7 @@ from eval_samples import png, write_json
 
 from lingshu_rl.eval.scoring import make_row
 from lingshu_rl.eval.stats import summarise
-from lingshu_rl.evaluation import evaluate
+from lingshu_rl.heldout import evaluate
 from lingshu_rl.report import write_report
 from lingshu_rl.rollout.client import RolloutError
 from lingshu_rl.types import Prompt, Rollout
@@ -40,7 +40,7 @@ class FakeRun:
         assert (n, temperature) == (1, 0.0)
         if prompt.id in self.refuse:
             raise RolloutError("refused: too long")
-        from lingshu_rl.model import open_image
+        from lingshu_rl.model.loading import open_image
 
         shade = open_image(prompt.images[0]).getpixel((1, 1))[0] if prompt.images else 128
         text = "I am not sure." if shade == 128 else f"<answer>{'yes' if shade > 100 else 'no'}</answer>"

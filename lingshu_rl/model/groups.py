@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lingshu_rl.logprobs import completion_logprobs, with_image_features
-from lingshu_rl.packing import pack
+from lingshu_rl.model.logprobs import completion_logprobs, with_image_features
+from lingshu_rl.model.packing import pack
 from lingshu_rl.types import TokenGroup
 
 

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from lingshu_rl.config import ConfigError, load_config
-from lingshu_rl.placement import DeviceSet, parse_devices, place
+from lingshu_rl.processes.placement import DeviceSet, parse_devices, place
 
 
 def placed(*settings, gpus=0, ranks=1):

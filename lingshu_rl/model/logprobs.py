@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lingshu_rl.attention import attention_masks, use_shared_attention
-from lingshu_rl.families import ModelSpec, model_spec, supports_sharing, unwrap
-from lingshu_rl.packing import PackedRow
-from lingshu_rl.vocab import LogitTransform, logprobs_of
+from lingshu_rl.model.attention import attention_masks, use_shared_attention
+from lingshu_rl.model.families import ModelSpec, model_spec, supports_sharing, unwrap
+from lingshu_rl.model.packing import PackedRow
+from lingshu_rl.model.vocab import LogitTransform, logprobs_of
 
 __all__ = ["TokenScores", "completion_logprobs", "supports_sharing", "trains_vision", "with_image_features"]
 

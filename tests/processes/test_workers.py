@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lingshu_rl.workers import Supervisor, Worker, WorkerError, free_port, stop_all
+from lingshu_rl.processes.workers import Supervisor, Worker, WorkerError, free_port, stop_all
 
 SERVER = """
 import http.server, sys, signal, subprocess
@@ -90,7 +90,7 @@ def test_workers_die_with_a_trainer_that_is_killed(tmp_path):
     trainer = f"""
 import sys, time; sys.path.insert(0, {os.getcwd()!r})
 from pathlib import Path
-from lingshu_rl.workers import Worker
+from lingshu_rl.processes.workers import Worker
 w = Worker("w", [sys.executable, "-c", "import time; time.sleep(600)"], url="", log=Path({str(tmp_path)!r}) / "w.log", env={{}}, stop_timeout_s=1)
 print(w.process.pid, flush=True); time.sleep(600)
 """

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from lingshu_rl.workers import Worker, WorkerError, free_port
+from lingshu_rl.processes.workers import Worker, WorkerError, free_port
 
 HOST, PORT = "{host}", "{port}"  # stand in a command for what only the node knows
 

@@ -18,7 +18,7 @@ DEMO_MODEL = "demo"
 
 def model_path(name: str) -> str:
     """The embedded policy's folder for "demo", else the name itself (a folder or a Hub id)."""
-    return str(Path(__file__).parent / "demo" / "weights") if name == DEMO_MODEL else name
+    return str(Path(__file__).parent.parent / "demo" / "weights") if name == DEMO_MODEL else name
 
 
 def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1) -> Any:

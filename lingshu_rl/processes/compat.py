@@ -9,8 +9,8 @@ vLLM starts processes of its own, so the declaration has to happen wherever torc
 a copy of this file and a `.pth` line into site-packages, which every interpreter of the environment runs at start.
 It does so only where the import really fails, and the hook itself does nothing once the compiled part loads.
 
-    python -m lingshu_rl.compat install      # needs no other package than torch and torchvision
-    python -m lingshu_rl.compat remove
+    python -m lingshu_rl.processes.compat install      # needs no other package than torch and torchvision
+    python -m lingshu_rl.processes.compat remove
 """
 
 from __future__ import annotations
@@ -114,5 +114,5 @@ def remove() -> str:
 if __name__ == "__main__":
     actions = {"install": install, "remove": remove}
     if len(sys.argv) != 2 or sys.argv[1] not in actions:
-        raise SystemExit("usage: python -m lingshu_rl.compat {install|remove}")
+        raise SystemExit("usage: python -m lingshu_rl.processes.compat {install|remove}")
     print(actions[sys.argv[1]]())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lingshu_rl.vocab import LogitTransform, logprobs_of
+from lingshu_rl.model.vocab import LogitTransform, logprobs_of
 
 PLACES, PAIRS, HIDDEN, VOCAB = 37, 50, 8, 301
 

@@ -21,8 +21,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from lingshu_rl.families import ModelSpec
-from lingshu_rl.packing import PackedRow, Span
+from lingshu_rl.model.families import ModelSpec
+from lingshu_rl.model.packing import PackedRow, Span
 
 NAME = "shared_prefix"
 WINDOWS = "windows_as_flash"  # "flash" in the name makes Qwen-VL hand over all windows in one call

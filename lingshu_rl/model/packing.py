@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lingshu_rl.families import ModelSpec, model_spec, mrope_positions
+from lingshu_rl.model.families import ModelSpec, model_spec, mrope_positions
 from lingshu_rl.types import TokenGroup
 
 # What processors return for each token of a prompt; rows make their own.

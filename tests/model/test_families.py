@@ -12,11 +12,11 @@ import transformers
 from tiny_models import IMAGE, TEXT, TEXT_FAMILIES, VIDEO, VISION_FAMILIES, build, group
 from torch import Tensor
 
-from lingshu_rl.attention import NAME, WINDOWS, allowed, attention_masks, use_shared_attention
-from lingshu_rl.families import model_spec, supports_sharing, unwrap
-from lingshu_rl.logprobs import completion_logprobs, trains_vision, with_image_features
-from lingshu_rl.packing import PackedRow, pack
-from lingshu_rl.scoring import group_logprobs
+from lingshu_rl.model.attention import NAME, WINDOWS, allowed, attention_masks, use_shared_attention
+from lingshu_rl.model.families import model_spec, supports_sharing, unwrap
+from lingshu_rl.model.groups import group_logprobs
+from lingshu_rl.model.logprobs import completion_logprobs, trains_vision, with_image_features
+from lingshu_rl.model.packing import PackedRow, pack
 from lingshu_rl.types import TokenGroup
 
 FAMILIES = (*VISION_FAMILIES, *TEXT_FAMILIES)
@@ -417,7 +417,7 @@ def test_a_family_that_cannot_share_gets_dense_rows() -> None:
 
 def test_a_broken_mask_shows_in_the_gap_that_a_run_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dense rows do not go through this library's masks, so the first batch finds a mask that is wrong."""
-    from lingshu_rl import attention
+    from lingshu_rl.model import attention
 
     model = build("qwen2_5_vl")
     groups = make_groups("qwen2_5_vl")

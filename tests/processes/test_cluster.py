@@ -10,8 +10,8 @@ import pytest
 from launching import ROOT, launch_command
 
 from lingshu_rl.config import ConfigError, load_config
-from lingshu_rl.placement import place
-from lingshu_rl.workers import Supervisor, WorkerError, stop_all
+from lingshu_rl.processes.placement import place
+from lingshu_rl.processes.workers import Supervisor, WorkerError, stop_all
 
 
 def test_ray_decides_which_devices():
@@ -62,7 +62,7 @@ def lose_the_rollout_node(cluster):
 
 
 def ray_worker(tmp_path, code=SERVER, **resources):
-    from lingshu_rl.cluster import HOST, PORT, RayWorker
+    from lingshu_rl.processes.cluster import HOST, PORT, RayWorker
 
     return RayWorker("rollout server 0", [sys.executable, "-c", code, HOST, PORT], log=tmp_path / "w.log", env={}, stop_timeout_s=2,
                      options={"resources": resources})  # fmt: skip
@@ -70,7 +70,7 @@ def ray_worker(tmp_path, code=SERVER, **resources):
 
 @pytest.mark.slow
 def test_a_server_comes_back_on_another_node(cluster, tmp_path):
-    from lingshu_rl.cluster import join_cluster, leave_cluster
+    from lingshu_rl.processes.cluster import join_cluster, leave_cluster
 
     join_cluster()
     events = []

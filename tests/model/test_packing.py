@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from test_families import gradient_gap, logprob_gap, score
 from tiny_models import IMAGE, VIDEO, build, config_of, group, words
 
-from lingshu_rl.families import model_spec, mrope_positions
-from lingshu_rl.packing import pack
-from lingshu_rl.scoring import group_logprobs
+from lingshu_rl.model.families import model_spec, mrope_positions
+from lingshu_rl.model.groups import group_logprobs
+from lingshu_rl.model.packing import pack
 from lingshu_rl.types import TokenGroup
 
 TEXT_CONFIG = config_of("qwen2")
