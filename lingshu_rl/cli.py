@@ -216,10 +216,10 @@ def run_training(config) -> int:  # type: ignore[no-untyped-def]
     from lingshu_rl.config import ConfigError
     from lingshu_rl.data.load import DataError
     from lingshu_rl.firstbatch import CheckError
+    from lingshu_rl.mainrank import Preempted
     from lingshu_rl.processes.workers import WorkerError
     from lingshu_rl.reference.client import ReferenceRequestError
     from lingshu_rl.rollout.client import RolloutError
-    from lingshu_rl.run import Preempted
     from lingshu_rl.runfolder import RunFolderError
     from lingshu_rl.train import train
     from rewards.executor import RewardFailure

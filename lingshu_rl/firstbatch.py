@@ -29,7 +29,7 @@ class CheckError(RuntimeError):
 
 
 def check_first_batch(run: Run, groups: Sequence[TrainGroup]) -> None:
-    """Measure, store in run.first_batch, and act on `check.on_failure`. All ranks call this. Raises CheckError."""
+    """Measure, store in run.state.first_batch, and act on `check.on_failure`. All ranks call this. Raises CheckError."""
     limits, policy = run.config.check, run.policy
     own = policy.logprobs([g.tokens for g in groups])
     sampled = [[torch.tensor(x) for x in g.rollout_logprobs] for g in groups]
@@ -43,7 +43,7 @@ def check_first_batch(run: Run, groups: Sequence[TrainGroup]) -> None:
     if seeing:
         blank = [replace(groups[i].tokens, vision=blank_vision(groups[i].tokens.vision)) for i in seeing]
         found["blank_gap_first_step"] = largest_gap(policy.logprobs(blank), [sampled[i] for i in seeing])
-    run.first_batch = found
+    run.state.first_batch = found
     run.progress.say(
         "first batch: " + ", ".join(f"{key.removesuffix('_first_step')} {v:.2g}" for key, v in found.items())
     )

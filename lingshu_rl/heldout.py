@@ -37,7 +37,6 @@ async def evaluate(run: Run, name: str, controls: Sequence[str] = ()) -> dict[st
 
     Raises RolloutError when no question at all was answered: then it is the engine that is at fault.
     """
-    assert run.rollout is not None
     prompts = run.test[: run.config.eval.limit or None]
     asked = conditions_of(prompts, controls)
     run.progress.start(f"evaluating {name}", sum(map(len, asked.values())))
@@ -52,7 +51,7 @@ async def evaluate(run: Run, name: str, controls: Sequence[str] = ()) -> dict[st
         run.folder.write_eval(name if condition == MAIN else f"{name}_{condition}", rows)
         found = score(rows)
         if condition == MAIN and found["n"]:
-            run.accuracy = found["accuracy"]
+            run.state.accuracy = found["accuracy"]
         low, high = found["ci95"]
         told = f"{found['accuracy']:.3f}" if found["n"] else "unknown (no answer could be judged)"
         run.progress.say(

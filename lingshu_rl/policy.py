@@ -215,14 +215,7 @@ class Policy:
 
     def _reduce(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         """Sum (or take the maximum of `_max` keys) over the ranks."""
-        import torch
-
-        every: list[dict[str, float]] = [{} for _ in range(self.ranks)]
-        mine = {key: float(value) for key, value in sums.items()}
-        if self.ranks == 1:
-            every = [mine]
-        else:
-            torch.distributed.all_gather_object(every, mine)
+        every = self.gather({key: float(value) for key, value in sums.items()})
         keys = sorted({key for one in every for key in one})
         return {
             key: (max if key.endswith("_max") else sum)(one[key] for one in every if key in one)  # type: ignore[operator]
@@ -301,6 +294,15 @@ class Policy:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on every rank."""
+        import torch
+
+        every: list[Any] = [value] * self.ranks
+        if self.ranks > 1:
+            torch.distributed.all_gather_object(every, value)
+        return every
 
     def use_device(self) -> None:
         """Make this rank's GPU the current one of the calling thread; nothing on CPU."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +18,15 @@ if TYPE_CHECKING:
     from lingshu_rl.train import Experience
 
 
-def log_step(run: Run, step: int, batch: Experience, update: dict[str, float], seconds: float) -> None:
-    """Write the step's metrics and rollouts, feed the trackers, print a line. Main rank only; others return."""
+def log_step(run: Run, step: int, batch: Experience, update: dict[str, float]) -> None:
+    """Write the step's metrics and rollouts, feed the trackers, print a line. Main rank only; others return.
+
+    step: from 0, as the loop counts; readers see it counted from 1.
+    """
+    times = run.timeline.take(step)
     if not run.is_main:
         return
+    step += 1
     members = [m for g in batch.groups for m in g.members]
     judged = [m.result.value for m in members if m.result.value is not None]
     by_kind: dict[str, list[float]] = defaultdict(list)
@@ -52,14 +55,10 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float], s
         **{key if "/" in key or key == "lr" else f"policy/{key}": value for key, value in update.items()},
         "weight_version": min(m.rollout.weight_version for m in members),
         "staleness": step - 1 - min(m.rollout.weight_version for m in members),
-        "cursor": run.cursor,
-        **({"reference_version": int(run.reference_from[-6:])} if run.reference_from else {}),
-        **{f"time/{name}": value for name, value in batch.seconds.items()},
-        **{f"time/{name}": run.last_seconds[name] for name in ("update", "weight_sync") if name in run.last_seconds},
-        "time/step": seconds,
-        **timeline({**batch.spans, **run.spans}, run.started),
+        "cursor": run.state.cursor,
+        **({"reference_version": int(run.state.reference[-6:])} if run.state.reference else {}),
+        **times,
     }
-    run.spans.clear()
     run.folder.log_metrics(metrics)
     run.folder.write_rollouts(step, batch.groups, batch.advantages)
     run.policy.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=step)
@@ -67,25 +66,17 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float], s
     run.progress.say(step_line(step, run.config.train.steps, metrics))
 
 
-def timeline(spans: Mapping[str, tuple[float, float]], origin: float) -> dict[str, float]:
-    """time/start/PHASE and time/end/PHASE in seconds since `origin`: when this process started the run."""
-    edges = enumerate(("start", "end"))
-    return {f"time/{edge}/{name}": span[i] - origin for i, edge in edges for name, span in spans.items()}
-
-
 async def finish(run: Run) -> dict[str, Any]:
     """Evaluate the trained policy, write summary.json and report.html, and say where they are."""
-    with run.phase("evaluation"):
+    with run.timeline.of("evaluation"):
         await evaluate(run, "after", run.config.eval.controls)
-    assert run.rollout is not None
-    total = run.seconds_before + time.monotonic() - run.started
     summary = {
         **summarise(run.folder.read_evals()),
         "steps": run.config.train.steps,
-        "seconds_total": round(total, 1),
-        "seconds_by_phase": {name: round(value, 2) for name, value in run.seconds.items()},
+        "seconds_total": round(run.timeline.total_s, 1),
+        "seconds_by_phase": {name: round(value, 2) for name, value in run.timeline.seconds.items()},
         "versions": versions(),
-        **run.first_batch,
+        **run.state.first_batch,
         "zero_stage": run.policy.zero_stage,
         "policy_ranks": run.policy.ranks,
         "policy_parameters": run.policy.parameters,

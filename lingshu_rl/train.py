@@ -6,7 +6,6 @@ prompts -> rollouts (vLLM) -> rewards -> advantages -> reference log-probs -> on
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +15,9 @@ from lingshu_rl.advantages import gdpo_advantages, group_advantages, overlong_pe
 from lingshu_rl.config import Config
 from lingshu_rl.firstbatch import check_first_batch
 from lingshu_rl.heldout import evaluate
+from lingshu_rl.overlap import Ahead
 from lingshu_rl.results import finish, log_step
-from lingshu_rl.run import Ahead, Run, Spans, open_run
+from lingshu_rl.run import Run, open_run
 from lingshu_rl.types import Group, Prompt, Rollout, Scored, TokenGroup, TrainGroup
 
 
@@ -25,14 +25,12 @@ from lingshu_rl.types import Group, Prompt, Rollout, Scored, TokenGroup, TrainGr
 class Experience:
     """One step's completions: `groups` and their advantages for the log, `train` for the update.
 
-    drawn: prompts taken from the stream; the next step goes on after them. spans: when each phase began and ended.
+    drawn: prompts taken from the stream; the next step goes on after them.
     """
 
     groups: tuple[Group, ...]
     advantages: tuple[tuple[float | None, ...], ...]
     train: tuple[TrainGroup, ...]
-    seconds: dict[str, float]
-    spans: Spans
     drawn: int
 
     def __add__(self, more: Experience) -> Experience:
@@ -40,8 +38,6 @@ class Experience:
             groups=self.groups + more.groups,
             advantages=self.advantages + more.advantages,
             train=self.train + more.train,
-            seconds={name: value + more.seconds[name] for name, value in self.seconds.items()},
-            spans=self.spans | more.spans,
             drawn=self.drawn + more.drawn,
         )
 
@@ -53,34 +49,40 @@ Prepared = tuple[tuple[float | None, ...], TrainGroup | None]
 async def train(config: Config) -> dict[str, Any]:
     """Run `config.train.steps` steps with evaluation before and after; returns what summary.json holds."""
     async with open_run(config) as run:
-        if run.first_step == 0:
-            with run.phase("evaluation"):
+        state = run.state
+        if state.step == 0:
+            with run.timeline.of("evaluation"):
                 await run.on_main(partial(evaluate, run, "before", config.eval.controls))
-        run.progress.start("training", config.train.steps, done=run.first_step)
+        run.progress.start("training", config.train.steps, done=state.step)
         ahead = Ahead(run, collect)
-        for step in range(run.first_step, config.train.steps):
-            began = time.monotonic()
+        for step in run.steps():
             batch = await ahead.batch(step)
-            if batch.train and not run.first_batch:
+            run.hand_device_to_policy()
+            if batch.train and not state.first_batch:
                 check_first_batch(run, batch.train)
-            run.cursor += batch.drawn
+            state.cursor += batch.drawn
             async with ahead.during(step):
                 update = await run.update(batch.train, step)
-            with run.phase("weight_sync"):
-                await run.transfer.send(run.policy, version=step + 1)
-            run.stream.observe(batch.groups, run.cursor)
-            log_step(run, step + 1, batch, update, time.monotonic() - began)
-            if config.reference.refresh_every and (step + 1) % config.reference.refresh_every == 0:
-                await run.refresh_reference(step + 1)
-            run.step = step + 1
-            if config.eval.every and (step + 1) % config.eval.every == 0 and step + 1 < config.train.steps:
+            with run.timeline.of("weight_sync", step):
+                await run.send_weights()
+            run.stream.observe(batch.groups, state.cursor)
+            log_step(run, step, batch, update)
+            if due(config.reference.refresh_every, step + 1):
+                await run.refresh_reference()
+            state.step = step + 1
+            if due(config.eval.every, step + 1) and step + 1 < config.train.steps:
                 await run.on_main(partial(evaluate, run, f"step-{step + 1:06d}"))
-            if config.checkpoint.every and (step + 1) % config.checkpoint.every == 0:
-                run.save_checkpoint(step + 1)
+            if due(config.checkpoint.every, step + 1):
+                run.save_checkpoint()
         run.progress.stop()
         if run.saved_step < config.train.steps:
-            run.save_checkpoint(config.train.steps)
+            run.save_checkpoint()
         return await run.on_main(partial(finish, run))
+
+
+def due(every: int, step: int) -> bool:
+    """Whether something that happens every so many steps (0 = never) happens after this one."""
+    return every > 0 and step % every == 0
 
 
 async def collect(run: Run, step: int) -> Experience:
@@ -90,12 +92,12 @@ async def collect(run: Run, step: int) -> Experience:
     has sampled already (the epoch turned over): it would give the same completions again.
     """
     wanted = run.config.train.prompts_per_step
-    batch = await sample(run, step, run.stream.take(run.cursor, wanted))
+    batch = await sample(run, step, run.stream.take(run.state.cursor, wanted))
     for _ in range(run.config.train.max_refills):
         if len(batch.train) == wanted:
             break
         sampled = {group.prompt.id for group in batch.groups}
-        drawn = run.stream.take(run.cursor + batch.drawn, wanted - len(batch.train))
+        drawn = run.stream.take(run.state.cursor + batch.drawn, wanted - len(batch.train))
         more = await sample(run, step, [p for p in drawn if p.id not in sampled])
         batch += replace(more, drawn=len(drawn))
     return batch
@@ -107,58 +109,45 @@ async def sample(run: Run, step: int, prompts: Sequence[Prompt]) -> Experience:
     GDPO compares reward components over all groups, so there the reference has to wait for the last one.
     """
     config = run.config
-    spans = Spans()
-    scoring: dict[str, asyncio.Task[tuple[Group, float]]] = {}
+    scoring: dict[str, asyncio.Task[Group]] = {}
     preparing: dict[str, asyncio.Task[Prepared]] = {}
-    assert run.rollout is not None
-    with spans.of("rollout"):
+    with run.timeline.of("rollout", step):
         async for rollouts in run.rollout.groups(prompts, config.train.group_size, step):
             name = rollouts[0].prompt.id
-            scoring[name] = asyncio.create_task(score(run, rollouts, spans))
+            scoring[name] = asyncio.create_task(score(run, rollouts, step))
             if config.advantage.variant != "gdpo":
-                preparing[name] = asyncio.create_task(prepare(run, scoring[name], spans))
-    landed = time.monotonic()
-    scored = [await scoring[p.id] for p in prompts]
+                preparing[name] = asyncio.create_task(prepare(run, scoring[name], step))
+    groups = [await scoring[p.id] for p in prompts]
     if config.advantage.variant == "gdpo":
-        found = gdpo_advantages([[components(m) for m in group.members] for group, _ in scored], run.rewards.weights)
+        found = gdpo_advantages([[components(m) for m in group.members] for group in groups], run.rewards.weights)
         for p, own in zip(prompts, found, strict=True):
-            preparing[p.id] = asyncio.create_task(prepare(run, scoring[p.id], spans, tuple(own)))
+            preparing[p.id] = asyncio.create_task(prepare(run, scoring[p.id], step, tuple(own)))
     prepared = [await preparing[p.id] for p in prompts]
-    seconds = {
-        "rollout": spans.seconds("rollout"),
-        "reference": time.monotonic() - landed,
-        "reward": sum(spent for _, spent in scored),
-    }
-    for name, value in seconds.items():
-        run.add_seconds(name, value)
     return Experience(
-        groups=tuple(group for group, _ in scored),
+        groups=tuple(groups),
         advantages=tuple(advantages for advantages, _ in prepared),
         train=tuple(ready for _, ready in prepared if ready is not None),
-        seconds=seconds,
-        spans=spans,
         drawn=len(prompts),
     )
 
 
-async def score(run: Run, rollouts: Sequence[Rollout], spans: Spans) -> tuple[Group, float]:
-    """One group with its rewards, and the seconds they took."""
-    began = time.monotonic()
-    with spans.of("reward"):
+async def score(run: Run, rollouts: Sequence[Rollout], step: int) -> Group:
+    """One group with its rewards."""
+    with run.timeline.of("reward", step):
         results = await run.rewards.score([rollout.reward_input() for rollout in rollouts])
     members = tuple(Scored(rollout, result) for rollout, result in zip(rollouts, results, strict=True))
-    return Group(rollouts[0].prompt, members), time.monotonic() - began
+    return Group(rollouts[0].prompt, members)
 
 
 async def prepare(
-    run: Run, scored: asyncio.Task[tuple[Group, float]], spans: Spans, advantages: tuple[float | None, ...] = ()
+    run: Run, scored: asyncio.Task[Group], step: int, advantages: tuple[float | None, ...] = ()
 ) -> Prepared:
     """Advantages (made here unless given) and reference log-probs of one group: what the update needs.
 
     A member whose reward failed is masked: out of the group's mean and of the update. A group whose advantages are all
     zero teaches nothing and goes neither to the reference nor to the update.
     """
-    group, _ = await scored
+    group = await scored
     advantages = mask_truncated(group, advantages or advantages_of(group, run.config), run.config)
     kept = [(m.rollout, a) for m, a in zip(group.members, advantages, strict=True) if a is not None]
     if not any(a for _, a in kept):
@@ -172,7 +161,7 @@ async def prepare(
     tokens = TokenGroup(group.prompt.id, prompt_ids, tuple(r.token_ids for r, _ in kept), vision)
     reference = None
     if run.reference is not None:
-        with spans.of("reference"):
+        with run.timeline.of("reference", step):
             reference = (await run.reference.logprobs([tokens]))[0]
     logprobs = tuple(rollout.logprobs for rollout, _ in kept)
     return advantages, TrainGroup(tokens, tuple(a for _, a in kept), logprobs, reference)

@@ -7,6 +7,7 @@ import torch
 
 from lingshu_rl.config import load_config
 from lingshu_rl.firstbatch import CheckError, blank_vision, check_first_batch, mean_kl
+from lingshu_rl.state import RunState
 from lingshu_rl.types import TokenGroup, TrainGroup
 
 TRUE = torch.tensor([-1.0, -2.0, -0.5])
@@ -33,7 +34,7 @@ class FakePolicy:
 def run_for(policy, *settings):
     said = []
     run = SimpleNamespace(
-        config=load_config(None, settings), policy=policy, first_batch={}, progress=SimpleNamespace(say=said.append)
+        config=load_config(None, settings), policy=policy, state=RunState(), progress=SimpleNamespace(say=said.append)
     )
     return run, said
 
@@ -47,8 +48,8 @@ def group(sampled=TRUE, reference=TRUE):
 def test_a_sound_batch_passes_and_is_reported():
     run, said = run_for(FakePolicy())
     check_first_batch(run, [group()])
-    assert run.first_batch["kl_first_step"] < 1e-9 and run.first_batch["max_logprob_gap_first_step"] == 0
-    assert run.first_batch["blank_gap_first_step"] == pytest.approx(1.5) and "blank_gap" in said[0]
+    assert run.state.first_batch["kl_first_step"] < 1e-9 and run.state.first_batch["max_logprob_gap_first_step"] == 0
+    assert run.state.first_batch["blank_gap_first_step"] == pytest.approx(1.5) and "blank_gap" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_without_a_reference_or_images_those_checks_are_left_out():
     run, _ = run_for(FakePolicy(), "loss.kl_coef=0")
     text = TrainGroup(TokenGroup("q", (1,), ((3, 4, 5),), {}), (1.0,), (tuple(TRUE.tolist()),), None)
     check_first_batch(run, [text])
-    assert "blank_gap_first_step" not in run.first_batch
+    assert "blank_gap_first_step" not in run.state.first_batch
 
 
 def test_kl_is_zero_for_equal_and_positive_for_unequal():

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.mainrank import Preempted, Stop
+from lingshu_rl.overlap import Ahead
+from lingshu_rl.processes.fleet import Fleet
 from lingshu_rl.processes.pool import Pool
 from lingshu_rl.processes.workers import WorkerError
 from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.reference.wire import decode_groups, encode_logprobs
-from lingshu_rl.results import timeline
-from lingshu_rl.run import Ahead, Preempted, Run, Spans, reference_model
+from lingshu_rl.run import Run, reference_model
 from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.stream import PromptStream
 from lingshu_rl.train import collect
@@ -58,9 +60,6 @@ class Rollouts:
 
     def __init__(self, every):
         self.every, self.version, self.under_way, self.landed = every, 0, 0, {}
-
-    def sleep(self):
-        """A colocated engine would; servers do not."""
 
     async def groups(self, prompts, n, step):
         for p in prompts:
@@ -103,7 +102,11 @@ def a_run(tmp_path, *settings, policy=None, prompts=32):
     policy = policy or SimpleNamespace(
         accelerator=SimpleNamespace(is_main_process=True), share=lambda value: value, use_device=lambda: None, update=lambda groups, step: {}
     )  # fmt: skip
-    run = Run(load_config(None, settings), policy, SimpleNamespace(), SimpleNamespace())
+    stop = Stop()
+    stop.between_steps = True
+    run = Run(
+        load_config(None, settings), policy, SimpleNamespace(), fleet=Fleet(), stop=stop, progress=SimpleNamespace()
+    )
     items = [Prompt(str(i), ({"role": "user", "content": "?"},), (), "A", (), "open", {}) for i in range(4 * prompts)]
     run.stream = PromptStream(items, seed=0)
     run.encoder = SimpleNamespace(encode=lambda prompt: ((1, 2), {}))
@@ -151,12 +154,12 @@ async def train_steps(run, steps, update_s, log):
     ahead = Ahead(run, collect)
     for step in range(steps):
         batch = await ahead.batch(step)
-        run.first_batch = {"kl": 0.0}
-        run.cursor += batch.drawn
+        run.state.first_batch = {"kl": 0.0}
+        run.state.cursor += batch.drawn
         async with ahead.during(step):
             await asyncio.sleep(update_s)
             await run.update(batch.train, step)
-        await run.transfer.send(None, step + 1)
+        await run.send_weights()
         versions = {m.rollout.weight_version for g in batch.groups for m in g.members}
         log.append((step, versions, [g.prompt.id for g in batch.groups]))
     return now()
@@ -192,7 +195,7 @@ def test_a_batch_that_fails_ahead_of_its_step_fails_that_step(tmp_path):
 
     async def two():
         run = a_run(tmp_path, "train.max_staleness=1", "train.steps=3")
-        run.first_batch = {"kl": 0.0}
+        run.state.first_batch = {"kl": 0.0}
         ahead = Ahead(run, fail)
         await ahead.batch(0)
         async with ahead.during(0):
@@ -276,9 +279,9 @@ def test_a_restarted_server_gets_the_weights_from_all_ranks_while_the_work_goes_
         run.rollout = SimpleNamespace(
             pool=Pool("rollout", ["http://a"], token="", timeout_s=1, retries=0, error=ValueError)
         )
-        run.server_of = {"rollout server 0": run.rollout.pool.servers[0]}
+        run.fleet.servers = {"rollout server 0": run.rollout.pool.servers[0]}
         run.rollout.pool.mark(run.rollout.pool.servers[0], alive=True, up=False)
-        run.wanted.put_nowait(SimpleNamespace(name="rollout server 0", restarts=1))
+        run.fleet.wanted.put_nowait(SimpleNamespace(name="rollout server 0", restarts=1))
 
     async def work(run):
         server = await run.rollout.pool.take(1)  # waits until the server has the weights
@@ -293,13 +296,13 @@ def test_sigterm_and_lost_servers_end_the_work_on_every_rank(tmp_path):
     async def forever(run):
         await asyncio.sleep(1000)
 
-    main, other, *_ = Ranks(tmp_path).on_main(forever, lambda run: run.stopping.set())
+    main, other, *_ = Ranks(tmp_path).on_main(forever, lambda run: run.main.stop.asked.set())
     assert isinstance(main, Preempted) and isinstance(other, Preempted)
 
     def lose(run):
         failure = asyncio.get_running_loop().create_future()
         failure.set_exception(WorkerError("rollout server 0 was killed"))
-        run.supervisor = SimpleNamespace(failure=failure)
+        run.fleet.supervisor = SimpleNamespace(failure=failure)
 
     main, other, *_ = Ranks(tmp_path).on_main(forever, lose)
     assert isinstance(main, WorkerError) and isinstance(other, WorkerError)
@@ -314,11 +317,11 @@ def test_sigterm_waits_a_little_for_a_batch_that_runs_ahead(tmp_path):
             return SimpleNamespace(train=(), drawn=0)
 
         run = a_run(tmp_path, "train.max_staleness=1", "train.steps=3")
-        run.first_batch = {"kl": 0.0}
+        run.state.first_batch = {"kl": 0.0}
         ahead = Ahead(run, slow)
         await ahead.batch(0)
         async with ahead.during(0):
-            run.stopping.set()
+            run.main.stop.asked.set()
         kept, at = ahead.pending is not None, now()
         with pytest.raises(Preempted):
             await ahead.batch(1)
@@ -326,14 +329,6 @@ def test_sigterm_waits_a_little_for_a_batch_that_runs_ahead(tmp_path):
 
     assert virtually(ahead_of(5)) == (True, 5.0)
     assert virtually(ahead_of(500)) == (False, 10.0)
-
-
-def test_spans_widen_and_become_a_timeline():
-    spans = Spans({"rollout": (3.0, 5.0)}) | {"rollout": (4.0, 9.0), "reward": (6.0, 7.0)}
-    assert spans == {"rollout": (3.0, 9.0), "reward": (6.0, 7.0)} and spans.seconds("rollout") == 6.0
-    assert timeline(spans, origin=2.0) == {
-        "time/start/rollout": 1.0, "time/end/rollout": 7.0, "time/start/reward": 4.0, "time/end/reward": 5.0,
-    }  # fmt: skip
 
 
 def test_a_refreshed_reference_is_told_to_every_replica_and_to_those_started_later(tmp_path):
@@ -350,18 +345,19 @@ def test_a_refreshed_reference_is_told_to_every_replica_and_to_those_started_lat
         run.encoder.save = lambda folder: (folder / "tokenizer.json").touch()
         run.reference = reference(0, 2)
         run.reference.pool.http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-        run.workers = [
-            SimpleNamespace(name=f"{role} server 0", command=["python", "--model", "start", "--port", "1"])
+        run.fleet.workers = [
+            SimpleNamespace(role=role, command=["python", "--model", "start", "--port", "1"])
             for role in ("rollout", "reference")
         ]
-        await run.refresh_reference(2)
+        run.version = 2
+        await run.refresh_reference()
         return run
 
     run = asyncio.run(refresh())
     folder = tmp_path / "reference" / "step-000002"
-    assert run.reference_from == folder.name and (folder / "tokenizer.json").exists()
+    assert run.state.reference == folder.name and (folder / "tokenizer.json").exists()
     assert sorted(told) == [(host, "/refresh", {"folder": folder.name}) for host in ("r0", "r1")]
-    assert [w.command[2] for w in run.workers] == ["start", str(folder)]
+    assert [w.command[2] for w in run.fleet.workers] == ["start", str(folder)]
     assert reference_model(run.config, run.folder, None).endswith("weights")
     checkpoint = tmp_path / "checkpoints" / "step-000002"
     checkpoint.mkdir(parents=True)

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.state import RunState
 from lingshu_rl.stream import PromptStream
+from lingshu_rl.timeline import Timeline
 from lingshu_rl.train import collect
 from lingshu_rl.types import Prompt, Rollout
 from rewards.base import RewardResult
@@ -52,12 +54,12 @@ def a_run(teaches, *settings, cursor=0):
     run = SimpleNamespace(
         config=load_config(None, ["train.prompts_per_step=3", "train.group_size=2", *settings]),
         stream=stream,
-        cursor=cursor,
+        state=RunState(cursor=cursor),
+        timeline=Timeline(),
         rollout=Rollouts(),
         rewards=Rewards(),
         reference=Reference(),
         encoder=SimpleNamespace(encode=lambda prompt: ((1, 2), {})),
-        add_seconds=lambda name, value: None,
     )
     return run
 

@@ -109,12 +109,13 @@ def test_rollouts_one_step_ahead_survive_a_preemption_to_the_last_digit(servers,
     assert untimed(metrics_of(tmp_path / "run")) == untimed(rows)
 
 
-def test_an_engine_in_the_policys_process_gives_the_same_numbers(whole_run, servers, tmp_path):
+def test_engines_in_the_processes_of_two_ranks_give_the_same_numbers_as_a_server(whole_run, servers, tmp_path):
     folder = tmp_path / "run"
+    env = {**servers.env, "OMP_NUM_THREADS": "1"}
     settings = [REFILLS, f"reference.urls=[{servers.reference}]", "rollout.placement=colocate", "eval.controls=[]", "rollout.vllm={max_model_len: 512}"]  # fmt: skip
-    done = launch([*SHORT, *settings, f"run.dir={folder}"], env=servers.env)
+    done = launch([*SHORT, *settings, f"run.dir={folder}"], env=env, processes=2)
     assert done.returncode == 0, done.stdout
-    assert len(metrics_of(folder)) == 2
+    assert len(metrics_of(folder)) == 2 and "Traceback" not in done.stdout
     for one, other in zip(untimed(metrics_of(whole_run[0])), untimed(metrics_of(folder)), strict=False):
         assert one["tokens/generated"] == other["tokens/generated"] and one["reward/mean"] == other["reward/mean"]
         assert other["policy/rollout_gap_max"] < 1e-3 and one["policy/kl"] == pytest.approx(

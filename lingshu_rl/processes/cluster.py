@@ -15,9 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from lingshu_rl.processes.workers import Worker, WorkerError, free_port
-
-HOST, PORT = "{host}", "{port}"  # stand in a command for what only the node knows
+from lingshu_rl.processes.workers import HOST, PORT, Worker, WorkerError, free_port
 
 
 class ServerActor:
@@ -51,10 +49,9 @@ class ServerActor:
 class RayWorker(Worker):
     """What the run sees of a server on the cluster: the same as of a child process."""
 
-    def __init__(self, name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str], stop_timeout_s: float,
-                 options: Mapping[str, Any]) -> None:  # fmt: skip
+    def __init__(self, name: str, command: Sequence[str], *, options: Mapping[str, Any], **common: Any) -> None:
         self.options = dict(options)
-        super().__init__(name, command, url="", log=log, env=env, stop_timeout_s=stop_timeout_s)
+        super().__init__(name, command, url="", **common)
 
     def start(self) -> None:
         import ray
@@ -64,9 +61,10 @@ class RayWorker(Worker):
         self.starting = self.actor.start.remote(self.name, self.command, self.env, self.stop_timeout_s)
         self.asked = self.actor.death.remote()
 
-    def wait_healthy(self, timeout_s: float) -> None:
+    def wait_healthy(self, timeout_s: float | None = None) -> None:
         import ray
 
+        timeout_s = self.start_timeout_s if timeout_s is None else timeout_s
         began = time.monotonic()
         try:
             self.url = ray.get(self.starting, timeout=timeout_s)

@@ -121,8 +121,6 @@ def place(config: Config, gpus: int, policy_ranks: int = 1) -> Placement:
     Raises ConfigError when groups overlap on a GPU, or there are too few GPUs to place them by themselves.
     """
     here, colocate = config.cluster == "local", config.rollout.placement == "colocate"
-    if colocate and policy_ranks > 1:
-        raise ConfigError(f"rollout.placement=colocate needs one policy rank, accelerate started {policy_ranks} here")
     starts = {
         "policy": True,
         "rollout": here and not config.rollout.urls and not colocate,

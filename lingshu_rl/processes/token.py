@@ -15,9 +15,10 @@ class RequireToken:
     vLLM's own --api-key guards only /v1; the weight routes are more dangerous than those.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, token: str = "") -> None:
+        """token: "" = that of the environment."""
         self.app = app
-        token = os.environ.get(TOKEN_ENV, "")
+        token = token or os.environ.get(TOKEN_ENV, "")
         if not token:
             raise RuntimeError(f"{TOKEN_ENV} must be set for the token check")
         self.expected = f"Bearer {token}".encode()

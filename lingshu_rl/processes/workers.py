@@ -22,6 +22,7 @@ from pathlib import Path
 import httpx
 
 PR_SET_PDEATHSIG = 1
+HOST, PORT = "{host}", "{port}"  # stand in a command for what is known only where it starts
 
 
 class WorkerError(RuntimeError):
@@ -29,12 +30,22 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """One server process that answers `GET /health` when it is ready."""
+    """One server process that answers `GET /health` when it is ready. role: what it serves, see `fleet`."""
 
     def __init__(
-        self, name: str, command: Sequence[str], *, url: str, log: Path, env: Mapping[str, str], stop_timeout_s: float
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        url: str,
+        log: Path,
+        env: Mapping[str, str],
+        role: str = "",
+        start_timeout_s: float = 300.0,
+        stop_timeout_s: float,
     ) -> None:
-        self.name, self.url, self.log, self.stop_timeout_s = name, url, log, stop_timeout_s
+        self.name, self.role, self.url, self.log = name, role, url, log
+        self.start_timeout_s, self.stop_timeout_s = start_timeout_s, stop_timeout_s
         self.command, self.env = list(command), dict(env)
         self.restarts = 0
         self.start()
@@ -53,8 +64,9 @@ class Worker:
                 preexec_fn=die_with_parent,
             )
 
-    def wait_healthy(self, timeout_s: float) -> None:
-        """Block until /health answers 200. Raises WorkerError when the process ends or the time is over."""
+    def wait_healthy(self, timeout_s: float | None = None) -> None:
+        """Block until /health answers 200. Raises WorkerError when the process ends or the time (start_timeout_s) is over."""
+        timeout_s = self.start_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             self.check_alive()
@@ -109,12 +121,11 @@ class Supervisor:
         workers: Sequence[Worker],
         *,
         max_restarts: int,
-        start_timeout_s: Callable[[Worker], float],
         lost: Callable[[Worker], None],
         revive: Callable[[Worker], None],
         say: Callable[[str], None],
     ) -> None:
-        self.workers, self.max_restarts, self.start_timeout_s = workers, max_restarts, start_timeout_s
+        self.workers, self.max_restarts = workers, max_restarts
         self.lost, self.revive, self.say = lost, revive, say
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._restarting: dict[str, asyncio.Task[None]] = {}
@@ -168,7 +179,7 @@ class Supervisor:
                 await asyncio.to_thread(worker.stop)
                 worker.start()
                 try:
-                    await asyncio.to_thread(worker.wait_healthy, self.start_timeout_s(worker))
+                    await asyncio.to_thread(worker.wait_healthy)
                     break
                 except WorkerError as again:
                     death = again

@@ -135,9 +135,6 @@ class RolloutClient:
         )
         return response.json(), version
 
-    def sleep(self) -> None:
-        """Told before each update; servers have devices of their own and stay awake."""
-
     async def generated_tokens(self) -> int:
         """The servers' own count of generated tokens (vLLM's Prometheus metrics)."""
         total = 0.0

@@ -12,6 +12,7 @@ from lingshu_rl.eval.stats import summarise
 from lingshu_rl.heldout import evaluate
 from lingshu_rl.report import write_report
 from lingshu_rl.rollout.client import RolloutError
+from lingshu_rl.state import RunState
 from lingshu_rl.types import Prompt, Rollout
 from rewards import default_reward
 
@@ -29,6 +30,7 @@ class FakeRun:
 
     def __init__(self, tmp_path, refuse=()):
         self.test, self.stored, self.said = prompts(), {}, []
+        self.state = RunState()
         self.config = SimpleNamespace(eval=SimpleNamespace(limit=0))
         self.rollout = SimpleNamespace(sample=self.sample)
         self.rewards = SimpleNamespace(grade=self.grade)

@@ -88,7 +88,7 @@ def test_a_server_comes_back_on_another_node(cluster, tmp_path):
         first = w.url
 
         async def survive():
-            supervisor = Supervisor([w], max_restarts=1, start_timeout_s=lambda _: 60, lost=lambda w: events.append("lost"),
+            supervisor = Supervisor([w], max_restarts=1, lost=lambda w: events.append("lost"),
                                     revive=lambda w: events.append("back"), say=events.append)  # fmt: skip
             lose_the_rollout_node(cluster)
             assert await supervisor.examine(w.name, patience_s=60)

@@ -114,8 +114,8 @@ def test_each_server_gets_its_share_of_tensor_parallelism():
 def test_a_colocated_engine_takes_no_device_of_its_own():
     p = placed("rollout.placement=colocate", "loss.kl_coef=0", gpus=1)
     assert p.policy.gpus == (0,) and p.rollout is None and p.rollout_servers == () and p.idle_gpus == ()
-    with pytest.raises(ConfigError, match="one policy rank"):
-        placed("rollout.placement=colocate", gpus=4, ranks=2)
+    p = placed("rollout.placement=colocate", "loss.kl_coef=0", gpus=2, ranks=2)
+    assert p.policy.gpus == (0, 1) and p.rollout_servers == () and p.idle_gpus == ()
     for beside in ("rollout.urls=[http://a]", "rollout.servers=2", "devices.rollout=cpu", "train.max_staleness=1"):
         with pytest.raises(ConfigError, match="in the policy's process"):
             load_config(None, ["rollout.placement=colocate", beside])

@@ -107,7 +107,7 @@ def supervised(w, body, *, max_restarts=1):
     events = []
 
     async def run():
-        supervisor = Supervisor([w], max_restarts=max_restarts, start_timeout_s=lambda _: 20, lost=lambda w: events.append("lost"),
+        supervisor = Supervisor([w], max_restarts=max_restarts, lost=lambda w: events.append("lost"),
                                 revive=lambda w: events.append("back"), say=events.append)  # fmt: skip
         try:
             await body(supervisor, events)
@@ -133,7 +133,7 @@ def test_a_dead_worker_is_started_again_and_after_that_is_an_error(tmp_path):
     async def body(supervisor, events):
         first = child_of(w)
         os.kill(w.process.pid, signal.SIGKILL)
-        assert await supervisor.examine(w.name)
+        assert gone_soon(w.process.pid) and await supervisor.examine(w.name)
         await until(events, "back")
         assert gone_soon(first) and w.healthy() and not await supervisor.examine(w.name)
         os.kill(w.process.pid, signal.SIGKILL)

@@ -1,0 +1,52 @@
+"""What each server of a run is started with: command, environment, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lingshu_rl.config import Config
+from lingshu_rl.model.loading import model_path
+from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Launch
+from lingshu_rl.processes.placement import DeviceSet, Placement
+from lingshu_rl.processes.token import TOKEN_ENV
+from lingshu_rl.processes.workers import HOST, PORT
+from lingshu_rl.reference.server import reference_command
+from lingshu_rl.rollout.server import vllm_command, vllm_env
+
+
+def launches(config: Config, placement: Placement, *, token: str, transfer_dir: Path, reference: str) -> list[Launch]:
+    """The servers that this run starts itself. reference: folder or Hub id of the frozen model."""
+    on_ray = config.cluster == "ray"
+    where: dict[str, Any] = {"host": HOST, "port": PORT}
+
+    def launch(
+        role: str,
+        number: int,
+        devices: DeviceSet,
+        command: list[str],
+        env: dict[str, str],
+        start_timeout_s: float,
+        ray: Mapping[str, Any],
+    ) -> Launch:
+        if on_ray and devices.on_gpu:
+            del env["CUDA_VISIBLE_DEVICES"]  # Ray sets it
+        options = {"num_gpus": len(devices.gpus), **ray} if on_ray else None
+        return Launch(role, number, command, env, start_timeout_s, config.run.stop_timeout_s, options)
+
+    def rollout(number: int, devices: DeviceSet) -> Launch:
+        sharing = 1 if on_ray else len(placement.rollout_servers)
+        command = vllm_command(config, model_path(config.model), devices, **where)
+        env = vllm_env(devices, token=token, transfer_dir=transfer_dir, extra=config.rollout.env, servers=sharing)
+        return launch(ROLLOUT, number, devices, command, env, config.rollout.start_timeout_s, config.rollout.ray)
+
+    def frozen(number: int, devices: DeviceSet) -> Launch:
+        command = reference_command(config, reference, devices, **where)
+        env = {**devices.env(), TOKEN_ENV: token}
+        return launch(REFERENCE, number, devices, command, env, config.reference.start_timeout_s, config.reference.ray)
+
+    return [
+        *(rollout(i, devices) for i, devices in enumerate(placement.rollout_servers)),
+        *(frozen(i, devices) for i, devices in enumerate(placement.reference_replicas)),
+    ]

@@ -1,0 +1,43 @@
+"""What a checkpoint keeps of a run beside the policy's own state: written and read in one place, as run.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+FILE = "run.json"
+
+
+@dataclass
+class RunState:
+    """step: completed and logged. cursor: prompts drawn so far, over all epochs.
+
+    accuracy: held-out, of the latest evaluation. reference: folder in RunFolder.references, "" = the model at the start.
+    seconds, seconds_total: see `Timeline`. first_batch: what its checks measured. stream: see `PromptStream.state`.
+    unjudged: the reward executor's window of samples that could not be judged.
+    """
+
+    step: int = 0
+    cursor: int = 0
+    accuracy: float | None = None
+    reference: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    seconds_total: float = 0.0
+    first_batch: dict[str, float] = field(default_factory=dict)
+    stream: dict[str, Any] = field(default_factory=dict)
+    unjudged: list[Any] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> RunState:
+        """What is stored beside it (the sizes of the checkpoint's files) is left out."""
+        return cls(**{f.name: stored[f.name] for f in fields(cls) if f.name in stored})
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> RunState:
+        return cls.from_json(json.loads((checkpoint / FILE).read_text()))
