@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lingshu_rl.eval.stats import summarise
 from lingshu_rl.heldout import evaluate
@@ -13,9 +13,7 @@ from lingshu_rl.progress import step_line
 from lingshu_rl.report import write_report
 from lingshu_rl.run import Run
 from lingshu_rl.runfolder import versions, write_text
-
-if TYPE_CHECKING:
-    from lingshu_rl.train import Experience
+from lingshu_rl.types import Experience
 
 
 def log_step(run: Run, step: int, batch: Experience, update: dict[str, float]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,29 +18,7 @@ from lingshu_rl.heldout import evaluate
 from lingshu_rl.overlap import Ahead
 from lingshu_rl.results import finish, log_step
 from lingshu_rl.run import Run, open_run
-from lingshu_rl.types import Group, Prompt, Rollout, Scored, TokenGroup, TrainGroup
-
-
-@dataclass(frozen=True)
-class Experience:
-    """One step's completions: `groups` and their advantages for the log, `train` for the update.
-
-    drawn: prompts taken from the stream; the next step goes on after them.
-    """
-
-    groups: tuple[Group, ...]
-    advantages: tuple[tuple[float | None, ...], ...]
-    train: tuple[TrainGroup, ...]
-    drawn: int
-
-    def __add__(self, more: Experience) -> Experience:
-        return Experience(
-            groups=self.groups + more.groups,
-            advantages=self.advantages + more.advantages,
-            train=self.train + more.train,
-            drawn=self.drawn + more.drawn,
-        )
-
+from lingshu_rl.types import Experience, Group, Prompt, Rollout, Scored, TokenGroup, TrainGroup
 
 # The advantages of a group's members, and what the update needs of it (None: it has nothing to teach).
 Prepared = tuple[tuple[float | None, ...], TrainGroup | None]

@@ -115,3 +115,24 @@ class TrainGroup:
     advantages: tuple[float, ...]
     rollout_logprobs: tuple[tuple[float, ...], ...]
     reference_logprobs: tuple[torch.Tensor, ...] | None
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One step's completions: `groups` and their advantages for the log, `train` for the update.
+
+    drawn: prompts taken from the stream; the next step goes on after them.
+    """
+
+    groups: tuple[Group, ...]
+    advantages: tuple[tuple[float | None, ...], ...]
+    train: tuple[TrainGroup, ...]
+    drawn: int
+
+    def __add__(self, more: Experience) -> Experience:
+        return Experience(
+            groups=self.groups + more.groups,
+            advantages=self.advantages + more.advantages,
+            train=self.train + more.train,
+            drawn=self.drawn + more.drawn,
+        )

@@ -1,5 +1,7 @@
 """What must stay true of the packages' borders."""
 
+import ast
+import graphlib
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -55,3 +57,20 @@ def test_every_option_is_exercised_by_a_test_or_a_recipe():
     text = "\n".join(p.read_text() for p in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "recipes").rglob("*.*")])
     missing = [key for key in leaves(Config()) if key.rsplit(".", 1)[-1] not in text]
     assert missing == []
+
+
+def test_imports_run_downwards_only():
+    """Between rooms (a folder, or a file beside the folders); what a function imports when it runs is not an arrow."""
+    package = ROOT / "lingshu_rl"
+    arrows: dict[str, set[str]] = {}
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lingshu_rl."):
+                arrows.setdefault(room, set()).add(node.module.split(".")[1])
+    for room, below in arrows.items():
+        below.discard(room)
+    order = list(graphlib.TopologicalSorter(arrows).static_order())  # raises CycleError, which names the circle
+    assert (
+        order.index("types") < order.index("model") < order.index("policy") < order.index("run") < order.index("train")
+    )
