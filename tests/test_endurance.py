@@ -21,7 +21,7 @@ SETTINGS = [f"train.steps={STEPS}", "train.prompts_per_step=4", "train.group_siz
 ROLLOUT = "vllm.entrypoints"
 REFERENCE = "lingshu_rl.reference.server"
 # What is killed, over how many runs. Workers of the run's own; the rest are shared servers, so that a run stays short.
-FAULTS = [("rollout", 5), ("reference", 6), ("rank", 5), ("launch", 6)]
+FAULTS = [("rollout", 5), ("reference", 6), ("rank", 5), ("launch", 6), ("colocated rank", 4)]
 
 
 class Started:
@@ -57,6 +57,8 @@ def settings_for(fault, servers):
         return [f"reference.urls=[{servers.reference}]"], 1
     if fault == "reference":
         return [f"rollout.urls=[{servers.rollout}]"], 1
+    if fault == "colocated rank":  # with an engine in each rank
+        return [f"reference.urls=[{servers.reference}]", "rollout.placement=colocate"], 2
     return servers.settings, 2 if fault == "rank" else 1
 
 
@@ -91,7 +93,7 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(fault, seed, ser
         time.sleep(moment * 0.3 * usual_s)
     else:
         time.sleep(moment * usual_s)
-    marks = {"rollout": ROLLOUT, "reference": REFERENCE, "rank": "grpo_medvqa.py"}
+    marks = {"rollout": ROLLOUT, "reference": REFERENCE, "rank": "grpo_medvqa.py", "colocated rank": "grpo_medvqa.py"}
     if fault == "launch":
         os.killpg(run.process.pid, signal.SIGKILL)
     elif victims := run.children(marks[fault]):
@@ -119,6 +121,20 @@ def test_two_of_each_give_what_one_of_each_gives_also_when_one_dies(servers, bas
     assert run.wait() == 0, run.log.read_text()
     assert untimed(metrics_of(folder)) == expected
     assert "rollout server 1" in run.log.read_text()
+
+
+def test_an_engine_over_the_processes_of_two_ranks_samples_what_one_alone_does(servers, baseline, tmp_path):
+    expected, _ = baseline(2)
+    folder = tmp_path / "run"
+    shared = [
+        "rollout.placement=colocate",
+        "rollout.vllm={tensor_parallel_size: 2}",
+        f"reference.urls=[{servers.reference}]",
+    ]
+    run = Started(folder, {**servers.env, "OMP_NUM_THREADS": "1"}, shared, 2)
+    assert run.wait() == 0, run.log.read_text()
+    for one, other in zip(expected, untimed(metrics_of(folder)), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
 def test_one_step_of_staleness_learns_as_well_as_none(servers, tmp_path):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from lingshu_rl.policy import Policy
 
+CLOSE_S = 10.0  # for the engine's thread to end, where no other rank that it waits for was lost
 FOREVER = timedelta(days=365)  # followers wait here between requests
 Body = Mapping[str, Any]
 Reply = Callable[[int, Any], None]  # HTTP status and the answer, from any thread
@@ -64,9 +65,10 @@ class InProcessEngine:
         self.use_device = policy.use_device
         self.device = threading.Lock()  # held by the policy from `sleep` to `load`, by the engine during a step
         self.group = LockStep(policy, size)
-        self.arrived: queue.SimpleQueue[tuple[Body, Reply]] = queue.SimpleQueue()
+        self.arrived: queue.SimpleQueue[tuple[Body, Reply] | None] = queue.SimpleQueue()  # None: the end
         self.waiting: dict[str, Reply] = {}
-        threading.Thread(target=self._work, daemon=True, name="rollout engine").start()
+        self.worker = threading.Thread(target=self._work, daemon=True, name="rollout engine")
+        self.worker.start()
         self.url = serve(self, host, token) if self.group.leads else ""
 
     def submit(self, body: Body, reply: Reply) -> None:
@@ -113,14 +115,18 @@ class InProcessEngine:
 
     def close(self) -> None:
         """Shut vLLM down while the process groups that it shares with the policy still stand; it ends them itself."""
+        self.arrived.put(None)
+        self.worker.join(CLOSE_S)
         self.llm.llm_engine.engine_core.shutdown()
 
     def _work(self) -> None:
-        """For ever: add what arrived, compute one step, answer what is finished."""
+        """Until the end: add what arrived, compute one step, answer what is finished."""
         self.use_device()
         engine = self.llm.llm_engine
         while True:
             arrivals = self.group.share(self._arrivals(wait=not engine.has_unfinished_requests()))
+            if arrivals is None:
+                return
             with self.device:
                 for number, body in enumerate(arrivals):
                     self._add(body, self.replies[number] if self.group.leads else _nobody)
@@ -134,15 +140,16 @@ class InProcessEngine:
                     self.generated += sum(len(choice.token_ids) for choice in output.outputs)
                     self.waiting.pop(output.request_id)(200, answer_of(output))
 
-    def _arrivals(self, wait: bool) -> list[Body]:
-        """What came since the last step; with `wait`, at least one request. Keeps their replies in `replies`."""
+    def _arrivals(self, wait: bool) -> list[Body] | None:
+        """What came since the last step (None: the end); with `wait`, at least one. Keeps their replies in `replies`."""
         if not self.group.leads:
             return []
         came = [self.arrived.get()] if wait else []
         while not self.arrived.empty():
             came.append(self.arrived.get())
-        self.replies = [reply for _, reply in came]
-        return [body for body, _ in came]
+        requests = [one for one in came if one is not None]
+        self.replies = [reply for _, reply in requests]
+        return [body for body, _ in requests] if len(requests) == len(came) else None
 
     def _add(self, body: Body, reply: Reply) -> None:
         try:
@@ -179,7 +186,7 @@ class LockStep:
             ]
             self.group = groups[policy.rank // size]
 
-    def share(self, arrivals: list[Body]) -> list[Body]:
+    def share(self, arrivals: list[Body] | None) -> list[Body] | None:
         if self.group is None:
             return arrivals
         import torch.distributed as dist
