@@ -56,6 +56,8 @@ class TrainConfig:
     lr_schedule: str = "linear"  # constant | linear | cosine, after the warm-up
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    optimizer: str = "adamw"  # adamw | adamw_8bit | paged_adamw | paged_adamw_8bit | muon (docs/optimizers.md)
+    optimizer_args: dict[str, Any] = field(default_factory=lambda: {"betas": [0.9, 0.95]})  # by its package's names
     max_staleness: int = 0  # 1: the next step's rollouts run during the update, on weights one step old
     optimizer_steps: int = 1  # optimiser steps a batch; above 1 the old log-probs are kept and the ratio is clipped
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on CUDA, float32 on CPU
@@ -236,6 +238,7 @@ def _keys(node: DictConfig, prefix: str = "") -> Any:
 
 def validate(config: Config) -> None:
     """Refuse what cannot work, before anything is loaded. Raises ConfigError naming the keys."""
+    from lingshu_rl.optimizers import Place, check_optimizer
 
     def refuse(condition: bool, message: str) -> None:
         if condition:
@@ -361,4 +364,6 @@ def validate(config: Config) -> None:
     )
     stage = (c.deepspeed.get("zero_optimization") or {}).get("stage", 0)
     refuse(stage not in (0, 1, 2, 3), f"deepspeed.zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
+    place = Place.of(c.deepspeed, on_gpu=True, max_grad_norm=c.train.max_grad_norm)  # the device is asked at the start
+    check_optimizer("train.optimizer", c.train.optimizer, c.train.optimizer_args, place)
     refuse(MISSING in (c.model, c.run.dir) or not c.model or not c.run.dir, "model and run.dir must be set")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.model.loading import load_model, resolve_dtype
+from lingshu_rl.optimizers import Place, build_optimizer
 from lingshu_rl.types import TrainGroup
 
 if TYPE_CHECKING:
@@ -71,11 +72,9 @@ class Policy:
 
             model = get_peft_model(model, LoraConfig(**config.train.lora), ADAPTER)
         model.train()
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=config.train.lr, weight_decay=config.train.weight_decay, betas=(0.9, 0.95)
-        )
-        self.engine, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.engine, self.optimizer = self.accelerator.prepare(model, make_optimizer(config, model, on_gpu))
+        # A group keeps its relation to train.lr through the schedule (muon's `adam_lr`).
+        self.lr_shares = [group["lr"] / config.train.lr for group in self.optimizer.param_groups]
         self.parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters())
 
     @property
@@ -239,8 +238,8 @@ class Policy:
         return t.lr * factor[t.lr_schedule]
 
     def _set_lr(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, share in zip(self.optimizer.param_groups, self.lr_shares, strict=True):
+            group["lr"] = lr * share
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name in the Hugging Face checkpoint, full tensor), one after another; a collective under ZeRO-3.
@@ -377,6 +376,15 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
         log_with=available_trackers(config.run.trackers),
         project_dir=config.run.dir,
     )
+
+
+def make_optimizer(config: Config, model: Any, on_gpu: bool) -> Any:
+    """`train.optimizer` over all that is trained. Raises ConfigError for one that would not be right here."""
+    t = config.train
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": trained, "lr": t.lr, "weight_decay": t.weight_decay}]
+    place = Place.of(config.deepspeed, on_gpu=on_gpu, max_grad_norm=t.max_grad_norm)
+    return build_optimizer("train.optimizer", t.optimizer, t.optimizer_args, place, model=model, groups=groups)
 
 
 def row_layout(config: Config, spec: ModelSpec, on_gpu: bool) -> tuple[str, str]:
