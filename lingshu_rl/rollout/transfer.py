@@ -335,13 +335,15 @@ async def reset_caches(pool: Pool, servers: Sequence[Server], version: int) -> N
     Raises RolloutError for a server that keeps it for RESET_S.
     """
     holding, wait, began = list(servers), 0.02, time.monotonic()
-    while holding := [s for s, r in (await pool.post_to(holding, PREFIX_CACHE)).items() if not r.json()["success"]]:
-        if time.monotonic() - began > RESET_S:
+    while holding:
+        answers = await pool.post_to(holding, PREFIX_CACHE)
+        holding = [server for server, answer in answers.items() if answer.json().get("success") is False]
+        if holding and time.monotonic() - began > RESET_S:
             raise RolloutError(
-                f"{holding[0].url} still answers from its prefix cache after {RESET_S:.0f} s with new weights: a request "
-                "holds it; who else uses this server?"
+                f"{holding[0].url} still keeps its prefix cache {RESET_S:.0f} s after new weights: a request holds it; who "
+                "else uses this server?"
             )
-        await asyncio.sleep(wait)
+        await asyncio.sleep(wait if holding else 0)
         wait = min(2 * wait, 1.0)
     for route in IMAGE_CACHES:
         await pool.post_to(servers, route)
