@@ -79,7 +79,7 @@ class RolloutConfig:
     retries: int = 2  # a request that fails is sent again with the same seed
     start_timeout_s: float = 300.0
     concurrency: int = 256  # requests under way at once, over all servers
-    weight_transfer: str = "auto"  # auto | file | nccl | adapter: train.lora's adapters alone, not merged
+    weight_transfer: str = "auto"  # auto | file | nccl: whole weights | adapter: train.lora's adapters alone
     vllm: dict[str, Any] = field(default_factory=dict)  # vLLM's own options: {max_model_len: 4096, ...}
     env: dict[str, str] = field(default_factory=dict)  # environment of the vLLM processes
     ray: dict[str, Any] = field(default_factory=dict)  # with cluster=ray: Ray's actor options, {resources: {big: 1}}
@@ -236,6 +236,30 @@ def _keys(node: DictConfig, prefix: str = "") -> Any:
             yield from _keys(child, f"{prefix}{name!s}.")
 
 
+# Settings of train.lora that leave the adapters as vLLM applies them: two matrices a module, beside the base.
+PLAIN_LORA = {
+    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "lora_dropout", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "init_lora_weights", "task_type",
+}  # fmt: skip
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # of init_lora_weights; others change the base as well
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
+
+
+def more_than_adapters(lora: dict[str, Any]) -> str:
+    """The setting of train.lora that vLLM's adapters cannot hold, as `train.lora.use_dora=True`, or ""."""
+    for key, value in lora.items():
+        plain = key in PLAIN_LORA or value in (False, None, "none", [], {})
+        if not plain or (key == "init_lora_weights" and value not in PLAIN_STARTS):
+            return f"train.lora.{key}={value}"
+    rank = lora_rank(lora)
+    return f"a rank of {rank} in train.lora (above {LORA_RANKS[-1]})" if rank > LORA_RANKS[-1] else ""
+
+
+def lora_rank(lora: dict[str, Any]) -> int:
+    """The largest rank of any adapter."""
+    return max([int(lora.get("r", 8)), *map(int, (lora.get("rank_pattern") or {}).values())])
+
+
 def validate(config: Config) -> None:
     """Refuse what cannot work, before anything is loaded. Raises ConfigError naming the keys."""
     from lingshu_rl.optimizers import Place, check_optimizer
@@ -300,11 +324,10 @@ def validate(config: Config) -> None:
             c.rollout.placement == "colocate",
             "rollout.weight_transfer=adapter is for servers; colocate has the weights already",
         )
-        for key in ("modules_to_save", "use_dora", "bias"):
-            refuse(
-                c.train.lora.get(key, "none") not in (False, None, "none"),
-                f"train.lora.{key} trains more than vLLM's adapters hold; use another rollout.weight_transfer",
-            )
+        extra = more_than_adapters(c.train.lora)
+        refuse(
+            bool(extra), f"{extra} is more than vLLM's adapters hold; use another rollout.weight_transfer, such as auto"
+        )
     one_of("rollout.placement", c.rollout.placement, ("servers", "colocate"))
     refuse(
         c.rollout.placement == "colocate"

@@ -32,11 +32,11 @@ from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollou
 from lingshu_rl.rollout.colocated import ColocatedRollout, ColocatedTransfer
 from lingshu_rl.rollout.server import vllm_command, vllm_env
 from lingshu_rl.rollout.transfer import (
-    AdapterTransfer,
-    FileTransfer,
-    NcclTransfer,
+    Transfer,
+    make_transfer,
     remove_folder,
     transfer_folder,
+    weight_transfer_kind,
 )
 from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
 from lingshu_rl.runfolder import RunFolder
@@ -89,7 +89,7 @@ class Run:
         self.rollout: RolloutClient | None = None
         self.reference: ReferenceClient | None = None
         self.rewards: Any = None
-        self.transfer: FileTransfer | AdapterTransfer | NcclTransfer | ColocatedTransfer
+        self.transfer: Transfer
         self.encoder: PromptEncoder
         self.stream: PromptStream[Prompt]
         self.test: list[Prompt] = []
@@ -144,6 +144,8 @@ class Run:
 
         def write(folder: Path) -> None:
             self.policy.save_hf(folder / "hf")
+            if self.config.train.lora:
+                self.policy.save_adapter(folder / "adapter" if self.is_main else None)
             self.policy.save_state(folder / "state")
             if self.is_main:
                 self.encoder.save(folder / "hf")
@@ -424,23 +426,25 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         await run.on_main(lambda: connect(opened, token))
         if checkpoint is not None and run.rollout is not None:
             run.rollout.landed[run.step] = read_rollouts(checkpoint / "landed.jsonl", prompts)
-        kind = config.rollout.weight_transfer
-        nccl = kind == "nccl" or (kind == "auto" and on_gpu and all(d.on_gpu for d in placement.rollout_servers))
+        kind = transfer_kind(config, placement)
         run.transfer = (
             ColocatedTransfer(run.rollout)
             if isinstance(run.rollout, ColocatedRollout)
-            else NcclTransfer(run.rollout, token, config.rollout.request_timeout_s, dead=lambda: first_death(workers))
-            if nccl
-            else AdapterTransfer(run.rollout, shared if is_main else None)
-            if kind == "adapter"
-            else FileTransfer(run.rollout, shared if is_main else None)
+            else make_transfer(
+                kind,
+                run.rollout,
+                folder=shared if is_main else None,
+                token=token,
+                timeout_s=config.rollout.request_timeout_s,
+                dead=lambda: first_death(workers),
+            )
         )
         await run.on_main(run.transfer.start)
         if is_main:
             run.supervise()
         if run.reference_from and config.reference.urls:
             await run.on_main(run.tell_references)
-        if checkpoint is not None or config.rollout.urls or kind == "adapter":
+        if checkpoint is not None or config.rollout.urls or config.train.lora:
             # A server that was running already may still hold the weights of the run before; adapters it has none.
             await run.transfer.send(policy, version=run.version)
         run.add_seconds("start", time.monotonic() - start)
@@ -533,7 +537,7 @@ def start_workers(
     for role, i, devices in groups:
         where: dict[str, Any] = {"host": HOST, "port": PORT} if on_ray else {"host": "127.0.0.1", "port": free_port()}
         if role == "rollout":
-            command = vllm_command(config, model, devices, **where)
+            command = vllm_command(config, model, devices, transfer=transfer_kind(config, placement), **where)
             sharing = 1 if on_ray else len(placement.rollout_servers)
             env = vllm_env(devices, token=token, transfer_dir=shared, extra=config.rollout.env, servers=sharing)
         else:
@@ -553,6 +557,15 @@ def start_workers(
         else:
             workers.append(Worker(name, command, url=f"http://127.0.0.1:{where['port']}", **common))
     return workers
+
+
+def transfer_kind(config: Config, placement: Placement) -> str:
+    return weight_transfer_kind(
+        config,
+        policy_on_gpu=placement.policy.on_gpu,
+        servers_on_gpu=all(devices.on_gpu for devices in placement.rollout_servers),
+        ours=not config.rollout.urls and config.cluster == "local",
+    )
 
 
 def start_timeout_s(config: Config, worker: Worker) -> float:
