@@ -64,6 +64,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     freeze: list[str] = field(default_factory=list)  # parameter name prefixes, e.g. [model.visual]
     lora: dict[str, Any] = field(default_factory=dict)  # peft.LoraConfig arguments; empty = all weights are trained
+    quantize: str = ""  # nf4 | fp4: the base under train.lora in 4 bits (QLoRA)
 
 
 @dataclass
@@ -314,6 +315,16 @@ def validate(config: Config) -> None:
     one_of("train.dtype", c.train.dtype, ("auto", "float32", "bfloat16"))
     one_of("reference.dtype", c.reference.dtype, ("auto", "float32", "bfloat16"))
     one_of("train.lr_schedule", c.train.lr_schedule, ("constant", "linear", "cosine"))
+    one_of("train.quantize", c.train.quantize, ("", "nf4", "fp4"))
+    refuse(
+        bool(c.train.quantize) and not c.train.lora,
+        "train.quantize holds the weights in 4 bits, which cannot be trained; set train.lora to train adapters over them",
+    )
+    refuse(
+        bool(c.train.quantize) and c.rollout.weight_transfer == "adapter",
+        "rollout.weight_transfer=adapter would sample from the weights before train.quantize rounded them; use auto, which "
+        "sends what the 4 bits stand for, adapters merged",
+    )
     one_of("rollout.weight_transfer", c.rollout.weight_transfer, ("auto", "file", "nccl", "adapter"))
     if c.rollout.weight_transfer == "adapter":
         refuse(
@@ -387,6 +398,10 @@ def validate(config: Config) -> None:
     )
     stage = (c.deepspeed.get("zero_optimization") or {}).get("stage", 0)
     refuse(stage not in (0, 1, 2, 3), f"deepspeed.zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
+    refuse(
+        bool(c.train.quantize) and stage == 3,
+        "train.quantize with deepspeed.zero_optimization.stage=3: ZeRO-3 cannot divide 4-bit weights; use stage 2",
+    )
     place = Place.of(c.deepspeed, on_gpu=True, max_grad_norm=c.train.max_grad_norm)  # the device is asked at the start
     check_optimizer("train.optimizer", c.train.optimizer, c.train.optimizer_args, place)
     refuse(MISSING in (c.model, c.run.dir) or not c.model or not c.run.dir, "model and run.dir must be set")

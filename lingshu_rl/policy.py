@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lingshu_rl import weights
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.model.loading import load_model, resolve_dtype
+from lingshu_rl.model.quantized import as_unquantized, dense_kind
 from lingshu_rl.optimizers import Place, build_optimizer
 from lingshu_rl.types import TrainGroup
 
@@ -50,7 +51,8 @@ class Policy:
         self.accelerator = make_accelerator(config, on_gpu)
         # The same start on every rank; sampling happens in the engines, so ranks need no seeds of their own.
         torch.manual_seed(config.seed)
-        model = load_model(config.model, torch.float32 if not on_gpu else resolve_dtype(config.train.dtype, on_gpu))
+        dtype = torch.float32 if not on_gpu else resolve_dtype(config.train.dtype, on_gpu)
+        model = load_model(config.model, dtype, quantize=config.train.quantize)
         spec = model_spec(model.config)
         self.banned = spec.placeholder_ids
         self.layout, self.layout_note = row_layout(config, spec, on_gpu)
@@ -66,11 +68,13 @@ class Policy:
                 parameter.requires_grad_(False)
         if config.train.lora:
             model = weights.add_adapters(model, config.train.lora)
+        if config.train.quantize:
+            model = as_unquantized(model)
         model.train()
         self.engine, self.optimizer = self.accelerator.prepare(model, make_optimizer(config, model, on_gpu))
         # A group keeps its relation to train.lr through the schedule (muon's `adam_lr`).
         self.lr_shares = [group["lr"] / config.train.lr for group in self.optimizer.param_groups]
-        self.parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters())
+        self.parameters = sum(math.prod(dense_kind(p)[1]) for p in self.module.parameters())
 
     @property
     def module(self) -> Any:
@@ -254,10 +258,12 @@ class Policy:
         self.accelerator.wait_for_everyone()
 
     def save_state(self, folder: Path) -> None:
-        self.accelerator.save_state(str(folder), safe_serialization=True)
+        # A base in 4 bits is not written: torch would not read it back, and it is made again from the model.
+        without_base = bool(self.config.train.quantize)
+        self.accelerator.save_state(str(folder), safe_serialization=True, exclude_frozen_parameters=without_base)
 
     def load_state(self, folder: Path) -> None:
-        self.accelerator.load_state(str(folder))
+        self.accelerator.load_state(str(folder), load_module_strict=not self.config.train.quantize)
 
     def start_trackers(self, folder: Path) -> None:
         """Open accelerate's trackers; tensorboard writes into the run folder."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.config import ConfigError
+from lingshu_rl.model.quantized import dense, dense_class, dense_kind
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +43,10 @@ class Plain:
         return [self.tensor]
 
     def shapes(self) -> list[Shape]:
-        return [(self.name, self.tensor.dtype, full_shape(self.tensor))]
+        return [(self.name, *dense_kind(self.tensor))]
 
     def read(self) -> Iterator[tuple[str, torch.Tensor]]:
-        yield self.name, self.tensor.detach()
+        yield self.name, dense(self.tensor).detach()
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Adapted:
         return list(self.layer.parameters())
 
     def shapes(self) -> list[Shape]:
-        return [(self._name(n), p.dtype, full_shape(p)) for n, p in self._base(self.layer)]
+        return [(self._name(n), *dense_kind(p)) for n, p in self._base(self.layer)]
 
     def read(self) -> Iterator[tuple[str, torch.Tensor]]:
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -70,7 +71,7 @@ class Adapted:
             if isinstance(module, BaseTunerLayer):
                 module.merge(adapter_names=[ADAPTER])
         for (name, merged), (_, base) in zip(self._base(twin), self._base(self.layer), strict=True):
-            yield self._name(name), merged.detach().to(base.dtype)
+            yield self._name(name), merged.detach().to(dense_kind(base)[0])
 
     def _name(self, name: str) -> str:
         return self.prefix + name.replace("base_layer.", "")
@@ -117,21 +118,18 @@ def float32_twin(module: Any) -> Any:
     def own(tensor: torch.Tensor | None) -> torch.Tensor | None:
         if tensor is None:
             return None
+        tensor = dense(tensor)
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         return torch.nn.Parameter(tensor.detach().to(dtype, copy=True), requires_grad=False)
 
     twin = copy.copy(module)
+    twin.__class__ = dense_class(module)
     twin.__dict__.update({k: copy.copy(v) for k, v in module.__dict__.items() if isinstance(v, (list, dict))})
     twin.__dict__["_parameters"] = {name: own(tensor) for name, tensor in module._parameters.items()}
     twin.__dict__["_modules"] = {
         name: float32_twin(child) for name, child in module._modules.items() if child is not None
     }
     return twin
-
-
-def full_shape(tensor: Any) -> tuple[int, ...]:
-    """Also of a tensor of which this rank holds a share."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 @contextmanager

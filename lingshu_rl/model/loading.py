@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lingshu_rl.model.quantized import quantization
 from lingshu_rl.types import Prompt
 
 if TYPE_CHECKING:
@@ -21,15 +22,17 @@ def model_path(name: str) -> str:
     return str(Path(__file__).parent.parent / "demo" / "weights") if name == DEMO_MODEL else name
 
 
-def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1) -> Any:
+def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1, quantize: str = "") -> Any:
     """The causal language model with its vision tower if it has one, in SDPA attention, on CPU, in eval mode.
 
     tensor_parallel: processes of the default group that it is sharded over, by the plan that transformers has for it
     (on CUDA the shards are on the devices then). Raises ValueError for a model without one.
+    quantize: nf4 or fp4 for its linear layers (`quantized`); then it is on the current device. Raises ConfigError.
     """
     loader, config = _loader(name)
     sharding = {"distributed_config": _sharding(loader, config, tensor_parallel)} if tensor_parallel > 1 else {}
-    return loader.from_pretrained(model_path(name), dtype=dtype, attn_implementation="sdpa", **sharding).eval()
+    bits = {"quantization_config": quantization(quantize, dtype)} if quantize else {}
+    return loader.from_pretrained(model_path(name), dtype=dtype, attn_implementation="sdpa", **sharding, **bits).eval()
 
 
 def empty_model(name: str) -> Any:

@@ -57,7 +57,8 @@ def weight_transfer_kind(config: Config, *, policy_on_gpu: bool, servers_on_gpu:
         return "in_process"
     if asked == "nccl" and not (policy_on_gpu and servers_on_gpu):
         raise ConfigError("rollout.weight_transfer=nccl needs policy and rollout on GPUs; use auto")
-    if asked == "adapter" or (asked == "auto" and config.train.lora and ours):
+    alone = config.train.lora and not config.train.quantize and ours  # the servers' base is not in 4 bits
+    if asked == "adapter" or (asked == "auto" and alone):
         from lingshu_rl.weights import unfit_for_adapters_alone
 
         unfit = more_than_adapters(config.train.lora) or unfit_for_adapters_alone(config.model, config.train.lora)
