@@ -134,7 +134,7 @@ _NAMED_TWICE = Limit(
 )
 _PAGES = Limit(
     lambda place: not place.on_gpu,
-    "paged states exist on a CUDA GPU only: use train.optimizer=adamw or adamw_8bit on a CPU",
+    "paged states exist on a CUDA GPU only: use adamw or adamw_8bit there",
 )
 _MUON = (
     Limit(

@@ -447,6 +447,8 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         if checkpoint is not None or config.rollout.urls or config.train.lora:
             # A server that was running already may still hold the weights of the run before; adapters it has none.
             await run.transfer.send(policy, version=run.version)
+        if config.train.quantize and config.loss.kl_coef and not (run.reference_from or config.reference.model):
+            await run.refresh_reference(0)  # what the 4 bits stand for, which is where the policy starts
         run.add_seconds("start", time.monotonic() - start)
         run.policy.start_trackers(folder.path)
         try:
