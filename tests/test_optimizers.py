@@ -14,6 +14,7 @@ from lingshu_rl.model.loading import load_model
 from lingshu_rl.optimizers import OPTIMIZERS, Place, build_optimizer, hidden_matrices
 from lingshu_rl.policy import Policy, make_optimizer
 from lingshu_rl.sft import load_sft_config
+from lingshu_rl.weights import add_adapters
 
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
 needs_bitsandbytes = pytest.mark.skipif(not HAS_BITSANDBYTES, reason="bitsandbytes is not installed")
@@ -107,6 +108,10 @@ def test_muon_takes_the_matrices_between_embedding_and_head():
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = True
     model.tie_weights()
     assert {names[id(p)] for p in hidden_matrices(model)} == chosen
+    adapted = add_adapters(build("llama"), {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]})
+    names = {id(p): name for name, p in adapted.named_parameters() if p.requires_grad}
+    chosen = {names[id(p)] for p in hidden_matrices(adapted) if id(p) in names}
+    assert chosen and all("lora_" in name for name in chosen) and any("lm_head" in name for name in names.values())
 
 
 def with_gradients(seed=1):
