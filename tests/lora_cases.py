@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from accelerate.state import AcceleratorState
 from launching import TOKEN

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import itertools
 import queue
 import sys
 import tempfile
@@ -273,7 +274,7 @@ def check_buffers_leave_room_on_a_24_gb_card() -> None:
             buffer_size_bytes=PACKED_BUFFER_BYTES, num_buffers=2,
         )  # fmt: skip
     assert sum(sizes) > 7e9
-    assert max(a + b for a, b in zip(sizes, sizes[1:], strict=False)) < 0.08 * 24e9
+    assert max(a + b for a, b in itertools.pairwise(sizes)) < 0.08 * 24e9
 
 
 def check_the_command_line_is_one_that_vllm_takes() -> None:
