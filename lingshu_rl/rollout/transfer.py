@@ -223,6 +223,8 @@ class NcclTransfer:
             master_port=free_port(),
             world_size=1 + sum(fan_out.sizes()) if policy.rank == 0 else 1,
             rank=policy.rank,
+            # Packed one after another, tensors of different types would start at addresses that a type cannot have.
+            packed=len({dtype for _, dtype, _ in policy.weight_shapes()}) == 1,
             packed_buffer_size_bytes=PACKED_BUFFER_BYTES,
         )
         self.engine = WeightTransferTrainerFactory.trainer_init(info, client=fan_out, source=policy_source(policy))
