@@ -275,11 +275,16 @@ def test_zeros_shards_are_stepped_as_the_whole_model_would_be(tmp_path):
 
 @pytest.mark.endurance
 def test_deepspeeds_own_cpu_adam_holds_the_states_when_they_are_offloaded(tmp_path):
-    """It is compiled here, for about a minute. Parameters may be offloaded as well."""
+    """It is compiled here, for about a minute. Parameters may be offloaded as well. Other betas would move 9 % elsewhere."""
     offload = [f"{ZERO}.offload_optimizer.device=cpu"]
     all_of_it = [*offload, f"{ZERO}.offload_param.device=cpu", f"{ZERO}.stage=3"]
-    told = [{"settings": [*PLAIN, *more], "kept": "weights"} for more in ([], offload, all_of_it)]
+    steps = [*PLAIN, "train.optimizer_steps=2", "train.optimizer_args={betas: [0.5, 0.6]}"]
+    told = [{"settings": [*steps, *more], "kept": "weights"} for more in ([], offload, all_of_it)]
     plain, *others = cases(tmp_path, told, TORCH_EXTENSIONS_DIR=str(tmp_path / "built"))
     assert any((tmp_path / "built").rglob("*.so"))  # or it was not DeepSpeed's
+    start = load_model("demo", torch.float32).state_dict()
+    # The bias of the keys has no gradient (softmax does not see it), so Adam moves it by rounding alone.
+    names = [key for key in plain if not key.endswith("k_proj.bias")]
     for other in others:
-        assert all(float((plain[key] - other[key]).abs().max()) < 1e-5 for key in plain)
+        gaps = [float((plain[key] - other[key]).norm() / (plain[key] - start[key]).norm()) for key in names]
+        assert max(gaps) < 0.01
