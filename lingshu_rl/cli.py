@@ -178,6 +178,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from lingshu_rl.processes.token import TOKEN_ENV
     from lingshu_rl.reference.server import reference_command
     from lingshu_rl.rollout.server import vllm_command, vllm_env
+    from lingshu_rl.rollout.transfer import weight_transfer_kind
     from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
 
     def serve() -> int:
@@ -190,7 +191,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         where = {"port": arguments.port, "host": arguments.host}
         if arguments.role == "rollout":
             folder = Path(os.environ.get(TRANSFER_DIR_ENV, "/dev/shm"))
-            command = vllm_command(config, model_path(config.model), devices, **where)
+            gpu = devices.on_gpu
+            kind = weight_transfer_kind(config, policy_on_gpu=gpu, servers_on_gpu=gpu, ours=False)
+            command = vllm_command(config, model_path(config.model), devices, transfer=kind, **where)
             env = vllm_env(devices, token=token, transfer_dir=folder, extra=config.rollout.env)
         else:
             command = reference_command(config, model_path(config.reference.model or config.model), devices, **where)

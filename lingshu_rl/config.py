@@ -56,12 +56,15 @@ class TrainConfig:
     lr_schedule: str = "linear"  # constant | linear | cosine, after the warm-up
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    optimizer: str = "adamw"  # adamw | adamw_8bit | paged_adamw | paged_adamw_8bit | muon (docs/optimizers.md)
+    optimizer_args: dict[str, Any] = field(default_factory=lambda: {"betas": [0.9, 0.95]})  # by its package's names
     max_staleness: int = 0  # 1: the next step's rollouts run during the update, on weights one step old
     optimizer_steps: int = 1  # optimiser steps a batch; above 1 the old log-probs are kept and the ratio is clipped
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on CUDA, float32 on CPU
     gradient_checkpointing: bool = False
     freeze: list[str] = field(default_factory=list)  # parameter name prefixes, e.g. [model.visual]
     lora: dict[str, Any] = field(default_factory=dict)  # peft.LoraConfig arguments; empty = all weights are trained
+    quantize: str = ""  # nf4 | fp4: the base under train.lora in 4 bits (QLoRA)
 
 
 @dataclass
@@ -77,7 +80,7 @@ class RolloutConfig:
     retries: int = 2  # a request that fails is sent again with the same seed
     start_timeout_s: float = 300.0
     concurrency: int = 256  # requests under way at once, over all servers
-    weight_transfer: str = "auto"  # auto | file | nccl | adapter: train.lora's adapters alone, not merged
+    weight_transfer: str = "auto"  # auto | file | nccl: whole weights | adapter: train.lora's adapters alone
     vllm: dict[str, Any] = field(default_factory=dict)  # vLLM's own options: {max_model_len: 4096, ...}
     env: dict[str, str] = field(default_factory=dict)  # environment of the vLLM processes
     ray: dict[str, Any] = field(default_factory=dict)  # with cluster=ray: Ray's actor options, {resources: {big: 1}}
@@ -234,8 +237,33 @@ def _keys(node: DictConfig, prefix: str = "") -> Any:
             yield from _keys(child, f"{prefix}{name!s}.")
 
 
+# Settings of train.lora that leave the adapters as vLLM applies them: two matrices a module, beside the base.
+PLAIN_LORA = {
+    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "lora_dropout", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "init_lora_weights", "task_type",
+}  # fmt: skip
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # of init_lora_weights; others change the base as well
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
+
+
+def more_than_adapters(lora: dict[str, Any]) -> str:
+    """The setting of train.lora that vLLM's adapters cannot hold, as `train.lora.use_dora=True`, or ""."""
+    for key, value in lora.items():
+        plain = key in PLAIN_LORA or value in (False, None, "none", [], {})
+        if not plain or (key == "init_lora_weights" and value not in PLAIN_STARTS):
+            return f"train.lora.{key}={value}"
+    rank = lora_rank(lora)
+    return f"a rank of {rank} in train.lora (above {LORA_RANKS[-1]})" if rank > LORA_RANKS[-1] else ""
+
+
+def lora_rank(lora: dict[str, Any]) -> int:
+    """The largest rank of any adapter."""
+    return max([int(lora.get("r", 8)), *map(int, (lora.get("rank_pattern") or {}).values())])
+
+
 def validate(config: Config) -> None:
     """Refuse what cannot work, before anything is loaded. Raises ConfigError naming the keys."""
+    from lingshu_rl.optimizers import Place, check_optimizer
 
     def refuse(condition: bool, message: str) -> None:
         if condition:
@@ -287,6 +315,16 @@ def validate(config: Config) -> None:
     one_of("train.dtype", c.train.dtype, ("auto", "float32", "bfloat16"))
     one_of("reference.dtype", c.reference.dtype, ("auto", "float32", "bfloat16"))
     one_of("train.lr_schedule", c.train.lr_schedule, ("constant", "linear", "cosine"))
+    one_of("train.quantize", c.train.quantize, ("", "nf4", "fp4"))
+    refuse(
+        bool(c.train.quantize) and not c.train.lora,
+        "train.quantize holds the weights in 4 bits, which cannot be trained; set train.lora to train adapters over them",
+    )
+    refuse(
+        bool(c.train.quantize) and c.rollout.weight_transfer == "adapter",
+        "rollout.weight_transfer=adapter would sample from the weights before train.quantize rounded them; use auto, which "
+        "sends what the 4 bits stand for, adapters merged",
+    )
     one_of("rollout.weight_transfer", c.rollout.weight_transfer, ("auto", "file", "nccl", "adapter"))
     if c.rollout.weight_transfer == "adapter":
         refuse(
@@ -297,11 +335,10 @@ def validate(config: Config) -> None:
             c.rollout.placement == "colocate",
             "rollout.weight_transfer=adapter is for servers; colocate has the weights already",
         )
-        for key in ("modules_to_save", "use_dora", "bias"):
-            refuse(
-                c.train.lora.get(key, "none") not in (False, None, "none"),
-                f"train.lora.{key} trains more than vLLM's adapters hold; use another rollout.weight_transfer",
-            )
+        extra = more_than_adapters(c.train.lora)
+        refuse(
+            bool(extra), f"{extra} is more than vLLM's adapters hold; use another rollout.weight_transfer, such as auto"
+        )
     one_of("rollout.placement", c.rollout.placement, ("servers", "colocate"))
     refuse(
         c.rollout.placement == "colocate"
@@ -361,4 +398,10 @@ def validate(config: Config) -> None:
     )
     stage = (c.deepspeed.get("zero_optimization") or {}).get("stage", 0)
     refuse(stage not in (0, 1, 2, 3), f"deepspeed.zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
+    refuse(
+        bool(c.train.quantize) and stage == 3,
+        "train.quantize with deepspeed.zero_optimization.stage=3: ZeRO-3 cannot divide 4-bit weights; use stage 2",
+    )
+    place = Place.of(c.deepspeed, on_gpu=True, max_grad_norm=c.train.max_grad_norm)  # the device is asked at the start
+    check_optimizer("train.optimizer", c.train.optimizer, c.train.optimizer_args, place)
     refuse(MISSING in (c.model, c.run.dir) or not c.model or not c.run.dir, "model and run.dir must be set")

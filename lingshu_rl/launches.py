@@ -14,11 +14,22 @@ from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import HOST, PORT
 from lingshu_rl.reference.server import reference_command
 from lingshu_rl.rollout.server import vllm_command, vllm_env
+from lingshu_rl.rollout.transfer import weight_transfer_kind
+
+
+def transfer_kind(config: Config, placement: Placement) -> str:
+    """How weights reach the engines of this run; whoever starts a server and whoever sends to it ask here."""
+    return weight_transfer_kind(
+        config,
+        policy_on_gpu=placement.policy.on_gpu,
+        servers_on_gpu=all(devices.on_gpu for devices in placement.rollout_servers),
+        ours=not config.rollout.urls and config.cluster == "local",
+    )
 
 
 def launches(config: Config, placement: Placement, *, token: str, transfer_dir: Path, reference: str) -> list[Launch]:
     """The servers that this run starts itself. reference: folder or Hub id of the frozen model."""
-    on_ray = config.cluster == "ray"
+    on_ray, kind = config.cluster == "ray", transfer_kind(config, placement)
     where: dict[str, Any] = {"host": HOST, "port": PORT}
 
     def launch(
@@ -37,7 +48,7 @@ def launches(config: Config, placement: Placement, *, token: str, transfer_dir: 
 
     def rollout(number: int, devices: DeviceSet) -> Launch:
         sharing = 1 if on_ray else len(placement.rollout_servers)
-        command = vllm_command(config, model_path(config.model), devices, **where)
+        command = vllm_command(config, model_path(config.model), devices, transfer=kind, **where)
         env = vllm_env(devices, token=token, transfer_dir=transfer_dir, extra=config.rollout.env, servers=sharing)
         return launch(ROLLOUT, number, devices, command, env, config.rollout.start_timeout_s, config.rollout.ray)
 

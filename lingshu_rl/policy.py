@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lingshu_rl import weights
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.model.loading import load_model, resolve_dtype
+from lingshu_rl.model.quantized import as_unquantized, dense_kind
+from lingshu_rl.optimizers import Place, build_optimizer
 from lingshu_rl.types import TrainGroup
 
 if TYPE_CHECKING:
@@ -37,9 +39,6 @@ class Batch:
     rows: Sequence[tuple[PackedRow, bool, torch.Tensor | None]]
 
 
-ADAPTER = "default"  # peft's name of the adapters that are trained
-
-
 class Policy:
     """All ranks hold one and call the same methods with the same arguments in the same order."""
 
@@ -52,7 +51,8 @@ class Policy:
         self.accelerator = make_accelerator(config, on_gpu)
         # The same start on every rank; sampling happens in the engines, so ranks need no seeds of their own.
         torch.manual_seed(config.seed)
-        model = load_model(config.model, torch.float32 if not on_gpu else resolve_dtype(config.train.dtype, on_gpu))
+        dtype = torch.float32 if not on_gpu else resolve_dtype(config.train.dtype, on_gpu)
+        model = load_model(config.model, dtype, quantize=config.train.quantize)
         spec = model_spec(model.config)
         self.banned = spec.placeholder_ids
         self.layout, self.layout_note = row_layout(config, spec, on_gpu)
@@ -67,16 +67,14 @@ class Policy:
             if any(name.startswith(prefix) for prefix in config.train.freeze):
                 parameter.requires_grad_(False)
         if config.train.lora:
-            from peft import LoraConfig, get_peft_model
-
-            model = get_peft_model(model, LoraConfig(**config.train.lora), ADAPTER)
+            model = weights.add_adapters(model, config.train.lora)
+        if config.train.quantize:
+            model = as_unquantized(model)
         model.train()
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=config.train.lr, weight_decay=config.train.weight_decay, betas=(0.9, 0.95)
-        )
-        self.engine, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters())
+        self.engine, self.optimizer = self.accelerator.prepare(model, make_optimizer(config, model, on_gpu))
+        # A group keeps its relation to train.lr through the schedule (muon's `adam_lr`).
+        self.lr_shares = [group["lr"] / config.train.lr for group in self.optimizer.param_groups]
+        self.parameters = sum(math.prod(dense_kind(p)[1]) for p in self.module.parameters())
 
     @property
     def module(self) -> Any:
@@ -232,54 +230,33 @@ class Policy:
         return t.lr * factor[t.lr_schedule]
 
     def _set_lr(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, share in zip(self.optimizer.param_groups, self.lr_shares, strict=True):
+            group["lr"] = lr * share
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name in the Hugging Face checkpoint, full tensor), one after another; a collective under ZeRO-3.
-
-        Tied output heads are left out, adapters are merged.
-        """
-        import torch
-
-        with merged_adapters(self.module) as model, torch.no_grad():
-            for name, tensor in checkpoint_tensors(model):
-                with gathered(tensor):
-                    yield name, tensor.detach()
-
-    def adapter(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """peft's configuration of the LoRA adapters and copies of their weights on the CPU, named as in its files.
-
-        A collective under ZeRO-3.
-        """
-        import torch
-
-        weights = {}
-        with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
-                if "lora_" in name:
-                    with gathered(parameter):
-                        weights[name.replace(f".{ADAPTER}.", ".")] = parameter.detach().cpu().clone()
-        return self.module.peft_config[ADAPTER].to_dict(), weights
+        """(name in the model, full tensor), one after another, adapters merged; a collective under ZeRO-3."""
+        return weights.weights(self.module)
 
     def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """What `weights` will yield, without gathering anything."""
-        with merged_adapters(self.module, compute=False) as model:
-            return [(n, t.dtype, tuple(getattr(t, "ds_shape", t.shape))) for n, t in checkpoint_tensors(model)]
+        return weights.weight_shapes(self.module)
+
+    def save_adapter(self, folder: Path | None) -> None:
+        """Write the adapters alone in peft's form. All ranks call this, with a folder on the main one."""
+        weights.save_adapter(self.module, folder)
 
     def save_hf(self, folder: Path) -> None:
-        """Write the model in Hugging Face form (all ranks call this; the main one writes)."""
-        state = {name: tensor.cpu().clone() for name, tensor in self.weights()}
-        if self.accelerator.is_main_process:
-            base = self.module.get_base_model() if self.config.train.lora else self.module
-            base.save_pretrained(folder, state_dict=state)
+        """Write the model in Hugging Face form, adapters merged (all ranks call this; the main one writes)."""
+        weights.save(self.module, folder, main=self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
 
     def save_state(self, folder: Path) -> None:
-        self.accelerator.save_state(str(folder), safe_serialization=True)
+        # A base in 4 bits is not written: torch would not read it back, and it is made again from the model.
+        without_base = bool(self.config.train.quantize)
+        self.accelerator.save_state(str(folder), safe_serialization=True, exclude_frozen_parameters=without_base)
 
     def load_state(self, folder: Path) -> None:
-        self.accelerator.load_state(str(folder))
+        self.accelerator.load_state(str(folder), load_module_strict=not self.config.train.quantize)
 
     def start_trackers(self, folder: Path) -> None:
         """Open accelerate's trackers; tensorboard writes into the run folder."""
@@ -381,6 +358,15 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
     )
 
 
+def make_optimizer(config: Config, model: Any, on_gpu: bool) -> Any:
+    """`train.optimizer` over all that is trained. Raises ConfigError for one that would not be right here."""
+    t = config.train
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": trained, "lr": t.lr, "weight_decay": t.weight_decay}]
+    place = Place.of(config.deepspeed, on_gpu=on_gpu, max_grad_norm=t.max_grad_norm)
+    return build_optimizer("train.optimizer", t.optimizer, t.optimizer_args, place, model=model, groups=groups)
+
+
 def row_layout(config: Config, spec: ModelSpec, on_gpu: bool) -> tuple[str, str]:
     """The layout of rows, and what to tell the user about it ("" for nothing). Raises ConfigError for flex on a CPU."""
     if config.packing.attention == "flex" and not on_gpu:
@@ -430,60 +416,3 @@ def row_tensors(row: PackedRow, groups: Sequence[TrainGroup], device: Any) -> di
         if with_reference
         else None,
     }
-
-
-def checkpoint_tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and persistent buffers under their checkpoint names, without a tied output head."""
-    tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    for name, parameter in model.named_parameters():
-        if not (tied and name.endswith("lm_head.weight")):
-            yield name, parameter
-    persistent = set(model.state_dict().keys())
-    for name, buffer in model.named_buffers():
-        if name in persistent:
-            yield name, buffer
-
-
-@contextmanager
-def gathered(tensor: Any) -> Iterator[None]:
-    """Makes one ZeRO-3 partitioned parameter whole inside the block; nothing else is gathered at the same time."""
-    if not hasattr(tensor, "ds_id"):
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([tensor]):
-        yield
-
-
-@contextmanager
-def merged_adapters(model: Any, compute: bool = True) -> Iterator[Any]:
-    """The base model with LoRA adapters merged in for the block's duration; plain models pass through."""
-    if not hasattr(model, "merge_adapter"):
-        yield model
-        return
-    if compute:
-        model.merge_adapter()
-    try:
-        yield _PlainNames(model.get_base_model())
-    finally:
-        if compute:
-            model.unmerge_adapter()
-
-
-class _PlainNames:
-    """A LoRA-wrapped base model that lists its parameters under the names the unwrapped one has."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.config = model, model.config
-
-    def named_parameters(self) -> Iterator[tuple[str, Any]]:
-        for name, parameter in self.model.named_parameters():
-            if "lora_" not in name:
-                yield name.replace(".base_layer.", "."), parameter
-
-    def named_buffers(self) -> Iterator[tuple[str, Any]]:
-        return self.model.named_buffers()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.model.state_dict()

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import load
-from lingshu_rl.launches import launches
+from lingshu_rl.launches import launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Preempted, Stop
 from lingshu_rl.model.loading import DEMO_MODEL, PromptEncoder, model_path
 from lingshu_rl.policy import Policy
@@ -27,7 +27,7 @@ from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.rewarding import Rewards, build_rewards
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
 from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
-from lingshu_rl.rollout.transfer import AdapterTransfer, FileTransfer, NcclTransfer, remove_folder, transfer_folder
+from lingshu_rl.rollout.transfer import Transfer, make_transfer, remove_folder, transfer_folder
 from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
 from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.state import RunState
@@ -49,7 +49,7 @@ class Run:
     reference: ReferenceClient | None
     rewards: Rewards
     engine: InProcessEngine | None
-    transfer: FileTransfer | AdapterTransfer | NcclTransfer | InProcessTransfer
+    transfer: Transfer
     encoder: PromptEncoder
     stream: PromptStream[Prompt]
     test: list[Prompt]
@@ -113,6 +113,8 @@ class Run:
 
         def write(folder: Path) -> None:
             self.policy.save_hf(folder / "hf")
+            if self.config.train.lora:
+                self.policy.save_adapter(folder / "adapter" if self.is_main else None)
             self.policy.save_state(folder / "state")
             if self.is_main:
                 self.encoder.save(folder / "hf")
@@ -255,9 +257,11 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
             run.rollout.landed[run.state.step] = read_rollouts(checkpoint / "landed.jsonl", prompts)
         if run.state.reference and config.reference.urls:
             await run.on_main(run.tell_references)
-        if checkpoint is not None or config.rollout.urls or isinstance(run.transfer, AdapterTransfer):
+        if checkpoint is not None or config.rollout.urls or config.train.lora:
             # A server that was running already may still hold the weights of the run before; adapters it has none.
             await run.send_weights()
+        if config.train.quantize and config.loss.kl_coef and not (run.state.reference or config.reference.model):
+            await run.refresh_reference()  # what the 4 bits stand for, which is where the policy starts
     policy.start_trackers(folder.path)
     return run
 
@@ -302,24 +306,21 @@ async def _connect(
             )
             closing.push_async_callback(run.reference.close)
             pools[REFERENCE] = run.reference.pool
-    run.transfer = _transfer(run, client, placement, token, shared)
+    run.transfer = (
+        InProcessTransfer(run.engine, client)
+        if run.engine is not None
+        else make_transfer(
+            transfer_kind(config, placement),
+            client,
+            folder=shared if run.is_main else None,
+            token=token,
+            timeout_s=config.rollout.request_timeout_s,
+            dead=lambda: run.fleet.death(ROLLOUT),
+        )
+    )
     await run.on_main(run.transfer.start)
     if run.is_main:
         run.fleet.supervise(pools, config.run.max_restarts, run.progress.say)
-
-
-def _transfer(
-    run: Run, client: RolloutClient | None, placement: Placement, token: str, shared: Path
-) -> FileTransfer | AdapterTransfer | NcclTransfer | InProcessTransfer:
-    """How weights reach the engines; client: None on ranks other than the main one."""
-    config, kind = run.config, run.config.rollout.weight_transfer
-    if run.engine is not None:
-        return InProcessTransfer(run.engine, client)
-    on_gpu = placement.policy.on_gpu and all(devices.on_gpu for devices in placement.rollout_servers)
-    if kind == "nccl" or (kind == "auto" and on_gpu):
-        return NcclTransfer(client, token, config.rollout.request_timeout_s, dead=lambda: run.fleet.death(ROLLOUT))
-    folder = shared if run.is_main else None
-    return AdapterTransfer(client, folder) if kind == "adapter" else FileTransfer(client, folder)
 
 
 def load_prompts(config: Config, folder: RunFolder, is_main: bool) -> tuple[list[Prompt], list[Prompt]]:

@@ -24,6 +24,7 @@ from omegaconf import MISSING
 from lingshu_rl.config import ConfigError, read_config, to_yaml
 from lingshu_rl.eval.stats import gain_between, mean_ci
 from lingshu_rl.fingerprint import Fingerprints, text_hash
+from lingshu_rl.optimizers import Place, build_optimizer, check_optimizer
 from lingshu_rl.progress import Progress
 from lingshu_rl.runfolder import image_name, write_text
 
@@ -83,6 +84,8 @@ class SftConfig:
     stages: dict[str, StageConfig] = field(default_factory=dict)  # in order
     test: HeldOutConfig = field(default_factory=HeldOutConfig)
     parts: dict[str, list[str]] = field(default_factory=dict)  # parameter name prefixes of a part, for unknown families
+    optimizer: str = "adamw"  # as train.optimizer of a run
+    optimizer_args: dict[str, Any] = field(default_factory=dict)  # over trainer.adam_beta1, adam_beta2, adam_epsilon
     trainer: dict[str, Any] = field(default_factory=dict)  # trl.SFTConfig arguments for all stages
 
 
@@ -92,6 +95,8 @@ OWN = {
     "learning_rate",
     "seed",
     "packing",
+    "optim",
+    "optim_args",
     "save_strategy",
     "resume_from_checkpoint",
     "completion_only_loss",
@@ -141,7 +146,9 @@ def _check_stage(name: str, stage: StageConfig, trainer: Mapping[str, Any]) -> N
         if value not in allowed:
             raise ConfigError(f"{where}.{key}={value!r} must be one of {', '.join(allowed)}")
     if own := OWN & set(trainer):
-        raise ConfigError(f"{where}.trainer.{min(own)} is set by the stage itself; see lr, packing, seed and dir")
+        raise ConfigError(
+            f"{where}.trainer.{min(own)} is set by the stage itself; see lr, packing, optimizer, seed and dir"
+        )
     if int(trainer.get("save_total_limit", 2)) < 2:
         raise ConfigError(
             f"{where}.trainer.save_total_limit must be at least 2: a kill during a save needs the one before"
@@ -168,7 +175,7 @@ def run_sft(config: SftConfig, only: str = "") -> dict[str, Any]:
     if test:
         measure(config, START, model, before, test, folder, progress)
     for name, stage in stages.items():
-        key = text_hash([before, asdict(stage), config.trainer, config.seed, config.dtype, config.parts, [_source_hash(s) for s in stage.data]])  # fmt: skip
+        key = text_hash([before, asdict(stage), config.trainer, config.optimizer, config.optimizer_args, config.seed, config.dtype, config.parts, [_source_hash(s) for s in stage.data]])  # fmt: skip
         model = train_stage(config, name, stage, model, key, folder / name, progress)
         before = key
         if test:
@@ -248,6 +255,8 @@ def build_trainer(
 
     from lingshu_rl.model.loading import PromptEncoder, load_model
 
+    place = optimizer_place(arguments)
+    check_optimizer("optimizer", config.optimizer, config.optimizer_args, place)
     model = load_model(start, stage_dtype(config, arguments))
     if config.attention != "sdpa":
         model.set_attn_implementation(config.attention)
@@ -270,10 +279,13 @@ def build_trainer(
         def create_optimizer(self, model: Any = None) -> Any:
             if self.optimizer is None:
                 opt_model: Any = self.model if model is None else model
-                cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
                 decayed = set(self.get_decay_parameter_names(opt_model))
                 groups = parameter_groups(opt_model, stage.lr, self.args.weight_decay, decayed, config.parts)
-                self.optimizer = cls(groups, **kwargs)
+                adam = {"betas": (self.args.adam_beta1, self.args.adam_beta2), "eps": self.args.adam_epsilon}
+                options = {**adam, **config.optimizer_args}
+                self.optimizer = build_optimizer(
+                    "optimizer", config.optimizer, options, place, model=opt_model, groups=groups
+                )
             return self.optimizer
 
     class Marks(TrainerCallback):
@@ -320,6 +332,12 @@ def sft_arguments(config: SftConfig, stage: StageConfig, folder: Path, on_gpu: b
         return SFTConfig(**{**given, **own})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainer: {error}") from None
+
+
+def optimizer_place(arguments: Any) -> Place:
+    plugin = arguments.deepspeed_plugin
+    deepspeed = plugin.hf_ds_config.config if plugin else None
+    return Place.of(deepspeed, on_gpu=arguments.device.type == "cuda", max_grad_norm=arguments.max_grad_norm)
 
 
 def stage_dtype(config: SftConfig, arguments: Any) -> torch.dtype:

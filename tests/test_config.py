@@ -57,9 +57,11 @@ def test_impossible_combinations_are_refused():
         load_config(None, [adapter])
     with pytest.raises(ConfigError, match="colocate has the weights"):
         load_config(None, [adapter, "train.lora={r: 4}", "rollout.placement=colocate"])
-    for more in ("modules_to_save: [lm_head]", "use_dora: true", "bias: all"):
-        with pytest.raises(ConfigError, match="trains more than vLLM's adapters hold"):
-            load_config(None, [adapter, f"train.lora={{r: 4, {more}}}"])
+    extra = {"modules_to_save: [lm_head]": "modules_to_save", "use_dora: true": "use_dora", "bias: all": "bias",
+             "init_lora_weights: pissa": "pissa", "r: 600": "rank of 600"}  # fmt: skip
+    for more, named in extra.items():
+        with pytest.raises(ConfigError, match=rf"{named}.* is more than vLLM's adapters hold"):
+            load_config(None, [adapter, f"train.lora={{{more}}}"])
     load_config(None, [adapter, "train.lora={r: 4, use_dora: false, bias: none}"])
     with pytest.raises(ConfigError, match="uses no reference"):
         load_config(None, ["reference.urls=[http://a]", "loss.kl_coef=0"])
@@ -125,17 +127,15 @@ def test_engine_options_reach_the_engines_command_lines(tmp_path):
     text = " ".join(command)
     assert "--max-model-len 99" in text and "--no-enable-prefix-caching" in text and "--seed 5" in text
     assert '--limit-mm-per-prompt {"image": 2}' in text and "--dtype float32" in text
-    gpu = vllm_command(load_config(None, ["rollout.vllm.dtype=float16"]), "m", DeviceSet(gpus=(2, 3)), port=1)
+    gpus = DeviceSet(gpus=(2, 3))
+    gpu = vllm_command(load_config(None, ["rollout.vllm.dtype=float16"]), "m", gpus, port=1, transfer="nccl")
     assert "--tensor-parallel-size 2" in " ".join(gpu) and "--dtype float16" in " ".join(gpu)
     assert '"backend": "nccl"' in " ".join(gpu)
-    lora = vllm_command(
-        load_config(None, ["rollout.weight_transfer=adapter", "train.lora={r: 9}"]), "m", DeviceSet(), port=1
-    )
-    assert (
-        "--enable-lora" in lora and lora[lora.index("--max-lora-rank") + 1] == "16" and "--enable-lora" not in command
-    )
-    forced = vllm_command(load_config(None, ["rollout.weight_transfer=file"]), "m", DeviceSet(gpus=(2,)), port=1)
-    assert '"backend": "lingshu_file"' in " ".join(forced)
+    lora = load_config(None, ["train.lora={r: 9, rank_pattern: {q_proj: 33}}"])
+    adapters = vllm_command(lora, "m", DeviceSet(), port=1, transfer="adapter")
+    assert "--enable-lora" in adapters and adapters[adapters.index("--max-lora-rank") + 1] == "64"
+    for merged in (vllm_command(lora, "m", gpus, port=1, transfer="file"), command):
+        assert '"backend": "lingshu_file"' in " ".join(merged) and "--enable-lora" not in merged
     env = vllm_env(DeviceSet(), token="t", transfer_dir=tmp_path, extra={"VLLM_CPU_KVCACHE_SPACE": "3"})
     assert env["VLLM_CPU_KVCACHE_SPACE"] == "3" and env["VLLM_SERVER_DEV_MODE"] == "1"
     assert "VLLM_CPU_OMP_THREADS_BIND" not in env

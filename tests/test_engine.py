@@ -12,10 +12,10 @@ from lingshu_rl.firstbatch import blank_vision, largest_gap
 from lingshu_rl.model.families import model_spec
 from lingshu_rl.model.groups import group_logprobs
 from lingshu_rl.model.loading import PromptEncoder, load_model
-from lingshu_rl.policy import checkpoint_tensors
 from lingshu_rl.rollout.client import RolloutClient
 from lingshu_rl.rollout.transfer import FileTransfer
 from lingshu_rl.types import TokenGroup
+from lingshu_rl.weights import weights
 
 pytestmark = pytest.mark.slow
 TOKEN = "a-token-for-tests"
@@ -30,7 +30,7 @@ class Trainer:
         self.banned = model_spec(self.model).placeholder_ids
 
     def weights(self):
-        return checkpoint_tensors(self.model)
+        return weights(self.model)
 
     def client(self, url):
         return RolloutClient([url], token=TOKEN, decode=self.encoder.decode, banned_ids=self.banned, seed=0, temperature=1.0,

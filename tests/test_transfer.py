@@ -3,6 +3,9 @@
 import asyncio
 import http.server
 import json
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -10,9 +13,22 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import torch
+from launching import ROOT
 
+from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.rollout import transfer as transfers
 from lingshu_rl.rollout.client import RolloutClient, RolloutError
-from lingshu_rl.rollout.transfer import FanOut, FileTransfer, NcclTransfer, watched
+from lingshu_rl.rollout.transfer import (
+    AdapterTransfer,
+    FanOut,
+    FileTransfer,
+    NcclTransfer,
+    local_address,
+    make_transfer,
+    master_address,
+    watched,
+    weight_transfer_kind,
+)
 
 WEIGHTS = {"a": torch.ones(3), "b": torch.zeros(2, 2)}
 
@@ -83,6 +99,93 @@ def test_a_server_that_refuses_the_weights_is_an_error_with_its_answer(tmp_path)
     with pytest.raises(RolloutError, match=r"http://b/update_weights answered 500: shape mismatch"):
         asyncio.run(transfer(tmp_path, handler)[1].send(policy(), version=1))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_prefix_cache_that_is_still_held_is_reset_again_until_it_is(tmp_path, monkeypatch):
+    """vLLM answers 200 and `success: false` while a request holds blocks; old prefixes would go on being served."""
+    refusals, calls = {"a": 2, "b": 0}, {"a": [], "b": []}
+
+    def handler(request):
+        host, route = request.url.host, request.url.path
+        calls[host].append(route)
+        if route != "/reset_prefix_cache":
+            return httpx.Response(200, json={})
+        refusals[host] -= 1
+        return httpx.Response(200, json={"success": refusals[host] < 0})
+
+    client, files = transfer(tmp_path, handler)
+    asyncio.run(files.send(policy(), version=4))
+    assert [calls[host].count("/reset_prefix_cache") for host in "ab"] == [3, 1]
+    assert calls["a"][-2:] == ["/reset_mm_cache", "/reset_encoder_cache"]
+    assert [s.version for s in client.pool.servers] == [4, 4]
+
+    refusals["b"] = 10**9
+    monkeypatch.setattr(transfers, "RESET_S", 0.1)
+    client, files = transfer(tmp_path, handler)
+    with pytest.raises(RolloutError, match=r"http://b still keeps its prefix cache .* who else uses this server"):
+        asyncio.run(files.send(policy(), version=5))
+    assert client.pool.by_url("http://b").version == 0
+
+
+PLACES = {"gpu": (True, True), "cpu": (False, False), "gpu policy": (True, False), "gpu servers": (False, True)}
+LORA = "train.lora={r: 4, target_modules: [q_proj, v_proj]}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "place", "ours", "kind"),
+    [
+        ([], "gpu", True, "nccl"), ([], "gpu", False, "nccl"), ([], "cpu", True, "file"),
+        ([], "gpu policy", True, "file"), ([], "gpu servers", True, "file"),
+        (["rollout.weight_transfer=file"], "gpu", True, "file"),
+        ([LORA], "gpu", True, "adapter"), ([LORA], "cpu", True, "adapter"),
+        ([LORA], "gpu", False, "nccl"), ([LORA], "cpu", False, "file"),
+        ([LORA, "rollout.weight_transfer=nccl"], "gpu", True, "nccl"),
+        ([LORA, "rollout.weight_transfer=adapter"], "cpu", False, "adapter"),
+        (["train.lora={r: 4, target_modules: [q_proj], use_dora: true}"], "gpu", True, "nccl"),
+        (["train.lora={r: 4, target_modules: all-linear}"], "cpu", True, "file"),
+        ([LORA, "rollout.placement=colocate"], "gpu", True, "in_process"),
+    ],
+)  # fmt: skip
+def test_how_weights_travel(settings, place, ours, kind):
+    config, (policy_on_gpu, servers_on_gpu) = load_config(None, settings), PLACES[place]
+    where = {"policy_on_gpu": policy_on_gpu, "servers_on_gpu": servers_on_gpu, "ours": ours}
+    assert weight_transfer_kind(config, **where) == kind
+    if kind != "in_process":
+        made = make_transfer(kind, None, folder=None, token="t", timeout_s=1, dead=lambda: "")
+        assert type(made) is {"file": FileTransfer, "nccl": NcclTransfer, "adapter": AdapterTransfer}[kind]
+
+
+@pytest.mark.parametrize(
+    ("settings", "place", "told"),
+    [
+        (["rollout.weight_transfer=nccl"], "gpu policy", "needs policy and rollout on GPUs"),
+        (["rollout.weight_transfer=adapter", "train.lora={r: 4, target_modules: [gate_proj]}"], "gpu",
+         r"module\(s\) such as model\.visual\..*use auto"),
+    ],
+)  # fmt: skip
+def test_weights_that_cannot_travel_as_asked_are_refused(settings, place, told):
+    policy_on_gpu, servers_on_gpu = PLACES[place]
+    with pytest.raises(ConfigError, match=told):
+        weight_transfer_kind(
+            load_config(None, settings), policy_on_gpu=policy_on_gpu, servers_on_gpu=servers_on_gpu, ours=True
+        )
+
+
+NETWORKS = "ip link set lo up; ip addr add 10.1.0.1/24 dev lo; ip addr add 10.2.0.1/24 dev lo"
+
+
+def test_the_master_address_is_one_that_the_servers_reach(tmp_path):
+    """In a network namespace: a host with two networks. The host's own name points to neither of them, or nowhere."""
+    assert local_address("http://127.0.0.1:8000") == "127.0.0.1" == master_address(["http://localhost:1"])
+    code = (
+        "from lingshu_rl.rollout.transfer import master_address as m;"
+        "print(m(['http://10.2.0.7:8000']), m(['http://127.0.0.1:1', 'http://10.1.0.9:8000/']))"
+    )
+    command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-ec", f'{NETWORKS}; exec "$0" -c "$1"']
+    done = subprocess.run([*command, sys.executable, code], cwd=ROOT, capture_output=True, text=True)
+    if subprocess.run([*command[:4], "true"]).returncode or not shutil.which("ip"):
+        pytest.skip("no network namespaces here")
+    assert done.stdout.split() == ["10.2.0.1", "10.1.0.1"], done.stderr
 
 
 def test_a_call_that_hangs_ends_with_what_died_or_how_long_it_took():
@@ -188,19 +291,3 @@ def test_a_server_that_joins_again_gets_a_communicator_of_its_own_and_the_next_s
     asyncio.run(story())
     both, one, other = ["http://a", "http://b"], ["http://a"], ["http://b"]
     assert joined == [both, one, other, both] and sent == [both, both, one, other, both]
-
-
-def test_vllms_processes_on_a_cpu_sleep_between_looks_at_their_queues(monkeypatch):
-    from vllm.distributed.device_communicators import shm_broadcast
-
-    from lingshu_rl.rollout import vllm_plugin
-
-    slept = []
-    monkeypatch.setattr(shm_broadcast, "sched_yield", shm_broadcast.sched_yield)  # put back at the end
-    monkeypatch.setattr(vllm_plugin.time, "sleep", slept.append)
-    vllm_plugin.wait_idly_on_cpu()
-    condition = shm_broadcast.SpinCondition.__new__(shm_broadcast.SpinCondition)
-    condition.is_reader, condition.busy_loop_s = True, 1.0
-    condition.record_read()
-    condition.wait()
-    assert slept == [vllm_plugin.LOOK_S]

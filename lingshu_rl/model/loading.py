@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lingshu_rl.model.quantized import quantization
 from lingshu_rl.types import Prompt
 
 if TYPE_CHECKING:
@@ -21,21 +22,36 @@ def model_path(name: str) -> str:
     return str(Path(__file__).parent.parent / "demo" / "weights") if name == DEMO_MODEL else name
 
 
-def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1) -> Any:
+def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1, quantize: str = "") -> Any:
     """The causal language model with its vision tower if it has one, in SDPA attention, on CPU, in eval mode.
 
     tensor_parallel: processes of the default group that it is sharded over, by the plan that transformers has for it
     (on CUDA the shards are on the devices then). Raises ValueError for a model without one.
+    quantize: nf4 or fp4 for its linear layers (`quantized`); then it is on the current device. Raises ConfigError.
     """
+    loader, config = _loader(name)
+    sharding = {"distributed_config": _sharding(loader, config, tensor_parallel)} if tensor_parallel > 1 else {}
+    bits = {"quantization_config": quantization(quantize, dtype)} if quantize else {}
+    return loader.from_pretrained(model_path(name), dtype=dtype, attn_implementation="sdpa", **sharding, **bits).eval()
+
+
+def empty_model(name: str) -> Any:
+    """The same model on torch's meta device: its modules and shapes, without reading or holding weights."""
+    import torch
+
+    loader, config = _loader(name)
+    with torch.device("meta"):
+        return loader.from_config(config)
+
+
+def _loader(name: str) -> tuple[Any, Any]:
+    """transformers' class for the model, and its configuration."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    path = model_path(name)
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(model_path(name))
     sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    sharding = {"distributed_config": _sharding(loader, config, tensor_parallel)} if tensor_parallel > 1 else {}
-    return loader.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **sharding).eval()
+    return (AutoModelForImageTextToText if sees else AutoModelForCausalLM), config
 
 
 def _sharding(loader: Any, config: Any, size: int) -> Any:

@@ -117,8 +117,9 @@ class Pool:
                 raise self.error(f"the {self.role} server {server.url} failed {failures} times on {what}; last: {last}")
             await asyncio.sleep(0.1 * 2**failures)
 
-    async def post_to(self, servers: Sequence[Server], path: str, **body: Any) -> None:
-        """Post to each of these at once, once. One that died is left out from here on; other failures raise `error`."""
+    async def post_to(self, servers: Sequence[Server], path: str, **body: Any) -> dict[Server, httpx.Response]:
+        """Post to each of these at once, once; their answers. One that died is left out; other failures raise `error`."""
+        answers: dict[Server, httpx.Response] = {}
 
         async def one(server: Server) -> None:
             try:
@@ -127,10 +128,13 @@ class Pool:
                 if not await self.examine(server):
                     raise self.error(f"{server.url}{path} failed: {type(error).__name__}: {error}") from error
             else:
-                if response.status_code != 200 and not await self.examine(server):
+                if response.status_code == 200:
+                    answers[server] = response
+                elif not await self.examine(server):
                     raise self.error(f"{server.url}{path} answered {response.status_code}: {response.text[:500]}")
 
         await asyncio.gather(*(one(server) for server in servers if server.alive))
+        return answers
 
     async def texts(self, path: str) -> list[str]:
         """What each server answers to GET; waits for one that is down."""

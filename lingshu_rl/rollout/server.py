@@ -6,17 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import Config
+from lingshu_rl.config import LORA_RANKS, Config, lora_rank
 from lingshu_rl.processes.placement import DeviceSet, available_cores
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import python
 from lingshu_rl.rollout.vllm_plugin import BACKEND, TRANSFER_DIR_ENV
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
 
+def vllm_options(config: Config, model: str, devices: DeviceSet, transfer: str = "file") -> dict[str, Any]:
+    """vLLM's own options for a server or an engine in this process; `config.rollout.vllm` wins over those chosen here.
 
-def vllm_options(config: Config, model: str, devices: DeviceSet) -> dict[str, Any]:
-    """vLLM's own options for a server or an engine in this process; `config.rollout.vllm` wins over those chosen here."""
+    transfer: how weights will come, see `transfer.weight_transfer_kind`.
+    """
     chosen: dict[str, Any] = {
         "model": model,
         "dtype": "bfloat16" if devices.on_gpu and config.train.dtype != "float32" else "float32",
@@ -34,32 +35,29 @@ def vllm_options(config: Config, model: str, devices: DeviceSet) -> dict[str, An
         chosen["enable_chunked_prefill"] = False
         # A group's samples share their prompt in whole blocks; vLLM's 128 tokens on a CPU are longer than many a prompt.
         chosen["block_size"] = 32
-    if config.rollout.weight_transfer == "adapter":
-        rank = int(config.train.lora.get("r", 8))
-        chosen |= {
-            "enable_lora": True,
-            "max_loras": 1,
-            "max_lora_rank": next((r for r in LORA_RANKS if r >= rank), rank),
-        }
+    if transfer == "adapter":
+        room = next(rank for rank in LORA_RANKS if rank >= lora_rank(config.train.lora))
+        chosen |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
     return {**chosen, **config.rollout.vllm}
 
 
-def vllm_command(config: Config, model: str, devices: DeviceSet, *, port: int, host: str = "127.0.0.1") -> list[str]:
-    """The argv of one server.
+def vllm_command(
+    config: Config, model: str, devices: DeviceSet, *, port: int, host: str = "127.0.0.1", transfer: str = "file"
+) -> list[str]:
+    """The argv of one server. transfer: how its weights will come, see `transfer.weight_transfer_kind`.
 
     The module is started rather than the `vllm` script, because the CPU package installs no working script.
     """
-    transfer = "nccl" if devices.on_gpu and config.rollout.weight_transfer in ("auto", "nccl") else BACKEND
     served = {
         "served_model_name": "policy",
         "host": host,
         "port": port,
-        "weight_transfer_config": {"backend": transfer},
+        "weight_transfer_config": {"backend": "nccl" if transfer == "nccl" else BACKEND},
         "middleware": "lingshu_rl.processes.token.RequireToken",
         "disable_uvicorn_access_log": True,
     }
     command = [*devices.command_prefix(), python(), "-m", "vllm.entrypoints.openai.api_server"]
-    for key, value in {**served, **vllm_options(config, model, devices)}.items():
+    for key, value in {**served, **vllm_options(config, model, devices, transfer)}.items():
         flag = "--" + key.replace("_", "-")
         if value is True:
             command.append(flag)

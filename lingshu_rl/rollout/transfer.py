@@ -1,14 +1,13 @@
 """Sending the policy's weights into the running vLLM servers, through vLLM's own weight-transfer interface.
 
 file: safetensors in a shared-memory folder, for servers on the same host (and on CPU, where NCCL does not exist).
-nccl: vLLM's trainer-side NCCL engine, layer by layer; needs CUDA and was not run on a machine without it.
+nccl: vLLM's trainer-side NCCL engine, packed; needs CUDA. What of it runs without (tests/contract) runs there.
 adapter: LoRA adapters alone, which vLLM applies beside the weights it was started with.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import socket
 import tempfile
@@ -16,8 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
+from lingshu_rl.config import Config, ConfigError, more_than_adapters
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.pool import Pool, Server
 from lingshu_rl.processes.workers import free_port
@@ -26,25 +27,78 @@ from lingshu_rl.rollout.client import RolloutClient, RolloutError
 if TYPE_CHECKING:
     import torch
 
-CACHES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
+PREFIX_CACHE, IMAGE_CACHES = "/reset_prefix_cache", ("/reset_mm_cache", "/reset_encoder_cache")
 FILE_BYTES = 1 << 30  # weights are sent in files of about this size, so that no second full copy is made
+# vLLM's two buffers, on either side, come on top of what the engine reserved: 8 % of a 24 GB card are free then. A tensor
+# larger than a buffer (the embedding) gets one of its own.
+PACKED_BUFFER_BYTES = 128 << 20
+RESET_S = 60.0  # in which a server must let go of the cache; aborted requests hold it for a step or two
+
+
+class Transfer(Protocol):
+    """All ranks call `send`; ranks other than the main one only take part in gathering the weights."""
+
+    async def start(self, servers: Sequence[Server] | None = None) -> None:
+        """Make the servers (default: all) ready to receive. Only the main rank does anything."""
+
+    async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
+        """To every server that is up, or to the one of this URL whatever its state. One that dies meanwhile is left out."""
+
+
+def weight_transfer_kind(config: Config, *, policy_on_gpu: bool, servers_on_gpu: bool, ours: bool) -> str:
+    """How weights reach the servers: what rollout.weight_transfer names; with `auto`, the adapters alone where they can.
+
+    ours: the servers are started by this run on this host, with the run's model. Whoever starts a server and whoever
+    sends to it must ask with the same arguments. "in_process" stands for an engine that needs no transfer (`colocated`).
+    Raises ConfigError for what cannot work.
+    """
+    asked = config.rollout.weight_transfer
+    if config.rollout.placement == "colocate":
+        return "in_process"
+    if asked == "nccl" and not (policy_on_gpu and servers_on_gpu):
+        raise ConfigError("rollout.weight_transfer=nccl needs policy and rollout on GPUs; use auto")
+    alone = config.train.lora and not config.train.quantize and ours  # the servers' base is not in 4 bits
+    if asked == "adapter" or (asked == "auto" and alone):
+        from lingshu_rl.weights import unfit_for_adapters_alone
+
+        unfit = more_than_adapters(config.train.lora) or unfit_for_adapters_alone(config.model, config.train.lora)
+        if not unfit:
+            return "adapter"
+        if asked == "adapter":
+            raise ConfigError(f"rollout.weight_transfer=adapter: {unfit}; use auto, which sends merged weights")
+    if asked != "auto":
+        return asked
+    return "nccl" if policy_on_gpu and servers_on_gpu else "file"
+
+
+def make_transfer(
+    kind: str,
+    client: RolloutClient | None,
+    *,
+    folder: Path | None,
+    token: str,
+    timeout_s: float,
+    dead: Callable[[], str],
+) -> Transfer:
+    """client, folder: None on ranks other than the main one. dead: what is known to have died ("" = nothing)."""
+    if kind == "nccl":
+        return NcclTransfer(client, token, timeout_s, dead)
+    return AdapterTransfer(client, folder) if kind == "adapter" else FileTransfer(client, folder)
 
 
 class FileTransfer:
-    """All ranks call `send`; ranks other than the main one only take part in gathering the weights."""
+    """Files of about FILE_BYTES, one at a time, in a folder that the servers see."""
 
     def __init__(self, client: RolloutClient | None, folder: Path | None) -> None:
         self.pool, self.folder = client.pool if client is not None else None, folder
 
     async def start(self, servers: Sequence[Server] | None = None) -> None:
-        """Make the servers (default: all) ready to receive. Only the main rank does anything."""
         if self.pool is not None:
             await self.pool.post_to(
                 servers or self.pool.servers, "/init_weight_transfer_engine", json={"init_info": {}}
             )
 
     async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
-        """To every server that is up, or to the one of this URL whatever its state. One that dies meanwhile is left out."""
         if self.pool is None:
             for _ in policy.weights():
                 pass
@@ -53,14 +107,19 @@ class FileTransfer:
         await self.pool.post_to(to, "/start_weight_update")
         part: dict[str, torch.Tensor] = {}
         size = 0
-        for name, tensor in policy.weights():
-            part[name] = tensor.cpu().clone()
-            size += tensor.numel() * tensor.element_size()
-            if size >= FILE_BYTES:
+        weights = policy.weights()
+        try:
+            for name, tensor in weights:
+                part[name] = tensor.to("cpu", copy=True)
+                size += tensor.numel() * tensor.element_size()
+                if size >= FILE_BYTES:
+                    await self._send_part(part, to)
+                    part, size = {}, 0
+            if part:
                 await self._send_part(part, to)
-                part, size = {}, 0
-        if part:
-            await self._send_part(part, to)
+        finally:
+            for _ in weights:  # the other ranks gather to the end, whatever went wrong here
+                pass
         await self.pool.post_to(to, "/finish_weight_update", json={"weight_version": str(version)})
         await reset_caches(self.pool, to, version)
 
@@ -91,14 +150,13 @@ class AdapterTransfer:
         """vLLM takes adapters as it is."""
 
     async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
-        """To every server that is up, or to the one of this URL. All ranks call this; the main one writes and sends."""
-        settings, weights = policy.adapter()
+        name = f"policy-{version}"
+        folder = self.folder / name if self.folder is not None else None
+        policy.save_adapter(folder)
         if self.client is None:
             return
-        assert self.folder is not None
-        pool, name = self.client.pool, f"policy-{version}"
-        folder = self.folder / name
-        write_adapter(folder, settings, weights)
+        assert folder is not None
+        pool = self.client.pool
         to = [pool.by_url(server)] if server else pool.up
         try:
             for one in to:
@@ -113,30 +171,18 @@ class AdapterTransfer:
         await reset_caches(pool, to, version)
 
 
-def write_adapter(folder: Path, settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    """As peft writes it."""
-    from safetensors.torch import save_file
-
-    def plain(value: Any) -> Any:
-        return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))
-
-    folder.mkdir(exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(settings, default=plain))
-    save_file(weights, folder / "adapter_model.safetensors")
-
-
 class NcclTransfer:
     """vLLM's `nccl` back end: one communicator of the main rank and every server, one broadcast for all of them.
 
     Under ZeRO-3 each tensor is gathered, sent and freed before the next. A server that joins again gets the weights
-    over a communicator of its own, so that the others go on generating; the next send joins all anew. Runs on CUDA only and was not run on this project's CPU machines; `FanOut` and `watched`, which
-    carry its control calls, were.
+    over a communicator of its own, so that the others go on generating; the next send joins all anew. Runs on CUDA only;
+    on CPU, vLLM's two ends of it were run against each other with a stand-in for the communicator.
     """
 
     def __init__(
         self, client: RolloutClient | None, token: str, timeout_s: float, dead: Callable[[], str] = lambda: ""
     ) -> None:
-        """dead: what is known to have died ("" = nothing), asked while a broadcast runs."""
+        """dead: asked while a broadcast runs."""
         self.pool, self.token, self.timeout_s, self.dead = client.pool if client else None, token, timeout_s, dead
         self.engine: Any = None
         self.members: list[str] = []
@@ -174,17 +220,19 @@ class NcclTransfer:
         fan_out = FanOut(urls, self.token, self.timeout_s)
         if policy.rank == 0:
             if self.engine is not None:
-                self.engine.model_update_group.destroy()
+                self.engine.shutdown()
             fan_out.shutdown(self.joined & set(urls))
             self.joined |= set(urls)
-        local = all("127.0.0.1" in url for url in urls)
         info = NCCLTrainerInitInfo(
-            master_address="127.0.0.1" if local else socket.gethostbyname(socket.gethostname()),
+            master_address=master_address(urls),
             master_port=free_port(),
             world_size=1 + sum(fan_out.sizes()) if policy.rank == 0 else 1,
             rank=policy.rank,
+            # Packed one after another, tensors of different types would start at addresses that a type cannot have.
+            packed=len({dtype for _, dtype, _ in policy.weight_shapes()}) == 1,
+            packed_buffer_size_bytes=PACKED_BUFFER_BYTES,
         )
-        self.engine = WeightTransferTrainerFactory.trainer_init(info, client=fan_out, source=_policy_source(policy))
+        self.engine = WeightTransferTrainerFactory.trainer_init(info, client=fan_out, source=policy_source(policy))
 
 
 class FanOut:
@@ -271,9 +319,41 @@ async def watched(call: Callable[[], None], *, what: str, timeout_s: float, dead
         raise outcome[0]
 
 
+def master_address(urls: Sequence[str]) -> str:
+    """The address of this host under which all servers can reach it: one that its way to them starts from (IPv4).
+
+    A server on this host reaches any of them, one elsewhere does not reach loopback.
+    """
+    ours = [local_address(url) for url in urls]
+    return next((address for address in ours if not address.startswith("127.")), ours[0])
+
+
+def local_address(url: str) -> str:
+    """Where connections from here to this URL come from. Nothing is sent."""
+    to = urlsplit(url)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((to.hostname or "", to.port or 80))
+        return str(probe.getsockname()[0])
+
+
 async def reset_caches(pool: Pool, servers: Sequence[Server], version: int) -> None:
-    """Without this, prompts and images would be served from what the old weights made of them."""
-    for route in CACHES:
+    """Without this, prompts and images would be served from what the old weights made of them.
+
+    vLLM keeps a prefix cache, and answers so, as long as a request holds blocks of it; those that were given up end soon.
+    Raises RolloutError for a server that keeps it for RESET_S.
+    """
+    holding, wait, began = list(servers), 0.02, time.monotonic()
+    while holding:
+        answers = await pool.post_to(holding, PREFIX_CACHE)
+        holding = [server for server, answer in answers.items() if answer.json().get("success") is False]
+        if holding and time.monotonic() - began > RESET_S:
+            raise RolloutError(
+                f"{holding[0].url} still keeps its prefix cache {RESET_S:.0f} s after new weights: a request holds it; who "
+                "else uses this server?"
+            )
+        await asyncio.sleep(wait if holding else 0)
+        wait = min(2 * wait, 1.0)
+    for route in IMAGE_CACHES:
         await pool.post_to(servers, route)
     for server in servers:
         server.version = version
@@ -289,7 +369,7 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _policy_source(policy: Policy) -> Any:
+def policy_source(policy: Policy) -> Any:
     from vllm.distributed.weight_transfer import ParamMeta, WeightSource
 
     class PolicySource(WeightSource):

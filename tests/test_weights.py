@@ -1,0 +1,165 @@
+"""What leaves the trainer: merged weights by name, checkpoints and adapters on disk. Nothing of it touches the model."""
+
+import copy
+import json
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from safetensors import safe_open
+from tiny_models import TEXT, build
+
+from lingshu_rl import weights
+from lingshu_rl.config import ConfigError
+
+QV = ["q_proj", "v_proj"]
+LORAS = {
+    "plain": {"r": 4, "target_modules": QV},
+    "root_scaled": {"r": 4, "target_modules": QV, "use_rslora": True},
+    "patterns": {"r": 4, "target_modules": QV, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 32}},
+    "dora": {"r": 4, "target_modules": QV, "use_dora": True},
+    "biases": {"r": 4, "target_modules": ["qkv"], "bias": "all", "lora_bias": True},
+    "vision": {"r": 4, "target_modules": "all-linear"},
+    "patches": {"r": 4, "target_modules": ["patch_embed.proj"]},
+    "whole_head": {"r": 4, "target_modules": QV, "modules_to_save": ["lm_head"]},
+    "embedding": {"r": 4, "target_modules": ["embed_tokens", "q_proj"]},
+}
+
+
+def adapted(lora, dtype=torch.float32):
+    """A small Qwen2.5-VL as after some training: nothing that is trained is where it started."""
+    model = weights.add_adapters(build("qwen2_5_vl"), lora).to(dtype)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+@pytest.mark.parametrize("lora", LORAS.values(), ids=LORAS)
+def test_adapters_come_merged_as_peft_merges_them_under_the_models_own_names(lora):
+    model = adapted(lora)
+    expected = copy.deepcopy(model).merge_and_unload()
+    found = {name: tensor.clone() for name, tensor in weights.weights(model)}
+    assert set(found) == set(build("qwen2_5_vl").state_dict())
+    for name, tensor in expected.state_dict().items():
+        assert torch.allclose(found[name], tensor, atol=1e-6), name
+    changed = [
+        name for name, tensor in build("qwen2_5_vl").state_dict().items() if not torch.equal(found[name], tensor)
+    ]
+    assert changed
+    assert [(n, t.dtype, tuple(t.shape)) for n, t in found.items()] == weights.weight_shapes(model)
+
+
+@pytest.mark.parametrize("lora", [LORAS["plain"], LORAS["dora"]], ids=["plain", "dora"])
+def test_a_bfloat16_base_is_bitwise_the_same_after_many_sends(lora):
+    model = adapted(lora, torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for _ in range(60):
+        last = {name: tensor.clone() for name, tensor in weights.weights(model)}
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    layer = model.get_submodule("base_model.model.model.language_model.layers.0.self_attn.q_proj")
+    if lora is LORAS["plain"]:
+        a, b = layer.lora_A["default"].weight.float(), layer.lora_B["default"].weight.float()
+        expected = (layer.base_layer.weight.float() + layer.scaling["default"] * (b @ a)).bfloat16()
+        assert torch.equal(last["model.language_model.layers.0.self_attn.q_proj.weight"], expected)
+
+
+def test_a_tied_head_comes_once_and_is_not_adapted():
+    model = build("qwen2_5_vl")
+    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = True
+    model.tie_weights()
+    names = [name for name, _ in weights.weights(model)]
+    assert "model.language_model.embed_tokens.weight" in names and "lm_head.weight" not in names
+    for change in ({"target_modules": ["embed_tokens"]}, {"target_modules": QV, "modules_to_save": ["lm_head"]}):
+        with pytest.raises(ConfigError, match="one tensor in this model"):
+            weights.add_adapters(copy.deepcopy(model), {"r": 4, **change})
+    with pytest.raises(ConfigError, match="trainable_token_indices"):
+        weights.add_adapters(build("llama"), {"r": 4, "target_modules": QV, "trainable_token_indices": [1]})
+
+
+def qwen3_moe():
+    """Its experts are one tensor a layer in the model, and one tensor an expert in checkpoints."""
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(**TEXT, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "gemma3", "qwen3_moe", "llama"])
+def test_a_checkpoint_in_files_is_what_transformers_would_write_in_one(family, tmp_path, monkeypatch):
+    """Same names, same tensors, and no more than one file of them held at a time."""
+    model = qwen3_moe() if family == "qwen3_moe" else build(family)
+    held = []
+    original = weights._save_shard
+
+    def spied(base, folder, file, tensors):
+        held.append(sum(t.numel() * t.element_size() for t in tensors.values()))
+        return original(base, folder, file, tensors)
+
+    monkeypatch.setattr(weights, "_save_shard", spied)
+    limit = 100_000
+    weights.save(model, tmp_path / "files", main=True, shard_bytes=limit)
+    model.save_pretrained(tmp_path / "one")
+
+    def tensors(folder):
+        found = {}
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt") as opened:
+                found |= {name: (file.name, opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+        return found
+
+    files, one = tensors(tmp_path / "files"), tensors(tmp_path / "one")
+    assert files.keys() == one.keys() and all(torch.equal(files[name][1], one[name][1]) for name in one)
+    index = json.loads((tmp_path / "files" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {name: file for name, (file, _) in files.items()}
+    assert len(held) > 2 and max(held) < sum(held) / 2
+    assert {f.name for f in (tmp_path / "one").iterdir()} - {"model.safetensors"} == {
+        f.name for f in (tmp_path / "files").iterdir()
+    } - {*index["weight_map"].values(), "model.safetensors.index.json"}
+    again, info = type(model).from_pretrained(tmp_path / "files", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in again.state_dict().items())
+
+
+def test_ranks_that_do_not_write_hold_nothing(tmp_path, monkeypatch):
+    """They gathered and copied the whole model once."""
+    model = build("llama")
+
+    class Passing:
+        def to(self, *a, **k):
+            pytest.fail("a rank that writes nothing copied a tensor")
+
+    seen = []
+    monkeypatch.setattr(weights, "weights", lambda m: ((seen.append(n), (n, Passing()))[1] for n, *_ in shapes))
+    shapes = weights.weight_shapes(model)
+    weights.save(model, tmp_path, main=False)
+    assert len(seen) == len(shapes) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lora", LORAS.values(), ids=LORAS)
+def test_an_adapter_on_disk_gives_peft_the_same_model(lora, tmp_path):
+    model = adapted(lora)
+    weights.save_adapter(model, tmp_path)
+    base = build("qwen2_5_vl")
+    untrained = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    again = {name: tensor.clone() for name, tensor in weights.weights(PeftModel.from_pretrained(base, tmp_path))}
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.weights(model))
+    assert any(not torch.equal(again[name], tensor) for name, tensor in untrained.items())
+
+
+@pytest.mark.parametrize(
+    ("targets", "unfit"),
+    [(QV, ""), (["gate_proj"], "model.visual"), ("all-linear", "model.visual"), (["lm_head"], "tensor")],
+)
+def test_adapters_beyond_what_vllm_applies_are_told_from_the_models_modules(targets, unfit):
+    def told():
+        return weights.unfit_for_adapters_alone("demo", {"r": 4, "target_modules": targets})
+
+    if unfit == "tensor":
+        with pytest.raises(ConfigError, match=unfit):
+            told()
+    else:
+        assert unfit in told() and bool(told()) == bool(unfit)
