@@ -163,3 +163,16 @@ def test_adapters_beyond_what_vllm_applies_are_told_from_the_models_modules(targ
             told()
     else:
         assert unfit in told() and bool(told()) == bool(unfit)
+
+
+def test_one_rank_alone_can_look_at_the_models_modules_under_zero_3():
+    """transformers would build the model in shares of all ranks, and wait for the others."""
+    from transformers.integrations import deepspeed
+
+    sharing = deepspeed.HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    try:
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        assert weights.unfit_for_adapters_alone("demo", {"r": 3, "target_modules": QV}) == ""
+        assert deepspeed.is_deepspeed_zero3_enabled() and sharing.is_zero3()
+    finally:
+        deepspeed.unset_hf_deepspeed_config()

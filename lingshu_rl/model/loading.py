@@ -36,12 +36,22 @@ def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1, quantize
 
 
 def empty_model(name: str) -> Any:
-    """The same model on torch's meta device: its modules and shapes, without reading or holding weights."""
+    """The same model on torch's meta device: its modules and shapes, without reading or holding weights.
+
+    Any rank may call this alone: transformers would share a model out among all ranks once a ZeRO-3 policy exists.
+    """
     import torch
+    from transformers.integrations import deepspeed
 
     loader, config = _loader(name)
-    with torch.device("meta"):
-        return loader.from_config(config)
+    sharing = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        with torch.device("meta"):
+            return loader.from_config(config)
+    finally:
+        if sharing is not None and sharing() is not None:
+            deepspeed.set_hf_deepspeed_config(sharing())
 
 
 def _loader(name: str) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ adapter: LoRA adapters alone, which vLLM applies beside the weights it was start
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import socket
 import tempfile
@@ -139,18 +140,19 @@ class AdapterTransfer:
     """The adapters of a LoRA policy alone, through vLLM's own adapter routes: megabytes in place of the model.
 
     For servers that were started with the run's model and see `folder`. Each version has a name of its own, under which it
-    is sampled, so that nothing computed with an older one can be mistaken for it.
+    is sampled, so that nothing computed with an older one, of this run or of one before it, can be mistaken for it.
     """
 
     def __init__(self, client: RolloutClient | None, folder: Path | None) -> None:
         self.client, self.folder = client, folder
+        self.prefix = f"policy-{secrets.token_hex(4)}"
         self.loaded: dict[str, str] = {}  # by server URL
 
     async def start(self, servers: Sequence[Server] | None = None) -> None:
         """vLLM takes adapters as it is."""
 
     async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
-        name = f"policy-{version}"
+        name = f"{self.prefix}-{version}"
         folder = self.folder / name if self.folder is not None else None
         policy.save_adapter(folder)
         if self.client is None:
