@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import load
+from lingshu_rl.failures import KNOWN_FAILURES, RunStopped
 from lingshu_rl.model.loading import DEMO_MODEL, PromptEncoder, model_path
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.cluster import HOST, PORT, RayWorker, join_cluster, leave_cluster
@@ -74,7 +75,7 @@ class Spans(dict[str, tuple[float, float]]):
         self[name] = (min(first, start), max(last, end))
 
 
-class Preempted(RuntimeError):
+class Preempted(RunStopped):
     """SIGTERM came: the run ends between two steps, with a checkpoint."""
 
 
@@ -200,7 +201,7 @@ class Run:
 
     def save_before_the_end(self) -> str:
         """A checkpoint of the last whole step unless there is one; says what a person can go on from."""
-        if self.step > self.saved_step:
+        if self.step > self.saved_step and self.version == self.step:  # not in the middle of one
             self.save_checkpoint(self.step)
         if not self.saved_step:
             return "no step was finished, so there is no checkpoint"
@@ -447,7 +448,7 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         run.policy.start_trackers(folder.path)
         try:
             yield run
-        except (Preempted, WorkerError) as error:
+        except KNOWN_FAILURES as error:
             raise type(error)(f"{error}\n{run.save_before_the_end()}; the same command goes on from there") from error
     finally:
         if run is not None and run.supervisor is not None:
@@ -581,7 +582,7 @@ async def connect(run: Run, token: str) -> None:
     await asyncio.gather(*map(ready, run.workers))
     reading: dict[str, Any] = {"decode": run.encoder.decode, "banned_ids": run.policy.banned}
     if config.rollout.placement == "colocate":
-        run.rollout = ColocatedRollout(config, model_path(config.model), run.placement.policy, **reading)
+        run.rollout = ColocatedRollout(config, model_path(config.model), run.placement.policy, **reading)  # type: ignore[assignment]
     else:
         run.rollout = RolloutClient(
             config.rollout.urls or [w.url for w in run.workers if "rollout" in w.name],
@@ -595,6 +596,8 @@ async def connect(run: Run, token: str) -> None:
             examine=run.examine,
             **reading,
         )
+    assert run.rollout is not None
+    await run.rollout.prompt_room(config.rollout.max_tokens)
     if config.loss.kl_coef > 0:
         run.reference = ReferenceClient(
             config.reference.urls or [w.url for w in run.workers if "reference" in w.name],

@@ -130,7 +130,7 @@ def test_the_client_says_which_server_refused_and_why():
         )
         await client.logprobs(groups())
 
-    with pytest.raises(ReferenceRequestError, match=r"http://ref refused group 'a': HTTP 422: image tokens"):
+    with pytest.raises(ReferenceRequestError, match=r"http://ref refused prompt 'a': HTTP 422: image tokens"):
         asyncio.run(ask())
 
 

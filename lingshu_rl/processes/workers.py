@@ -21,10 +21,12 @@ from pathlib import Path
 
 import httpx
 
+from lingshu_rl.failures import RunStopped
+
 PR_SET_PDEATHSIG = 1
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunStopped):
     """A child process failed; the message names it, its exit code, its log and the log's last lines."""
 
 

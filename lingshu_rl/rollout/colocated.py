@@ -8,35 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lingshu_rl.config import Config
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.placement import DeviceSet
-from lingshu_rl.rollout.client import RolloutClient
+from lingshu_rl.rollout.client import chat_messages
+from lingshu_rl.rollout.sampler import Sampler
 from lingshu_rl.rollout.server import vllm_options
 from lingshu_rl.rollout.vllm_plugin import retie_heads
 from lingshu_rl.types import Prompt
 
 
-class ColocatedRollout(RolloutClient):
-    """Requests that are asked for together are one batch of the engine, which runs in a thread."""
+class ColocatedRollout(Sampler):
+    """Requests that are asked for together are one batch of the engine, which runs in a thread.
+
+    A batch is of at most rollout.concurrency completions (or one group); its images are read when its turn has come.
+    """
 
     def __init__(self, config: Config, model: str, devices: DeviceSet, *, decode: Callable[[Sequence[int]], str],
                  banned_ids: Sequence[int]) -> None:  # fmt: skip
         super().__init__(
-            [],
-            token="",
             decode=decode,
             banned_ids=banned_ids,
             seed=config.seed,
             temperature=config.rollout.temperature,
             max_tokens=config.rollout.max_tokens,
-            timeout_s=config.rollout.request_timeout_s,
-            retries=0,
-            concurrency=config.rollout.concurrency,
         )
+        self.concurrency = config.rollout.concurrency
         # The engine must live in this process, and must not bind its threads, which are the policy's too.
         os.environ.update({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"})
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -47,27 +47,36 @@ class ColocatedRollout(RolloutClient):
         self.sleeps, self.asleep = devices.on_gpu, False
         self.llm = LLM(**vllm_options(config, model, devices), enable_sleep_mode=self.sleeps)
         self.version = self.generated = 0
-        self.waiting: list[tuple[dict[str, Any], asyncio.Future[dict[str, Any]]]] = []
+        self.waiting: list[tuple[Mapping[str, Any], Prompt, asyncio.Future[dict[str, Any]]]] = []
         self.turn = asyncio.Lock()
 
     @property
     def weight_version(self) -> int:
         return self.version
 
-    async def _ask(self, body: dict[str, Any], prompt: Prompt) -> tuple[dict[str, Any], int]:
+    async def context_length(self) -> int:
+        return int(self.llm.llm_engine.model_config.max_model_len)
+
+    async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Mapping[str, Any], int]:
         mine: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self.waiting.append((body, mine))
+        self.waiting.append((body, prompt, mine))
         await asyncio.sleep(0)  # whoever asks in the same turn of the loop joins the batch
-        async with self.turn:
-            if not mine.done():
-                batch, self.waiting = self.waiting, []
-                answers = await asyncio.to_thread(self._generate, [body for body, _ in batch])
-                for (_, future), answer in zip(batch, answers, strict=True):
-                    if not future.done():
-                        future.set_result(answer)
+        while not mine.done():
+            async with self.turn:
+                if not mine.done():
+                    await self._answer_some()
         return await mine, self.version
 
-    def _generate(self, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def _answer_some(self) -> None:
+        """One batch of those that have waited longest."""
+        size = max(1, self.concurrency // self.waiting[0][0]["n"])
+        batch, self.waiting = self.waiting[:size], self.waiting[size:]
+        answers = await asyncio.to_thread(self._generate, [(body, prompt) for body, prompt, _ in batch])
+        for (*_, future), answer in zip(batch, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
+
+    def _generate(self, requests: Sequence[tuple[Mapping[str, Any], Prompt]]) -> list[dict[str, Any]]:
         """What the server would answer to each of these requests."""
         from vllm import SamplingParams
 
@@ -80,9 +89,10 @@ class ColocatedRollout(RolloutClient):
                 logprobs=0,
                 logit_bias={int(i): bias for i, bias in body["logit_bias"].items()},
             )
-            for body in bodies
+            for body, _ in requests
         ]
-        found = self.llm.chat([body["messages"] for body in bodies], params, use_tqdm=False)
+        messages: list[Any] = [chat_messages(prompt) for _, prompt in requests]
+        found = self.llm.chat(messages, params, use_tqdm=False)
         self.generated += sum(len(choice.token_ids) for answer in found for choice in answer.outputs)
         return [
             {
@@ -131,6 +141,9 @@ class ColocatedRollout(RolloutClient):
 
     async def generated_tokens(self) -> int:
         return self.generated
+
+    async def close(self) -> None:
+        """The engine ends with this process."""
 
 
 def chosen_logprobs(choice: Any) -> list[float]:
