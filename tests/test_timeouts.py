@@ -1,10 +1,11 @@
 """A busy server is waited for as long as its own count moves; one that is stuck is given up after the configured time."""
 
 import asyncio
+import socket
 
-import httpx
 import pytest
 import torch
+import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -71,25 +72,30 @@ class SlowServer:
                 self.count += 1
 
 
-def rollout_client(http, **changes):
+def rollout_client(url):
     config = load_config(None, [f"rollout.request_timeout_s={LIMIT_S}", "rollout.retries=1"]).rollout
-    options = dict(token="t", decode=str, banned_ids=[], seed=0, temperature=1.0, max_tokens=4, concurrency=64,
-                   timeout_s=config.request_timeout_s, retries=config.retries) | changes  # fmt: skip
-    client = RolloutClient(["http://slow"], **options)
-    client.pool.http = http
-    return client
+    return RolloutClient([url], token="t", decode=str, banned_ids=[], seed=0, temperature=1.0, max_tokens=4, concurrency=64,
+                         timeout_s=config.request_timeout_s, retries=config.retries)  # fmt: skip
 
 
-def reference_client(http):
+def reference_client(url):
     config = load_config(None, [f"reference.request_timeout_s={LIMIT_S}", "reference.retries=0"]).reference
-    client = ReferenceClient(["http://slow"], token="t", timeout_s=config.request_timeout_s, retries=config.retries)
-    client.pool.http = http
-    return client
+    return ReferenceClient([url], token="t", timeout_s=config.request_timeout_s, retries=config.retries)
 
 
 async def with_server(server, make, ask):
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(server.app())) as http:
-        return await asyncio.wait_for(ask(make(http)), 60)
+    """What `ask` returns of the client that `make` makes, over a real socket."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        running = uvicorn.Server(uvicorn.Config(server.app(), log_level="critical", lifespan="off"))
+        serving = asyncio.create_task(running.serve([listening]))
+        client = make(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        try:
+            return await asyncio.wait_for(ask(client), 60)
+        finally:
+            await client.close()
+            running.should_exit = running.force_exit = True
+            await serving
 
 
 def prompt(name="q"):
@@ -124,7 +130,7 @@ def test_a_server_that_answers_but_does_not_get_on_is_given_up_and_named():
     server = SlowServer(parts=None)
     with pytest.raises(
         RolloutError,
-        match=r"(?s)http://slow failed on prompt 'q', which was sent 2 times .*no progress for 0.5 s.*stands at 0",
+        match=r"(?s)http://127.0.0.1:[0-9]+ failed on prompt 'q', which was sent 2 times .*no progress for 0.5 s.*stands at 0",
     ):
         asyncio.run(with_server(server, rollout_client, lambda client: client.sample(prompt(), 1, 7)))
     assert server.seeds == [7, 7]
@@ -145,40 +151,29 @@ def test_a_server_that_gets_stuck_on_its_way_is_given_up_too():
         asyncio.run(with_server(server, rollout_client, ask))
 
 
-async def silent_server():
+async def silent(make, ask):
+    """The same with a server that takes connections and requests, and never answers a byte."""
+
     async def swallow(reader, writer):
         await reader.read()
+        writer.close()
 
     server = await asyncio.start_server(swallow, "127.0.0.1", 0)
-    return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    client = make(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    try:
+        return await asyncio.wait_for(ask(client), 60)
+    finally:
+        await client.close()
+        server.close()
 
 
 def test_a_server_that_answers_nothing_at_all_is_given_up():
-    """It takes the connection and the request: over a real socket, as no stand-in in this process would show it."""
-
-    async def ask():
-        server, url = await silent_server()
-        client = ReferenceClient([url], token="t", timeout_s=0.3)
-        try:
-            await client.logprobs([group()])
-        finally:
-            server.close()
-            await client.close()
-
-    with pytest.raises(ReferenceRequestError, match=r"no progress for 0.3 s: ReadTimeout"):
-        asyncio.run(ask())
+    with pytest.raises(ReferenceRequestError, match=r"no progress for 0.5 s: ReadTimeout"):
+        asyncio.run(silent(reference_client, lambda client: client.logprobs([group()])))
 
 
 def test_a_control_call_has_the_plain_limit():
-    async def ask():
-        server, url = await silent_server()
-        client = rollout_client(httpx.AsyncClient(timeout=0.3), timeout_s=0.3)
-        client.pool.servers[0].url = url
-        try:
-            await client.prompt_room(4)
-        finally:
-            server.close()
-            await client.close()
-
     with pytest.raises(RolloutError, match=r"/v1/models failed: ReadTimeout"):
-        asyncio.run(ask())
+        asyncio.run(silent(rollout_client, lambda client: client.prompt_room(4)))
+    with pytest.raises(RolloutError, match=r"/pause failed: ReadTimeout"):
+        asyncio.run(silent(rollout_client, lambda client: client.pool.post_to(client.pool.servers, "/pause")))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import httpx
 
 T = TypeVar("T")
-LOOKS = 30  # within the limit
+LOOKS = 10  # within the limit
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Pulse:
         self.beats = 0  # times that progress was seen
         self.count: float | None = None
         self.seen = "it was not looked at"
-        self._turn, self._looked = asyncio.Lock(), 0.0
+        self._turn, self._looked, self._answered = asyncio.Lock(), -1.0, False
 
     async def wait(self, sending: Coroutine[Any, Any, T]) -> T:
         """The answer to a request, however long it takes while the server makes progress. Raises Stalled after `limit_s`."""
@@ -55,37 +55,39 @@ class Pulse:
             await asyncio.gather(answer, stall, return_exceptions=True)
 
     async def _stall(self) -> str:
-        """Returns, with what was seen, once no look in `limit_s` has shown progress."""
-        clock = asyncio.get_running_loop().time
+        """Returns, with what was seen, once the looks of `limit_s` in a row have shown no progress."""
         silent_s, beats = 0.0, self.beats
         while silent_s < self.limit_s:
-            began = clock()
             await asyncio.sleep(self.look_s)
-            await self._look(clock)
-            # An update that holds this process's loop is no silence of the server: one look counts as one.
-            silent_s += min(clock() - began, 2 * self.patience_s)
+            # Looks are counted, not time: an update that holds this process's loop is no silence of the server.
+            silent_s += self.look_s if await self._look() else self.look_s + self.patience_s
             if self.beats != beats:
                 silent_s, beats = 0.0, self.beats
         return f"no progress for {self.limit_s:g} s: {self.seen}"
 
-    async def _look(self, clock: Callable[[], float]) -> None:
-        """One look for all that wait: who comes while another looks takes what that one saw."""
+    async def _look(self) -> bool:
+        """Whether a count was seen. One look for all that wait: who comes while another looks takes what that one saw."""
+        clock = asyncio.get_running_loop().time
         asked = clock()
         async with self._turn:
-            if self._looked > asked:
-                return
-            try:
-                count = await self.look()
-            except (httpx.HTTPError, ValueError) as error:
-                self.seen = f"{type(error).__name__}: {error}"
-            else:
-                self.seen = f"it answers, but its count of tokens stands at {count:g}"
-                if count != self.count:
-                    self.beats += 1
-                    self.count = count
-            self._looked = clock()
+            if self._looked <= asked:
+                self._answered = await self._look_now()
+                self._looked = clock()
+            return self._answered
+
+    async def _look_now(self) -> bool:
+        try:
+            count = await self.look()
+        except (httpx.HTTPError, ValueError) as error:
+            self.seen = f"{type(error).__name__}: {error}"
+            return False
+        self.seen = f"it answers, but its count of work done stands at {count:g}"
+        if count != self.count:
+            self.beats += 1
+            self.count = count
+        return True
 
     @property
     def patience_s(self) -> float:
         """How long one look may take."""
-        return max(self.look_s, min(self.limit_s, 1.0))
+        return min(self.limit_s / 3, 10.0)

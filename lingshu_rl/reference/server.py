@@ -64,8 +64,7 @@ class ReferenceModel:
 
     @property
     def max_body_bytes(self) -> int:
-        """Of one request: a prompt of images as long as the model reads."""
-        return TOKEN_BYTES * self.limits["max_sequence"]
+        return body_limit(self.limits["max_sequence"])
 
     def _counted(self, model: Any) -> Any:
         """The frozen model, each layer of which adds to `progress` when it is done."""
@@ -157,6 +156,11 @@ class ShardedModel(ReferenceModel):
         message = torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(message, 0, group=self.control)
         return message.numpy().tobytes()
+
+
+def body_limit(max_sequence: int) -> int:
+    """Bytes of one request: as many images as fill the model's context."""
+    return TOKEN_BYTES * max_sequence
 
 
 def build_app(reference: ReferenceModel, refresh_dir: Path | None = None) -> Any:
