@@ -324,7 +324,7 @@ def validate(config: Config) -> None:
         )
     context = c.rollout.vllm.get("max_model_len")
     refuse(
-        isinstance(context, int) and context <= c.rollout.max_tokens,
+        isinstance(context, int) and 0 < context <= c.rollout.max_tokens,
         f"rollout.vllm.max_model_len={context} is prompt and completion together, and rollout.max_tokens="
         f"{c.rollout.max_tokens} leaves none of it to the prompt: raise the one or lower the other",
     )

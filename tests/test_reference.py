@@ -143,8 +143,9 @@ def film(height, width):
     return torch.rand(rows * columns, 1176), [1, rows, columns]
 
 
-def test_an_ordinary_study_of_three_films_passes_with_the_default_limits(tmp_path):
+def test_an_ordinary_study_of_three_films_passes_with_the_default_limits(monkeypatch):
     """Three films of 7.5, 3.1 and 1.0 megapixels are 271 MiB, and arrive to the bit."""
+    monkeypatch.setenv(TOKEN_ENV, "secret")
     pixels, grids = zip(*(film(*size) for size in ((3000, 2500), (1760, 1760), (1120, 900))), strict=True)
     vision = {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor(grids)}
     study = TokenGroup("study", tuple(range(9)), ((1, 2), (3,)), vision)

@@ -11,9 +11,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from lingshu_rl.config import load_config
+from lingshu_rl.eval.engines import ChatClient
 from lingshu_rl.reference.client import ReferenceClient, ReferenceRequestError
 from lingshu_rl.reference.wire import decode_groups, encode_logprobs
-from lingshu_rl.rollout.client import RolloutClient
+from lingshu_rl.rollout.client import VLLM_COUNTER, RolloutClient
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.types import Prompt, TokenGroup
 
@@ -53,7 +54,8 @@ class SlowServer:
         body = await request.json()
         self.seeds.append(body["seed"])
         await self.work()
-        choice = {"token_ids": [5], "logprobs": {"content": [{"logprob": -0.5}]}, "finish_reason": "stop"}
+        choice = {"token_ids": [5], "logprobs": {"content": [{"logprob": -0.5}]}, "finish_reason": "stop",
+                  "message": {"content": "yes"}}  # fmt: skip
         choices = [{**choice, "index": i} for i in range(body["n"])]
         return JSONResponse({"prompt_token_ids": [1, 2], "choices": choices})
 
@@ -81,6 +83,10 @@ def rollout_client(url):
 def reference_client(url):
     config = load_config(None, [f"reference.request_timeout_s={LIMIT_S}", "reference.retries=0"]).reference
     return ReferenceClient([url], token="t", timeout_s=config.request_timeout_s, retries=config.retries)
+
+
+def chat_client(url):
+    return ChatClient(url, sampling={"seed": 0, "n": 1}, timeout_s=LIMIT_S, retries=0, counter=VLLM_COUNTER)
 
 
 async def with_server(server, make, ask):
@@ -124,6 +130,14 @@ def test_one_answer_longer_than_the_limit_is_waited_for():
     server = SlowServer(parts=15)
     answers = asyncio.run(with_server(server, reference_client, lambda client: client.logprobs([group()])))
     assert len(answers) == 1 and server.count == 15
+
+
+def test_an_evaluations_own_server_is_waited_for_too():
+    server = SlowServer(parts=15)
+    reply = asyncio.run(with_server(server, chat_client, lambda client: client.ask(prompt(), "main")))
+    assert reply.text == "yes" and len(server.seeds) == 1
+    reply = asyncio.run(with_server(SlowServer(None), chat_client, lambda client: client.ask(prompt(), "main")))
+    assert "no progress for 0.5 s" in reply.error
 
 
 def test_a_server_that_answers_but_does_not_get_on_is_given_up_and_named():

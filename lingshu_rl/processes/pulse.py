@@ -56,11 +56,13 @@ class Pulse:
 
     async def _stall(self) -> str:
         """Returns, with what was seen, once the looks of `limit_s` in a row have shown no progress."""
-        silent_s, beats = 0.0, self.beats
+        silent_s, beats, clock = 0.0, self.beats, asyncio.get_running_loop().time
         while silent_s < self.limit_s:
+            began = clock()
             await asyncio.sleep(self.look_s)
-            # Looks are counted, not time: an update that holds this process's loop is no silence of the server.
-            silent_s += self.look_s if await self._look() else self.look_s + self.patience_s
+            # An update that holds this process's loop is no silence of the server: one look counts as one.
+            longest = self.look_s if await self._look() else self.look_s + self.patience_s
+            silent_s += min(clock() - began, longest)
             if self.beats != beats:
                 silent_s, beats = 0.0, self.beats
         return f"no progress for {self.limit_s:g} s: {self.seen}"

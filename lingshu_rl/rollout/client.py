@@ -55,7 +55,7 @@ class RolloutClient(Sampler):
             retries=retries,
             error=RolloutError,
             most=concurrency,
-            counter=Counter("/metrics", lambda text: tokens_counted(text, COUNTED)),
+            counter=VLLM_COUNTER,
             examine=examine,
         )
         self._context = 0
@@ -95,6 +95,9 @@ class RolloutClient(Sampler):
 
     async def close(self) -> None:
         await self.pool.close()
+
+
+VLLM_COUNTER = Counter("/metrics", lambda text: tokens_counted(text, COUNTED))
 
 
 def tokens_counted(metrics: str, names: Sequence[str]) -> float:
