@@ -197,7 +197,9 @@ class Run:
             if "reference" in worker.name:
                 at = worker.command.index("--model") + 1
                 worker.command[at] = str(folder)
-        await pool.post_to(pool.servers, "/refresh", json={"folder": folder.name})
+        await pool.post_to(
+            pool.servers, "/refresh", timeout_s=self.config.reference.start_timeout_s, json={"folder": folder.name}
+        )
 
     def save_before_the_end(self) -> str:
         """A checkpoint of the last whole step unless there is one; says what a person can go on from."""

@@ -38,6 +38,7 @@ class SlowServer:
                 Route("/v1/models", self.models),
                 Route("/v1/chat/completions", self.complete, methods=["POST"]),
                 Route("/logprobs", self.score, methods=["POST"]),
+                Route("/refresh", self.refresh, methods=["POST"]),
             ]
         )
 
@@ -64,6 +65,10 @@ class SlowServer:
         await self.work()
         zeros = [[torch.zeros(len(c)) for c in group.completions] for group in groups]
         return Response(encode_logprobs(zeros))
+
+    async def refresh(self, request):
+        await self.work()
+        return Response()
 
     async def work(self):
         async with self.turn:
@@ -191,3 +196,16 @@ def test_a_control_call_has_the_plain_limit():
         asyncio.run(silent(rollout_client, lambda client: client.prompt_room(4)))
     with pytest.raises(RolloutError, match=r"/pause failed: ReadTimeout"):
         asyncio.run(silent(rollout_client, lambda client: client.pool.post_to(client.pool.servers, "/pause")))
+
+
+def test_a_control_call_that_loads_a_model_has_the_time_of_a_start():
+    """Nothing moves while a model is read from a disk; so it is no request of the usual limit."""
+
+    async def refresh(client, **limit):
+        await client.pool.post_to(client.pool.servers, "/refresh", **limit)
+
+    server = SlowServer(parts=1, part_s=2 * LIMIT_S)
+    asyncio.run(with_server(server, reference_client, lambda client: refresh(client, timeout_s=30)))
+    assert server.count == 1
+    with pytest.raises(ReferenceRequestError, match=r"/refresh failed: ReadTimeout"):
+        asyncio.run(with_server(server, reference_client, refresh))
