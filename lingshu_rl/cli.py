@@ -218,33 +218,20 @@ def run_training(config) -> int:  # type: ignore[no-untyped-def]
     die_with_launcher()
     from lingshu_rl.config import ConfigError
     from lingshu_rl.data.load import DataError
-    from lingshu_rl.firstbatch import CheckError
+    from lingshu_rl.failures import KNOWN_FAILURES
     from lingshu_rl.mainrank import Preempted
-    from lingshu_rl.processes.workers import WorkerError
-    from lingshu_rl.reference.client import ReferenceRequestError
-    from lingshu_rl.rollout.client import RolloutError
     from lingshu_rl.runfolder import RunFolderError
     from lingshu_rl.train import train
-    from rewards.executor import RewardFailure
 
-    known = (
-        ConfigError,
-        DataError,
-        CheckError,
-        ReferenceRequestError,
-        RolloutError,
-        WorkerError,
-        RewardFailure,
-        RunFolderError,
-    )
+    known: tuple[type[Exception], ...] = (ConfigError, DataError, RunFolderError, *KNOWN_FAILURES)
     try:
         asyncio.run(train(config))
-    except known as error:
-        print(f"\nthe run stopped: {error}", file=sys.stderr)
-        code = 1
     except Preempted as stop:
         print(f"\n{stop}", file=sys.stderr)
         code = 75
+    except known as error:
+        print(f"\nthe run stopped: {error}", file=sys.stderr)
+        code = 1
     except (KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C, and SIGTERM before there is a run
         print("\nthe run was stopped; the same command goes on from its last checkpoint", file=sys.stderr)
         code = 130

@@ -76,10 +76,13 @@ class RolloutConfig:
     servers: int = (
         0  # how many share devices.rollout; 0 = as many as rollout.vllm.tensor_parallel_size allows, else one
     )
-    request_timeout_s: float = 300.0
+    request_timeout_s: float = 300.0  # without progress of its server (its count of tokens) a request is given up; also
+    # the limit of one control call, such as a part of the weights
     retries: int = 2  # a request that fails is sent again with the same seed
     start_timeout_s: float = 300.0
-    concurrency: int = 256  # requests under way at once, over all servers
+    # Completions under way at once on one server; more wait in the run. Twice the server's max_num_seqs is enough: a
+    # group keeps its place until its longest completion ends.
+    concurrency: int = 1024
     weight_transfer: str = "auto"  # auto | file | nccl: whole weights | adapter: train.lora's adapters alone
     vllm: dict[str, Any] = field(default_factory=dict)  # vLLM's own options: {max_model_len: 4096, ...}
     env: dict[str, str] = field(default_factory=dict)  # environment of the vLLM processes
@@ -95,7 +98,7 @@ class ReferenceConfig:
     model: str = ""  # "" = the model the run starts from
     dtype: str = "auto"
     ray: dict[str, Any] = field(default_factory=dict)  # with cluster=ray: Ray's actor options
-    request_timeout_s: float = 300.0
+    request_timeout_s: float = 300.0  # without progress of its server (layers computed) a request is given up
     retries: int = 2
     start_timeout_s: float = 300.0
 
@@ -355,6 +358,16 @@ def validate(config: Config) -> None:
             f"devices.{key}={devices!r}: with cluster=ray, Ray picks the devices; say auto (GPUs) or cpu, and how many "
             "servers of which size by rollout.servers and rollout.vllm.tensor_parallel_size",
         )
+    context = c.rollout.vllm.get("max_model_len")
+    refuse(
+        isinstance(context, int) and 0 < context <= c.rollout.max_tokens,
+        f"rollout.vllm.max_model_len={context} is prompt and completion together, and rollout.max_tokens="
+        f"{c.rollout.max_tokens} leaves none of it to the prompt: raise the one or lower the other",
+    )
+    refuse(
+        bool(c.rollout.vllm.get("disable_log_stats")),
+        "rollout.vllm.disable_log_stats takes away the counts by which a busy server is told from a stuck one; leave it out",
+    )
     one_of("data.curriculum", c.data.curriculum, ("none", "pass_rate"))
     refuse(
         c.data.curriculum != "none" and c.train.max_staleness > 0,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lingshu_rl.failures import RunStopped
 from lingshu_rl.types import TrainGroup
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ SAMPLE = 4  # groups that the two extra forwards (dense rows, blank images) look
 SIGHT = 1e-4  # nats that a blank image must change at the least
 
 
-class CheckError(RuntimeError):
+class CheckError(RunStopped):
     """The first batch shows that the run would learn from wrong numbers; the message holds the figures."""
 
 

@@ -8,7 +8,8 @@ from lingshu_rl.eval.engines import Reply
 from lingshu_rl.eval.journal import Journal
 from lingshu_rl.eval.runner import answer, conditions_of, constants_of, grade_rows
 from lingshu_rl.eval.scoring import ENGINE_ERROR, MAIN, Row, score
-from lingshu_rl.rollout.client import RolloutClient, RolloutError
+from lingshu_rl.failures import PromptRefused
+from lingshu_rl.rollout.sampler import RolloutError, Sampler
 from lingshu_rl.run import Run
 from lingshu_rl.types import Prompt
 
@@ -18,13 +19,13 @@ EVAL_SEED = 0
 class RolloutEngine:
     """Greedy answers of the policy. A question that the server refuses is a reply with its error."""
 
-    def __init__(self, client: RolloutClient) -> None:
+    def __init__(self, client: Sampler) -> None:
         self.client = client
 
     async def ask(self, prompt: Prompt, condition: str) -> Reply:
         try:
             (rollout,) = await self.client.sample(prompt, 1, EVAL_SEED, temperature=0.0)
-        except RolloutError as error:
+        except PromptRefused as error:
             return Reply(error=str(error))
         return Reply(rollout.text, rollout.finish_reason)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
+from lingshu_rl.failures import RunStopped
 from lingshu_rl.processes.fleet import Fleet
 from lingshu_rl.processes.workers import Worker
 
@@ -20,7 +21,7 @@ GRACE_S = 10.0  # how long SIGTERM lets a batch that runs ahead of its step come
 # SIGTERM ends the process without saving
 
 
-class Preempted(RuntimeError):
+class Preempted(RunStopped):
     """SIGTERM came: the run ends between two steps, with a checkpoint."""
 
 

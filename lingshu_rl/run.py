@@ -14,14 +14,15 @@ from typing import TypeVar
 
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import load
+from lingshu_rl.failures import KNOWN_FAILURES
 from lingshu_rl.launches import launches, transfer_kind
-from lingshu_rl.mainrank import MainRank, Preempted, Stop
+from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.loading import DEMO_MODEL, PromptEncoder, model_path
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Fleet
 from lingshu_rl.processes.placement import Placement, place, visible_gpus
 from lingshu_rl.processes.token import TOKEN_ENV
-from lingshu_rl.processes.workers import Worker, WorkerError
+from lingshu_rl.processes.workers import Worker
 from lingshu_rl.progress import Progress
 from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.rewarding import Rewards, build_rewards
@@ -181,11 +182,12 @@ class Run:
         for worker in self.fleet.of(REFERENCE):
             at = worker.command.index("--model") + 1
             worker.command[at] = str(folder)
-        await pool.post_to(pool.servers, "/refresh", json={"folder": folder.name})
+        limit = self.config.reference.start_timeout_s
+        await pool.post_to(pool.servers, "/refresh", timeout_s=limit, json={"folder": folder.name})
 
     def save_before_the_end(self) -> str:
         """A checkpoint of the last whole step unless there is one; says what a person can go on from."""
-        if self.state.step > self.saved_step:
+        if self.state.step > self.saved_step and self.version == self.state.step:  # not in the middle of a step
             self.save_checkpoint()
         if not self.saved_step:
             return "no step was finished, so there is no checkpoint"
@@ -201,7 +203,7 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         run = await _open(config, stop, closing)
         try:
             yield run
-        except (Preempted, WorkerError) as error:
+        except KNOWN_FAILURES as error:
             raise type(error)(f"{error}\n{run.save_before_the_end()}; the same command goes on from there") from error
 
 
@@ -306,6 +308,7 @@ async def _connect(
             )
             closing.push_async_callback(run.reference.close)
             pools[REFERENCE] = run.reference.pool
+    await run.on_main(lambda: run.rollout.prompt_room(config.rollout.max_tokens))
     run.transfer = (
         InProcessTransfer(run.engine, client)
         if run.engine is not None

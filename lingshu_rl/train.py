@@ -41,13 +41,15 @@ async def train(config: Config) -> dict[str, Any]:
             state.cursor += batch.drawn
             async with ahead.during(step):
                 update = await run.update(batch.train, step)
-            with run.timeline.of("weight_sync", step):
-                await run.send_weights()
-            run.stream.observe(batch.groups, state.cursor)
-            log_step(run, step, batch, update)
+            try:
+                with run.timeline.of("weight_sync", step):
+                    await run.send_weights()
+            finally:  # the step is whole also when an engine could not take its weights: a checkpoint keeps it
+                run.stream.observe(batch.groups, state.cursor)
+                log_step(run, step, batch, update)
+                state.step = step + 1
             if due(config.reference.refresh_every, step + 1):
                 await run.refresh_reference()
-            state.step = step + 1
             if due(config.eval.every, step + 1) and step + 1 < config.train.steps:
                 await run.on_main(partial(evaluate, run, f"step-{step + 1:06d}"))
             if due(config.checkpoint.every, step + 1):

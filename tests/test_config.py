@@ -71,6 +71,15 @@ def test_impossible_combinations_are_refused():
         load_config(None, ["reference.urls=[http://a]", "devices.reference=cpu"])
 
 
+def test_an_engine_without_room_for_a_prompt_or_without_counts_is_refused():
+    with pytest.raises(ConfigError, match=r"max_model_len=64 .* rollout.max_tokens=64 leaves none of it to the prompt"):
+        load_config(None, ["rollout.vllm.max_model_len=64", "rollout.max_tokens=64"])
+    for fitting in ("65", "-1", "auto", "8k"):  # vLLM's own words for what fits its memory, and for thousands
+        load_config(None, [f"rollout.vllm.max_model_len={fitting}", "rollout.max_tokens=64"])
+    with pytest.raises(ConfigError, match="a busy server is told from a stuck one"):
+        load_config(None, ["rollout.vllm.disable_log_stats=true"])
+
+
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         load_config(tmp_path / "none.yaml")

@@ -12,7 +12,7 @@ from lingshu_rl.firstbatch import blank_vision, largest_gap
 from lingshu_rl.model.families import model_spec
 from lingshu_rl.model.groups import group_logprobs
 from lingshu_rl.model.loading import PromptEncoder, load_model
-from lingshu_rl.rollout.client import RolloutClient
+from lingshu_rl.rollout.client import VLLM_COUNTER, RolloutClient
 from lingshu_rl.rollout.transfer import FileTransfer
 from lingshu_rl.types import TokenGroup
 from lingshu_rl.weights import weights
@@ -124,6 +124,50 @@ def test_every_route_but_health_wants_the_token(servers):
     for path in ("/start_weight_update", "/update_weights", "/collective_rpc", "/pause"):
         assert httpx.post(servers.rollout + path, json={}).status_code == 401
     assert httpx.get(f"{servers.rollout}/v1/models", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+def test_vllm_shortens_what_does_not_fit_and_the_client_refuses_it(servers, prompts):
+    """The answer looks like any that reached its limit: only the lengths tell that it was cut before rollout.max_tokens."""
+    from lingshu_rl.failures import PromptRefused
+    from lingshu_rl.rollout.client import chat_messages
+
+    question = replace(prompts[0], messages=({"role": "user", "content": "Is it? " * 500},), images=())
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    (model,) = httpx.get(f"{servers.rollout}/v1/models", headers=headers).json()["data"]
+    context = model["max_model_len"]
+    body = {"model": "policy", "messages": chat_messages(question), "max_tokens": context - 100, "ignore_eos": True,
+            "return_token_ids": True}  # fmt: skip
+    answer = httpx.post(f"{servers.rollout}/v1/chat/completions", json=body, headers=headers, timeout=300).json()
+    (choice,), length = answer["choices"], len(answer["prompt_token_ids"])
+    assert length > 100 and choice["finish_reason"] == "length" and len(choice["token_ids"]) == context - length
+
+    async def ask(max_tokens):
+        client = Trainer().client(servers.rollout)
+        try:
+            return await client.sample(question, 1, 0, max_tokens=max_tokens)
+        finally:
+            await client.close()
+
+    assert len(asyncio.run(ask(context - length))) == 1
+    with pytest.raises(PromptRefused, match=rf"has {length} tokens; .*max_model_len={context}"):
+        asyncio.run(ask(context - length + 1))
+
+
+def test_vllms_counts_move_by_what_was_asked_and_answered(servers, prompts):
+    """By them a busy server is told from a stuck one."""
+
+    async def counts():
+        client = Trainer().client(servers.rollout)
+        try:
+            before = [await client.generated_tokens(), sum(map(VLLM_COUNTER.read, await client.pool.texts("/metrics")))]
+            (group,) = [g async for g in client.groups(prompts[:1], 4, step=0)]
+            after = [await client.generated_tokens(), sum(map(VLLM_COUNTER.read, await client.pool.texts("/metrics")))]
+        finally:
+            await client.close()
+        return group, [b - a for a, b in zip(before, after, strict=True)]
+
+    group, (generated, worked) = asyncio.run(counts())
+    assert generated == sum(len(r.token_ids) for r in group) and worked >= generated
 
 
 def test_weight_files_cannot_leave_their_folder(servers, tmp_path):

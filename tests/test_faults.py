@@ -1,5 +1,6 @@
 """What goes wrong in real runs: they end with its name, or go on, and leave nothing behind."""
 
+import json
 import os
 import signal
 import time
@@ -8,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from launching import ROOT, launch
 from short_runs import SHORT, engines_of, metrics_of, started
+
+from lingshu_rl.stream import PromptStream
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +76,30 @@ def test_a_run_starts_its_own_rollout_server_and_notices_its_death(tmp_path):
     while any(map(alive, mine)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not any(map(alive, mine)) and not engines_of(folder)
+
+
+def test_a_prompt_that_the_engine_refuses_ends_the_run_with_its_row_and_a_checkpoint(servers, tmp_path):
+    """The second step meets a question far longer than the model's context; the first step is not lost."""
+    order = PromptStream(range(12), seed=0).take(0, 12)
+    rows = [
+        {"id": f"row-{i}", "images": [], "kind": "yesno", "answer": "yes",
+         "question": "Is it the brain? " * (3000 if i == order[5] else 1)}
+        for i in range(12)
+    ]  # fmt: skip
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [
+        f"data.train={tmp_path / 'train.jsonl'}",
+        "data.curriculum=none",
+        "eval.controls=[]",
+        "eval.limit=2",
+        "train.steps=3",
+    ]
+    run = tmp_path / "run"
+    done = launch([*SHORT, *servers.settings, *settings, f"run.dir={run}"], env=servers.env)
+    assert done.returncode == 1 and "Traceback" not in done.stdout, done.stdout[-3000:]
+    assert f"refused prompt 'row-{order[5]}': HTTP 400" in done.stdout and "maximum context length" in done.stdout
+    assert f"the state after step 1 is in {run / 'checkpoints' / 'step-000001'}" in done.stdout
+    assert (run / "checkpoints" / "step-000001" / "run.json").exists()
 
 
 def test_an_exception_in_the_trainer_stops_everything(servers, tmp_path):

@@ -7,11 +7,12 @@ from safetensors.torch import save
 from starlette.testclient import TestClient
 
 from lingshu_rl.config import load_config
+from lingshu_rl.failures import PromptRefused
 from lingshu_rl.model.groups import group_logprobs
 from lingshu_rl.model.loading import PromptEncoder, load_model
 from lingshu_rl.processes.token import TOKEN_ENV
-from lingshu_rl.reference.client import ReferenceClient, ReferenceRequestError
-from lingshu_rl.reference.server import ReferenceModel, build_app
+from lingshu_rl.reference.client import ReferenceClient, progress_told
+from lingshu_rl.reference.server import ReferenceModel, body_limit, build_app
 from lingshu_rl.reference.wire import WireError, decode_groups, decode_logprobs, encode_groups, encode_logprobs
 from lingshu_rl.types import TokenGroup
 
@@ -83,7 +84,9 @@ def app():
     model = ReferenceModel(
         "demo", dtype="float32", device="cpu", layout="shared", token_budget=4096, temperature=1.0, attention="sdpa"
     )
-    return model, build_app(model, max_body_bytes=1 << 20)
+    with pytest.MonkeyPatch.context() as small:
+        small.setattr("lingshu_rl.reference.server.TOKEN_BYTES", 512)  # of 2,048 tokens: bodies of 1 MiB
+        return model, build_app(model)
 
 
 def demo_group():
@@ -130,8 +133,66 @@ def test_the_client_says_which_server_refused_and_why():
         )
         await client.logprobs(groups())
 
-    with pytest.raises(ReferenceRequestError, match=r"http://ref refused group 'a': HTTP 422: image tokens"):
+    with pytest.raises(PromptRefused, match=r"http://ref refused prompt 'a': HTTP 422: image tokens"):
         asyncio.run(ask())
+
+
+def film(height, width):
+    """What Qwen2.5-VL's processor makes of a film within its published limits: float32 patches of 14 x 14, and their grid."""
+    rows, columns = 2 * round(height / 28), 2 * round(width / 28)
+    return torch.rand(rows * columns, 1176), [1, rows, columns]
+
+
+def test_an_ordinary_study_of_three_films_passes_with_the_default_limits(monkeypatch):
+    """Three films of 7.5, 3.1 and 1.0 megapixels are 271 MiB, and arrive to the bit."""
+    monkeypatch.setenv(TOKEN_ENV, "secret")
+    pixels, grids = zip(*(film(*size) for size in ((3000, 2500), (1760, 1760), (1120, 900))), strict=True)
+    vision = {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor(grids)}
+    study = TokenGroup("study", tuple(range(9)), ((1, 2), (3,)), vision)
+    body = encode_groups([study])
+    seen = []
+
+    class Frozen:
+        progress, max_body_bytes = 0, body_limit(32_768)
+
+        def score(self, body):
+            seen.extend(decode_groups(body, vocabulary=10))
+            return encode_logprobs([[torch.zeros(2), torch.zeros(1)]])
+
+    with TestClient(build_app(Frozen())) as http:
+        answer = http.post("/logprobs", content=body, headers=AUTH)
+    assert answer.status_code == 200, answer.text
+    assert len(body) > 256 << 20 and torch.equal(seen[0].vision["pixel_values"], vision["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "tokens"), [(14 * 14 * 2 * 4, 1), (32 * 32 * 2, 1), (896 * 896, 256), (512 * 512, 64)]
+)
+def test_no_study_within_the_models_context_is_over_the_limit(pixels, tokens):
+    """Float32 RGB values of an image and its tokens: Qwen2.5-VL, Qwen3-VL (two frames each), Gemma 3, SmolVLM."""
+    assert pixels * 3 * 4 * (1000 // tokens) < body_limit(1000)
+
+
+def test_health_shows_how_many_layers_were_computed_also_in_the_middle_of_one_request(app):
+    """By that a large group is told from a stuck server: the count moves layer by layer, in one forward pass as well."""
+    model, application = app
+    counts = []
+    hooks = [
+        layer.register_forward_hook(lambda *_: counts.append(model.progress))
+        for layers in model.model.modules()
+        if isinstance(layers, torch.nn.ModuleList)
+        for layer in layers
+    ]
+    try:
+        with TestClient(application) as http:
+            before = http.get("/health").json()["progress"]
+            assert http.post("/logprobs", content=encode_groups([demo_group()]), headers=AUTH).status_code == 200
+            after = http.get("/health").json()["progress"]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(hooks) == len(counts) > 2 and counts == sorted(set(counts))
+    assert progress_told(http.get("/health").text) == after > before + len(counts)  # the body's bytes count too
 
 
 def test_replicas_share_one_queue():
@@ -256,7 +317,7 @@ def test_the_reference_can_be_refreshed_from_its_own_folder_only(tmp_path):
     new.save_pretrained(tmp_path / "step-000002")
     group = demo_group()
     before = decode_logprobs(model.score(encode_groups([group])), [group])[0]
-    with TestClient(build_app(model, 1 << 20, tmp_path)) as http:
+    with TestClient(build_app(model, tmp_path)) as http:
         assert http.post("/refresh", json={"folder": "step-000002"}).status_code == 401
         for name in ("../step-000002", str(tmp_path / "step-000002"), "step-000009", "", "..", "."):
             assert http.post("/refresh", json={"folder": name}, headers=AUTH).status_code == 400
@@ -268,7 +329,7 @@ def test_the_reference_can_be_refreshed_from_its_own_folder_only(tmp_path):
     own = group_logprobs(new, [group], layout="dense", **scoring)[0]
     assert max(float((a - b).abs().max()) for a, b in zip(after, own, strict=True)) < 1e-5
     assert max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True)) > 1e-3
-    with TestClient(build_app(model, 1 << 20)) as http:
+    with TestClient(build_app(model)) as http:
         assert "no --refresh-dir" in http.post("/refresh", json={"folder": "x"}, headers=AUTH).text
 
 

@@ -1,17 +1,15 @@
 import asyncio
+import inspect
 import json
+import pickle
+import tracemalloc
 
 import httpx
 import pytest
 
-from lingshu_rl.rollout.client import (
-    RolloutClient,
-    RolloutError,
-    chat_messages,
-    read_rollouts,
-    request_seed,
-    write_rollouts,
-)
+from lingshu_rl.failures import PromptRefused
+from lingshu_rl.rollout.client import RolloutClient, chat_messages, read_rollouts, tokens_counted, write_rollouts
+from lingshu_rl.rollout.sampler import RolloutError, Sampler, request_seed
 from lingshu_rl.types import Prompt
 
 PNG = b"\x89PNG not really"
@@ -22,11 +20,21 @@ def prompt(name="q1", images=()):
     return Prompt(name, ({"role": "user", "content": content},), images, "A", ("x", "y"), "option", {})
 
 
-def client(handler, urls=("http://a",), **changes):
+def client(handler, urls=("http://a",), max_model_len=99, **changes):
+    """handler: answers the completions, sync or async; limits and counts are answered for it."""
+
+    async def all_routes(request):
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "policy", "max_model_len": max_model_len}]})
+        if request.url.path == "/metrics":
+            return httpx.Response(200, text="vllm:generation_tokens_total 0")
+        answered = handler(request)
+        return await answered if inspect.isawaitable(answered) else answered
+
     options = dict(token="t", decode=lambda ids: " ".join(map(str, ids)), banned_ids=[7], seed=1, temperature=1.0, max_tokens=9,
                    timeout_s=5, retries=2, concurrency=8) | changes  # fmt: skip
     made = RolloutClient(list(urls), **options)
-    made.pool.http = httpx.AsyncClient(transport=httpx.MockTransport(handler), headers=made.pool.http.headers)
+    made.pool.http = httpx.AsyncClient(transport=httpx.MockTransport(all_routes), headers=made.pool.http.headers)
     return made
 
 
@@ -62,7 +70,9 @@ def test_a_failed_request_is_sent_again_with_the_same_seed_and_then_given_up():
 
     assert len(asyncio.run(client(flaky).sample(prompt(), 2, 40))) == 2
     assert seeds == [40, 40, 40]
-    with pytest.raises(RolloutError, match=r"http://a failed 3 times on prompt 'q1'; last: HTTP 503: down"):
+    with pytest.raises(
+        RolloutError, match=r"http://a failed on prompt 'q1', which was sent 3 times .*; last: HTTP 503: down"
+    ):
         asyncio.run(client(lambda r: httpx.Response(503, text="down")).sample(prompt(), 2, 40))
 
 
@@ -73,9 +83,16 @@ def test_a_refused_request_is_not_repeated():
         calls.append(1)
         return httpx.Response(400, text="prompt too long")
 
-    with pytest.raises(RolloutError, match="refused prompt 'q1': HTTP 400: prompt too long"):
+    with pytest.raises(PromptRefused, match="refused prompt 'q1': HTTP 400: prompt too long") as refused:
         asyncio.run(client(refuse).sample(prompt(), 2, 40))
-    assert len(calls) == 1
+    assert len(calls) == 1 and refused.value.prompt_id == "q1"
+    over_the_wire = pickle.loads(pickle.dumps(refused.value))  # as other ranks get it
+    assert (str(over_the_wire), over_the_wire.prompt_id) == (str(refused.value), "q1")
+
+
+def test_what_every_prompt_would_be_refused_for_is_no_refusal_of_this_one():
+    with pytest.raises(RolloutError, match="HTTP 401: who are you; check its URL, token and model"):
+        asyncio.run(client(lambda r: httpx.Response(401, text="who are you")).sample(prompt(), 2, 40))
 
 
 def test_a_lost_group_of_servers_is_named_instead_of_a_connection_error():
@@ -135,13 +152,169 @@ def test_load_is_counted_in_tokens():
         return answer(request)
 
     async def ask():
-        made = client(handler, ("http://a", "http://b"))
+        made = client(handler, ("http://a", "http://b"), concurrency=64)
         long = made.sample(prompt("long"), 4, 0, max_tokens=90)
         await asyncio.gather(long, *(made.sample(prompt(f"s{i}"), 4, 0, max_tokens=30) for i in range(3)))
         assert [s.load for s in made.pool.servers] == [0, 0]
 
     asyncio.run(ask())
     assert hosts == ["a", "b", "b", "b"]
+
+
+def test_more_than_a_server_can_run_waits_here_and_goes_to_whichever_is_free_first():
+    """Places are completions: at 8 a server and 4 a prompt two prompts are under way, and a slow server gets fewer."""
+    under_way, most, hosts = {"a": 0, "b": 0}, {"a": 0, "b": 0}, []
+
+    async def handler(request):
+        host = request.url.host
+        hosts.append(host)
+        under_way[host] += 1
+        most[host] = max(most[host], under_way[host])
+        await asyncio.sleep(0.4 if host == "a" else 0.01)
+        under_way[host] -= 1
+        return answer(request)
+
+    async def ask():
+        made = client(handler, ("http://a", "http://b"), concurrency=8)
+        return [g[0].prompt.id async for g in made.groups([prompt(f"q{i}") for i in range(12)], 4, step=0)]
+
+    assert sorted(asyncio.run(ask())) == sorted(f"q{i}" for i in range(12))
+    assert most == {"a": 2, "b": 2} and hosts.count("b") == 10
+
+
+def test_a_prompt_that_asks_for_more_than_a_servers_places_has_the_server_to_itself():
+    under_way, most = [0], [0]
+
+    async def handler(request):
+        under_way[0] += 1
+        most[0] = max(most[0], under_way[0])
+        await asyncio.sleep(0.01)
+        under_way[0] -= 1
+        return answer(request)
+
+    async def ask():
+        made = client(handler, concurrency=8)
+        return await asyncio.gather(*(made.sample(prompt(f"q{i}"), 20, 0) for i in range(3)))
+
+    assert [len(group) for group in asyncio.run(ask())] == [20, 20, 20] and most == [1]
+
+
+def test_an_engine_in_this_process_gets_batches_of_as_many_completions_as_are_allowed():
+    from lingshu_rl.rollout.colocated import ColocatedRollout
+
+    class Engine(ColocatedRollout):
+        def __init__(self):  # without vLLM
+            Sampler.__init__(self, decode=str, banned_ids=[], seed=0, temperature=1.0, max_tokens=9)
+            self.concurrency, self.version, self.waiting, self.turn, self.batches = 8, 3, [], asyncio.Lock(), []
+
+        async def context_length(self):
+            return 99
+
+        def _generate(self, requests):
+            self.batches.append([prompt.id for _, prompt in requests])
+            choice = {"token_ids": [5], "logprobs": {"content": [{"logprob": -0.5}]}, "finish_reason": "stop"}
+            return [
+                {"prompt_token_ids": [1], "choices": [{**choice, "index": i} for i in range(body["n"])]}
+                for body, _ in requests
+            ]
+
+    async def ask():
+        engine = Engine()
+        groups = [g async for g in engine.groups([prompt(f"q{i}") for i in range(5)], 4, step=0)]
+        assert {len(g) for g in groups} == {4} and {g[0].weight_version for g in groups} == {3}
+        return engine.batches
+
+    assert asyncio.run(ask()) == [["q0", "q1"], ["q2", "q3"], ["q4"]]
+
+
+def test_who_gives_up_in_the_queue_or_under_way_leaves_its_place():
+    async def handler(request):
+        await asyncio.sleep(0.05)
+        return answer(request)
+
+    async def ask():
+        made = client(handler, concurrency=2)
+        tasks = [asyncio.create_task(made.sample(prompt(f"q{i}"), 2, 0)) for i in range(4)]
+        await asyncio.sleep(0.02)
+        tasks[0].cancel()
+        tasks[1].cancel()
+        await asyncio.wait_for(asyncio.gather(*tasks[2:]), 5)
+        assert [(s.load, s.taken) for s in made.pool.servers] == [(0, 0)]
+
+    asyncio.run(ask())
+
+
+def test_images_are_encoded_when_their_turn_has_come_and_freed_after(tmp_path):
+    """A test set of 200 pictures of 1 MB is never in memory as a whole."""
+    file = tmp_path / "plate.png"
+    file.write_bytes(PNG + bytes(1 << 20))
+    choice = {"index": 0, "token_ids": [5], "logprobs": {"content": [{"logprob": -0.5}]}, "finish_reason": "stop"}
+    routes = {
+        "/v1/models": {"data": [{"max_model_len": 99}]},
+        "/v1/chat/completions": {"prompt_token_ids": [1], "choices": [choice]},
+    }
+
+    async def server(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(routes[scope["path"]]).encode()})
+
+    async def ask():
+        made = client(answer, concurrency=2)
+        made.pool.http = httpx.AsyncClient(transport=httpx.ASGITransport(server))
+        return await asyncio.gather(*(made.sample(prompt(f"q{i}", [str(file)]), 1, 0) for i in range(200)))
+
+    tracemalloc.start()
+    try:
+        assert len(asyncio.run(ask())) == 200
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_failed_request_is_not_sent_to_the_same_server_again_while_there_is_another():
+    hosts = []
+
+    def handler(request):
+        hosts.append(request.url.host)
+        return httpx.Response(500, text="out of order") if request.url.host == "a" else answer(request)
+
+    asyncio.run(client(handler, ("http://a", "http://b")).sample(prompt(), 2, 0))
+    assert hosts == ["a", "b"]
+
+
+@pytest.mark.parametrize(("max_tokens", "refusal"), [(97, ""), (98, "least 100 or rollout.max_tokens to at most 97")])
+def test_a_prompt_that_leaves_no_room_for_whole_completions_is_refused(max_tokens, refusal):
+    """vLLM shortens them without a word: the prompt of 2 tokens and 98 more are over its 99."""
+    sampling = client(answer, max_tokens=max_tokens).sample(prompt(), 2, 0)
+    if not refusal:
+        assert len(asyncio.run(sampling)) == 2
+        return
+    with pytest.raises(PromptRefused, match=r"prompt 'q1' has 2 tokens.*max_model_len=99.*" + refusal) as refused:
+        asyncio.run(sampling)
+    assert refused.value.prompt_id == "q1"
+
+
+def test_a_context_that_leaves_no_room_for_any_prompt_is_refused_before_one_is_asked():
+    calls = []
+    with pytest.raises(RolloutError, match=r"takes 99 tokens .*rollout.max_tokens=99 leaves none"):
+        asyncio.run(client(calls.append, max_tokens=99).sample(prompt(), 2, 0))
+    assert not calls
+
+
+def test_vllms_counts_are_summed_over_its_engines():
+    text = """# HELP vllm:generation_tokens_total Number of generation tokens processed.
+# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{engine="0",model_name="policy"} 120.0
+vllm:generation_tokens_total{engine="1",model_name="policy"} 3.0
+vllm:generation_tokens_created{engine="0",model_name="policy"} 1.7e+09
+vllm:prompt_tokens_total{engine="0",model_name="policy"} 1000.0
+"""
+    assert tokens_counted(text, ["vllm:generation_tokens_total"]) == 123
+    assert tokens_counted(text, ["vllm:generation_tokens_total", "vllm:prompt_tokens_total"]) == 1123
+    with pytest.raises(ValueError, match="disable_log_stats"):
+        tokens_counted("# nothing\n", ["vllm:generation_tokens_total"])
 
 
 def test_landed_groups_are_not_sampled_again_and_survive_a_file(tmp_path):

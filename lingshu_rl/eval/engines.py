@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from lingshu_rl.chat import Attempts, Refused, api_url, bearer
 from lingshu_rl.eval.benchmarks import EvalError
+from lingshu_rl.processes.pulse import Counter, Pulse
 from lingshu_rl.types import Prompt
 
 KEY_ENV = "LINGSHU_RL_API_KEY"  # sent to a URL as its bearer token
@@ -45,11 +46,13 @@ class ChatClient:
 
     sampling: the body's other fields (temperature, seed, max_tokens ...). A request that fails is sent again `retries`
     times; then it is a Reply with an error. EndpointError where no other question would fare better. on_error: asked
-    when a connection broke; raises if the cause is known (a dead server process).
+    when a connection broke; raises if the cause is known (a dead server process). timeout_s: the limit of one answer or,
+    of a server whose `counter` is known, of its time without progress.
     """
 
     def __init__(self, url: str, *, model: str = "", token: str = "", sampling: Mapping[str, Any], timeout_s: float = 300.0,
-                 retries: int = 2, concurrency: int = 64, on_error: Callable[[], None] = lambda: None, transport: Any = None) -> None:  # fmt: skip
+                 retries: int = 2, concurrency: int = 64, on_error: Callable[[], None] = lambda: None,
+                 counter: Counter | None = None, transport: Any = None) -> None:  # fmt: skip
         import httpx
 
         self.url = api_url(url)
@@ -61,6 +64,13 @@ class ChatClient:
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             transport=transport,
         )
+        self.counter, self.pulse = counter, Pulse(self._count, timeout_s)
+        self.timeout = httpx.Timeout(None if counter else timeout_s, connect=timeout_s)
+
+    async def _count(self) -> float:
+        assert self.counter is not None
+        response = await self.http.get(f"{self.url.removesuffix('/v1')}{self.counter.path}")
+        return self.counter.read(response.raise_for_status().text)
 
     async def ask(self, prompt: Prompt, condition: str) -> Reply:
         from lingshu_rl.rollout.client import chat_messages
@@ -81,7 +91,8 @@ class ChatClient:
             await asyncio.sleep(wait_s)
             outcome: httpx.Response | httpx.HTTPError
             try:
-                outcome = await self.http.post(attempts.url, json=body)
+                sending = self.http.post(attempts.url, json=body, timeout=self.timeout)
+                outcome = await (self.pulse.wait(sending) if self.counter else sending)
             except httpx.HTTPError as error:
                 if not isinstance(error, httpx.TimeoutException):
                     self.on_error()

@@ -49,6 +49,7 @@ from lingshu_rl.eval.scoring import MAIN, Row, make_row, reward_input, score, su
 from lingshu_rl.eval.tables import percent, write_tables
 from lingshu_rl.model.loading import DEMO_MODEL
 from lingshu_rl.progress import Progress
+from lingshu_rl.rollout.client import VLLM_COUNTER
 from lingshu_rl.runfolder import write_text
 from lingshu_rl.types import Prompt
 from rewards.base import RewardInput, RewardResult
@@ -328,23 +329,30 @@ def _engine(settings: Settings, provenance: Mapping[str, Any], open_questions: i
     if kind == "file":
         yield lambda: FileEngine(Path(settings.model))
         return
-    sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens, "seed": settings.seed}
+    sampling = {
+        "temperature": settings.temperature,
+        "max_tokens": settings.max_tokens,
+        "seed": settings.seed,
+    }
 
-    def client(url: str, model: str, token: str, on_error: Callable[[], None], **more: Any) -> ChatClient:
-        return ChatClient(url, model=model, token=token, sampling=sampling | more, timeout_s=settings.timeout_s,
-                          concurrency=settings.concurrency, on_error=on_error)  # fmt: skip
+    common: dict[str, Any] = {"timeout_s": settings.timeout_s, "concurrency": settings.concurrency}
 
     if kind == "url":
-        yield lambda: client(settings.model, settings.served_model, api_key(), lambda: None)
+        yield lambda: ChatClient(
+            settings.model, model=settings.served_model, token=api_key(), sampling=sampling, **common
+        )
     elif not open_questions:
-        yield lambda: client("http://no-server-was-started.invalid", "policy", "", lambda: None)
+        yield lambda: ChatClient("http://no-server-was-started.invalid", sampling=sampling, **common)
     else:
         log = settings.out / "vllm.log"
         progress.say(f"starting vLLM for {settings.model}; its log is {log}")
         with serve(settings.model, seed=settings.seed, vllm=settings.vllm, log=log) as (url, token, check):
             progress.say(f"vLLM is ready at {url}; {open_questions} questions to ask")
             # Tags such as <answer> may be special tokens; the graders want to see them.
-            yield lambda: client(url, "policy", token, check, skip_special_tokens=False)
+            shown = sampling | {"skip_special_tokens": False}
+            yield lambda: ChatClient(
+                url, model="policy", token=token, sampling=shown, on_error=check, counter=VLLM_COUNTER, **common
+            )
 
 
 async def _judge(settings: Settings, rows: Mapping[str, Mapping[str, list[Row]]], progress: Progress) -> dict[str, dict[str, Any]]:  # fmt: skip

@@ -1,24 +1,31 @@
 """The HTTP servers of one group (rollout or reference): which are up, which takes the next request, and retries.
 
-A request that failed because its server died is sent again elsewhere, or when the server is back; it does not count as
-a retry. The request itself holds the seed, so that whichever server answers gives the same answer.
+Requests wait here, not in the servers: one is built when a server has room for it and freed when it is answered. It is
+waited for as long as its server makes progress (`pulse`). A request that failed because its server died is sent again
+elsewhere, or when the server is back; it does not count as a retry. The request itself holds the seed, so that whichever
+server answers gives the same answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+
+from lingshu_rl.chat import AGAIN, NEVER, bearer
+from lingshu_rl.failures import PromptRefused
+from lingshu_rl.processes.pulse import Counter, Pulse
 
 
 @dataclass(eq=False)
 class Server:
     """alive: its process answers. up: it also holds the current weights, so requests may go there.
 
-    load: what is under way there (tokens, or requests). version: of the weights it holds.
+    load: what is under way there (tokens, or requests). taken: its places that are. version: of the weights it holds.
     """
 
     url: str
@@ -26,7 +33,18 @@ class Server:
     alive: bool = True
     up: bool = True
     load: int = 0
+    taken: int = 0
     version: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """A request in the queue. cost: its load. places: of a server's. failed_at: where it is not sent again if avoidable."""
+
+    cost: int
+    places: int
+    failed_at: Collection[Server]
+    server: asyncio.Future[Server]
 
 
 # Asked after a failed request: True when the server is down and will come back, False when it is alive and the request
@@ -39,6 +57,11 @@ async def unwatched(server: Server) -> bool:
     return False
 
 
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    """A body that nobody holds once it is sent; httpx would keep the bytes until the next garbage collection."""
+    yield body
+
+
 class Pool:
     def __init__(
         self,
@@ -49,22 +72,26 @@ class Pool:
         timeout_s: float,
         retries: int,
         error: type[Exception],
-        connections: int | None = None,
         most: int | None = None,
+        counter: Counter | None = None,
         examine: Examine = unwatched,
     ) -> None:
-        """role: for messages. error: what is raised when a request fails for good. most: load of a busy server."""
+        """role: for messages. error: what is raised when a request fails for good. most: places of a server, None = no end.
+
+        timeout_s: how long a server may make no progress before a request there is given up, and the limit of one
+        control call. counter: shows progress; without one only answers do.
+        """
         self.role, self.retries, self.error, self.most, self.examine = role, retries, error, most, examine
+        self.timeout_s, self.counter = timeout_s, counter
         self.servers = [Server(url.rstrip("/")) for url in urls]
         self.http = httpx.AsyncClient(
             timeout=timeout_s,
-            headers={"Authorization": f"Bearer {token}"},
+            headers=bearer(token),
             # The servers close a connection after 5 idle seconds; one that is taken up at that moment would fail.
-            limits=httpx.Limits(
-                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=2.0
-            ),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0),
         )
-        self._changed = asyncio.Event()
+        self._queue: deque[Ticket] = deque()
+        self._pulses = {server: self._pulse(server) for server in self.servers}
 
     @property
     def up(self) -> list[Server]:
@@ -75,55 +102,114 @@ class Pool:
 
     def mark(self, server: Server, *, alive: bool, up: bool) -> None:
         server.alive, server.up = alive, up
-        self._changed.set()
+        self._admit()
 
-    async def take(self, cost: int) -> Server:
-        """The least loaded server that is up; waits until there is one. `give` it back."""
-        while True:
-            free = [s for s in self.up if self.most is None or s.load + cost <= self.most]
-            if free:
-                server = min(free, key=lambda s: s.load)
-                server.load += cost
-                return server
-            self._changed.clear()
-            await self._changed.wait()
+    async def take(self, cost: int, places: int = 1, failed_at: Collection[Server] = ()) -> Server:
+        """The least loaded server that is up and has `places` free (or is idle), first come first served. `give` it back."""
+        ticket = Ticket(cost, places, failed_at, asyncio.get_running_loop().create_future())
+        self._queue.append(ticket)
+        self._admit()
+        try:
+            return await ticket.server
+        except asyncio.CancelledError:
+            if ticket.server.done() and not ticket.server.cancelled():
+                self.give(ticket.server.result(), cost, places)
+            raise
 
-    def give(self, server: Server, cost: int) -> None:
+    def give(self, server: Server, cost: int, places: int = 1) -> None:
         server.load -= cost
-        self._changed.set()
+        server.taken -= places
+        self._admit()
 
-    async def post(self, path: str, *, what: str, cost: int = 1, **body: Any) -> tuple[httpx.Response, int]:
-        """A 200 answer from any server, and the version of the weights that gave it. Raises `error`."""
-        failures = 0
+    def _admit(self) -> None:
+        """Let those at the head of the queue go, as far as there is room."""
+        while self._queue:
+            ticket = self._queue[0]
+            if not ticket.server.cancelled():
+                server = self._place_for(ticket)
+                if server is None:
+                    return
+                server.load += ticket.cost
+                server.taken += ticket.places
+                ticket.server.set_result(server)
+            self._queue.popleft()
+
+    def _place_for(self, ticket: Ticket) -> Server | None:
+        most = self.most if self.most is not None else float("inf")
+        free = [s for s in self.up if not s.taken or s.taken + ticket.places <= most]
+        return min(free, key=lambda s: (s in ticket.failed_at, s.load), default=None)
+
+    async def post(
+        self, path: str, make: Callable[[], bytes], *, prompt_id: str, cost: int = 1, places: int = 1, kind: str = "application/octet-stream"
+    ) -> tuple[bytes, int]:  # fmt: skip
+        """The content of a 200 answer from any server, and the version of the weights that gave it.
+
+        make: builds the body, in a thread, once a server has room for it. kind: its media type. Raises PromptRefused
+        when the server refuses this prompt, else `error`.
+        """
+        failed_at: list[Server] = []
         while True:
-            server = await self.take(cost)
+            server = await self.take(cost, places, failed_at)
             version = server.version
             try:
-                response = await self.http.post(server.url + path, **body)
+                response = await self._send(server, path, make, kind)
             except httpx.HTTPError as error:
                 last = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == 200:
-                    return response, version
+                    return response.content, version
                 last = f"HTTP {response.status_code}: {response.text[:500]}"
-                if 400 <= response.status_code < 500:
-                    raise self.error(f"the {self.role} server {server.url} refused {what}: {last}")
+                self._check_refusal(server, response.status_code, last, prompt_id)
             finally:
-                self.give(server, cost)
+                self.give(server, cost, places)
             if await self.examine(server):
                 continue
-            failures += 1
-            if failures > self.retries:
-                raise self.error(f"the {self.role} server {server.url} failed {failures} times on {what}; last: {last}")
-            await asyncio.sleep(0.1 * 2**failures)
+            failed_at.append(server)
+            if len(failed_at) > self.retries:
+                raise self.error(
+                    f"the {self.role} server {server.url} failed on prompt {prompt_id!r}, which was sent "
+                    f"{len(failed_at)} times ({self.role}.retries={self.retries}); last: {last}"
+                )
+            await asyncio.sleep(0.1 * 2 ** len(failed_at))
 
-    async def post_to(self, servers: Sequence[Server], path: str, **body: Any) -> dict[Server, httpx.Response]:
-        """Post to each of these at once, once; their answers. One that died is left out; other failures raise `error`."""
+    async def _send(self, server: Server, path: str, make: Callable[[], bytes], kind: str) -> httpx.Response:
+        body = await asyncio.to_thread(make)
+        headers = {"Content-Type": kind, "Content-Length": str(len(body))}
+        # No limit on reading or writing: the pulse tells whether to wait on.
+        limits = httpx.Timeout(None, connect=self.timeout_s)
+        sending = self.http.post(server.url + path, content=_once(body), headers=headers, timeout=limits)
+        del body
+        return await self._pulses[server].wait(sending)
+
+    def _check_refusal(self, server: Server, status: int, told: str, prompt_id: str) -> None:
+        """Raise for an answer that would be the same another time."""
+        if status in NEVER:
+            raise self.error(f"the {self.role} server {server.url} answers {told}; check its URL, token and model")
+        if 400 <= status < 500 and status not in AGAIN:
+            raise PromptRefused(f"the {self.role} server {server.url} refused prompt {prompt_id!r}: {told}", prompt_id)
+
+    def _pulse(self, server: Server) -> Pulse:
+        async def look() -> float:
+            if self.counter is None:
+                raise ValueError("nothing was answered")
+            response = await self.http.get(server.url + self.counter.path, timeout=pulse.patience_s)
+            return self.counter.read(response.raise_for_status().text)
+
+        pulse = Pulse(look, self.timeout_s)
+        return pulse
+
+    async def post_to(
+        self, servers: Sequence[Server], path: str, *, timeout_s: float | None = None, **body: Any
+    ) -> dict[Server, httpx.Response]:
+        """A control call to each of these at once, once; their answers. One that died is left out; others raise `error`.
+
+        timeout_s: its limit, where the pool's does not fit.
+        """
         answers: dict[Server, httpx.Response] = {}
 
         async def one(server: Server) -> None:
             try:
-                response = await self.http.post(server.url + path, **body)
+                response = await self.http.post(server.url + path, timeout=timeout_s or self.timeout_s, **body)
             except httpx.HTTPError as error:
                 if not await self.examine(server):
                     raise self.error(f"{server.url}{path} failed: {type(error).__name__}: {error}") from error
@@ -137,12 +223,12 @@ class Pool:
         return answers
 
     async def texts(self, path: str) -> list[str]:
-        """What each server answers to GET; waits for one that is down."""
+        """What each server answers to GET; waits for one that is down. Raises `error`."""
 
         async def one(server: Server) -> str:
             while True:
                 try:
-                    return (await self.http.get(server.url + path)).text
+                    return (await self.http.get(server.url + path)).raise_for_status().text
                 except httpx.HTTPError as error:
                     if not await self.examine(server):
                         raise self.error(f"{server.url}{path} failed: {type(error).__name__}: {error}") from error

@@ -21,11 +21,13 @@ from pathlib import Path
 
 import httpx
 
+from lingshu_rl.failures import RunStopped
+
 PR_SET_PDEATHSIG = 1
 HOST, PORT = "{host}", "{port}"  # stand in a command for what is known only where it starts
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunStopped):
     """A child process failed; the message names it, its exit code, its log and the log's last lines."""
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lingshu_rl.failures import RunStopped
 from lingshu_rl.processes.pool import Examine, Pool, unwatched
+from lingshu_rl.processes.pulse import Counter
 from lingshu_rl.types import TokenGroup
 
 if TYPE_CHECKING:
     import torch
 
 
-class ReferenceRequestError(RuntimeError):
+class ReferenceRequestError(RunStopped):
     """A reference request failed for good; the message names the server and its answer."""
 
 
@@ -30,16 +33,24 @@ class ReferenceClient:
             retries=retries,
             error=ReferenceRequestError,
             most=1,
+            counter=Counter("/health", progress_told),
             examine=examine,
         )
 
     async def logprobs(self, groups: Sequence[TokenGroup]) -> list[tuple[torch.Tensor, ...]]:
-        """Per group, per completion, float32 log-probs in nats."""
+        """Per group, per completion, float32 log-probs in nats. Raises PromptRefused or ReferenceRequestError."""
         from lingshu_rl.reference.wire import decode_logprobs, encode_groups
 
-        what = f"group {groups[0].key!r}"
-        response, _ = await self.pool.post("/logprobs", content=encode_groups(groups), what=what)
-        return decode_logprobs(response.content, groups)
+        content, _ = await self.pool.post("/logprobs", lambda: encode_groups(groups), prompt_id=groups[0].key)
+        return decode_logprobs(content, groups)
 
     async def close(self) -> None:
         await self.pool.close()
+
+
+def progress_told(health: str) -> float:
+    """What /health says of the work done. Raises ValueError when it says nothing of it."""
+    try:
+        return float(json.loads(health)["progress"])
+    except (KeyError, TypeError):
+        raise ValueError(f"/health tells no progress: {health[:100]}") from None

@@ -2,10 +2,12 @@
 
     python -m lingshu_rl.reference.server --model M --port P
 
-Routes: GET /health; POST /logprobs (safetensors in and out, see wire.py); POST /refresh {"folder": name} loads another
-model from below --refresh-dir. Every route but /health needs the run's token, before its body is read.
-One request is computed at a time. ADMITTED bodies are held in memory, at most (body, its copy as tensors, the answer):
-3 x ADMITTED x max-body; others wait with their bodies unread, and above MAX_CONNECTIONS they get 503 at once.
+Routes: GET /health {"progress": a count that moves while it works}; POST /logprobs (safetensors in and out, see wire.py);
+POST /refresh {"folder": name} loads another model from below --refresh-dir. Every route but /health needs the run's
+token, before its body is read.
+One request is computed at a time. ADMITTED bodies are held in memory (body, its copy as tensors, the answer); others wait
+with their bodies unread, and above MAX_CONNECTIONS they get 503 at once. The largest body is what the model's longest
+sequence could need, so no study that the model can read is refused for its size.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from lingshu_rl.runfolder import RunFolder
 
 ADMITTED = 2  # one is computed while the next is read
 MAX_CONNECTIONS = 512
-BODY_TIMEOUT_S = 60.0  # for the whole body, once it is its turn
+BODY_TIMEOUT_S = 60.0  # for the next piece of a body, once it is its turn
+TOKEN_BYTES = 64 << 10  # of one token of an image: float32 pixels of SmolVLM 48 KiB, Gemma 3 37, Qwen-VL 18 to 24
 
 
 class ReferenceModel:
@@ -49,7 +52,8 @@ class ReferenceModel:
         from lingshu_rl.model.loading import load_model, resolve_dtype
 
         self.dtype, self.device, self.shards = resolve_dtype(dtype, device != "cpu"), device, tensor_parallel
-        self.model = load_model(model, self.dtype, tensor_parallel).to(device).requires_grad_(False)
+        self.progress = 0  # layers computed since the start
+        self.model = self._counted(load_model(model, self.dtype, tensor_parallel).to(device))
         text = self.model.config.get_text_config()
         self.limits = {
             "vocabulary": text.vocab_size,
@@ -57,6 +61,23 @@ class ReferenceModel:
             "max_tokens": max_tokens,
         }
         self.scoring = {**scoring, "banned_ids": model_spec(self.model.config).placeholder_ids}
+
+    @property
+    def max_body_bytes(self) -> int:
+        return body_limit(self.limits["max_sequence"])
+
+    def _counted(self, model: Any) -> Any:
+        """The frozen model, each layer of which adds to `progress` when it is done."""
+        import torch
+
+        def done(*_: Any) -> None:
+            self.progress += 1
+
+        for layers in model.requires_grad_(False).modules():
+            if isinstance(layers, torch.nn.ModuleList):
+                for layer in layers:
+                    layer.register_forward_hook(done)
+        return model
 
     def score(self, body: bytes) -> bytes:
         """encode_groups in, encode_logprobs out. Raises WireError for a body that is not one."""
@@ -72,7 +93,7 @@ class ReferenceModel:
 
         if self.shards > 1:  # its shards are loaded to the devices at once
             self.model.to("meta")
-        new = load_model(str(folder), self.dtype, self.shards).requires_grad_(False)
+        new = self._counted(load_model(str(folder), self.dtype, self.shards))
         self.model.to("meta")
         self.model = new.to(self.device)
 
@@ -137,41 +158,51 @@ class ShardedModel(ReferenceModel):
         return message.numpy().tobytes()
 
 
-def build_app(reference: ReferenceModel, max_body_bytes: int, refresh_dir: Path | None = None) -> Any:
+def body_limit(max_sequence: int) -> int:
+    """Bytes of one request: as many images as fill the model's context."""
+    return TOKEN_BYTES * max_sequence
+
+
+def build_app(reference: ReferenceModel, refresh_dir: Path | None = None) -> Any:
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import PlainTextResponse, Response
+    from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 
     from lingshu_rl.reference.wire import WireError
 
     admitted, turn = asyncio.Semaphore(ADMITTED), asyncio.Lock()
+    most, received = reference.max_body_bytes, 0
 
     async def health(request: Request) -> Response:
-        return PlainTextResponse("ok")
+        return JSONResponse({"progress": reference.progress + received})
 
     async def read(request: Request) -> bytes:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_body_bytes:
-                raise _TooLarge
-        return bytes(body)
+        nonlocal received
+        pieces, size, now = [], 0, asyncio.get_running_loop().time
+        async with asyncio.timeout(BODY_TIMEOUT_S) as limit:
+            async for piece in request.stream():
+                limit.reschedule(now() + BODY_TIMEOUT_S)
+                size, received = size + len(piece), received + len(piece)
+                if size > most:
+                    raise _TooLarge
+                pieces.append(piece)
+        return b"".join(pieces)
 
     async def guarded(request: Request, work: Callable[[bytes], bytes]) -> Response:
         """Read the body when it is its turn, compute in a thread, and make every refusal an answer that says why."""
-        too_large = PlainTextResponse(f"body over {max_body_bytes} bytes", status_code=413)
+        too_large = PlainTextResponse(f"body over {most} bytes, more than the model can read", status_code=413)
         announced = request.headers.get("content-length", "0")
-        if announced.isdecimal() and int(announced) > max_body_bytes:
+        if announced.isdecimal() and int(announced) > most:
             return too_large
         async with admitted:
             try:
-                body = await asyncio.wait_for(read(request), BODY_TIMEOUT_S)
+                body = await read(request)
             except _TooLarge:
                 return too_large
             except TimeoutError:
-                return PlainTextResponse(f"the body took over {BODY_TIMEOUT_S:.0f} s", status_code=408)
+                return PlainTextResponse(f"nothing of the body came for {BODY_TIMEOUT_S:.0f} s", status_code=408)
             except ClientDisconnect:
                 return Response(status_code=400)
             async with turn:
@@ -249,7 +280,6 @@ def main() -> None:
     parser.add_argument("--token-budget", type=int, default=8192)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--attention", default="sdpa", choices=["sdpa", "flex"])
-    parser.add_argument("--max-body-mb", type=int, default=256)
     parser.add_argument("--max-tokens", type=int, default=1 << 20, help="of one request")
     parser.add_argument("--refresh-dir", type=Path, help="where POST /refresh may load models from")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="processes, started by torchrun")
@@ -268,7 +298,7 @@ def main() -> None:
     if isinstance(reference, ShardedModel) and not reference.leads:
         reference.follow()
     uvicorn.run(
-        build_app(reference, args.max_body_mb << 20, args.refresh_dir),
+        build_app(reference, args.refresh_dir),
         host=args.host,
         port=args.port,
         log_level="warning",

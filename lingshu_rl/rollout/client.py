@@ -1,4 +1,4 @@
-"""Client of the rollout group: prompts go out, groups of completions with token ids and log-probs come back.
+"""Client of the rollout group: M vLLM servers, asked over HTTP.
 
 One request carries one prompt and asks for its G samples, so the engine sees prompt and image once.
 """
@@ -8,25 +8,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
-import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lingshu_rl.processes.pool import Examine, Pool, unwatched
+from lingshu_rl.processes.pulse import Counter
+from lingshu_rl.rollout.sampler import RolloutError, Sampler
 from lingshu_rl.types import Prompt, Rollout
 
+GENERATED = "vllm:generation_tokens_total"
+COUNTED = (GENERATED, "vllm:prompt_tokens_total")  # what moves in vLLM's Prometheus metrics while it works
 
-class RolloutError(RuntimeError):
-    """A rollout request failed for good; the message names server, prompt and the server's answer."""
 
-
-class RolloutClient:
+class RolloutClient(Sampler):
     """Talks to M vLLM servers. A group's samples stay on one server, the one with the fewest tokens under way.
 
-    decode: token ids -> text. banned_ids: tokens that must not be sampled (image placeholders).
-    examine: asked after each failed request whether the server died, see `pool`.
+    concurrency: completions under way at once on one server; a group that asks for more has a server to itself.
+    timeout_s, retries and examine: see `Pool`.
     """
 
     def __init__(
@@ -44,7 +44,9 @@ class RolloutClient:
         concurrency: int,
         examine: Examine = unwatched,
     ) -> None:
-        self.decode, self.seed = decode, seed
+        super().__init__(
+            decode=decode, banned_ids=banned_ids, seed=seed, temperature=temperature, max_tokens=max_tokens
+        )
         self.pool = Pool(
             "rollout",
             urls,
@@ -52,106 +54,62 @@ class RolloutClient:
             timeout_s=timeout_s,
             retries=retries,
             error=RolloutError,
-            connections=concurrency,
+            most=concurrency,
+            counter=VLLM_COUNTER,
             examine=examine,
         )
-        self.sampling = {
-            "model": "policy",
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-            "logprobs": True,
-            "return_token_ids": True,
-            "logit_bias": {str(i): -100.0 for i in banned_ids},
-        }
-        self.gate = asyncio.Semaphore(concurrency)
-        self.landed: dict[int, dict[str, tuple[Rollout, ...]]] = {}  # by step, then prompt id
+        self._context = 0
+        self._asking = asyncio.Lock()
 
     @property
     def weight_version(self) -> int:
         return max(server.version for server in self.pool.servers)
 
-    async def groups(self, prompts: Sequence[Prompt], n: int, step: int) -> AsyncIterator[tuple[Rollout, ...]]:
-        """Yield the n rollouts of each prompt as soon as they are complete, in any order of prompts.
-
-        They stay in `landed` until a later step asks, so that a checkpoint can keep them and a resumed run need not
-        sample them again (from other weights, if they were sampled ahead).
-        """
-        self.landed = {kept: groups for kept, groups in self.landed.items() if kept >= step}
-        landed = self.landed.setdefault(step, {})
-
-        async def group(prompt: Prompt) -> tuple[Rollout, ...]:
-            if prompt.id not in landed:
-                landed[prompt.id] = await self.sample(prompt, n, request_seed(self.seed, step, prompt.id))
-            return landed[prompt.id]
-
-        tasks = [asyncio.create_task(group(prompt)) for prompt in prompts]
-        try:
-            for done in asyncio.as_completed(tasks):
-                yield await done
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    async def sample(self, prompt: Prompt, n: int, seed: int, **changes: Any) -> tuple[Rollout, ...]:
-        """The n rollouts of one prompt. The same seed and weights give the same samples; member i uses seed + i."""
-        body = {
-            **self.sampling,
-            "messages": chat_messages(prompt),
-            "n": n,
-            "seed": seed,
-            **changes,
-        }
-        async with self.gate:
-            answer, version = await self._ask(body, prompt)
-        prompt_ids = tuple(answer["prompt_token_ids"])
-        rollouts = []
-        for choice in sorted(answer["choices"], key=lambda c: c["index"]):
-            token_ids = tuple(choice["token_ids"])
-            logprobs = tuple(item["logprob"] for item in choice["logprobs"]["content"])
-            if len(token_ids) != len(logprobs) or not token_ids:
-                raise RolloutError(
-                    f"the rollout server returned {len(token_ids)} tokens with {len(logprobs)} log-probs for prompt "
-                    f"{prompt.id!r}; it must be a vLLM that knows return_token_ids"
-                )
-            rollouts.append(
-                Rollout(
-                    prompt=prompt,
-                    member=choice["index"],
-                    text=self.decode(token_ids),
-                    prompt_ids=prompt_ids,
-                    token_ids=token_ids,
-                    logprobs=logprobs,
-                    finish_reason=choice["finish_reason"],
-                    weight_version=version,
-                )
-            )
-        return tuple(rollouts)
-
-    async def _ask(self, body: dict[str, Any], prompt: Prompt) -> tuple[dict[str, Any], int]:
-        """vLLM's answer, and the version of the weights that gave it."""
-        cost = body["n"] * body["max_tokens"]
-        response, version = await self.pool.post(
-            "/v1/chat/completions", json=body, cost=cost, what=f"prompt {prompt.id!r}"
+    async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Mapping[str, Any], int]:
+        content, version = await self.pool.post(
+            "/v1/chat/completions",
+            lambda: json.dumps({**body, "messages": chat_messages(prompt)}).encode(),
+            kind="application/json",
+            prompt_id=prompt.id,
+            cost=body["n"] * body["max_tokens"],
+            places=body["n"],
         )
-        return response.json(), version
+        return json.loads(content), version
+
+    async def context_length(self) -> int:
+        """Of the server that takes the fewest, as they say themselves; asked once."""
+        async with self._asking:
+            if not self._context:
+                self._context = min(map(_max_model_len, await self.pool.texts("/v1/models")))
+        return self._context
 
     async def generated_tokens(self) -> int:
         """The servers' own count of generated tokens (vLLM's Prometheus metrics)."""
-        total = 0.0
-        for text in await self.pool.texts("/metrics"):
-            for line in text.splitlines():
-                if line.startswith("vllm:generation_tokens_total"):
-                    total += float(line.rsplit(" ", 1)[1])
-        return int(total)
+        try:
+            return int(sum(tokens_counted(text, [GENERATED]) for text in await self.pool.texts("/metrics")))
+        except ValueError as error:
+            raise RolloutError(str(error)) from None
 
     async def close(self) -> None:
         await self.pool.close()
 
 
-def request_seed(run_seed: int, step: int, prompt_id: str) -> int:
-    """A seed below 2**31 that depends on nothing but its arguments; members use the numbers after it."""
-    digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt_id}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") >> 1 & 0x7FFFFF00
+VLLM_COUNTER = Counter("/metrics", lambda text: tokens_counted(text, COUNTED))
+
+
+def tokens_counted(metrics: str, names: Sequence[str]) -> float:
+    """The sum of these counters over a vLLM server's engines. Raises ValueError when /metrics shows none of them."""
+    lines = [line for line in metrics.splitlines() if line.startswith(tuple(names))]
+    if not lines:
+        raise ValueError(f"/metrics shows no {names[0]}; the server must be a vLLM without disable_log_stats")
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def _max_model_len(models: str) -> int:
+    try:
+        return int(json.loads(models)["data"][0]["max_model_len"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise RolloutError(f"/v1/models names no max_model_len, as a vLLM server does: {models[:200]}") from None
 
 
 def write_rollouts(path: Path, landed: Mapping[str, tuple[Rollout, ...]]) -> None:

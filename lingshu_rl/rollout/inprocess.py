@@ -14,6 +14,7 @@ import asyncio
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -60,8 +61,8 @@ class InProcessEngine:
         options = {**vllm_options(config, model, devices), "tensor_parallel_size": size}
         if policy.ranks > 1:
             options["distributed_executor_backend"] = "external_launcher"
-        self.llm = LLM(**options, enable_sleep_mode=devices.on_gpu)
-        self.sleeps, self.asleep, self.generated = devices.on_gpu, False, 0
+        self.llm = LLM(**options, enable_sleep_mode=devices.on_gpu, disable_log_stats=False)
+        self.sleeps, self.asleep = devices.on_gpu, False
         self.use_device = policy.use_device
         self.device = threading.Lock()  # held by the policy from `sleep` to `load`, by the engine during a step
         self.group = LockStep(policy, size)
@@ -137,7 +138,6 @@ class InProcessEngine:
                     self._fail(error)
             for output in outputs:
                 if output.finished:
-                    self.generated += sum(len(choice.token_ids) for choice in output.outputs)
                     self.waiting.pop(output.request_id)(200, answer_of(output))
 
     def _arrivals(self, wait: bool) -> list[Body] | None:
@@ -233,6 +233,7 @@ def answer_of(output: Any) -> dict[str, Any]:
 def serve(engine: InProcessEngine, host: str, token: str) -> str:
     """Answer requests for the engine in a thread of this process; returns the URL."""
     import uvicorn
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.requests import Request
@@ -243,7 +244,7 @@ def serve(engine: InProcessEngine, host: str, token: str) -> str:
         return PlainTextResponse("ok")
 
     async def metrics(request: Request) -> Response:
-        return PlainTextResponse(f"vllm:generation_tokens_total {engine.generated}\n")
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)  # vLLM's own counters of this process
 
     async def models(request: Request) -> Response:
         longest = engine.llm.llm_engine.model_config.max_model_len
@@ -276,6 +277,8 @@ def serve(engine: InProcessEngine, host: str, token: str) -> str:
     port = free_port(host)
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
     threading.Thread(target=server.run, daemon=True, name="rollout routes").start()
+    while not server.started:
+        time.sleep(0.01)
     return f"http://{host}:{port}"
 
 

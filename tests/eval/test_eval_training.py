@@ -9,9 +9,10 @@ from eval_samples import png, write_json
 
 from lingshu_rl.eval.scoring import make_row
 from lingshu_rl.eval.stats import summarise
+from lingshu_rl.failures import PromptRefused
 from lingshu_rl.heldout import evaluate
 from lingshu_rl.report import write_report
-from lingshu_rl.rollout.client import RolloutError
+from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.state import RunState
 from lingshu_rl.types import Prompt, Rollout
 from rewards import default_reward
@@ -41,7 +42,7 @@ class FakeRun:
     async def sample(self, prompt, n, seed, temperature):
         assert (n, temperature) == (1, 0.0)
         if prompt.id in self.refuse:
-            raise RolloutError("refused: too long")
+            raise PromptRefused("refused: too long", prompt.id)
         from lingshu_rl.model.loading import open_image
 
         shade = open_image(prompt.images[0]).getpixel((1, 1))[0] if prompt.images else 128
@@ -67,6 +68,17 @@ def test_the_trainers_evaluation_is_the_kits(tmp_path):
 def test_an_engine_that_answers_nothing_is_a_fault(tmp_path):
     with pytest.raises(RolloutError, match="no held-out question was answered; the first: refused: too long"):
         asyncio.run(evaluate(FakeRun(tmp_path, refuse={f"q{i}" for i in range(6)}), "before"))
+
+
+def test_a_server_that_fails_ends_the_evaluation_instead_of_becoming_an_unanswered_question(tmp_path):
+    run = FakeRun(tmp_path)
+
+    async def sample(*_, **__):
+        raise RolloutError("http://a failed")
+
+    run.rollout.sample = sample
+    with pytest.raises(RolloutError, match="http://a failed"):
+        asyncio.run(evaluate(run, "before"))
 
 
 def test_the_report_of_a_run_shows_what_the_kit_found(tmp_path):

@@ -1,0 +1,23 @@
+"""Failures with a known cause: a run that meets one saves its last whole step, says the message and ends.
+
+Whoever runs a step catches `KNOWN_FAILURES`; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from rewards.executor import RewardFailure
+
+
+class RunStopped(RuntimeError):
+    """Base of the library's own known failures. Made of one message, so that it can be raised again with more to say."""
+
+
+class PromptRefused(RunStopped):
+    """A server refused one prompt, or has no room for it; others may be answered. prompt_id: the row."""
+
+    def __init__(self, message: str, prompt_id: str = "") -> None:
+        super().__init__(message)
+        self.prompt_id = prompt_id
+
+
+KNOWN_FAILURES: tuple[type[Exception], ...] = (RunStopped, RewardFailure)
