@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lingshu_rl.config import Config, ConfigError
-from lingshu_rl.model.loading import load_model, resolve_dtype
-from lingshu_rl.types import TrainGroup
+from lingshu_rl.model.loading import PromptEncoder, load_model, resolve_dtype
+from lingshu_rl.processes.control import PATIENCE, Control, use_route_to_main
+from lingshu_rl.types import Prompt, TrainGroup
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from lingshu_rl.model.families import ModelSpec
     from lingshu_rl.model.packing import PackedRow
     from lingshu_rl.types import TokenGroup
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,11 @@ class Policy:
 
         self.config = config
         self.accelerator = make_accelerator(config, on_gpu)
+        self.control = Control(self.rank, self.ranks)
+        self.encoder: PromptEncoder  # from `know`
         # The same start on every rank; sampling happens in the engines, so ranks need no seeds of their own.
         torch.manual_seed(config.seed)
-        model = load_model(config.model, torch.float32 if not on_gpu else resolve_dtype(config.train.dtype, on_gpu))
+        model = load_model(config.model, resolve_dtype(config.train.dtype, on_gpu))
         spec = model_spec(model.config)
         self.banned = spec.placeholder_ids
         self.layout, self.layout_note = row_layout(config, spec, on_gpu)
@@ -75,6 +83,7 @@ class Policy:
         optimizer = torch.optim.AdamW(
             trained, lr=config.train.lr, weight_decay=config.train.weight_decay, betas=(0.9, 0.95)
         )
+        self.barrier()  # a host may take long to read the model
         self.engine, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters())
 
@@ -98,9 +107,32 @@ class Policy:
     def zero_stage(self) -> int:
         return int(self.accelerator.state.deepspeed_plugin.zero_stage)
 
+    def know(self, prompts: Sequence[Prompt], encoder: PromptEncoder) -> None:
+        """What every rank has loaded by itself, so that neither prompts nor pixels travel between ranks."""
+        self.encoder = encoder
+        self.control.know({prompt.id: prompt for prompt in prompts})
+
+    def vision(self, group: TokenGroup) -> Mapping[str, torch.Tensor]:
+        """The group's image tensors; where the pixels were left out, from this rank's own prompt of that key.
+
+        Raises RuntimeError when that prompt is another one.
+        """
+        from lingshu_rl.model.packing import lacks_pixels
+
+        if not lacks_pixels(group.vision):
+            return group.vision
+        prompt_ids, vision = self.encoder.encode(self.control.own(group.key))
+        if prompt_ids != group.prompt_ids:
+            raise RuntimeError(
+                f"prompt {group.key!r} has {len(prompt_ids)} tokens on rank {self.rank} and {len(group.prompt_ids)} where it "
+                "was sampled: the data or processor files differ between the nodes"
+            )
+        return vision
+
     def update(self, groups: Sequence[TrainGroup], step: int) -> dict[str, float]:
         """One batch: `train.optimizer_steps` optimiser steps, each over its share of the groups. Returns metrics.
 
+        Groups may come without pixels (see `packing.without_pixels`): a rank encodes those of the rows it computes.
         A batch without groups (all of one opinion) changes nothing. Only a batch of several steps is scored beforehand.
         The gradient of a step is that of sum over all tokens / global count, equal for any packing and any ranks.
         """
@@ -132,6 +164,7 @@ class Policy:
             token_budget=self.config.packing.token_budget,
             layout=layout or self.layout,
             features=layout is None and self.keeps_features,
+            vision=self.vision,
             **self.scoring,
         )
 
@@ -161,13 +194,20 @@ class Policy:
         from lingshu_rl.model.logprobs import completion_logprobs, with_image_features
 
         rows = []
-        keep = self.keeps_features
-        for row, counts, _ in batch.rows:
-            row = with_image_features(self.engine, row) if keep else row
+        for (row, counts, _), seen in zip(batch.rows, self._with_pixels(batch), strict=True):
+            if self.keeps_features:
+                row = seen = with_image_features(self.engine, seen)
             with torch.no_grad():
-                old_T = completion_logprobs(self.engine, row, **self.scoring).logprobs_T
+                old_T = completion_logprobs(self.engine, seen, **self.scoring).logprobs_T
             rows.append((row, counts, old_T))
         return Batch(batch.groups, batch.total_rows, rows)
+
+    def _with_pixels(self, batch: Batch) -> Iterator[PackedRow]:
+        """The rows with their images, each encoded while the row before it is computed; none is kept here."""
+        from lingshu_rl.model.packing import with_pixels
+
+        groups = [group.tokens for group in batch.groups]
+        return one_ahead(lambda row: with_pixels(row, groups, self.vision), [row for row, *_ in batch.rows])
 
     def _optimizer_step(self, batch: Batch) -> dict[str, float]:
         import torch
@@ -178,7 +218,7 @@ class Policy:
         tokens = sum(len(c) for g in batch.groups for c in g.tokens.completions)
         sequences = sum(len(g.tokens.completions) for g in batch.groups)
         sums: dict[str, torch.Tensor] = {}
-        for i, (row, counts, old_T) in enumerate(batch.rows):
+        for i, ((_, counts, old_T), row) in enumerate(zip(batch.rows, self._with_pixels(batch), strict=True)):
             last = i == len(batch.rows) - 1
             self.engine.set_gradient_accumulation_boundary(is_boundary=last)
             scores = completion_logprobs(self.engine, row, entropy=True, **self.scoring)
@@ -215,14 +255,7 @@ class Policy:
 
     def _reduce(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         """Sum (or take the maximum of `_max` keys) over the ranks."""
-        import torch
-
-        every: list[dict[str, float]] = [{} for _ in range(self.ranks)]
-        mine = {key: float(value) for key, value in sums.items()}
-        if self.ranks == 1:
-            every = [mine]
-        else:
-            torch.distributed.all_gather_object(every, mine)
+        every = self.control.gather({key: float(value) for key, value in sums.items()})
         keys = sorted({key for one in every for key in one})
         return {
             key: (max if key.endswith("_max") else sum)(one[key] for one in every if key in one)  # type: ignore[operator]
@@ -293,14 +326,8 @@ class Policy:
         self.accelerator.init_trackers(folder.name)
 
     def share(self, value: Any) -> Any:
-        """The main rank's value on every rank."""
-        import torch
-
-        if self.ranks == 1:
-            return value
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
+        """The main rank's value on every rank, whatever time that takes it."""
+        return self.control.share(value)
 
     def use_device(self) -> None:
         """Make this rank's GPU the current one of the calling thread; nothing on CPU."""
@@ -310,7 +337,8 @@ class Policy:
             torch.cuda.set_device(self.accelerator.device)
 
     def barrier(self) -> None:
-        self.accelerator.wait_for_everyone()
+        """Returns when every rank is here, whatever time that takes; before a collective on the devices, whose time is limited."""
+        self.control.barrier()
 
 
 def available_trackers(names: Sequence[str]) -> list[str]:
@@ -338,6 +366,34 @@ def skip_shared_memory_build() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def deepspeed_settings(config: Config, on_gpu: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration: what the update relies on, and the run's own keys over it. Raises ConfigError."""
+    import torch
+
+    bf16 = resolve_dtype(config.train.dtype, on_gpu) == torch.bfloat16
+    if (
+        bf16
+        and not (config.deepspeed.get("zero_optimization") or {}).get("stage")
+        and "data_types" not in config.deepspeed
+    ):
+        raise ConfigError(
+            "deepspeed.zero_optimization.stage=0 adds up the gradients of a step's rows in bfloat16, which loses the later "
+            "ones; use stage 1, which adds in float32, or ask for it by deepspeed.data_types.grad_accum_dtype=bf16"
+        )
+    return {
+        "gradient_clipping": config.train.max_grad_norm,
+        "bf16": {"enabled": bf16},
+        # A sum in bfloat16 is off by 0.8 % after 64 rows and hardly grows any more after some hundreds.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # The number of rows differs from step to step, so the boundary is set by hand and nothing is divided by it.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+        **config.deepspeed,
+    }
+
+
 def make_accelerator(config: Config, on_gpu: bool) -> Any:
     """accelerate with DeepSpeed, also when launched plainly or without a launcher at all."""
     from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
@@ -349,18 +405,11 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
     for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, default)
     os.environ.setdefault("MASTER_PORT", str(free_port()))
-    bf16 = on_gpu and config.train.dtype != "float32"
-    settings = {
-        "gradient_clipping": config.train.max_grad_norm,
-        "bf16": {"enabled": bf16},
-        # The number of rows differs from step to step, so the boundary is set by hand and nothing is divided by it.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "steps_per_print": 10**9,
-        "zero_allow_untested_optimizer": True,
-        **config.deepspeed,
-    }
-    handlers = [] if on_gpu else [InitProcessGroupKwargs(backend="gloo")]
+    use_route_to_main()
+    settings = deepspeed_settings(config, on_gpu)
+    # Of the default group: ranks wait there for the main one to load data and check labels, and in DeepSpeed's saving for
+    # the slowest disk. Training goes over groups that DeepSpeed makes, with the back end's own limit.
+    waits = InitProcessGroupKwargs(backend="nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         plugin = DeepSpeedPlugin(hf_ds_config=settings)
     except ValueError as error:
@@ -372,8 +421,8 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
         ) from None
     return Accelerator(
         deepspeed_plugin=plugin,
-        mixed_precision="bf16" if bf16 else "no",
-        kwargs_handlers=handlers,
+        mixed_precision="bf16" if settings["bf16"]["enabled"] else "no",
+        kwargs_handlers=[waits],
         log_with=available_trackers(config.run.trackers),
         project_dir=config.run.dir,
     )
@@ -411,6 +460,18 @@ def share_rows(rows: Sequence[PackedRow], rank: int, ranks: int) -> list[tuple[P
         smallest = min(kind, key=lambda r: r.tokens)
         mine += [(row, True) for row in shares[rank]] + [(smallest, False)] * (most - len(shares[rank]))
     return mine
+
+
+def one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """`make` of every item in turn, in a thread that is one item ahead of the reader."""
+    made: deque[Future[Made]] = deque()
+    with ThreadPoolExecutor(1) as maker:
+        for item in items:
+            made.append(maker.submit(make, item))
+            if len(made) > 1:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
 
 
 def row_tensors(row: PackedRow, groups: Sequence[TrainGroup], device: Any) -> dict[str, Any]:

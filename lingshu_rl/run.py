@@ -411,6 +411,7 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         run.started, run.workers, run.progress, run.test, run.rewards = start, workers, progress, test, rewards
         run.stream = make_stream(prompts, config.data.curriculum, config.seed, config.train.group_size)
         run.encoder = PromptEncoder(config.model)
+        policy.know([*prompts, *test], run.encoder)
         checkpoint = policy.share(checkpoint)
         if checkpoint is not None:
             resume(run, checkpoint)

@@ -14,8 +14,15 @@ def updates(tmp_path, cases, kept, processes=0):
     """(tensors, figures) of one update for every case, a list of settings; all in one launch (policy_cases.py)."""
     import torch
 
-    told = [{"settings": ["loss.kl_coef=0.01", *settings], "kept": kept, "out": str(tmp_path / f"{processes}-{n}.pt"),
-             "encode_always": "encode_always" in marks} for n, (settings, *marks) in enumerate(cases)]  # fmt: skip
+    told = [
+        {
+            "settings": ["loss.kl_coef=0.01", *settings],
+            "kept": kept,
+            "out": str(tmp_path / f"{processes}-{n}.pt"),
+            **{mark: mark in marks for mark in ("encode_always", "pixels", "late")},
+        }
+        for n, (settings, *marks) in enumerate(cases)
+    ]
     file = tmp_path / f"cases-{processes}.json"
     file.write_text(json.dumps(told))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")}
@@ -29,12 +36,14 @@ def updates(tmp_path, cases, kept, processes=0):
 
 @pytest.mark.slow
 def test_gradients_are_equal_for_any_packing_and_any_ranks(tmp_path):
+    """Nor on whether the images come with the groups or each rank reads those of its own rows."""
     one = [["packing.token_budget=100000"], ["packing.token_budget=120"], ["packing.layout=dense"]]
     two = [["packing.token_budget=120"], ["packing.token_budget=60", "deepspeed.zero_optimization.stage=1"],
            ["packing.token_budget=120", "deepspeed.zero_optimization.stage=3"]]  # fmt: skip
-    (base, told), *others = updates(tmp_path, [[case] for case in one], "gradient")
-    others += updates(tmp_path, [[case] for case in two], "gradient", processes=2)
+    (base, told), *others = updates(tmp_path, [[one[0], "pixels"], *([case] for case in one[1:])], "gradient")
+    others += updates(tmp_path, [[two[0], "late"], *([case] for case in two[1:])], "gradient", processes=2)
     assert told["rows"] == 1
+    assert told["message"] > 1_000_000 > 20_000 > others[-1][1]["message"]  # bytes
     largest = {name: float(g.abs().max()) for name, g in base.items()}
     assert sum(v > 0 for v in largest.values()) > 0.9 * len(largest)
     for settings, (other, info) in zip(one[1:] + two, others, strict=True):
