@@ -218,6 +218,7 @@ class Policy:
         tokens = sum(len(c) for g in batch.groups for c in g.tokens.completions)
         sequences = sum(len(g.tokens.completions) for g in batch.groups)
         sums: dict[str, torch.Tensor] = {}
+        forget_gradients(self.engine.optimizer)
         for i, ((_, counts, old_T), row) in enumerate(zip(batch.rows, self._with_pixels(batch), strict=True)):
             last = i == len(batch.rows) - 1
             self.engine.set_gradient_accumulation_boundary(is_boundary=last)
@@ -319,6 +320,7 @@ class Policy:
         self.accelerator.save_state(str(folder), safe_serialization=True)
 
     def load_state(self, folder: Path) -> None:
+        require_ranks(folder, self.ranks)
         self.accelerator.load_state(str(folder))
 
     def start_trackers(self, folder: Path) -> None:
@@ -367,19 +369,10 @@ def skip_shared_memory_build() -> None:
 
 
 def deepspeed_settings(config: Config, on_gpu: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration: what the update relies on, and the run's own keys over it. Raises ConfigError."""
+    """DeepSpeed's configuration: what the update relies on, and the run's own keys over it."""
     import torch
 
     bf16 = resolve_dtype(config.train.dtype, on_gpu) == torch.bfloat16
-    if (
-        bf16
-        and not (config.deepspeed.get("zero_optimization") or {}).get("stage")
-        and "data_types" not in config.deepspeed
-    ):
-        raise ConfigError(
-            "deepspeed.zero_optimization.stage=0 adds up the gradients of a step's rows in bfloat16, which loses the later "
-            "ones; use stage 1, which adds in float32, or ask for it by deepspeed.data_types.grad_accum_dtype=bf16"
-        )
     return {
         "gradient_clipping": config.train.max_grad_norm,
         "bf16": {"enabled": bf16},
@@ -426,6 +419,36 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
         log_with=available_trackers(config.run.trackers),
         project_dir=config.run.dir,
     )
+
+
+def forget_gradients(optimizer: Any) -> None:
+    """Zero what DeepSpeed's optimiser keeps of the last step's gradients. All ranks call this before a step's first row.
+
+    It overwrites them by the first row's and adds the others', so a parameter that the first row does not reach (the vision
+    tower, by a row of text) would keep the last step's: under ZeRO-3, and with an offloaded optimiser.
+    """
+    kept = [
+        getattr(optimizer, "grad_partitions_flat_buffer", None),
+        *getattr(optimizer, "accumulated_grads_in_cpu", {}).values(),
+        *(partition.grad for partition in getattr(optimizer, "single_partition_of_fp32_groups", ())),
+        *(partition.grad for partition in getattr(optimizer, "fp32_partitioned_groups_flat", ())),
+    ]
+    for gradient in kept:
+        if gradient is not None:
+            gradient.zero_()
+
+
+def require_ranks(state: Path, ranks: int) -> None:
+    """Raises ConfigError when `Policy.save_state` wrote this folder with another number of ranks."""
+    from accelerate.utils.constants import RNG_STATE_NAME
+
+    saved = len(list(state.glob(f"{RNG_STATE_NAME}_*.pkl")))  # accelerate writes one a rank
+    if saved != ranks:
+        raise ConfigError(
+            f"checkpoint {state.parent} was saved by {saved} policy rank(s) and this launch has {ranks}; ZeRO keeps a shard of the "
+            f"optimiser for each and cannot deal them anew. Launch with --num_processes {saved}, or start another run from its "
+            f"weights alone: model={state.parent / 'hf'} and a new run.dir"
+        )
 
 
 def row_layout(config: Config, spec: ModelSpec, on_gpu: bool) -> tuple[str, str]:

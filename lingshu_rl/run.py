@@ -476,6 +476,8 @@ def resume(run: Run, checkpoint: Path) -> None:
     run.stream.restore(state["stream"])
     try:
         run.policy.load_state(checkpoint / "state")
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(
             f"checkpoint {checkpoint} cannot be read ({type(error).__name__}: {error}); give resume=FOLDER with an older "

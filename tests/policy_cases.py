@@ -2,7 +2,8 @@
 
 A case: `settings` of a run; `out`, where the tensors go; `kept`: "gradient" or, after the step, "weights". Marks:
 `encode_always`: images go through the tower in every pass; `pixels`: they come with the groups, in place of being read by the
-rank that needs them; `late`: the main rank keeps the others waiting for twice as long as collectives may take.
+rank that needs them; `late`: the main rank keeps the others waiting for twice as long as collectives may take; `again`: an
+update goes before; `text`: of the groups without images alone; `saved`: the state is, in a folder beside `out`.
 The figures of each are printed as one JSON line.
 """
 
@@ -28,7 +29,6 @@ from lingshu_rl.model.loading import PromptEncoder
 from lingshu_rl.model.packing import without_pixels
 from lingshu_rl.policy import Policy
 from lingshu_rl.types import TokenGroup, TrainGroup
-
 
 PROMPTS = load("demo:validation", instruction="short").prompts[:5]
 LIMIT_S = 2.0
@@ -71,6 +71,10 @@ def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) 
         keep_waiting(policy)
     if not case["pixels"]:
         groups = [replace(group, tokens=without_pixels(group.tokens)) for group in groups]
+    if case["again"]:
+        policy.update(groups, 0)
+    if case["text"]:
+        groups = [group for group in groups if not group.tokens.vision]
     message = len(policy.control.pack(groups))
     groups = policy.share(groups if policy.rank == 0 else None)
     weights = case["kept"] == "weights"
@@ -91,6 +95,8 @@ def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) 
         logprobs.with_image_features = lambda model, row: row
     metrics = policy.update(groups, 0)
     logprobs.with_image_features = original
+    if case["saved"]:
+        policy.save_state(Path(case["out"]).with_suffix(""))
     moved = 0.0
     if weights:
         found = {name: tensor.clone() for name, tensor in policy.weights()}
@@ -98,7 +104,10 @@ def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) 
     if policy.rank == 0:
         torch.save(found, case["out"])
         told = {key: metrics[key] for key in ("loss", "rows", "ratio") if key in metrics}
-        print(json.dumps({"case": case["out"], "tower": len(tower_passes), "moved": moved, "message": message, **told}), flush=True)
+        print(
+            json.dumps({"case": case["out"], "tower": len(tower_passes), "moved": moved, "message": message, **told}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
