@@ -410,7 +410,11 @@ def validate(config: Config) -> None:
         "reference.urls names running servers, so devices.reference has no effect; unset one of them",
     )
     stage = (c.deepspeed.get("zero_optimization") or {}).get("stage", 0)
-    refuse(stage not in (0, 1, 2, 3), f"deepspeed.zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
+    refuse(
+        stage not in (1, 2, 3),
+        f"deepspeed.zero_optimization.stage={stage!r} must be 1, 2 or 3 (0 adds up bfloat16 gradients in bfloat16 and tells no "
+        "gradient norm; 1 does the same work in less memory)",
+    )
     refuse(
         bool(c.train.quantize) and stage == 3,
         "train.quantize with deepspeed.zero_optimization.stage=3: ZeRO-3 cannot divide 4-bit weights; use stage 2",

@@ -93,4 +93,4 @@ def mean_kl(own: Sequence[Sequence[Tensor]], reference: Sequence[Sequence[Tensor
 
 def blank_vision(vision: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors with every pixel at the processor's mean; grids and sizes stay."""
-    return {name: torch.zeros_like(v) if v.is_floating_point() else v for name, v in vision.items()}
+    return {name: torch.zeros(v.shape, dtype=v.dtype) if v.is_floating_point() else v for name, v in vision.items()}

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lingshu_rl import weights
 from lingshu_rl.config import Config, ConfigError
-from lingshu_rl.model.loading import load_model, resolve_dtype
+from lingshu_rl.model.loading import PromptEncoder, load_model, resolve_dtype
 from lingshu_rl.model.quantized import as_unquantized, dense_kind
 from lingshu_rl.optimizers import Place, build_optimizer
-from lingshu_rl.types import TrainGroup
+from lingshu_rl.processes.control import PATIENCE, Control, use_route_to_main
+from lingshu_rl.types import Prompt, TrainGroup
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from lingshu_rl.model.families import ModelSpec
     from lingshu_rl.model.packing import PackedRow
     from lingshu_rl.types import TokenGroup
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,11 @@ class Policy:
 
         self.config = config
         self.accelerator = make_accelerator(config, on_gpu)
+        self.control = Control(self.rank, self.ranks)
+        self.encoder: PromptEncoder  # from `know`
         # The same start on every rank; sampling happens in the engines, so ranks need no seeds of their own.
         torch.manual_seed(config.seed)
-        dtype = torch.float32 if not on_gpu else resolve_dtype(config.train.dtype, on_gpu)
-        model = load_model(config.model, dtype, quantize=config.train.quantize)
+        model = load_model(config.model, resolve_dtype(config.train.dtype, on_gpu), quantize=config.train.quantize)
         spec = model_spec(model.config)
         self.banned = spec.placeholder_ids
         self.layout, self.layout_note = row_layout(config, spec, on_gpu)
@@ -71,6 +78,7 @@ class Policy:
         if config.train.quantize:
             model = as_unquantized(model)
         model.train()
+        self.barrier()  # a host may take long to read the model
         self.engine, self.optimizer = self.accelerator.prepare(model, make_optimizer(config, model, on_gpu))
         # A group keeps its relation to train.lr through the schedule (muon's `adam_lr`).
         self.lr_shares = [group["lr"] / config.train.lr for group in self.optimizer.param_groups]
@@ -96,9 +104,32 @@ class Policy:
     def zero_stage(self) -> int:
         return int(self.accelerator.state.deepspeed_plugin.zero_stage)
 
+    def know(self, prompts: Sequence[Prompt], encoder: PromptEncoder) -> None:
+        """What every rank has loaded by itself, so that neither prompts nor pixels travel between ranks."""
+        self.encoder = encoder
+        self.control.know({prompt.id: prompt for prompt in prompts})
+
+    def vision(self, group: TokenGroup) -> Mapping[str, torch.Tensor]:
+        """The group's image tensors; where the pixels were left out, from this rank's own prompt of that key.
+
+        Raises RuntimeError when that prompt is another one.
+        """
+        from lingshu_rl.model.packing import lacks_pixels
+
+        if not lacks_pixels(group.vision):
+            return group.vision
+        prompt_ids, vision = self.encoder.encode(self.control.own(group.key))
+        if prompt_ids != group.prompt_ids:
+            raise RuntimeError(
+                f"prompt {group.key!r} has {len(prompt_ids)} tokens on rank {self.rank} and {len(group.prompt_ids)} where it "
+                "was sampled: the data or processor files differ between the nodes"
+            )
+        return vision
+
     def update(self, groups: Sequence[TrainGroup], step: int) -> dict[str, float]:
         """One batch: `train.optimizer_steps` optimiser steps, each over its share of the groups. Returns metrics.
 
+        Groups may come without pixels (see `packing.without_pixels`): a rank encodes those of the rows it computes.
         A batch without groups (all of one opinion) changes nothing. Only a batch of several steps is scored beforehand.
         The gradient of a step is that of sum over all tokens / global count, equal for any packing and any ranks.
         """
@@ -130,6 +161,7 @@ class Policy:
             token_budget=self.config.packing.token_budget,
             layout=layout or self.layout,
             features=layout is None and self.keeps_features,
+            vision=self.vision,
             **self.scoring,
         )
 
@@ -159,13 +191,20 @@ class Policy:
         from lingshu_rl.model.logprobs import completion_logprobs, with_image_features
 
         rows = []
-        keep = self.keeps_features
-        for row, counts, _ in batch.rows:
-            row = with_image_features(self.engine, row) if keep else row
+        for (row, counts, _), seen in zip(batch.rows, self._with_pixels(batch), strict=True):
+            if self.keeps_features:
+                row = seen = with_image_features(self.engine, seen)
             with torch.no_grad():
-                old_T = completion_logprobs(self.engine, row, **self.scoring).logprobs_T
+                old_T = completion_logprobs(self.engine, seen, **self.scoring).logprobs_T
             rows.append((row, counts, old_T))
         return Batch(batch.groups, batch.total_rows, rows)
+
+    def _with_pixels(self, batch: Batch) -> Iterator[PackedRow]:
+        """The rows with their images, each encoded while the row before it is computed; none is kept here."""
+        from lingshu_rl.model.packing import with_pixels
+
+        groups = [group.tokens for group in batch.groups]
+        return one_ahead(lambda row: with_pixels(row, groups, self.vision), [row for row, *_ in batch.rows])
 
     def _optimizer_step(self, batch: Batch) -> dict[str, float]:
         import torch
@@ -176,7 +215,8 @@ class Policy:
         tokens = sum(len(c) for g in batch.groups for c in g.tokens.completions)
         sequences = sum(len(g.tokens.completions) for g in batch.groups)
         sums: dict[str, torch.Tensor] = {}
-        for i, (row, counts, old_T) in enumerate(batch.rows):
+        forget_gradients(self.engine.optimizer)
+        for i, ((_, counts, old_T), row) in enumerate(zip(batch.rows, self._with_pixels(batch), strict=True)):
             last = i == len(batch.rows) - 1
             self.engine.set_gradient_accumulation_boundary(is_boundary=last)
             scores = completion_logprobs(self.engine, row, entropy=True, **self.scoring)
@@ -213,7 +253,7 @@ class Policy:
 
     def _reduce(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         """Sum (or take the maximum of `_max` keys) over the ranks."""
-        every = self.gather({key: float(value) for key, value in sums.items()})
+        every = self.control.gather({key: float(value) for key, value in sums.items()})
         keys = sorted({key for one in every for key in one})
         return {
             key: (max if key.endswith("_max") else sum)(one[key] for one in every if key in one)  # type: ignore[operator]
@@ -256,6 +296,7 @@ class Policy:
         self.accelerator.save_state(str(folder), safe_serialization=True, exclude_frozen_parameters=without_base)
 
     def load_state(self, folder: Path) -> None:
+        require_ranks(folder, self.ranks)
         self.accelerator.load_state(str(folder), load_module_strict=not self.config.train.quantize)
 
     def start_trackers(self, folder: Path) -> None:
@@ -263,23 +304,12 @@ class Policy:
         self.accelerator.init_trackers(folder.name)
 
     def share(self, value: Any) -> Any:
-        """The main rank's value on every rank."""
-        import torch
-
-        if self.ranks == 1:
-            return value
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
+        """The main rank's value on every rank, whatever time that takes it."""
+        return self.control.share(value)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, by rank, on every rank."""
-        import torch
-
-        every: list[Any] = [value] * self.ranks
-        if self.ranks > 1:
-            torch.distributed.all_gather_object(every, value)
-        return every
+        return self.control.gather(value)
 
     def use_device(self) -> None:
         """Make this rank's GPU the current one of the calling thread; nothing on CPU."""
@@ -289,7 +319,8 @@ class Policy:
             torch.cuda.set_device(self.accelerator.device)
 
     def barrier(self) -> None:
-        self.accelerator.wait_for_everyone()
+        """Returns when every rank is here, whatever time that takes; before a collective on the devices, whose time is limited."""
+        self.control.barrier()
 
 
 def available_trackers(names: Sequence[str]) -> list[str]:
@@ -317,6 +348,25 @@ def skip_shared_memory_build() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def deepspeed_settings(config: Config, on_gpu: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration: what the update relies on, and the run's own keys over it."""
+    import torch
+
+    bf16 = resolve_dtype(config.train.dtype, on_gpu) == torch.bfloat16
+    return {
+        "gradient_clipping": config.train.max_grad_norm,
+        "bf16": {"enabled": bf16},
+        # A sum in bfloat16 is off by 0.8 % after 64 rows and by 2 % after 256.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # The number of rows differs from step to step, so the boundary is set by hand and nothing is divided by it.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+        **config.deepspeed,
+    }
+
+
 def make_accelerator(config: Config, on_gpu: bool) -> Any:
     """accelerate with DeepSpeed, also when launched plainly or without a launcher at all."""
     from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
@@ -328,18 +378,11 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
     for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, default)
     os.environ.setdefault("MASTER_PORT", str(free_port()))
-    bf16 = on_gpu and config.train.dtype != "float32"
-    settings = {
-        "gradient_clipping": config.train.max_grad_norm,
-        "bf16": {"enabled": bf16},
-        # The number of rows differs from step to step, so the boundary is set by hand and nothing is divided by it.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "steps_per_print": 10**9,
-        "zero_allow_untested_optimizer": True,
-        **config.deepspeed,
-    }
-    handlers = [] if on_gpu else [InitProcessGroupKwargs(backend="gloo")]
+    use_route_to_main()
+    settings = deepspeed_settings(config, on_gpu)
+    # Of the default group: ranks wait there for the main one to load data and check labels, and in DeepSpeed's saving for
+    # the slowest disk. Training goes over groups that DeepSpeed makes, with the back end's own limit.
+    waits = InitProcessGroupKwargs(backend="nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         plugin = DeepSpeedPlugin(hf_ds_config=settings)
     except ValueError as error:
@@ -351,8 +394,8 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
         ) from None
     return Accelerator(
         deepspeed_plugin=plugin,
-        mixed_precision="bf16" if bf16 else "no",
-        kwargs_handlers=handlers,
+        mixed_precision="bf16" if settings["bf16"]["enabled"] else "no",
+        kwargs_handlers=[waits],
         log_with=available_trackers(config.run.trackers),
         project_dir=config.run.dir,
     )
@@ -365,6 +408,36 @@ def make_optimizer(config: Config, model: Any, on_gpu: bool) -> Any:
     groups = [{"params": trained, "lr": t.lr, "weight_decay": t.weight_decay}]
     place = Place.of(config.deepspeed, on_gpu=on_gpu, max_grad_norm=t.max_grad_norm)
     return build_optimizer("train.optimizer", t.optimizer, t.optimizer_args, place, model=model, groups=groups)
+
+
+def forget_gradients(optimizer: Any) -> None:
+    """Zero what DeepSpeed's optimiser keeps of the last step's gradients. All ranks call this before a step's first row.
+
+    It overwrites them by the first row's and adds the others', so a parameter that the first row does not reach (the vision
+    tower, by a row of text) would keep the last step's: under ZeRO-3, and with an offloaded optimiser.
+    """
+    kept = [
+        getattr(optimizer, "grad_partitions_flat_buffer", None),
+        *getattr(optimizer, "accumulated_grads_in_cpu", {}).values(),
+        *(partition.grad for partition in getattr(optimizer, "single_partition_of_fp32_groups", ())),
+        *(partition.grad for partition in getattr(optimizer, "fp32_partitioned_groups_flat", ())),
+    ]
+    for gradient in kept:
+        if gradient is not None:
+            gradient.zero_()
+
+
+def require_ranks(state: Path, ranks: int) -> None:
+    """Raises ConfigError when `Policy.save_state` wrote this folder with another number of ranks."""
+    from accelerate.utils.constants import RNG_STATE_NAME
+
+    saved = len(list(state.glob(f"{RNG_STATE_NAME}_*.pkl")))  # accelerate writes one a rank
+    if saved != ranks:
+        raise ConfigError(
+            f"checkpoint {state.parent} was saved by {saved} policy rank(s) and this launch has {ranks}; ZeRO keeps a shard of the "
+            f"optimiser for each and cannot deal them anew. Launch with --num_processes {saved}, or start another run from its "
+            f"weights alone: model={state.parent / 'hf'} and a new run.dir"
+        )
 
 
 def row_layout(config: Config, spec: ModelSpec, on_gpu: bool) -> tuple[str, str]:
@@ -399,6 +472,18 @@ def share_rows(rows: Sequence[PackedRow], rank: int, ranks: int) -> list[tuple[P
         smallest = min(kind, key=lambda r: r.tokens)
         mine += [(row, True) for row in shares[rank]] + [(smallest, False)] * (most - len(shares[rank]))
     return mine
+
+
+def one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """`make` of every item in turn, in a thread that is one item ahead of the reader."""
+    made: deque[Future[Made]] = deque()
+    with ThreadPoolExecutor(1) as maker:
+        for item in items:
+            made.append(maker.submit(make, item))
+            if len(made) > 1:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
 
 
 def row_tensors(row: PackedRow, groups: Sequence[TrainGroup], device: Any) -> dict[str, Any]:

@@ -149,6 +149,8 @@ class Run:
         self.stream.restore(state.stream)
         try:
             self.policy.load_state(checkpoint / "state")
+        except ConfigError:
+            raise
         except Exception as error:
             raise ConfigError(
                 f"checkpoint {checkpoint} cannot be read ({type(error).__name__}: {error}); give resume=FOLDER with an "
@@ -242,6 +244,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     run.timeline, run.test = timeline, test
     run.stream = make_stream(prompts, config.data.curriculum, config.seed, config.train.group_size)
     run.encoder = PromptEncoder(config.model)
+    policy.know([*prompts, *test], run.encoder)
     if rewards is not None:
         run.rewards = rewards
     checkpoint, token = policy.share((checkpoint, token))

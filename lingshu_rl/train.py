@@ -15,6 +15,7 @@ from lingshu_rl.advantages import gdpo_advantages, group_advantages, overlong_pe
 from lingshu_rl.config import Config
 from lingshu_rl.firstbatch import check_first_batch
 from lingshu_rl.heldout import evaluate
+from lingshu_rl.model.packing import without_pixels
 from lingshu_rl.overlap import Ahead
 from lingshu_rl.results import finish, log_step
 from lingshu_rl.run import Run, open_run
@@ -144,7 +145,7 @@ async def prepare(
         with run.timeline.of("reference", step):
             reference = (await run.reference.logprobs([tokens]))[0]
     logprobs = tuple(rollout.logprobs for rollout, _ in kept)
-    return advantages, TrainGroup(tokens, tuple(a for _, a in kept), logprobs, reference)
+    return advantages, TrainGroup(without_pixels(tokens), tuple(a for _, a in kept), logprobs, reference)
 
 
 def advantages_of(group: Group, config: Config) -> tuple[float | None, ...]:

@@ -95,6 +95,7 @@ class TokenGroup:
     """One prompt and its completions as tokens: the unit that packing shares and that travels to the reference.
 
     vision: the processor's tensors for this prompt's images (pixel_values, image_grid_thw, ...), empty without images.
+    Their floats may be left out (`packing.without_pixels`): they are many, and every rank can make them from its prompts.
     """
 
     key: str

@@ -1,33 +1,43 @@
 """Child of test_policy: one update of the policy for every case of a JSON file, in one process a rank.
 
-A case: `settings` of a run; `out`, where the tensors go; `kept`: "gradient" or, after the step, "weights"; `encode_always`:
-images are encoded in every pass. The figures of each are printed as one JSON line.
+A case: `settings` of a run; `out`, where the tensors go; `kept`: "gradient" or, after the step, "weights". Marks:
+`encode_always`: images go through the tower in every pass; `pixels`: they come with the groups, in place of being read by the
+rank that needs them; `late`: the main rank keeps the others waiting for twice as long as collectives may take; `again`: an
+update goes before; `text`: of the groups without images alone; `saved`: the state is, in a folder beside `out`.
+The figures of each are printed as one JSON line.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
 from deepspeed.utils import safe_get_full_grad
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from lingshu_rl.config import load_config
 from lingshu_rl.data.load import load
 from lingshu_rl.model import logprobs
 from lingshu_rl.model.loading import PromptEncoder
+from lingshu_rl.model.packing import without_pixels
 from lingshu_rl.policy import Policy
 from lingshu_rl.types import TokenGroup, TrainGroup
 
+PROMPTS = load("demo:validation", instruction="short").prompts[:5]
+LIMIT_S = 2.0
 
-def make_groups() -> list[TrainGroup]:
-    encoder = PromptEncoder("demo")
+
+def make_groups(encoder: PromptEncoder) -> list[TrainGroup]:
     random = torch.Generator().manual_seed(0)
     groups = []
-    for prompt in load("demo:validation", instruction="short").prompts[:5]:
+    for prompt in PROMPTS:
         ids, vision = encoder.encode(prompt)
         lengths = torch.randint(1, 12, (4,), generator=random).tolist()
         completions = tuple(tuple(torch.randint(20, 300, (n,), generator=random).tolist()) for n in lengths)
@@ -43,9 +53,30 @@ def make_groups() -> list[TrainGroup]:
     return groups
 
 
-def run(case: dict[str, Any], groups: list[TrainGroup]) -> None:
+def keep_waiting(policy: Policy) -> None:
+    """As a long rollout does, then a long save."""
+    limit = torch.distributed.distributed_c10d._get_default_timeout("gloo")
+    _set_pg_timeout(timedelta(seconds=LIMIT_S))
+    for wait in (lambda: policy.share("landed"), policy.barrier):
+        time.sleep(0 if policy.rank else 2 * LIMIT_S)
+        assert wait() in ("landed", None)
+    _set_pg_timeout(limit)
+
+
+def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) -> None:
     AcceleratorState._reset_state()  # the next Policy brings its own DeepSpeed settings
     policy = Policy(load_config(None, case["settings"]), on_gpu=False)
+    policy.know(PROMPTS, encoder)
+    if case["late"]:
+        keep_waiting(policy)
+    if not case["pixels"]:
+        groups = [replace(group, tokens=without_pixels(group.tokens)) for group in groups]
+    if case["again"]:
+        policy.update(groups, 0)
+    if case["text"]:
+        groups = [group for group in groups if not group.tokens.vision]
+    message = len(policy.control.pack(groups))
+    groups = policy.share(groups if policy.rank == 0 else None)
     weights = case["kept"] == "weights"
     before = {name: tensor.clone() for name, tensor in policy.weights()} if weights else {}
     found: dict[str, torch.Tensor] = {}
@@ -60,10 +91,12 @@ def run(case: dict[str, Any], groups: list[TrainGroup]) -> None:
         policy.engine.step = capture
     policy.module.model.visual.register_forward_hook(lambda *_: tower_passes.append(1))
     original = logprobs.with_image_features
-    if case.get("encode_always"):
+    if case["encode_always"]:
         logprobs.with_image_features = lambda model, row: row
     metrics = policy.update(groups, 0)
     logprobs.with_image_features = original
+    if case["saved"]:
+        policy.save_state(Path(case["out"]).with_suffix(""))
     moved = 0.0
     if weights:
         found = {name: tensor.clone() for name, tensor in policy.weights()}
@@ -71,10 +104,14 @@ def run(case: dict[str, Any], groups: list[TrainGroup]) -> None:
     if policy.rank == 0:
         torch.save(found, case["out"])
         told = {key: metrics[key] for key in ("loss", "rows", "ratio") if key in metrics}
-        print(json.dumps({"case": case["out"], "tower": len(tower_passes), "moved": moved, **told}), flush=True)
+        print(
+            json.dumps({"case": case["out"], "tower": len(tower_passes), "moved": moved, "message": message, **told}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
-    groups = make_groups()
+    encoder = PromptEncoder("demo")
+    groups = make_groups(encoder)
     for case in json.loads(Path(sys.argv[1]).read_text()):
-        run(case, groups)
+        run(case, encoder, groups)

@@ -43,6 +43,7 @@ def test_defaults_then_file_then_overrides(tmp_path):
         ("rollout.temperature=0", "rollout.temperature"),
         ("rollout.weight_transfer=ipc", "rollout.weight_transfer"),
         ("deepspeed.zero_optimization.stage=4", "stage=4"),
+        ("deepspeed.zero_optimization.stage=0", "stage=0 must be 1, 2 or 3"),
         ("run.dir=''", "must be set"),
     ],
 )

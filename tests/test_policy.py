@@ -7,15 +7,22 @@ import pytest
 from launching import ROOT, launch
 
 from lingshu_rl.config import ConfigError, load_config
-from lingshu_rl.policy import Policy, row_layout, share_rows
+from lingshu_rl.policy import Policy, require_ranks, row_layout, share_rows
 
 
 def updates(tmp_path, cases, kept, processes=0):
     """(tensors, figures) of one update for every case, a list of settings; all in one launch (policy_cases.py)."""
     import torch
 
-    told = [{"settings": ["loss.kl_coef=0.01", *settings], "kept": kept, "out": str(tmp_path / f"{processes}-{n}.pt"),
-             "encode_always": "encode_always" in marks} for n, (settings, *marks) in enumerate(cases)]  # fmt: skip
+    told = [
+        {
+            "settings": ["loss.kl_coef=0.01", *settings],
+            "kept": kept,
+            "out": str(tmp_path / f"{processes}-{n}.pt"),
+            **{mark: mark in marks for mark in ("encode_always", "pixels", "late", "again", "text", "saved")},
+        }
+        for n, (settings, *marks) in enumerate(cases)
+    ]
     file = tmp_path / f"cases-{processes}.json"
     file.write_text(json.dumps(told))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")}
@@ -29,19 +36,47 @@ def updates(tmp_path, cases, kept, processes=0):
 
 @pytest.mark.slow
 def test_gradients_are_equal_for_any_packing_and_any_ranks(tmp_path):
+    """Nor on whether the images come with the groups or each rank reads those of its own rows."""
     one = [["packing.token_budget=100000"], ["packing.token_budget=120"], ["packing.layout=dense"]]
     two = [["packing.token_budget=120"], ["packing.token_budget=60", "deepspeed.zero_optimization.stage=1"],
            ["packing.token_budget=120", "deepspeed.zero_optimization.stage=3"]]  # fmt: skip
-    (base, told), *others = updates(tmp_path, [[case] for case in one], "gradient")
-    others += updates(tmp_path, [[case] for case in two], "gradient", processes=2)
+    (base, told), *others = updates(tmp_path, [[one[0], "pixels"], *([case] for case in one[1:])], "gradient")
+    others += updates(tmp_path, [[two[0], "late", "saved"], *([case] for case in two[1:])], "gradient", processes=2)
     assert told["rows"] == 1
-    largest = {name: float(g.abs().max()) for name, g in base.items()}
-    assert sum(v > 0 for v in largest.values()) > 0.9 * len(largest)
+    assert told["message"] > 1_000_000 > 20_000 > others[-1][1]["message"]  # bytes
+    assert sum(bool(g.any()) for g in base.values()) > 0.9 * len(base)
     for settings, (other, info) in zip(one[1:] + two, others, strict=True):
         assert info["rows"] > 1 and info["loss"] == pytest.approx(told["loss"], rel=1e-4)
-        for name, g in base.items():
-            worst = float((g - other[name]).abs().max())
-            assert worst <= 1e-4 * max(largest[name], 1e-6) + 1e-9, (settings, name, worst, largest[name])
+        assert_same_gradient(base, other, settings)
+    saved = tmp_path / "2-0"
+    require_ranks(saved, 2)
+    with pytest.raises(
+        ConfigError, match=r"was saved by 2 policy rank\(s\) and this launch has 3.*--num_processes 2.*model="
+    ):
+        require_ranks(saved, 3)
+
+
+def assert_same_gradient(expected, found, where):
+    for name, g in expected.items():
+        worst, largest = float((g - found[name]).abs().max()), float(g.abs().max())
+        assert worst <= 1e-4 * max(largest, 1e-6) + 1e-9, (where, name, worst, largest)
+
+
+OFFLOAD = ["deepspeed.zero_optimization.offload_optimizer.device=cpu", "deepspeed.zero_force_ds_cpu_optimizer=false"]
+
+
+@pytest.mark.slow
+def test_a_steps_gradient_holds_nothing_of_the_step_before(tmp_path):
+    """Rows of text come first or alone, so the vision tower's gradient is the one that DeepSpeed could leave standing."""
+    still = ["train.lr=1e-12", "packing.token_budget=120"]
+    three, two = "deepspeed.zero_optimization.stage=3", "deepspeed.zero_optimization.stage=2"
+    mixed = [[still], [[*still, three], "again"], [[*still, two, *OFFLOAD], "again"]]
+    text = [[still, "text"], [[*still, three], "text", "again"], [[*still, three, *OFFLOAD], "text", "again"]]
+    found = updates(tmp_path, mixed + text, "gradient")
+    for kind, cases in ((found[:3], mixed), (found[3:], text)):
+        assert any("visual" in name and g.any() for name, g in kind[0][0].items()) == (cases is mixed)
+        for (settings, *_), (gradient, _) in zip(cases[1:], kind[1:], strict=True):
+            assert_same_gradient(kind[0][0], gradient, settings)
 
 
 class Row:

@@ -9,7 +9,7 @@ nothing, so it is a target and not part of a shared row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,6 +45,7 @@ class PackedRow:
     logical_S: place in the unshared sequence.
     image_S: number of the image a token belongs to, -1 for text.
     keep_U: places whose output predicts a token. row_T, target_T: which of the U, and which id, for each of the T.
+    vision: as in TokenGroup, of all the row's images; see `with_pixels`.
     members: (group index, member index, completion tokens) in the order of the T tokens.
     features: the encoded images, in place of the pixels in `vision`; see `logprobs.with_image_features`.
     """
@@ -112,6 +113,26 @@ def pack(groups: Sequence[TokenGroup], model: Any, token_budget: int, layout: st
     return rows
 
 
+def without_pixels(group: TokenGroup) -> TokenGroup:
+    """The group as it travels between ranks: float tensors of its images are on torch's "meta" device, shapes without
+    data. Integers stay; the grid of an image says where its tokens stand."""
+    return replace(group, vision={k: v.to("meta") if v.is_floating_point() else v for k, v in group.vision.items()})
+
+
+def lacks_pixels(vision: Mapping[str, Tensor]) -> bool:
+    return any(tensor.is_meta for tensor in vision.values())
+
+
+def with_pixels(
+    row: PackedRow, groups: Sequence[TokenGroup], vision_of: Callable[[TokenGroup], Mapping[str, Tensor]]
+) -> PackedRow:
+    """The row with `vision_of` each of its groups, where the groups that it was packed from had no pixels."""
+    if not lacks_pixels(row.vision):
+        return row
+    indices = dict.fromkeys(index for index, *_ in row.members)
+    return replace(row, vision=_merge_vision([vision_of(groups[i]) for i in indices]))
+
+
 def _check(group: TokenGroup, spec: ModelSpec) -> None:
     if not group.prompt_ids:
         raise ValueError(f"group {group.key!r} has an empty prompt; at least one token must precede a completion")
@@ -172,7 +193,7 @@ def _prompt(group: TokenGroup, spec: ModelSpec) -> _PromptLayout:
     # A run of placeholders is one image.
     starts = is_image & ~torch.cat([is_image.new_zeros(1), is_image[:-1]])
     image = torch.where(is_image, starts.cumsum(0) - 1, -1)
-    if is_image.any() and not _images(group):
+    if is_image.any() and not _images(group.vision):
         raise ValueError(f"group {group.key!r}: the prompt has image placeholders, but `vision` holds no tensors")
     if not spec.mrope_merge:
         positions = torch.arange(len(ids))[None] + spec.first_position
@@ -183,10 +204,6 @@ def _prompt(group: TokenGroup, spec: ModelSpec) -> _PromptLayout:
     except ValueError as error:
         raise ValueError(f"group {group.key!r}: {error}") from None
     return _PromptLayout(ids, torch.tensor(axes), following, image)
-
-
-def _images(group: TokenGroup) -> dict[str, Tensor]:
-    return {key: value for key, value in group.vision.items() if key not in _PER_TOKEN}
 
 
 def _shared_row(
@@ -246,7 +263,7 @@ def _shared_row(
         branch_S=torch.cat(branch_of),
         logical_S=torch.cat(logical),
         image_S=torch.cat(image),
-        vision=_merge_vision([groups[part.group] for part in parts]),
+        vision=_merge_vision([groups[part.group].vision for part in parts]),
         keep_U=torch.tensor(keep),
         row_T=torch.tensor(row_of, dtype=torch.long),
         target_T=torch.tensor(targets, dtype=torch.long),
@@ -264,11 +281,15 @@ def _dense_row(group: TokenGroup, index: int, member: int, spec: ModelSpec) -> P
     return replace(row, positions=None, members=((index, member, len(completion)),), dense=True)
 
 
-def _merge_vision(groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
+def _images(vision: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in vision.items() if key not in _PER_TOKEN}
+
+
+def _merge_vision(visions: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The images of several prompts as the processor would have returned them for one batch."""
     merged: dict[str, list[Tensor]] = {}
-    for group in groups:
-        for key, value in _images(group).items():
+    for vision in visions:
+        for key, value in _images(vision).items():
             merged.setdefault(key, []).append(value)
     return {key: torch.cat(_pad_alike(values)) for key, values in merged.items()}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 import transformers
@@ -12,7 +14,7 @@ from tiny_models import IMAGE, VIDEO, build, config_of, group, words
 
 from lingshu_rl.model.families import model_spec, mrope_positions
 from lingshu_rl.model.groups import group_logprobs
-from lingshu_rl.model.packing import pack
+from lingshu_rl.model.packing import lacks_pixels, pack, with_pixels, without_pixels
 from lingshu_rl.types import TokenGroup
 
 TEXT_CONFIG = config_of("qwen2")
@@ -122,6 +124,29 @@ def test_pixtral_style_images_are_padded_to_one_size() -> None:
     assert row.vision["pixel_values"].shape == (2, 3, 8, 8)
     assert row.vision["pixel_values"][0, :, :4].eq(1).all() and row.vision["pixel_values"][0, :, 4:].eq(0).all()
     assert row.vision["image_sizes"].tolist() == [[4, 8], [8, 8]]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
+@pytest.mark.parametrize("layout", ["shared", "dense"])
+def test_rows_packed_without_pixels_get_those_of_their_own_groups(family: str, layout: str) -> None:
+    """LLaVA's images carry no integer that would say that they are there."""
+    model = build(family)
+    groups = [group(family, str(n), [4, 2], images=n) for n in range(3)]
+    light = [without_pixels(one) for one in groups]
+    asked: list[str] = []
+
+    def vision_of(one: TokenGroup) -> Mapping[str, torch.Tensor]:
+        asked.append(one.key)
+        return groups[int(one.key)].vision
+
+    whole, rows = pack(groups, model, 40, layout), pack(light, model, 40, layout)
+    assert [bool(row.vision) for row in rows] == [bool(row.vision) for row in whole]
+    for expected, row in zip(whole, rows, strict=True):
+        assert lacks_pixels(row.vision) == bool(expected.vision)
+        filled = with_pixels(row, light, vision_of)
+        assert filled.vision.keys() == expected.vision.keys()
+        assert all(filled.vision[name].equal(tensor) for name, tensor in expected.vision.items())
+    assert "1" in asked and with_pixels(whole[-1], groups, vision_of) is whole[-1]
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
