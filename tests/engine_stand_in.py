@@ -19,16 +19,18 @@ def sampled(model: Any, prompts: Sequence[tuple[tuple[int, ...], Vision]], banne
             max_tokens: int = 40, temperature: float = 1.0, seed: int = 0) -> list[TrainGroup]:  # fmt: skip
     """transformers' own generation. Log-probs are those of the distribution that was sampled from."""
     torch.manual_seed(seed)
-    image = model.config.image_token_id
+    device, image = next(model.parameters()).device, model.config.image_token_id
     ends = set(torch.tensor(model.generation_config.eos_token_id).flatten().tolist())
     groups = []
     for key, (ids, vision) in enumerate(prompts):
+        ids_1P = torch.tensor([ids], device=device)
         out = model.generate(
-            input_ids=torch.tensor([ids]), **vision, mm_token_type_ids=(torch.tensor([ids]) == image).long(), do_sample=True, temperature=temperature, top_k=0, top_p=1.0,
+            input_ids=ids_1P, mm_token_type_ids=(ids_1P == image).long(),
+            **{name: value.to(device) for name, value in vision.items()}, do_sample=True, temperature=temperature, top_k=0, top_p=1.0,
             num_return_sequences=members, max_new_tokens=max_tokens, suppress_tokens=list(banned),
             output_scores=True, return_dict_in_generate=True,
         )  # fmt: skip
-        logprobs_GTV = torch.stack(out.scores, dim=1).float().log_softmax(-1)
+        logprobs_GTV = torch.stack(out.scores, dim=1).float().log_softmax(-1).cpu()
         completions, found = [], []
         for tokens, logprobs_TV in zip(out.sequences[:, len(ids) :].tolist(), logprobs_GTV, strict=True):
             length = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
@@ -64,7 +66,7 @@ def nudged(model: Any, strength: float, rank: int = 4) -> Any:
     for layer in model.get_decoder().modules():
         if isinstance(layer, torch.nn.Linear):
             w = layer.weight
-            term = torch.randn(w.shape[0], rank) @ torch.randn(rank, w.shape[1])
+            term = torch.randn(w.shape[0], rank, device=w.device) @ torch.randn(rank, w.shape[1], device=w.device)
             w += (strength * term * w.float().norm() / term.norm()).to(w.dtype)
     return model
 
