@@ -206,7 +206,9 @@ def speed_point(model: Any, shape: Shape, groups: list[TokenGroup], device: str,
     ways: dict[str, Callable[[], Tensor]] = {"shared_sdpa": partial(work, "shared", "sdpa")}
     if device == "cuda":
         ways["shared_flex"] = partial(work, "shared", "flex")
-    ways["padded"] = partial(by_batch, model, groups, advantages, max(1, shape.budget // (prompt + shape.completion)))
+    full = max(1, shape.budget // (prompt + shape.completion))
+    for at_once in (full, max(1, full // 4)):  # copies of the prompt take more memory than one of it
+        ways[f"padded_{at_once}"] = partial(by_batch, model, groups, advantages, at_once)
     if shape.oracle:
         ways["dense_rows"] = partial(work, "dense", "sdpa")
     results: dict[str, dict[str, Any]] = {}
@@ -229,14 +231,15 @@ def speed_point(model: Any, shape: Shape, groups: list[TokenGroup], device: str,
     for _ in range(repeats):
         for name, way in ways.items():
             results[name]["all_s"].append(seconds(model, way))
-    oracle = gradients.get("dense_rows") or gradients.get("padded")
+    oracle = gradients.get("dense_rows") or next((gradients[n] for n in gradients if n.startswith("padded")), None)
     for name in ways:
         result = results[name]
         result["seconds"] = statistics.median(result["all_s"])
         result["mfu"] = utilisation(result["tflop"], result["seconds"], device)
         result["gradient_gap"] = distance(gradients[name], oracle) if oracle else None
-    ours = min((results[n]["seconds"] for n in ways if n.startswith("shared")), default=None)
-    padded = results["padded"].get("seconds")
+    ours, padded = (
+        min((results[n]["seconds"] for n in ways if n.startswith(kind)), default=None) for kind in ("shared", "padded")
+    )
     row = pack(groups, model, shape.budget)[0]
     return {
         "parameters": sum(p.numel() for p in model.parameters()), "prompts": len(groups), "prompt_tokens": prompt,
