@@ -1,28 +1,32 @@
-"""What only a GPU can show: shared rows exact on CUDA, and how fast. Needs torch, transformers and this checkout alone.
+"""The one script to run when a GPU is at hand: is everything right on this machine, and how fast is it?
 
-    python benchmarks/gpu_check.py --out gpu_check.json                  # one CUDA device, about a minute
-    python benchmarks/gpu_check.py --device cpu --tiny --out /tmp/x.json # the same code on a CPU, without flex
+    python benchmarks/gpu_check.py --out gpu_check.json       # every part, at most 6 minutes
+    python benchmarks/gpu_check.py --only speed --minutes 10  # one part
+    python benchmarks/gpu_check.py                            # without a GPU: tiny sizes; what needs CUDA is skipped
 
-`exactness`: small models of every family, log-probs and gradients of shared rows (SDPA blocks, flex block masks) against
-unshared rows in float32, and in bfloat16 beside what bfloat16 itself costs. `speed`: log-probs, policy loss and backward of
-a random Qwen2.5-VL in bfloat16, shared rows against the usual batch of G padded copies (one forward, images G times, as
-other trainers do it) and against one row a completion; medians over interleaved repeats, peak memory above the weights.
-The vision tower attends in full, because transformers' SDPA runs a window at a time, which would slow the copies more.
-Every part is guarded: one that fails leaves its error in the JSON, the rest is still run, and the exit status is 1.
+The parts, in the order of what matters most, are the table PARTS. Each runs in a process of its own with a limit of time, so
+one that crashes the device, hangs or runs out of memory leaves the others alone. The JSON is written after every point: a
+run that is cut off keeps what it has. A part that cannot run here says why under `skipped`. Exit status 1: a part failed,
+or a point is not `ok`. `exactness`, `rounding`, `speed` and `lengths` need torch, transformers and this checkout alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import multiprocessing
+import os
+import signal
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +36,53 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import transformers
-from tiny_models import TEXT_FAMILIES, VISION_FAMILIES, build, group
+from engine_stand_in import Trainer, nudged, sampled
+from gpu_speed import SHAPES, TINY, distance, qwen, seconds, workload
+from gpu_speed import speed as speed_points
+from tiny_models import TEXT_FAMILIES, VISION_FAMILIES, build, group, redraw
 from torch import Tensor
 from workload import as_loaded
 
-from lingshu_rl.losses import policy_loss
+from lingshu_rl.gap import Gap
 from lingshu_rl.model.logprobs import completion_logprobs
 from lingshu_rl.model.packing import PackedRow, pack
-from lingshu_rl.objective import LossConfig
 from lingshu_rl.types import TokenGroup
 
+Points = Iterator[dict[str, Any]]
+ROOT = Path(__file__).resolve().parent.parent
+START = time.perf_counter()
 EXACT = 1e-4  # float32: nats, and relative for gradients
 FLEX_FAMILIES = ("qwen2_5_vl", "gemma3")  # each is compiled: a plain causal one, and one with windows and image blocks
+
+
+@dataclass(frozen=True)
+class Options:
+    """cuda: device "cuda", else "cpu". tiny: sizes that a CPU runs in seconds. seconds: of the part."""
+
+    device: str
+    tiny: bool
+    repeats: int
+    seconds: float
+
+    @property
+    def cuda(self) -> bool:
+        return self.device == "cuda"
+
+
+class Skip(Exception):
+    """The part cannot run here; the message says why."""
+
+
+def need(condition: bool, reason: str) -> None:
+    if not condition:
+        raise Skip(reason)
 
 
 def log(message: str) -> None:
     print(f"[{time.perf_counter() - START:5.1f} s] {message}", file=sys.stderr, flush=True)
 
 
-START = time.perf_counter()
-
-
-# Exactness ------------------------------------------------------------------------------------------------------------
+# Exactness: shared rows of small models of every family against unshared ones -------------------------------------------
 
 
 def ragged_groups(family: str) -> list[TokenGroup]:
@@ -82,14 +111,7 @@ def scored(model: Any, rows: list[PackedRow], weights: list[list[Tensor]], atten
     return torch.cat([found[key] for key in sorted(found)]), gradients
 
 
-def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Norm of the difference of two whole gradients over the norm of the second."""
-    assert a.keys() == b.keys()
-    difference = sum(float((a[n] - b[n]).double().square().sum()) for n in b)
-    return (difference / sum(float(b[n].double().square().sum()) for n in b)) ** 0.5
-
-
-def exactness(family: str, device: str, backend: str) -> Iterator[dict[str, Any]]:
+def exact_points(family: str, device: str, backend: str) -> Points:
     """Shared rows in float32 and bfloat16 against unshared rows of the same dtype, and those against float32."""
     torch.manual_seed(0)
     model = build(family).to(device)
@@ -117,238 +139,248 @@ def exactness(family: str, device: str, backend: str) -> Iterator[dict[str, Any]
         yield point
 
 
-# Speed ----------------------------------------------------------------------------------------------------------------
+def exactness(options: Options) -> Points:
+    for family in (*VISION_FAMILIES, *TEXT_FAMILIES):
+        yield from exact_points(family, options.device, "sdpa")
+
+
+def flex(options: Options) -> Points:
+    need(options.cuda, "flex attention has no backward on a CPU")
+    for family in FLEX_FAMILIES:
+        yield from exact_points(family, options.device, "flex")
+
+
+# Rounding: what the checks on the first batch see in bfloat16 -----------------------------------------------------------
+
+
+def rounding(options: Options) -> Points:
+    """Gaps, in nats, of a trainer in shared rows: to dense rows, to samples drawn token by token with a cache, which is what
+    an engine does, and to those samples after a small change of its weights. The limits in CheckConfig stand between."""
+    shape = TINY if options.tiny else SHAPES["0.75B"]
+    model, image = qwen(shape, options.device)
+    redraw(model)
+    model.eval()
+    prompts = [(g.prompt_ids, g.vision) for g in (workload(shape, 1, image, seed) for seed in range(4))]
+    groups = sampled(model, prompts, (image, image - 1), max_tokens=min(shape.completion, 64))
+    tokens, engine = [g.tokens for g in groups], [g.rollout_logprobs for g in groups]
+    trainer = Trainer(model, (image, image - 1))
+    own = trainer.logprobs(tokens)
+    gaps = {"engine": Gap.of(own, engine), "dense": Gap.of(own, trainer.logprobs(tokens, "dense"))}
+    gaps["changed weights"] = Gap.of(Trainer(nudged(model, 0.5), (image, image - 1)).logprobs(tokens), engine)
+    ok = gaps["engine"].mean < 0.5 * gaps["changed weights"].mean
+    yield {
+        "tokens": sum(map(len, engine[0])) * len(engine),
+        "ok": ok,
+        **{name: asdict(gap) for name, gap in gaps.items()},
+    }
+
+
+# Runs: three steps of the recipe, with the real engine ------------------------------------------------------------------
+
+
+RUN = ["train.steps=3", "train.prompts_per_step=16", "train.warmup_steps=0", "eval.limit=16", "eval.controls=[]",
+       "loss.kl_coef=0", "rollout.vllm.enforce_eager=true"]  # fmt: skip
+COLOCATED = [*RUN, "rollout.placement=colocate"]  # the engine sleeps during the update and wakes with the new weights
+NCCL = [*RUN, "rollout.weight_transfer=nccl", "devices.policy=[0]", "devices.rollout=[1]"]
+
+
+def colocated(options: Options) -> Points:
+    need(options.cuda, "needs CUDA")
+    yield short_run(COLOCATED, options.seconds)
+
+
+def nccl(options: Options) -> Points:
+    need(options.cuda, "needs CUDA")
+    need(torch.cuda.device_count() > 1, "needs two GPUs: NCCL takes no two ranks on one")
+    yield short_run(NCCL, options.seconds)
+
+
+def short_run(settings: list[str], limit_s: float) -> dict[str, Any]:
+    """The figures of the first batch, whose checks stop a run that is wrong, and the gap of every step: weights that did not
+    arrive would open it from the second on."""
+    need_packages("vllm", "deepspeed", "omegaconf")
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        command = [sys.executable, "recipes/grpo_medvqa.py", *settings, f"run.dir={run}"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            # Told to end while there is time left, the run stops its own servers.
+            signal.signal(signal.SIGALRM, lambda *_: process.terminate())
+            signal.alarm(max(1, int(limit_s - 15)))
+            output, _ = process.communicate()
+            signal.alarm(0)
+        if process.returncode:
+            raise RuntimeError(f"the run ended with status {process.returncode}:\n{output[-3000:]}")
+        summary = json.loads((run / "summary.json").read_text())
+        steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    gaps = [step["policy/rollout_gap"] for step in steps]
+    return {
+        "ok": max(gaps) < 0.1, "gap_by_step": gaps, "weight_sync_s": [step["time/weight_sync"] for step in steps],
+        "seconds_by_phase": summary["seconds_by_phase"],
+        **{key: value for key, value in summary.items() if key.endswith("_first_step")},
+    }  # fmt: skip
+
+
+def need_packages(*names: str) -> None:
+    missing = [name for name in names if find_spec(name) is None]
+    need(not missing, f"not installed: {', '.join(missing)}")
+
+
+def sleep(options: Options) -> Points:
+    """An engine that sleeps gives its memory back, and says the same when it wakes."""
+    need(options.cuda, "needs CUDA")
+    need_packages("vllm", "omegaconf")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM, SamplingParams
+
+    from lingshu_rl.model.loading import model_path
+
+    free = [torch.cuda.mem_get_info()[0]]
+    llm = LLM(str(model_path("demo")), enable_sleep_mode=True, enforce_eager=True, max_model_len=512,
+              gpu_memory_utilization=0.5)  # fmt: skip
+    greedy = SamplingParams(temperature=0, max_tokens=16)
+    prompts = [{"prompt_token_ids": list(range(20, 60))}]
+    before = llm.generate(prompts, greedy)[0].outputs[0].token_ids
+    free.append(torch.cuda.mem_get_info()[0])
+    llm.sleep(level=1)
+    free.append(torch.cuda.mem_get_info()[0])
+    llm.wake_up()
+    same = llm.generate(prompts, greedy)[0].outputs[0].token_ids == before
+    given_back = (free[2] - free[1]) / (free[0] - free[1])
+    yield {"free_gb": [x / 2**30 for x in free], "share_given_back": given_back, "ok": same and given_back > 0.5}
+
+
+def speed(options: Options) -> Points:
+    yield from speed_points(options.device, options.tiny, options.repeats)
+
+
+# Lengths: flex attention over rows that are all different ---------------------------------------------------------------
+
+
+def lengths(options: Options) -> Points:
+    """A run has a new length in every row; after the first few, none may compile again."""
+    need(options.cuda, "flex attention has no backward on a CPU")
+    model = build("qwen2_5_vl").to(options.device, torch.bfloat16)
+    for number, text in enumerate((40, 300, 77, 513, 129, 1000, 256, 640)):
+        (row,) = pack([group("qwen2_5_vl", "a", [9, 30, 17], images=1, text=text)], model, 1 << 20)
+        graphs = compiled_graphs()
+        spent = seconds(
+            model, lambda row=row: completion_logprobs(model, row, attention="flex").logprobs_T.sum().backward()
+        )
+        again = compiled_graphs() - graphs
+        yield {"tokens": row.tokens, "seconds": spent, "compiled": again, "ok": number < 4 or not again}
+
+
+def compiled_graphs() -> int:
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+# The parts, and what runs them ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One workload and the model it runs on. image_side: image tokens along a side of the square image."""
-
-    vocabulary: int
-    hidden: int
-    layers: int
-    vision_hidden: int
-    vision_layers: int
-    image_side: int
-    text: int
-    completion: int
-    group_sizes: tuple[int, ...]
+class Part:
+    work: Callable[[Options], Points]
+    seconds: float  # at most
 
 
-LARGE = Shape(151_936, 1024, 28, 768, 16, 32, 128, 128, (8, 16))  # 0.6 B; 1024 image + 128 text tokens
-TINY = Shape(512, 128, 2, 64, 2, 6, 12, 12, (4,))
+PARTS = {
+    "exactness": Part(exactness, 60),
+    "rounding": Part(rounding, 60),
+    "colocated": Part(colocated, 150),
+    "speed": Part(speed, 240),
+    "nccl": Part(nccl, 150),
+    "flex": Part(flex, 120),
+    "lengths": Part(lengths, 60),
+    "sleep": Part(sleep, 90),
+}
 
 
-def qwen(shape: Shape, device: str) -> tuple[Any, int]:
-    """A random Qwen2.5-VL in bfloat16 with a tied head, in train mode, and its image token's id."""
-    image = shape.vocabulary - 1
-    heads = shape.hidden // 64
-    config = transformers.Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": shape.vocabulary, "hidden_size": shape.hidden, "intermediate_size": 4 * shape.hidden,
-            "num_hidden_layers": shape.layers, "num_attention_heads": heads, "num_key_value_heads": max(heads // 4, 1),
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
-            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-        },
-        vision_config={
-            "depth": shape.vision_layers, "hidden_size": shape.vision_hidden, "intermediate_size": 4 * shape.vision_hidden,
-            "num_heads": shape.vision_hidden // 64, "out_hidden_size": shape.hidden,
-            "fullatt_block_indexes": list(range(shape.vision_layers)),
-        },
-        image_token_id=image, video_token_id=image - 1, vision_start_token_id=image - 2, vision_end_token_id=image - 3,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = transformers.Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
-    return model.to(device, torch.bfloat16).train(), image
+def child(work: Callable[[Options], Points], options: Options, pipe: Connection) -> None:
+    torch.set_float32_matmul_precision("highest")  # no TF32: float32 gaps must show float32 arithmetic
+    try:
+        for point in work(options):
+            pipe.send(("point", point))
+    except Skip as reason:
+        pipe.send(("skipped", str(reason)))
+    except BaseException:
+        pipe.send(("error", traceback.format_exc(limit=-4)))
+    pipe.send(("end", None))
 
 
-def workload(shape: Shape, size: int, image: int) -> tuple[TokenGroup, list[float]]:
-    """One group of equal completions, so that the padded batch has no padding, and its advantages."""
-    generator = torch.Generator().manual_seed(size)
-
-    def words(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(3, shape.vocabulary - 8, (count,), generator=generator).tolist())
-
-    side = 2 * shape.image_side
-    pixels = torch.randn(side * side, 3 * 2 * 14 * 14, generator=generator)
-    prompt = (image - 2, *[image] * shape.image_side**2, image - 3, *words(shape.text - 2))
-    vision = {"pixel_values": pixels.bfloat16(), "image_grid_thw": torch.tensor([[1, side, side]])}
-    group_ = TokenGroup("0", prompt, tuple(words(shape.completion) for _ in range(size)), vision)
-    return group_, torch.randn(size, generator=generator).tolist()
-
-
-def by_rows(model: Any, group_: TokenGroup, advantages: list[float], layout: str, attention: str) -> Tensor:
-    """Our update of one group: packing, log-probs, entropy, loss, backward. Returns the loss."""
-    tokens = sum(map(len, group_.completions))
-    total = 0.0
-    for row in pack([group_], model, 1 << 20, layout):
-        scores = completion_logprobs(model, row, entropy=True, attention=attention)
-        device = scores.logprobs_T.device
-        loss, _ = policy_loss(
-            scores.logprobs_T, sequence_T=row.sequence_T.to(device), config=LossConfig(variant="dapo"),
-            advantages=torch.tensor([advantages[m] for _, m, _ in row.members], device=device),
-            total_tokens=tokens, total_sequences=len(group_.completions), max_tokens=tokens, entropy_T=scores.entropy_T,
-        )  # fmt: skip
-        loss.backward()
-        total = total + loss.detach()
-    return torch.as_tensor(total)
-
-
-def by_batch(model: Any, group_: TokenGroup, advantages: list[float], at_once: int) -> Tensor:
-    """The usual update: every completion behind its own copy of prompt and image, `at_once` of them a forward."""
-    device = next(model.parameters()).device
-    size, prompt = len(group_.completions), len(group_.prompt_ids)
-    ids_BS = torch.tensor([group_.prompt_ids + c for c in group_.completions], device=device)
-    tokens = ids_BS[:, prompt:].numel()
-    total = torch.zeros((), device=device)
-    as_loaded(model)
-    for start in range(0, size, at_once):
-        part_BS = ids_BS[start : start + at_once]
-        copies = len(part_BS)
-        logits_BTV = model(
-            input_ids=part_BS,
-            attention_mask=torch.ones_like(part_BS),
-            mm_token_type_ids=(part_BS == model.config.image_token_id).long(),
-            pixel_values=group_.vision["pixel_values"].to(device).repeat(copies, 1),
-            image_grid_thw=group_.vision["image_grid_thw"].to(device).repeat(copies, 1),
-            logits_to_keep=part_BS.shape[1] - prompt + 1,
-            use_cache=False,
-        ).logits[:, :-1]
-        # One sequence at a time, as careful trainers do, so that the float32 copy stays small.
-        logps_BT = torch.stack(
-            [z.float().log_softmax(-1).gather(1, t[:, None])[:, 0] for z, t in zip(logits_BTV, part_BS[:, prompt:], strict=True)]
-        )  # fmt: skip
-        ratio_BT = torch.exp(logps_BT - logps_BT.detach())
-        advantages_B = torch.tensor(advantages[start : start + copies], device=device)
-        loss = -(torch.min(ratio_BT, ratio_BT.clamp(0.8, 1.2)) * advantages_B[:, None]).sum() / tokens
-        loss.backward()
-        total += loss.detach()
-    return total
-
-
-@contextmanager
-def memory(device: str) -> Iterator[dict[str, float]]:
-    """Yields a dict whose "mb" is set on leaving: peak above the level on entry, in MiB (0 on a CPU)."""
-    result = {"mb": 0.0}
-    if device == "cpu":
-        yield result
-        return
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    yield result
-    torch.cuda.synchronize()
-    result["mb"] = (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def speed(shape: Shape, device: str, repeats: int, attentions: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    model, image = qwen(shape, device)
-    parameters = sum(p.numel() for p in model.parameters())
-    log(f"model of {parameters / 1e6:.0f} M parameters")
-
-    def seconds(work: Callable[[], Any]) -> float:
-        model.zero_grad()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        work()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    for size in shape.group_sizes:
-        group_, advantages = workload(shape, size, image)
-        ways: dict[str, Callable[[], Tensor]] = {
-            f"shared_{a}": partial(by_rows, model, group_, advantages, "shared", a) for a in attentions
-        }
-        ways["dense_rows"] = partial(by_rows, model, group_, advantages, "dense", "sdpa")
-        for at_once in sorted({4, size}):
-            ways[f"batch_of_{at_once}"] = partial(by_batch, model, group_, advantages, at_once)
-        results: dict[str, dict[str, Any]] = {}
-        gradients: dict[str, dict[str, Tensor]] = {}
-        for name in list(ways):
-            try:
-                first = seconds(ways[name])
-                model.zero_grad()
-                with memory(device) as peak:
-                    loss = float(ways[name]())
-                kept = {n: p.grad.detach().float().cpu() for n, p in model.named_parameters() if "layers.0." in n}
-                gradients[name] = kept
-                results[name] = {"loss": loss, "peak_mb": peak["mb"], "first_s": first, "all_s": []}
-            except Exception as error:  # out of memory, a kernel that does not compile: the others still count
-                results[name] = {"error": f"{type(error).__name__}: {str(error)[:400]}"}
-                del ways[name]
-                model.zero_grad()
-                if device != "cpu":
-                    torch.cuda.empty_cache()
-        for _ in range(repeats):
-            for name, way in ways.items():
-                results[name]["all_s"].append(seconds(way))
-        for name in ways:
-            results[name]["seconds"] = statistics.median(results[name]["all_s"])
-            if "dense_rows" in gradients:
-                results[name]["gradient_gap_to_dense_rows"] = distance(gradients[name], gradients["dense_rows"])
-        batches = [r["seconds"] for n, r in results.items() if n.startswith("batch") and "seconds" in r]
-        prompt, row = len(group_.prompt_ids), pack([group_], model, 1 << 20)[0]
-        ours = [(r["seconds"], n) for n, r in results.items() if n.startswith("shared") and "seconds" in r]
-        yield {
-            "prompt_tokens": prompt, "image_tokens": shape.image_side**2, "completion_tokens": shape.completion,
-            "group_size": size, "parameters": parameters, "dtype": "bfloat16",
-            "token_ratio": size * (prompt + shape.completion) / row.tokens,
-            "ours_s": min(ours)[0] if ours else None, "ours_setting": min(ours)[1] if ours else None,
-            "batch_s": min(batches, default=None),
-            "speedup": min(batches) / min(ours)[0] if ours and batches else None,
-            "ways": results,
-        }  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------------------------------------
+def run_part(part: Part, options: Options, keep: Callable[[dict[str, Any]], None]) -> None:
+    """Runs the part in a process of its own; `keep` gets its entry after every point."""
+    entry: dict[str, Any] = {"points": []}
+    start = time.perf_counter()
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+    process = fork.Process(target=child, args=(part.work, options, theirs))
+    process.start()
+    theirs.close()
+    kind = ""
+    while kind != "end":
+        if not ours.poll(max(0.0, start + options.seconds - time.perf_counter())):
+            entry["cut_off_after_s"] = options.seconds
+            break
+        try:
+            kind, value = ours.recv()
+        except EOFError:
+            process.join()
+            entry["error"] = f"the process ended with status {process.exitcode}"
+            break
+        if kind == "point":
+            entry["points"].append(value)
+        elif kind != "end":
+            entry[kind] = value
+        entry["seconds"] = round(time.perf_counter() - start, 1)
+        keep(entry)
+    process.kill()
+    process.join()
+    keep(entry)
 
 
 def main() -> int:
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for GPUs must not open one before the fork
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tiny", action="store_true", help="a model and a workload that a CPU runs in seconds")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", choices=["exactness", "speed", "flex"], help="one part alone")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tiny", action="store_true", help="sizes that a CPU runs in seconds; always on a CPU")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=6.0, help="for all parts together")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts alone")
     parser.add_argument("--out", type=Path, help="JSON to write, after every point; it is printed in any case")
-    options = parser.parse_args()
-    torch.set_float32_matmul_precision("highest")  # no TF32: float32 gaps must show float32 arithmetic
-    cuda = options.device != "cpu"
+    given = parser.parse_args()
     found: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "device": given.device, "gpus": torch.cuda.device_count() if given.device == "cuda" else 0,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": sys.version.split()[0]},
-        "exactness": [], "speed": [], "errors": [],
+        "parts": {},
     }  # fmt: skip
 
-    def collect(part: str, work: Iterator[dict[str, Any]]) -> None:
-        try:
-            for point in work:
-                found[part].append(point)
-                log(f"{part}: {json.dumps({k: v for k, v in point.items() if k != 'ways'})}")
-                if not point.get("ok", True):
-                    found["errors"].append(f"not exact: {point}")
-        except Exception:
-            found["errors"].append(f"{part}: {traceback.format_exc(limit=-4)}")
-            log(found["errors"][-1])
+    def keep(name: str, entry: dict[str, Any]) -> None:
+        found["parts"][name] = entry
         found["seconds"] = round(time.perf_counter() - START, 1)
-        if options.out:
-            options.out.write_text(json.dumps(found, indent=1) + "\n")
+        if given.out:
+            given.out.write_text(json.dumps(found, indent=1) + "\n")
 
-    # What matters most comes first: flex compiles a kernel for every family, dtype and direction.
-    if options.only in (None, "exactness"):
-        for family in (*VISION_FAMILIES, *TEXT_FAMILIES):
-            collect("exactness", exactness(family, options.device, "sdpa"))
-    if options.only in (None, "speed"):
-        shape = TINY if options.tiny else LARGE
-        collect("speed", speed(shape, options.device, options.repeats, ("sdpa", "flex") if cuda else ("sdpa",)))
-    if options.only in (None, "flex") and cuda:
-        for family in FLEX_FAMILIES:
-            collect("exactness", exactness(family, options.device, "flex"))
+    for name in given.only:
+        part = PARTS[name]
+        left = min(part.seconds, 60 * given.minutes - (time.perf_counter() - START))
+        if left < 1:
+            keep(name, {"points": [], "skipped": f"no time is left of {given.minutes:g} minutes"})
+        else:
+            tiny = given.tiny or given.device == "cpu"
+            run_part(part, Options(given.device, tiny, given.repeats, left), partial(keep, name))
+        entry = found["parts"][name]
+        log(f"{name}: {entry.get('skipped') or entry.get('error') or str(len(entry['points'])) + ' points'}")
     print(json.dumps(found, indent=1))
-    return 1 if found["errors"] else 0
+    return 1 if any(failed(entry) for entry in found["parts"].values()) else 0
+
+
+def failed(entry: dict[str, Any]) -> bool:
+    return "error" in entry or any(not point.get("ok", True) for point in entry["points"])
 
 
 if __name__ == "__main__":

@@ -138,12 +138,16 @@ class CheckpointConfig:
 
 @dataclass
 class CheckConfig:
-    """Limits of the checks on the first batch (firstbatch.py)."""
+    """Limits of the checks on the first batch (firstbatch.py). The largest gap counts in float32 alone: see gap.py."""
 
-    max_kl: float = 1e-5  # nats a token
-    max_logprob_gap: float = 1e-3  # nats, largest trainer/engine difference on the first batch, float32
-    max_logprob_gap_bf16: float = 0.5
-    max_dense_gap: float = 1e-4  # nats, shared rows against one row a completion, float32
+    max_kl: float = 1e-5  # nats a token, float32
+    max_logprob_gap: float = 1e-3  # nats, largest trainer/engine difference, float32
+    max_dense_gap: float = 1e-4  # nats, largest difference of shared rows and one row a completion, float32
+    mean_gap_bf16: float = (
+        0.1  # nats, mean over tokens, where a side computes in bfloat16; the same for all comparisons
+    )
+    p99_gap_bf16: float = 0.6  # nats, 99th percentile
+    far_share_bf16: float = 1e-3  # share of tokens that differ by more than 1 nat
     on_failure: str = "stop"  # stop | dense: dense rows if only sharing is off | warn: say so and go on
 
 

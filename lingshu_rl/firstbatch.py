@@ -1,21 +1,25 @@
 """Checks on the first batch, before anything is learnt from it. They catch what else shows only after a day:
 
-- KL: the reference must be the model the run starts from;
-- gap: trainer and engine must give the sampled tokens the same log-probs;
+- engine: trainer and engine must give the sampled tokens the same log-probs;
+- reference: the reference must be the model the run starts from;
 - sight: with a blank image the trainer must NOT agree with the engine, or one of them never saw the image;
 - sharing: rows that hold a prompt once must give what one row a completion gives.
+
+Where both sides compute in float32 every token counts; else mean, 99th percentile and far share do (gap.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lingshu_rl.config import CheckConfig, Config
 from lingshu_rl.failures import RunStopped
+from lingshu_rl.gap import Gap, flat
 from lingshu_rl.types import TrainGroup
 
 if TYPE_CHECKING:
@@ -23,72 +27,138 @@ if TYPE_CHECKING:
 
 SAMPLE = 4  # groups that the two extra forwards (dense rows, blank images) look at
 SIGHT = 1e-4  # nats that a blank image must change at the least
+# A blank image's mean gap over the real one's, on the same tokens. Rounding is so small a part of it in float32, ...
+CLEAR_EXACT = 10.0
+CLEAR = 1.25  # ... but not in bfloat16, where a trainer that ignores the image has a ratio of 1
 
 
 class CheckError(RunStopped):
     """The first batch shows that the run would learn from wrong numbers; the message holds the figures."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What the first batch shows. None: not measured (no reference, dense rows, no images).
+
+    seeing, blank: of the same tokens, with their images and with blank ones.
+    """
+
+    engine: Gap
+    reference: Gap | None = None
+    kl: float | None = None
+    dense: Gap | None = None
+    seeing: Gap | None = None
+    blank: Gap | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """For the summary, nats; `far` is a share."""
+        found = {f"{name}_logprob_gap": getattr(self.engine, name) for name in ("mean", "p99", "max", "far")}
+        found["kl"] = self.kl or 0.0
+        if self.dense is not None:
+            found |= {"dense_gap": self.dense.max, "mean_dense_gap": self.dense.mean}
+        if self.seeing is not None and self.blank is not None:
+            found |= {"seeing_gap": self.seeing.mean, "blank_gap": self.blank.mean}
+        return {f"{name}_first_step": value for name, value in found.items()}
+
+
 def check_first_batch(run: Run, groups: Sequence[TrainGroup]) -> None:
     """Measure, store in run.state.first_batch, and act on `check.on_failure`. All ranks call this. Raises CheckError."""
-    limits, policy = run.config.check, run.policy
-    own = policy.logprobs([g.tokens for g in groups])
-    sampled = [[torch.tensor(x) for x in g.rollout_logprobs] for g in groups]
-    found = {"max_logprob_gap_first_step": largest_gap(own, sampled), "kl_first_step": 0.0}
-    if groups[0].reference_logprobs is not None:
-        found["kl_first_step"] = mean_kl(own, [g.reference_logprobs or () for g in groups])
-    few = [g.tokens for g in groups[:SAMPLE]]
-    if policy.layout == "shared":
-        found["dense_gap_first_step"] = largest_gap(own[:SAMPLE], policy.logprobs(few, layout="dense"))
-    seeing = [i for i, g in enumerate(groups) if g.tokens.vision][:SAMPLE]
-    if seeing:
-        blank = [replace(groups[i].tokens, vision=blank_vision(groups[i].tokens.vision)) for i in seeing]
-        found["blank_gap_first_step"] = largest_gap(policy.logprobs(blank), [sampled[i] for i in seeing])
-    run.state.first_batch = found
+    measured = measure(run.policy, groups)
+    run.state.first_batch = measured.metrics()
     run.progress.say(
-        "first batch: " + ", ".join(f"{key.removesuffix('_first_step')} {v:.2g}" for key, v in found.items())
+        "first batch: "
+        + ", ".join(f"{key.removesuffix('_first_step')} {v:.2g}" for key, v in run.state.first_batch.items())
     )
-
-    exact = policy.dtype == torch.float32
-    gap_limit = limits.max_logprob_gap if exact else limits.max_logprob_gap_bf16
-    faults = []
-    if found["max_logprob_gap_first_step"] > gap_limit:
-        faults.append(
-            f"trainer and engine log-probs differ by up to {found['max_logprob_gap_first_step']:.3g} nats (limit "
-            f"{gap_limit:g}): different weights, dtype, processor or sampling options"
-        )
-    if exact and not run.config.reference.model and found["kl_first_step"] > limits.max_kl:
-        faults.append(
-            f"the KL to the reference is {found['kl_first_step']:.3g} at the first step (limit {limits.max_kl:g}): "
-            "the reference is not the model the run starts from"
-        )
-    if seeing and found["blank_gap_first_step"] < 10 * found["max_logprob_gap_first_step"] + SIGHT:
-        faults.append(
-            f"blank images change the log-probs by only {found['blank_gap_first_step']:.3g} nats, real ones differ from "
-            f"the engine's by {found['max_logprob_gap_first_step']:.3g}: the image is lost somewhere"
-        )
-    dense_gap = found.get("dense_gap_first_step", 0.0)
-    if dense_gap > (limits.max_dense_gap if exact else limits.max_logprob_gap_bf16):
-        if limits.on_failure == "dense":
-            run.progress.say(f"shared rows differ from dense rows by {dense_gap:.3g} nats; going on with dense rows")
-            policy.layout = "dense"
-        else:
-            faults.append(f"shared rows differ from dense rows by {dense_gap:.3g} nats; packing.layout=dense is exact")
-    if faults and limits.on_failure != "warn":
-        raise CheckError("the first batch failed its checks:\n- " + "\n- ".join(faults))
-    for fault in faults:
+    found = faults(measured, run.config, run.policy.dtype)
+    on_failure = run.config.check.on_failure
+    if "sharing" in found and on_failure == "dense":
+        run.progress.say(f"{found.pop('sharing')}; going on with dense rows")
+        run.policy.layout = "dense"
+    if found and on_failure != "warn":
+        raise CheckError("the first batch failed its checks:\n- " + "\n- ".join(found.values()))
+    for fault in found.values():
         run.progress.say(f"WARNING: {fault}")
 
 
-def largest_gap(a: Sequence[Sequence[Tensor]], b: Sequence[Sequence[Tensor]]) -> float:
-    """Largest absolute difference over all completion tokens, nats."""
-    return max(float((x - y).abs().max()) for xs, ys in zip(a, b, strict=True) for x, y in zip(xs, ys, strict=True))
+def measure(policy: Any, groups: Sequence[TrainGroup]) -> Measured:
+    """One forward of all groups, and two of a few: dense rows, and blank images."""
+    own = policy.logprobs([g.tokens for g in groups])
+    sampled = [g.rollout_logprobs for g in groups]
+    found: dict[str, Any] = {"engine": Gap.of(own, sampled)}
+    if groups[0].reference_logprobs is not None:
+        reference = [g.reference_logprobs or () for g in groups]
+        found |= {"reference": Gap.of(own, reference), "kl": mean_kl(own, reference)}
+    if policy.layout == "shared":
+        few = [g.tokens for g in groups[:SAMPLE]]
+        found["dense"] = Gap.of(own[:SAMPLE], policy.logprobs(few, layout="dense"))
+    if seeing := [i for i, g in enumerate(groups) if g.tokens.vision][:SAMPLE]:
+        blank = [replace(groups[i].tokens, vision=blank_vision(groups[i].tokens.vision)) for i in seeing]
+        found["seeing"] = Gap.of([own[i] for i in seeing], [sampled[i] for i in seeing])
+        found["blank"] = Gap.of(policy.logprobs(blank), [sampled[i] for i in seeing])
+    return Measured(**found)
 
 
-def mean_kl(own: Sequence[Sequence[Tensor]], reference: Sequence[Sequence[Tensor]]) -> float:
+def faults(measured: Measured, config: Config, dtype: torch.dtype) -> dict[str, str]:
+    """What is wrong, by the name of the check. dtype: the policy's."""
+    rules = {"engine": _engine, "reference": _reference, "sight": _sight, "sharing": _sharing}
+    exact = dtype == torch.float32
+    return {name: text for name, rule in rules.items() if (text := rule(measured, config, exact))}
+
+
+def limits(check: CheckConfig, exact: bool, largest: float) -> dict[str, float]:
+    """Measure of a gap -> its limit; `largest`: that of the maximum, where both sides compute in float32."""
+    if exact:
+        return {"max": largest}
+    return {"mean": check.mean_gap_bf16, "p99": check.p99_gap_bf16, "far": check.far_share_bf16}
+
+
+def _engine(measured: Measured, config: Config, exact: bool) -> str:
+    check = config.check
+    beyond = measured.engine.beyond(limits(check, exact and _exact_engine(config), check.max_logprob_gap))
+    return beyond and (
+        f"trainer and engine log-probs differ, nats: {beyond}: different weights, dtype, processor, chat template or "
+        "sampling options"
+    )
+
+
+def _exact_engine(config: Config) -> bool:
+    return bool(config.rollout.vllm.get("dtype", "float32") == "float32")
+
+
+def _reference(measured: Measured, config: Config, exact: bool) -> str:
+    if measured.reference is None or measured.kl is None or config.reference.model:
+        return ""
+    check = config.check
+    if exact and config.reference.dtype != "bfloat16":
+        beyond = "" if measured.kl <= check.max_kl else f"KL {measured.kl:.3g} (limit {check.max_kl:g})"
+    else:
+        beyond = measured.reference.beyond(limits(check, False, 0.0))
+    return beyond and (
+        f"policy and reference differ at the first step, nats: {beyond}: the reference is not the model the run starts from"
+    )
+
+
+def _sight(measured: Measured, config: Config, exact: bool) -> str:
+    if measured.seeing is None or measured.blank is None:
+        return ""
+    clear = CLEAR_EXACT if exact and _exact_engine(config) else CLEAR
+    if measured.blank.mean >= clear * measured.seeing.mean + SIGHT:
+        return ""
+    return (
+        f"with blank images the log-probs differ from the engine's by {measured.blank.mean:.3g} nats in the mean, with the "
+        f"real ones by {measured.seeing.mean:.3g} on the same tokens: the image is lost somewhere"
+    )
+
+
+def _sharing(measured: Measured, config: Config, exact: bool) -> str:
+    beyond = measured.dense.beyond(limits(config.check, exact, config.check.max_dense_gap)) if measured.dense else ""
+    return beyond and f"shared rows differ from dense rows, nats: {beyond}; packing.layout=dense is exact"
+
+
+def mean_kl(own: Any, reference: Any) -> float:
     """Mean over tokens of the k3 estimate exp(r - p) - (r - p) - 1 (Schulman 2020), nats."""
-    delta = torch.cat([r - p for ps, rs in zip(own, reference, strict=True) for p, r in zip(ps, rs, strict=True)])
-    return float((delta.double().exp() - delta.double() - 1).mean())
+    delta_T = flat(reference) - flat(own)
+    return float((delta_T.exp() - delta_T - 1).mean())
 
 
 def blank_vision(vision: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,9 +1,13 @@
 """Every benchmark runs in its smallest form and writes what its readers expect. Their figures decide nothing here."""
 
+import importlib
+import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from launching import ROOT
@@ -28,22 +32,96 @@ def bench(script, *arguments, without=()):
 
 def test_the_gpu_check_needs_nothing_but_torch_and_transformers(tmp_path):
     out = tmp_path / "gpu.json"
-    bench("gpu_check.py", "--device", "cpu", "--tiny", "--repeats", 1, "--only", "speed", "--out", out, without=ABSENT)
-    found = json.loads(out.read_text())
-    (point,) = found["speed"]
-    assert not found["errors"] and point["speedup"] > 0 and point["token_ratio"] > 2
+    only = ("--device", "cpu", "--repeats", 1, "--only", "speed", "colocated", "--out", out)
+    bench("gpu_check.py", *only, without=ABSENT)
+    parts = json.loads(out.read_text())["parts"]
+    (point,) = parts["speed"]["points"]
+    assert point["speedup"] > 0 and point["token_ratio"] > 2 and point["row_tokens"] <= point["budget"]
     ways = point["ways"]
-    assert set(ways) == {"shared_sdpa", "dense_rows", "batch_of_4"}
+    assert set(ways) == {"shared_sdpa", "dense_rows", "padded_4", "padded_1"}
     losses = [way["loss"] for way in ways.values()]
-    assert max(losses) - min(losses) < 1e-2 and ways["shared_sdpa"]["gradient_gap_to_dense_rows"] < 0.05
+    assert max(losses) - min(losses) < 1e-2 and all(way["gradient_gap"] < 0.05 for way in ways.values())
+    assert ways["shared_sdpa"]["tflop"] < ways["padded_4"]["tflop"] / 2
+    assert parts["colocated"]["skipped"] == "needs CUDA"
 
 
 @pytest.mark.slow
-def test_the_gpu_check_finds_every_family_exact(tmp_path):
+def test_the_gpu_check_runs_to_its_end_on_a_cpu(tmp_path):
     out = tmp_path / "gpu.json"
-    bench("gpu_check.py", "--device", "cpu", "--tiny", "--only", "exactness", "--out", out)
-    found = json.loads(out.read_text())
-    assert not found["errors"] and len(found["exactness"]) == 2 * 13
+    bench("gpu_check.py", "--device", "cpu", "--repeats", 1, "--out", out)
+    parts = json.loads(out.read_text())["parts"]
+    skipped = {name: part["skipped"] for name, part in parts.items() if "skipped" in part}
+    assert set(skipped) == {"colocated", "nccl", "flex", "lengths", "sleep"} and all(skipped.values())
+    exact = parts["exactness"]["points"]
+    assert len(exact) == 2 * 13 and all(point["ok"] for point in exact)
+    (rounding,) = parts["rounding"]["points"]
+    assert rounding["ok"] and 0 < rounding["engine"]["mean"] < rounding["changed weights"]["mean"]
+
+
+@pytest.fixture
+def gpu_check(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
+    return importlib.import_module("gpu_check")
+
+
+def one_point(then):
+    def work(options):
+        yield {"n": 1}
+        then()
+
+    return work
+
+
+def never_ends():
+    while True:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("then", "key", "value"),
+    [
+        (never_ends, "cut_off_after_s", 2.0),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "error", "the process ended with status -11"),
+        (lambda: 1 / 0, "error", "ZeroDivisionError"),
+    ],
+)
+def test_a_part_of_the_gpu_check_that_hangs_or_dies_keeps_its_points(gpu_check, then, key, value):
+    kept = []
+    options = gpu_check.Options("cpu", tiny=True, repeats=1, seconds=2.0)
+    gpu_check.run_part(gpu_check.Part(one_point(then), 2.0), options, lambda entry: kept.append(json.dumps(entry)))
+    assert json.loads(kept[0])["points"] == [{"n": 1}]
+    last = json.loads(kept[-1])
+    assert last["points"] == [{"n": 1}] and (value == last[key] or value in last[key])
+    assert gpu_check.failed(last) == (key == "error") and gpu_check.failed({"points": [{"ok": False}]})
+
+
+def test_parts_of_the_gpu_check_that_no_time_is_left_for_say_so(gpu_check, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--minutes", "0", "--out", str(out)])
+    assert gpu_check.main() == 0
+    parts = json.loads(out.read_text())["parts"]
+    assert set(parts) == set(gpu_check.PARTS) and all("no time is left" in part["skipped"] for part in parts.values())
+
+
+def test_the_gpu_check_starts_runs_whose_settings_exist(gpu_check):
+    """Contract: those runs need CUDA, so here only their settings are read."""
+    from lingshu_rl.config import load_config
+
+    assert load_config(None, gpu_check.COLOCATED).rollout.placement == "colocate"
+    assert load_config(None, gpu_check.NCCL).rollout.weight_transfer == "nccl"
+
+
+@pytest.mark.slow
+def test_the_engine_has_what_the_gpu_check_asks_of_it():
+    """Contract with vLLM for the part that needs CUDA: sleeping and waking."""
+    import dataclasses
+
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
+
+    assert "level" in inspect.signature(LLM.sleep).parameters and callable(LLM.wake_up)
+    fields = {field.name for field in dataclasses.fields(EngineArgs)}
+    assert {"enable_sleep_mode", "enforce_eager", "max_model_len", "gpu_memory_utilization"} <= fields
 
 
 POINT = {"prompt_tokens", "completion_tokens", "group_size", "parameters", "ours_s", "trl_s", "speedup", "token_ratio",

@@ -52,9 +52,12 @@ CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
     ("Clipped tokens", {"from below": "policy/clip_low", "from above": "policy/clip_high"}, {"percent": True}),
 )  # fmt: skip
 START_CHECKS = {"kl_first_step": "KL to the reference",
-                "max_logprob_gap_first_step": "trainer to engine gap",
-                "dense_gap_first_step": "shared to dense gap",
-                "blank_gap_first_step": "gap with blank images"}  # fmt: skip
+                "mean_logprob_gap_first_step": "trainer to engine gap, mean",
+                "p99_logprob_gap_first_step": "trainer to engine gap, 99th percentile",
+                "max_logprob_gap_first_step": "trainer to engine gap, largest",
+                "dense_gap_first_step": "shared to dense gap, largest",
+                "seeing_gap_first_step": "trainer to engine gap with images, mean",
+                "blank_gap_first_step": "the same with blank images, mean"}  # fmt: skip
 
 
 @dataclass
