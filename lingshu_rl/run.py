@@ -18,9 +18,10 @@ from typing import Any, Generic, TypeVar
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import load
 from lingshu_rl.model.loading import DEMO_MODEL, PromptEncoder, model_path
+from lingshu_rl.plan import plan_here
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.cluster import HOST, PORT, RayWorker, join_cluster, leave_cluster
-from lingshu_rl.processes.placement import Placement, place, visible_gpus
+from lingshu_rl.processes.placement import Placement, this_machine
 from lingshu_rl.processes.pool import Pool, Server
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Supervisor, Worker, WorkerError, free_port, stop_all
@@ -389,7 +390,7 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         is_main = _is_main()
         # Servers that run elsewhere were started with a token (and folder) that the user put into both environments.
         token = os.environ.get(TOKEN_ENV) or secrets.token_urlsafe(24)
-        placement = place(config, visible_gpus(), _local_ranks())
+        placement = plan_here(config).placement
         checkpoint = folder.open(config) if is_main else None
         progress = Progress(quiet=not is_main)
         for complaint in folder.complaints:
@@ -580,7 +581,7 @@ async def connect(run: Run, token: str) -> None:
 
     await asyncio.gather(*map(ready, run.workers))
     reading: dict[str, Any] = {"decode": run.encoder.decode, "banned_ids": run.policy.banned}
-    if config.rollout.placement == "colocate":
+    if run.placement.colocated:
         run.rollout = ColocatedRollout(config, model_path(config.model), run.placement.policy, **reading)
     else:
         run.rollout = RolloutClient(
@@ -614,13 +615,9 @@ def _policy_on_gpu(config: Config) -> bool:
     return (
         str(config.devices.policy) not in ("cpu",)
         and not str(config.devices.policy).startswith("cpu:")
-        and visible_gpus() > 0
+        and bool(this_machine().gpus)
     )
 
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _local_ranks() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
