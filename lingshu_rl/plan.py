@@ -90,8 +90,8 @@ class Plan:
 
     @property
     def fullest(self) -> Load | None:
-        """The load with the least room left."""
-        limited = [load for load in self.loads if load.room]
+        """The load with the least room left, among those that no cache fills up."""
+        limited = [load for load in self.loads if load.room and not any("cache" in part for part in load.parts)]
         return min(limited, key=lambda load: load.room - load.total, default=None)
 
     def lines(self, config: Config) -> Iterator[str]:
@@ -458,36 +458,56 @@ def _gb(parts: Mapping[str, float]) -> dict[str, float]:
     return {name: count / GIB for name, count in parts.items()}
 
 
+OFFLOAD = ("deepspeed.zero_optimization.offload_optimizer.device=cpu", "deepspeed.zero_force_ds_cpu_optimizer=false")
 # What may help when something does not fit, from what costs least to what changes most.
 HELPS: tuple[tuple[str, ...], ...] = (
     ("train.gradient_checkpointing=true",),
     ("packing.token_budget=4096",),
     ("deepspeed.zero_optimization.stage=3",),
-    ("rollout.placement=colocate",),
     ("rollout.vllm.max_model_len=4096",),
-    ("deepspeed.zero_optimization.offload_optimizer.device=cpu", "deepspeed.zero_force_ds_cpu_optimizer=false"),
+    OFFLOAD,
     ("train.lora={r: 32, lora_alpha: 64, target_modules: all-linear}",),
     ("loss.kl_coef=0",),
 )
 
 
 def what_helps(config: Config, machine: Machine, ranks: Ranks) -> Iterator[str]:
-    """Each single setting that makes the plan fit, with the fullest device then; else the first ones that do together."""
-    found = False
+    """Each single change that makes the plan fit, with what its fullest device holds then; else the first that do together.
+
+    More ranks share more of the state, up to one on each GPU, which then samples in turns; fewer leave GPUs for servers.
+    """
+    told = False
     for settings in HELPS:
-        if (plan := _changed_plan(config, settings, machine, ranks)) is not None and plan.fits and plan.fullest:
-            found = True
-            yield f"{' '.join(settings)}: {plan.fullest.total:.1f} of {plan.fullest.room:.1f} GB"
+        if line := _if_it_fits(config, settings, machine, ranks):
+            told = True
+            yield line
+    for counts in (range(ranks.here + 1, len(machine.gpus) + 1), range(ranks.here - 1, 0, -1)):
+        lines = (_with_ranks(config, count, machine) for count in counts)
+        if line := next(filter(None, lines), ""):
+            told = True
+            yield line
     together: tuple[str, ...] = ()
-    for settings in () if found else HELPS:
-        if (plan := _changed_plan(config, (*together, *settings), machine, ranks)) is None:
-            continue
+    for settings in () if told else HELPS:
         together += settings
-        if plan.fits and plan.fullest:
-            yield f"{' '.join(together)}: {plan.fullest.total:.1f} of {plan.fullest.room:.1f} GB"
+        if line := _if_it_fits(config, together, machine, ranks):
+            yield line
             return
-    if not found:
+    if not told:
         yield "nothing this library knows; use more or larger GPUs, or a smaller model"
+
+
+def _with_ranks(config: Config, count: int, machine: Machine) -> str:
+    free = ("rollout.placement=auto", "devices.policy=auto", "devices.rollout=auto", "devices.reference=auto")
+    line = _if_it_fits(config, free, machine, Ranks(count, count * machine.nodes))
+    return line and f"--num_processes {count * machine.nodes} {line}"
+
+
+def _if_it_fits(config: Config, settings: Sequence[str], machine: Machine, ranks: Ranks) -> str:
+    """The settings and the fullest device when the plan fits with them on top, else ""."""
+    plan = _changed_plan(config, settings, machine, ranks)
+    if plan is None or not plan.fits or plan.fullest is None:
+        return ""
+    return f"{' '.join(settings)}: {plan.fullest.group} {plan.fullest.total:.1f} of {plan.fullest.room:.1f} GB"
 
 
 def _changed_plan(config: Config, settings: Sequence[str], machine: Machine, ranks: Ranks) -> Plan | None:
@@ -509,9 +529,6 @@ def _changed(config: Config, settings: Sequence[str]) -> Config | None:
     except ConfigError:
         return None
     return changed
-
-
-OFFLOAD = HELPS[5]
 
 
 def made_to_fit(config: Config, plan: Plan) -> tuple[Config, str]:

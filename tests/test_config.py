@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from machines import machine
 from omegaconf import OmegaConf
 
 from lingshu_rl.cli import train_main
@@ -44,6 +45,10 @@ def test_defaults_then_file_then_overrides(tmp_path):
         ("rollout.weight_transfer=ipc", "rollout.weight_transfer"),
         ("deepspeed.zero_optimization.stage=4", "stage=4"),
         ("run.dir=''", "must be set"),
+        ("train.gradient_checkpointing=maybe", "train.gradient_checkpointing='maybe' is not one of"),
+        ("rollout.placement=colocated", "did you mean 'colocate'"),
+        ("devices.assume={gpus: 8}", "devices.assume='gpus' is not one of count, memory_gb, nodes"),
+        ("devices.assume={count: 0}", "devices.assume.count=0 must be"),
     ],
 )
 def test_bad_settings_are_refused_with_key_and_hint(override, message):
@@ -125,7 +130,7 @@ def test_engine_options_reach_the_engines_command_lines(tmp_path):
     text = " ".join(command)
     assert "--max-model-len 99" in text and "--no-enable-prefix-caching" in text and "--seed 5" in text
     assert '--limit-mm-per-prompt {"image": 2}' in text and "--dtype float32" in text
-    gpu = vllm_command(load_config(None, ["rollout.vllm.dtype=float16"]), "m", DeviceSet(gpus=(2, 3)), port=1)
+    gpu = vllm_command(load_config(None, ["rollout.vllm.dtype=float16"]), "m", DeviceSet(machine(4).gpus[2:]), port=1)
     assert "--tensor-parallel-size 2" in " ".join(gpu) and "--dtype float16" in " ".join(gpu)
     assert '"backend": "nccl"' in " ".join(gpu)
     lora = vllm_command(
@@ -134,7 +139,9 @@ def test_engine_options_reach_the_engines_command_lines(tmp_path):
     assert (
         "--enable-lora" in lora and lora[lora.index("--max-lora-rank") + 1] == "16" and "--enable-lora" not in command
     )
-    forced = vllm_command(load_config(None, ["rollout.weight_transfer=file"]), "m", DeviceSet(gpus=(2,)), port=1)
+    forced = vllm_command(
+        load_config(None, ["rollout.weight_transfer=file"]), "m", DeviceSet(machine(4).gpus[2:3]), port=1
+    )
     assert '"backend": "lingshu_file"' in " ".join(forced)
     env = vllm_env(DeviceSet(), token="t", transfer_dir=tmp_path, extra={"VLLM_CPU_KVCACHE_SPACE": "3"})
     assert env["VLLM_CPU_KVCACHE_SPACE"] == "3" and env["VLLM_SERVER_DEV_MODE"] == "1"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.config import ConfigError
 from lingshu_rl.model.loading import model_path
 
 
@@ -79,7 +80,7 @@ class Shape:
 def read_shape(name: str, freeze: Sequence[str] = (), lora: Mapping[str, Any] | None = None) -> Shape:
     """The sizes of a model folder or Hub id. Nothing is downloaded for one that is cached, or in published.json.
 
-    Raises UnknownModelError.
+    Raises UnknownModelError, and ConfigError for LoRA settings that do not fit the model.
     """
     return _read_shape(name, tuple(freeze), json.dumps(dict(lora or {}), sort_keys=True))
 
@@ -100,7 +101,10 @@ def _read_shape(name: str, freeze: tuple[str, ...], lora: str) -> Shape:
         if settings := json.loads(lora):
             from peft import LoraConfig, get_peft_model
 
-            model = get_peft_model(model, LoraConfig(**settings))
+            try:
+                model = get_peft_model(model, LoraConfig(**settings))
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"train.lora={settings}: {error}") from None
     base = model.get_base_model() if json.loads(lora) else model
     text_ids = {id(p) for part in (base.get_decoder(), base.get_output_embeddings()) for p in part.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -246,16 +246,15 @@ def place(config: Config, machine: Machine, ranks: int = 1, engine_gpus: int = 1
 
     ranks: policy processes that accelerate started on this node. engine_gpus: GPUs over which one engine's weights have
     to be spread, unless rollout.vllm.tensor_parallel_size says so.
-    Of what is not named, the policy takes a GPU a rank; the rest goes to rollout servers, less those of one reference
-    replica when there is room for both; without room the reference shares the policy's GPUs. When too few GPUs are left
-    for a server, every rank samples in its own process.
+    Of what is not named, the policy takes a GPU a rank; the rest goes to rollout servers, but for a reference replica
+    when there is room for both, else the reference shares the policy's GPUs. When too few GPUs are left for a server,
+    every rank samples in its own process.
     Raises ConfigError when groups overlap on a GPU, or there are too few.
     """
-    engine_gpus, replica_gpus = server_size(config) or engine_gpus, config.reference.tensor_parallel
+    engine_gpus = server_size(config) or engine_gpus
     groups = [group for group, needed in _started(config).items() if needed]
     deck = _Deck(config, machine, groups)
-    if (policy := deck.named["policy"]) is None:
-        policy = deck.first(ranks if machine.gpus else 0, f"{ranks} policy rank(s), which accelerate started here,")
+    policy = deck.named["policy"] or deck.first(ranks if machine.gpus else 0, f"{ranks} policy rank(s)")
     if policy.on_gpu and len(policy.gpus) != ranks:
         raise ConfigError(
             f"devices.policy names {len(policy.gpus)} GPUs, but accelerate started {ranks} processes here; give "
@@ -264,29 +263,33 @@ def place(config: Config, machine: Machine, ranks: int = 1, engine_gpus: int = 1
     if config.cluster != "local":
         return Placement(policy, (), *on_cluster(config, machine, engine_gpus), idle=DeviceSet(tuple(deck.free)))
     colocated = _colocates(config, machine, len(deck.free), engine_gpus)
-    rollout, reference = deck.named.get("rollout"), deck.named.get("reference")
-    unnamed_rollout = "rollout" in groups and rollout is None and not colocated
-    beside = False
+    serves = "rollout" in groups and not colocated
+    rollout, reference, beside = deck.named.get("rollout"), deck.named.get("reference"), False
     if "reference" in groups and reference is None:
-        room = len(deck.free) - (engine_gpus if unnamed_rollout else 0)
-        beside = policy.on_gpu and (config.devices.reference == BESIDE_POLICY or room < replica_gpus)
-        # Colocated, what the policy left is the reference's; else one replica, and the rest samples.
-        replicas = 0 if beside or not machine.gpus else room // replica_gpus if colocated else 1
-        shared = config.reference.replicas * replica_gpus or len(policy.gpus)
-        reference = DeviceSet(policy.gpus[:shared]) if beside else deck.last(replicas * replica_gpus)
-    if unnamed_rollout:
-        servers = max(1, len(deck.free) // engine_gpus) if machine.gpus else 0
-        rollout = deck.first(
-            servers * engine_gpus, "a rollout server (or rollout.placement=auto, to sample in the policy's processes)"
-        )
+        reference, beside = _reference(config, deck, policy, engine_gpus if serves and rollout is None else 0)
+    if serves and rollout is None:
+        servers = config.rollout.servers or max(1, len(deck.free) // engine_gpus)
+        rollout = deck.first(servers * engine_gpus if machine.gpus else 0, f"{servers} rollout server(s)")
     return Placement(
         policy,
-        policy.split(ranks) if colocated else (),
-        share_rollout(config, rollout, engine_gpus) if rollout is not None and not colocated else (),
-        share_reference(config, reference) if reference is not None else (),
-        beside,
-        DeviceSet(tuple(deck.free)),
+        engines=policy.split(ranks) if colocated else (),
+        rollout_servers=share_rollout(config, rollout, engine_gpus) if serves and rollout is not None else (),
+        reference_replicas=share_reference(config, reference) if reference is not None else (),
+        reference_shares=beside,
+        idle=DeviceSet(tuple(deck.free)),
     )
+
+
+def _reference(config: Config, deck: _Deck, policy: DeviceSet, engine_gpus: int) -> tuple[DeviceSet, bool]:
+    """Its devices, and whether they are the policy's. engine_gpus: of the rollout servers still to be placed, 0: none.
+
+    Of its own it takes one replica's, and those that no further server could use.
+    """
+    each, replicas, free = config.reference.tensor_parallel, config.reference.replicas, len(deck.free)
+    if policy.on_gpu and (config.devices.reference == BESIDE_POLICY or free - engine_gpus < each):
+        return DeviceSet(policy.gpus[: replicas * each or None]), True
+    sampling = max(0, free - each) // engine_gpus * engine_gpus if engine_gpus else 0
+    return deck.last(replicas * each if replicas and free else (free - sampling) // each * each), False
 
 
 def _started(config: Config) -> dict[str, bool]:
@@ -337,8 +340,9 @@ class _Deck:
     def first(self, count: int, what: str) -> DeviceSet:
         if count > len(self.free):
             raise ConfigError(
-                f"{what} need(s) {count} GPU(s) of its own, {len(self.free)} are free; start fewer policy ranks "
-                "(--num_processes), name devices.*, or give servers by rollout.urls and reference.urls"
+                f"{what} need {count} GPU(s) of their own, {len(self.free)} are free; start fewer policy ranks "
+                "(--num_processes), name devices.*, give servers by rollout.urls and reference.urls, or sample in the "
+                "policy's processes (rollout.placement=colocate)"
             )
         taken, self.free = self.free[:count], self.free[count:]
         return DeviceSet(tuple(taken))
