@@ -279,7 +279,8 @@ def settle(config: Config) -> Config:
 
     plan = plan_here(config)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        hold(policy if config.cluster == "ray" else plan.placement.here, f"a run in {config.run.dir}")
+        starts_servers = config.cluster == "local" and os.environ.get("RANK", "0") == "0"
+        hold(plan.placement.here if starts_servers else policy, f"a run in {config.run.dir}")
     config, note = made_to_fit(config, plan)
     if note and os.environ.get("RANK", "0") == "0":
         print(f"NOTE: {note}")
