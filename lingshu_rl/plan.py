@@ -236,9 +236,11 @@ def _apart(
     room, servers = _room(machine), placement.rollout_servers
     beside = _context(placement.policy) | (_named("reference", reference) if placement.reference_shares else {})
     loads = [_load("policy", (placement.policy,), "update", room, policy.updating() | beside)]
-    if not any(devices.on_gpu for devices in servers):
-        weights = {"weights": engine.fixed()["weights"], "cache": CPU_CACHE_GB}
-        return loads + [_load("rollout", servers, "sampling", room, weights)] * bool(servers), 0.0
+    if not servers:
+        return loads, 0.0
+    if not servers[0].on_gpu:
+        held = {"weights": engine.fixed()["weights"], "cache": CPU_CACHE_GB}
+        return [*loads, _load("rollout", servers, "sampling", room, held)], 0.0
     share = float(config.rollout.vllm.get("gpu_memory_utilization") or SERVER_SHARE)
     awake = engine.fixed() | {"cache": engine.cache(share)} | _context(servers[0])
     return [*loads, _load("rollout", servers, "sampling", room, awake)], share

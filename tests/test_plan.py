@@ -331,6 +331,17 @@ def test_the_plan_of_a_cpu_and_of_an_unknown_model():
     assert fits and "sizes are unknown" in lines[-1] and "devices: policy: cpu" in lines
 
 
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_what_runs_elsewhere_is_not_planned(gpus):
+    urls = ["rollout.urls=[http://a]", "reference.urls=[http://b]"]
+    plan = make_plan(load_config(None, urls), machine(gpus), Ranks(2, 2))
+    assert [load.group for load in plan.loads] == ["policy"] and plan.fits and not plan.cache_tokens
+    one = make_plan(load_config(None, urls[:1]), machine(gpus), Ranks())
+    assert [load.group for load in one.loads] == ["policy", "reference"]
+    ray = make_plan(load_config(None, ["cluster=ray"]), machine(gpus), Ranks(2, 2))
+    assert [load.group for load in ray.loads] == ["policy", "rollout", "reference"]
+
+
 def test_planning_loads_no_weights_and_needs_no_network():
     code = (
         "import sys; from lingshu_rl.cli import train_main; "
