@@ -6,8 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lingshu_rl.exits import exit_code
+
+if TYPE_CHECKING:
+    from lingshu_rl.config import Config
 
 EPILOG = "settings are given as key=value, for example train.lr=5e-7; --dry-run prints all of them"
 
@@ -147,7 +151,7 @@ def _pipeline(arguments: argparse.Namespace) -> int:
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="YAML file over the defaults (the embedded demo)")
-    parser.add_argument("--dry-run", action="store_true", help="print the settings and the device placement, then stop")
+    parser.add_argument("--dry-run", action="store_true", help="print settings, devices and what they hold, then stop (1: it does not fit)")  # fmt: skip
     parser.add_argument("settings", nargs="*", metavar="key=value")
 
 
@@ -158,12 +162,13 @@ def _train(arguments: argparse.Namespace) -> int:
         config = load_config(arguments.config, arguments.settings)
         if not arguments.dry_run:
             return run_training(config)
-        from lingshu_rl.processes.placement import place, visible_gpus
+        from lingshu_rl.plan import report
 
-        print(to_yaml(config).rstrip())
-        for group, devices in place(config, visible_gpus()).describe().items():
-            print(f"# devices: {group}: {devices}")
-        return 0
+        lines, fits = report(config)
+        if os.environ.get("RANK", "0") == "0":
+            print(to_yaml(config).rstrip())
+            print("\n".join(f"# {line}" for line in lines))
+        return 0 if fits else 1
 
     return exit_code(work, "the run", wrong=(ConfigError,), goes_on="from its last checkpoint")
 
@@ -174,7 +179,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     from lingshu_rl.config import ConfigError, load_config
     from lingshu_rl.model.loading import model_path
-    from lingshu_rl.processes.placement import DeviceSet, parse_devices, visible_gpus
+    from lingshu_rl.plan import serving_devices
+    from lingshu_rl.processes.locks import hold, release
     from lingshu_rl.processes.token import TOKEN_ENV
     from lingshu_rl.reference.server import reference_command
     from lingshu_rl.rollout.server import vllm_command, vllm_env
@@ -183,8 +189,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     def serve() -> int:
         config = load_config(arguments.config, arguments.settings)
-        devices = parse_devices(arguments.role, getattr(config.devices, arguments.role))
-        devices = devices or DeviceSet(gpus=tuple(range(visible_gpus())))
+        devices = serving_devices(config, arguments.role)
         token = os.environ.get(TOKEN_ENV)
         if not token:
             raise ConfigError(f"set {TOKEN_ENV} to a secret of your choice, here and where the run starts")
@@ -198,15 +203,17 @@ def _serve(arguments: argparse.Namespace) -> int:
         else:
             command = reference_command(config, model_path(config.reference.model or config.model), devices, **where)
             env = devices.env()
+        held = hold(devices, f"lingshu-rl serve {arguments.role} --port {arguments.port}", inherited=True)
         if not arguments.dry_run:
             os.execvpe(command[0], command, {**os.environ, **env})
-        print(" ".join(command))
+        release(held)
+        print(" ".join(f"{key}={value}" for key, value in devices.env().items()), *command)
         return 0
 
     return exit_code(serve, "the server", wrong=(ConfigError,))
 
 
-def run_training(config) -> int:  # type: ignore[no-untyped-def]
+def run_training(config: Config) -> int:
     """Train; errors that have a known cause become one message and exit code 1, Ctrl-C 130.
 
     SIGTERM between two steps saves a checkpoint and gives 75 (EX_TEMPFAIL: run the same command again).
@@ -216,6 +223,7 @@ def run_training(config) -> int:  # type: ignore[no-untyped-def]
     from lingshu_rl.processes.workers import die_with_launcher
 
     die_with_launcher()
+    config = settle(config)
     from lingshu_rl.config import ConfigError
     from lingshu_rl.data.load import DataError
     from lingshu_rl.failures import KNOWN_FAILURES
@@ -240,6 +248,33 @@ def run_training(config) -> int:  # type: ignore[no-untyped-def]
     sys.stdout.flush()
     _leave_process_group()
     return code
+
+
+def settle(config: Config) -> Config:
+    """What comes before anything else in a rank: it sees the policy's GPUs alone, and its node's GPUs are the run's.
+
+    Nothing that could ask CUDA for its devices may be loaded before, as the answer stays. Returns the config, with the
+    optimiser's state on the host where the run would not fit otherwise. Raises ConfigError for a placement that cannot
+    be, and for a GPU that another run or server holds.
+    """
+    from lingshu_rl.processes.placement import Ranks, narrow, place, this_machine
+
+    machine = this_machine()
+    policy = place(config, machine, Ranks.launched().here).policy
+    os.environ.update(narrow(policy, machine))
+    if not machine.gpus:
+        return config
+    from lingshu_rl.plan import made_to_fit, plan_here
+    from lingshu_rl.processes.locks import hold
+
+    plan = plan_here(config)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        starts_servers = config.cluster == "local" and os.environ.get("RANK", "0") == "0"
+        hold(plan.placement.here if starts_servers else policy, f"a run in {config.run.dir}")
+    config, note = made_to_fit(config, plan)
+    if note and os.environ.get("RANK", "0") == "0":
+        print(f"NOTE: {note}")
+    return config
 
 
 def _leave_process_group() -> None:

@@ -61,10 +61,14 @@ class TrainConfig:
     max_staleness: int = 0  # 1: the next step's rollouts run during the update, on weights one step old
     optimizer_steps: int = 1  # optimiser steps a batch; above 1 the old log-probs are kept and the ratio is clipped
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on CUDA, float32 on CPU
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Any = "auto"  # compute activations again in the backward pass | auto: on CUDA
     freeze: list[str] = field(default_factory=list)  # parameter name prefixes, e.g. [model.visual]
     lora: dict[str, Any] = field(default_factory=dict)  # peft.LoraConfig arguments; empty = all weights are trained
     quantize: str = ""  # nf4 | fp4: the base under train.lora in 4 bits (QLoRA)
+
+    def recomputes(self, on_gpu: bool) -> bool:
+        """`gradient_checkpointing`, decided."""
+        return on_gpu if self.gradient_checkpointing == "auto" else bool(self.gradient_checkpointing)
 
 
 @dataclass
@@ -72,12 +76,11 @@ class RolloutConfig:
     temperature: float = 1.0  # the trained distribution is scaled alike
     max_tokens: int = 40  # completion tokens
     urls: list[str] = field(default_factory=list)  # running vLLM servers; empty = started by the run
-    placement: str = "servers"  # servers: processes of their own | colocate: in the policy process (one policy rank)
-    servers: int = (
-        0  # how many share devices.rollout; 0 = as many as rollout.vllm.tensor_parallel_size allows, else one
-    )
-    request_timeout_s: float = 300.0  # without progress of its server (its count of tokens) a request is given up; also
-    # the limit of one control call, such as a part of the weights
+    placement: str = "auto"  # servers: on GPUs of their own | colocate: in the policy's processes | auto: what fits
+    servers: int = 0  # how many share devices.rollout; 0 = one a GPU, or as few GPUs each as the weights need
+    # Without progress of its server (its count of tokens) for this long a request is given up; also the limit of one
+    # control call, such as a part of the weights.
+    request_timeout_s: float = 300.0
     retries: int = 2  # a request that fails is sent again with the same seed
     start_timeout_s: float = 300.0
     # Completions under way at once on one server; more wait in the run. Twice the server's max_num_seqs is enough: a
@@ -105,11 +108,12 @@ class ReferenceConfig:
 
 @dataclass
 class DevicesConfig:
-    """Each group: "auto", "cpu", "cpu:0-3" (those cores), or a list of GPU numbers."""
+    """Each group: "auto", "cpu", "cpu:0-3" (those cores), or a list of GPU numbers: places in CUDA_VISIBLE_DEVICES."""
 
     policy: Any = "auto"
     rollout: Any = "auto"
-    reference: Any = "auto"
+    reference: Any = "auto"  # or "policy": beside the policy, on its GPUs
+    assume: dict[str, Any] = field(default_factory=dict)  # {count: 8, memory_gb: 80, nodes: 1}: --dry-run without a GPU
 
 
 @dataclass
@@ -346,7 +350,15 @@ def validate(config: Config) -> None:
         refuse(
             bool(extra), f"{extra} is more than vLLM's adapters hold; use another rollout.weight_transfer, such as auto"
         )
-    one_of("rollout.placement", c.rollout.placement, ("servers", "colocate"))
+    one_of("rollout.placement", c.rollout.placement, ("auto", "servers", "colocate"))
+    refuse(
+        c.train.gradient_checkpointing not in (True, False, "auto"),
+        f"train.gradient_checkpointing={c.train.gradient_checkpointing!r} is not one of true, false, auto",
+    )
+    for key, value in c.devices.assume.items():
+        one_of("devices.assume", key, ("count", "memory_gb", "nodes"))
+        number = isinstance(value, (int, float)) and value > 0
+        refuse(not number, f"devices.assume.{key}={value!r} must be a number above 0")
     refuse(
         c.rollout.placement == "colocate"
         and bool(c.rollout.urls or c.rollout.servers or c.train.max_staleness or c.devices.rollout != "auto"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import Config
+from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.model.loading import model_path
 from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Launch
 from lingshu_rl.processes.placement import DeviceSet, Placement
@@ -19,6 +19,11 @@ from lingshu_rl.rollout.transfer import weight_transfer_kind
 
 def transfer_kind(config: Config, placement: Placement) -> str:
     """How weights reach the engines of this run; whoever starts a server and whoever sends to it ask here."""
+    if placement.colocated and config.rollout.weight_transfer != "auto":
+        raise ConfigError(
+            f"rollout.weight_transfer={config.rollout.weight_transfer} is for servers, and the policy's processes sample "
+            "themselves here (rollout.placement); use auto"
+        )
     return weight_transfer_kind(
         config,
         policy_on_gpu=placement.policy.on_gpu,

@@ -68,7 +68,7 @@ class Policy:
             "temperature": config.rollout.temperature,
             "attention": config.packing.attention,
         }
-        if config.train.gradient_checkpointing:
+        if config.train.recomputes(on_gpu):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         for name, parameter in model.named_parameters():
             if any(name.startswith(prefix) for prefix in config.train.freeze):

@@ -18,9 +18,11 @@ from lingshu_rl.failures import KNOWN_FAILURES
 from lingshu_rl.launches import launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.loading import DEMO_MODEL, PromptEncoder, model_path
+from lingshu_rl.optimizers import OPTIMIZERS, check_package
+from lingshu_rl.plan import Plan, plan_here
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Fleet
-from lingshu_rl.processes.placement import Placement, place, visible_gpus
+from lingshu_rl.processes.placement import Ranks
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Worker
 from lingshu_rl.progress import Progress
@@ -212,9 +214,11 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
 async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) -> Run:
     """What is opened is closed by `closing`, also when a later part cannot be opened."""
     timeline = Timeline()
-    on_gpu = _policy_on_gpu(config)
     is_main = os.environ.get("RANK", "0") == "0"
-    placement = place(config, visible_gpus(), _local_ranks())
+    plan = plan_here(config)
+    placement = plan.placement
+    if is_main:
+        check_packages(config)
     folder, progress = RunFolder(config.run.dir), Progress(quiet=not is_main)
     checkpoint = folder.open(config) if is_main else None
     for complaint in folder.complaints:
@@ -238,7 +242,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
         progress.say(f"starting {len(to_start)} server(s); logs in {folder.logs}")
         fleet.start(to_start, folder.logs)
         stop.listen()  # Ray took it
-    policy = Policy(config, on_gpu=on_gpu)
+    policy = Policy(config, on_gpu=placement.policy.on_gpu)
     run = Run(config, policy, folder, fleet=fleet, stop=stop, progress=progress)
     stop.between_steps = True
     run.timeline, run.test = timeline, test
@@ -257,7 +261,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     if policy.layout_note:
         progress.say(policy.layout_note)
     with timeline.of("start"):
-        await _connect(run, placement, token, shared, closing)
+        await _connect(run, plan, token, shared, closing)
         if checkpoint is not None and is_main:
             run.rollout.landed[run.state.step] = read_rollouts(checkpoint / "landed.jsonl", prompts)
         if run.state.reference and config.reference.urls:
@@ -271,19 +275,18 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     return run
 
 
-async def _connect(
-    run: Run, placement: Placement, token: str, shared: Path, closing: contextlib.AsyncExitStack
-) -> None:
+async def _connect(run: Run, plan: Plan, token: str, shared: Path, closing: contextlib.AsyncExitStack) -> None:
     """Wait until every engine is ready, open the clients and the way of the weights."""
-    config, policy = run.config, run.policy
+    config, policy, placement = run.config, run.policy, plan.placement
     urls = config.rollout.urls
-    if config.rollout.placement == "colocate":
+    await run.on_main(lambda: run.fleet.ready(run.progress.say))
+    if placement.colocated:  # a reference beside it holds its memory by now: vLLM counts what is left of the device
+        devices = placement.engines[int(os.environ.get("LOCAL_RANK", "0"))]
         run.engine = InProcessEngine(
-            config, model_path(config.model), placement.policy, policy, token=token, host=_own_address()
+            config, model_path(config.model), devices, plan.engine_share, policy, token=token, host=_own_address()
         )
         closing.callback(run.engine.close)
         urls = [url for url in policy.gather(run.engine.url) if url]
-    await run.on_main(lambda: run.fleet.ready(run.progress.say))
     client: RolloutClient | None = None
     if run.is_main:
         client = run.rollout = RolloutClient(
@@ -358,20 +361,19 @@ def reference_model(config: Config, folder: RunFolder, checkpoint: Path | None) 
     return str(folder.references / name)
 
 
-def _policy_on_gpu(config: Config) -> bool:
-    devices = str(config.devices.policy)
-    return devices != "cpu" and not devices.startswith("cpu:") and visible_gpus() > 0
-
-
-def _local_ranks() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+def check_packages(config: Config) -> None:
+    """Raises ConfigError for a package that the optimiser or the quantisation needs and this environment lacks."""
+    t = config.train
+    check_package(OPTIMIZERS[t.optimizer].package, f"train.optimizer={t.optimizer}")
+    check_package("bitsandbytes" if t.quantize else "", f"train.quantize={t.quantize}")
 
 
 def _own_address() -> str:
     """Where the main rank reaches this one: the loopback address when all ranks are on this host."""
     import socket
 
-    if _local_ranks() == int(os.environ.get("WORLD_SIZE", "1")):
+    ranks = Ranks.launched()
+    if ranks.here == ranks.all:
         return "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting a datagram socket sends nothing
         probe.connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from machines import machine
 from omegaconf import OmegaConf
 
 from lingshu_rl.cli import train_main
@@ -45,6 +46,10 @@ def test_defaults_then_file_then_overrides(tmp_path):
         ("deepspeed.zero_optimization.stage=4", "stage=4"),
         ("deepspeed.zero_optimization.stage=0", "stage=0 must be 1, 2 or 3"),
         ("run.dir=''", "must be set"),
+        ("train.gradient_checkpointing=maybe", "train.gradient_checkpointing='maybe' is not one of"),
+        ("rollout.placement=colocated", "did you mean 'colocate'"),
+        ("devices.assume={gpus: 8}", "devices.assume='gpus' is not one of count, memory_gb, nodes"),
+        ("devices.assume={count: 0}", "devices.assume.count=0 must be"),
     ],
 )
 def test_bad_settings_are_refused_with_key_and_hint(override, message):
@@ -137,7 +142,7 @@ def test_engine_options_reach_the_engines_command_lines(tmp_path):
     text = " ".join(command)
     assert "--max-model-len 99" in text and "--no-enable-prefix-caching" in text and "--seed 5" in text
     assert '--limit-mm-per-prompt {"image": 2}' in text and "--dtype float32" in text
-    gpus = DeviceSet(gpus=(2, 3))
+    gpus = DeviceSet(machine(4).gpus[2:])
     gpu = vllm_command(load_config(None, ["rollout.vllm.dtype=float16"]), "m", gpus, port=1, transfer="nccl")
     assert "--tensor-parallel-size 2" in " ".join(gpu) and "--dtype float16" in " ".join(gpu)
     assert '"backend": "nccl"' in " ".join(gpu)

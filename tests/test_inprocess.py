@@ -60,7 +60,7 @@ def engine(monkeypatch):
     made = FakeLLM()
     monkeypatch.setattr(vllm, "LLM", lambda **options: made)
     policy = SimpleNamespace(ranks=1, rank=0, use_device=lambda: None)
-    return InProcessEngine(load_config(None, []), "m", DeviceSet(), policy, token="secret", host="127.0.0.1")
+    return InProcessEngine(load_config(None, []), "m", DeviceSet(), 0.5, policy, token="secret", host="127.0.0.1")
 
 
 def body(steps):
@@ -133,7 +133,7 @@ def test_ranks_that_do_not_divide_are_refused(monkeypatch):
     policy = SimpleNamespace(ranks=3, rank=0, use_device=lambda: None)
     config = load_config(None, ["rollout.vllm={tensor_parallel_size: 2}"])
     with pytest.raises(ConfigError, match="tensor_parallel_size=2 does not divide the 3 policy ranks"):
-        InProcessEngine(config, "m", DeviceSet(), policy, token="t", host="127.0.0.1")
+        InProcessEngine(config, "m", DeviceSet(), 0.5, policy, token="t", host="127.0.0.1")
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_weights_really_arrive_after_sleep_and_wake():
     trainer = Trainer()
     policy = SimpleNamespace(ranks=1, rank=0, use_device=lambda: None, weights=trainer.weights)
     config = load_config(None, ["rollout.vllm={max_model_len: 512}"])
-    engine = InProcessEngine(config, model_path("demo"), DeviceSet(), policy, token=TOKEN, host="127.0.0.1")
+    engine = InProcessEngine(config, model_path("demo"), DeviceSet(), 0.5, policy, token=TOKEN, host="127.0.0.1")
 
     def destroy(model):
         for parameter in model.parameters():

@@ -12,7 +12,9 @@ import time
 import pytest
 import yaml
 from launching import ROOT
+from machines import machine
 
+from lingshu_rl.config import ConfigError
 from lingshu_rl.progress import Progress
 from lingshu_rl.sweep import status as states
 from lingshu_rl.sweep.answer import write_answers
@@ -129,13 +131,16 @@ def wait_for(condition, timeout_s=200):
         time.sleep(0.05)
 
 
-def test_device_sets_work_side_by_side_and_each_run_sees_its_own(tmp_path):
+def test_device_sets_work_side_by_side_and_each_run_sees_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("lingshu_rl.sweep.run.this_machine", lambda: machine(4, "4,5,GPU-x,GPU-y"))
     report = "import json, os, sys; from pathlib import Path; d = Path(next(w[8:] for w in sys.argv if w.startswith('run.dir='))); d.mkdir(parents=True); (d / 'env.json').write_text(json.dumps([os.environ['CUDA_VISIBLE_DEVICES']])); import time; n = lambda: len(list(d.parents[2].rglob('env.json'))); [time.sleep(0.02) for _ in range(500) if n() < 2]; (d / 'summary.json').write_text('{}'); (d / 'metrics.jsonl').write_text(''); sys.exit(n() < 2)"
     sweep, outcome = run(tmp_path, command=["{python}", "-c", report], devices=[[0, 1], [2, 3]])
     assert outcome.counts == {"done": 4}  # the first run ends only when a second has started beside it
     seen = {json.loads((r.folder / "env.json").read_text())[0] for r in sweep.runs()}
-    assert seen == {"0,1", "2,3"}
+    assert seen == {"4,5", "GPU-x,GPU-y"}
     assert {states.read(tmp_path, r).device_count for r in sweep.runs()} == {2}
+    with pytest.raises(ConfigError, match=r"devices\.sweep names GPU 4, but this process sees 4"):
+        run(tmp_path / "other", command=["{python}", "-c", report], devices=[[4]])
 
 
 def test_core_sets_bind_the_run(tmp_path):

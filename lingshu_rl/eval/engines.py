@@ -190,14 +190,16 @@ def serve(model: str, *, seed: int, vllm: Mapping[str, Any], log: Path, start_ti
     """
     from lingshu_rl.config import Config
     from lingshu_rl.model.loading import model_path
-    from lingshu_rl.processes.placement import DeviceSet, visible_gpus
+    from lingshu_rl.plan import server_layout
+    from lingshu_rl.processes.placement import this_machine
     from lingshu_rl.processes.workers import Worker, free_port
     from lingshu_rl.rollout.server import vllm_command, vllm_env
     from lingshu_rl.rollout.transfer import remove_folder, transfer_folder
 
     config = Config(model=model, seed=seed)
     config.rollout.vllm = dict(vllm)
-    devices = DeviceSet(gpus=tuple(range(visible_gpus())))
+    devices, copies = server_layout(config, this_machine())
+    config.rollout.vllm = {**copies, **vllm}
     port, token, shared = free_port(), secrets.token_urlsafe(24), transfer_folder()
     worker = Worker(
         f"vLLM of {model}",

@@ -42,9 +42,9 @@ class InProcessEngine:
     """All ranks make one at the same time. url: of its routes; "" on ranks that follow another."""
 
     def __init__(
-        self, config: Config, model: str, devices: DeviceSet, policy: Policy, *, token: str, host: str
+        self, config: Config, model: str, devices: DeviceSet, share: float, policy: Policy, *, token: str, host: str
     ) -> None:
-        """devices: of this rank. host: address to listen on."""
+        """devices: of this rank. share: of its memory, what the engine may hold. host: address to listen on."""
         # The engine must live in this process, and must not bind its threads, which are the policy's too.
         os.environ.update({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"})
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -58,9 +58,10 @@ class InProcessEngine:
                 f"rollout.vllm.tensor_parallel_size={size} does not divide the {policy.ranks} policy ranks, whose "
                 "engines it joins (rollout.placement=colocate)"
             )
-        options = {**vllm_options(config, model, devices), "tensor_parallel_size": size}
+        options = {**vllm_options(config, model, devices, share=share), "tensor_parallel_size": size}
         if policy.ranks > 1:
             options["distributed_executor_backend"] = "external_launcher"
+        free_cached_memory()
         self.llm = LLM(**options, enable_sleep_mode=devices.on_gpu, disable_log_stats=False)
         self.sleeps, self.asleep = devices.on_gpu, False
         self.use_device = policy.use_device
@@ -85,6 +86,7 @@ class InProcessEngine:
 
         self.sleep()
         if self.sleeps:
+            free_cached_memory()
             self.llm.wake_up(tags=["weights"])
         model_config = self.llm.llm_engine.model_config
         rest = iter(weights)
@@ -164,6 +166,14 @@ class InProcessEngine:
         for reply in self.waiting.values():
             reply(500, {"error": {"message": f"the engine failed: {type(error).__name__}: {error}"}})
         self.waiting.clear()
+
+
+def free_cached_memory() -> None:
+    """What torch keeps of freed memory is not free to the engine; nothing on CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _nobody(status: int, answer: Any) -> None:

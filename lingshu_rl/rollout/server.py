@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.config import LORA_RANKS, Config, lora_rank
+from lingshu_rl.plan import SERVER_SHARE
 from lingshu_rl.processes.placement import DeviceSet, available_cores
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import python
 from lingshu_rl.rollout.vllm_plugin import BACKEND, TRANSFER_DIR_ENV
 
 
-def vllm_options(config: Config, model: str, devices: DeviceSet, transfer: str = "file") -> dict[str, Any]:
+def vllm_options(
+    config: Config, model: str, devices: DeviceSet, transfer: str = "file", share: float = SERVER_SHARE
+) -> dict[str, Any]:
     """vLLM's own options for a server or an engine in this process; `config.rollout.vllm` wins over those chosen here.
 
     transfer: how weights will come, see `transfer.weight_transfer_kind`.
+    share: of each GPU's memory, weights and cache together; for an engine beside the policy it is `Plan.engine_share`.
     """
     chosen: dict[str, Any] = {
         "model": model,
@@ -28,7 +32,11 @@ def vllm_options(config: Config, model: str, devices: DeviceSet, transfer: str =
         "generation_config": "vllm",
     }
     if devices.on_gpu:
-        chosen["tensor_parallel_size"] = len(devices.gpus) // int(config.rollout.vllm.get("pipeline_parallel_size", 1))
+        given = config.rollout.vllm
+        others = int(given.get("pipeline_parallel_size", 1)) * int(given.get("data_parallel_size", 1))
+        chosen["tensor_parallel_size"] = len(devices.gpus) // others
+        chosen["gpu_memory_utilization"] = share
+        chosen["max_model_len"] = -1  # the longest that the cache holds, up to the model's own limit
     else:
         chosen["enforce_eager"] = True
         # A prompt prefilled in pieces makes vLLM rewind the request's seeded generator, which CPU generators cannot do.

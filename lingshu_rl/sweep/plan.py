@@ -335,7 +335,7 @@ def _seeds(given: Any) -> tuple[int, ...]:
 
 def _devices(given: Any) -> tuple[Any, ...]:
     """Device sets, in the words of the trainer's devices.*: each runs one training run at a time."""
-    from lingshu_rl.processes.placement import DeviceSet, parse_devices
+    from lingshu_rl.processes.placement import parse_devices
 
     many = given if isinstance(given, list) else [given]
     if not many:
@@ -343,11 +343,11 @@ def _devices(given: Any) -> tuple[Any, ...]:
             "devices is empty: give a list of device sets, for example [[0, 1], [2, 3]] or [cpu:0-3, cpu:4-7]"
         )
     try:
-        sets = [parse_devices("sweep", value) or DeviceSet() for value in many]
+        sets = [parse_devices("sweep", value) or ("cpu", ()) for value in many]
     except ConfigError as error:
         raise SweepError(str(error).replace("devices.sweep", "devices")) from None
     for (a, one), (b, other) in itertools.combinations(zip(many, sets, strict=True), 2):
-        if set(one.gpus) & set(other.gpus) or set(one.cores) & set(other.cores):
+        if one[0] == other[0] and set(one[1]) & set(other[1]):
             raise SweepError(f"device sets {a!r} and {b!r} overlap")
     return tuple(many)
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.processes.placement import DeviceSet, parse_devices
+from lingshu_rl.processes.placement import DeviceSet, find_devices, this_machine
 from lingshu_rl.processes.workers import die_with_parent, free_port, group_exists
 from lingshu_rl.progress import Progress
 from lingshu_rl.report.text import duration
@@ -176,7 +176,7 @@ class _Pool:
 
     def _serve(self, value: Any) -> None:
         try:
-            devices = parse_devices("sweep", value)
+            devices = find_devices("sweep", value, this_machine())
             while not self.stop.is_set() and (job := self.source.take()) is not None:
                 for run in job:
                     if self.stop.is_set():
@@ -194,7 +194,7 @@ class _Pool:
         status.state, status.error, status.exit_code = "running", "", None
         status.attempts += 1
         status.devices = str(devices or "auto")
-        status.device_count = len(devices.gpus) if devices and devices.gpus else max(1, _visible_gpus(devices))
+        status.device_count = max(1, len(this_machine().gpus if devices is None else devices.gpus))
         states.write(self.sweep.folder, run, status)
         with self.told:
             self.progress.say(f"{run.name}: starts on {status.devices}")
@@ -295,13 +295,3 @@ def _told(run: PlannedRun, status: Status) -> str:
         return f", accuracy {score:.3f}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def _visible_gpus(devices: DeviceSet | None) -> int:
-    """GPUs a run without named devices may use, counted without torch: the driver's list, or CUDA_VISIBLE_DEVICES."""
-    if devices is not None:
-        return 0
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return len([n for n in named.split(",") if n.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from launching import ROOT, launch_command
+from machines import machine
 
 from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.processes.placement import place
@@ -15,10 +16,10 @@ from lingshu_rl.processes.workers import Supervisor, WorkerError, stop_all
 
 
 def test_ray_decides_which_devices():
-    p = place(load_config(None, ["cluster=ray", "rollout.servers=3", "rollout.vllm.tensor_parallel_size=4", "reference.tensor_parallel=2"]), 8, 8)  # fmt: skip
+    p = place(load_config(None, ["cluster=ray", "rollout.servers=3", "rollout.vllm.tensor_parallel_size=4", "reference.tensor_parallel=2"]), machine(8), 8)  # fmt: skip
     assert [len(d.gpus) for d in p.rollout_servers] == [4, 4, 4] and [len(d.gpus) for d in p.reference_replicas] == [2]
-    assert p.policy.gpus == tuple(range(8)) and p.rollout is None
-    p = place(load_config(None, ["cluster=ray", "devices.rollout=cpu", "loss.kl_coef=0"]), 1, 1)
+    assert p.policy.numbers == tuple(range(8))
+    p = place(load_config(None, ["cluster=ray", "devices.rollout=cpu", "loss.kl_coef=0"]), machine(1), 1)
     assert [str(d) for d in p.rollout_servers] == ["cpu"] and not p.reference_replicas
     for wrong in (["cluster=ray", "devices.rollout=[1]"], ["rollout.ray={num_cpus: 1}"], ["cluster=slurm"]):
         with pytest.raises(ConfigError, match="ray"):
