@@ -166,11 +166,12 @@ def test_adapters_alone_reach_the_engine_also_when_it_was_started_again(tmp_path
     from lingshu_rl.model.loading import load_model
 
     folder = tmp_path / "run"
-    settings = [*LORA, "rollout.weight_transfer=adapter", "train.lr=2e-3", "train.steps=4", "eval.controls=[]"]
+    settings = [*LORA, "train.lr=2e-3", "train.steps=4", "eval.controls=[]"]
     process, log = started(settings, folder, os.environ.copy(), "step 2/4")
     os.kill(engines_of(folder)[0], signal.SIGKILL)
     assert process.wait(600) == 0, log.read_text()
     assert "rollout server 0 is back" in log.read_text()
+    assert "Loaded new LoRA adapter" in (folder / "logs" / "rollout-0.log").read_text()  # by default, for such a run
     rows = metrics_of(folder)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert max(row["policy/rollout_gap_max"] for row in rows) < 1e-3
