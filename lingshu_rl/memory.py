@@ -75,10 +75,15 @@ class PolicyMemory:
         return self.shape.trained * (master + self.state_bytes) * self.share(1)
 
     @property
+    def gradient_number(self) -> int:
+        """Bytes of a gradient's number where rows add up, float32 unless the run's own keys say otherwise."""
+        wide = (self.config.deepspeed.get("data_types") or {}).get("grad_accum_dtype", "fp32") == "fp32"
+        return 4 if wide else self.number
+
+    @property
     def gradient_bytes(self) -> float:
         """What stays between backward passes, in DeepSpeed's data_types.grad_accum_dtype."""
-        wide = (self.config.deepspeed.get("data_types") or {}).get("grad_accum_dtype", "fp32") == "fp32"
-        return self.shape.trained * (4 if wide else self.number) * self.share(2)
+        return self.shape.trained * self.gradient_number * self.share(2)
 
     @property
     def host_bytes(self) -> float:
@@ -98,14 +103,15 @@ class PolicyMemory:
     def updating(self) -> dict[str, float]:
         """At the larger of two peaks: the backward pass, and the step, when activations are gone.
 
-        In the step the gradients are put together in the weights' dtype, then in float32, and the optimiser works on them
+        In the step the gradients are put together in their dtype, then in float32, and the optimiser works on them
         (stages 1 and 2: all of the rank's at once; stage 3: sub_group_size of them).
         """
         stepped = self.shape.trained * self.share(1)
         if self.stage == 3:
             stepped = min(stepped, int(self.zero.get("sub_group_size", 1e9)))
-        wide = (4.0 + STEP_WORK) * stepped
-        flat = self.number * self.shape.trained * self.share(1) if self.stage < 3 else 0.0
+        again = 0.0 if self.gradient_number == 4 and self.stage < 3 else 4.0
+        wide = (again + STEP_WORK) * stepped
+        flat = self.gradient_number * self.shape.trained * self.share(1) if self.stage < 3 else 0.0
         step = 0.0 if self.offloads("optimizer") else wide + flat
         backward = {"gathered": self._gathered(), **self.activations()}
         fixed = self.resting() | in_gb(self._gradients())

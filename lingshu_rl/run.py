@@ -217,6 +217,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     is_main = os.environ.get("RANK", "0") == "0"
     plan = plan_here(config)
     placement = plan.placement
+    transfer_kind(config, placement)  # refuses on every rank, before any waits for another
     if is_main:
         check_packages(config)
     folder, progress = RunFolder(config.run.dir), Progress(quiet=not is_main)

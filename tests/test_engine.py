@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lingshu_rl.data.load import load
-from lingshu_rl.firstbatch import blank_vision, largest_gap
+from lingshu_rl.firstbatch import blank_vision
+from lingshu_rl.gap import Gap
 from lingshu_rl.model.families import model_spec
 from lingshu_rl.model.groups import group_logprobs
 from lingshu_rl.model.loading import PromptEncoder, load_model
@@ -47,7 +48,7 @@ class Trainer:
         own = group_logprobs(
             self.model, tokens, token_budget=4096, layout="shared", banned_ids=self.banned, temperature=1.0
         )
-        return largest_gap(own, [[torch.tensor(r.logprobs) for r in rollouts] for rollouts in groups])
+        return Gap.of(own, [[r.logprobs for r in rollouts] for rollouts in groups]).max
 
 
 def sample(trainer, url, prompts, step=0):

@@ -29,7 +29,7 @@ class FakeLLM:
         )
 
     def __getattr__(self, name):
-        return lambda *words, **options: self.calls.append((name, *words, *options.values()))
+        return lambda *words, **options: self.calls.append((name, *words, *options.values())) or True
 
     def enqueue_chat(self, conversations, params, use_tqdm):
         steps = conversations[0][0]["content"]

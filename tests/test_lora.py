@@ -10,7 +10,7 @@ from launching import ROOT, launch
 from lora_cases import SETTINGS, own
 from peft import PeftModel
 
-from lingshu_rl.firstbatch import largest_gap
+from lingshu_rl.gap import Gap
 from lingshu_rl.model.loading import load_model
 from lingshu_rl.processes.workers import Worker, free_port
 
@@ -41,10 +41,10 @@ def test_after_three_updates_engines_and_saved_folders_hold_what_was_trained(ser
         folder, untouched = tmp_path / stage, load_model("demo", torch.float32)
         found = torch.load(folder / "found.pt")
         assert all(torch.equal(found["base"][name], tensor) for name, tensor in untouched.named_parameters())
-        assert largest_gap(found["trained"], own(untouched)) > 0.1
+        assert Gap.of(found["trained"], own(untouched)).max > 0.1
         saved = {
             "checkpoint": own(load_model(str(folder / "hf"), torch.float32)),
             "saved adapter": own(PeftModel.from_pretrained(untouched, folder / "adapter")),
         }
         for way, logprobs in {"file": found["file"], "adapter": found["adapter"], **saved}.items():
-            assert largest_gap(found["trained"], logprobs) < 1e-4, (stage, way)
+            assert Gap.of(found["trained"], logprobs).max < 1e-4, (stage, way)

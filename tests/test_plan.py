@@ -86,10 +86,15 @@ def test_evaluation_uses_all_gpus_by_copies_of_the_engine():
 # --- bytes that DeepSpeed holds
 
 
+HALF_SUMS = (
+    "deepspeed.data_types.grad_accum_dtype=bf16"  # what the paper and DeepSpeed's estimates count; here it is fp32
+)
+
+
 def test_states_are_those_of_the_zero_paper():
-    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters, 64 ranks: 120, 31.4, 16.6 and 1.9 GB (10^9 bytes)."""
-    for stage, expected in enumerate((120.0, 31.4, 16.6, 1.9)):
-        policy = memory(f"deepspeed.zero_optimization.stage={stage}", ranks=64, on_gpu=True)
+    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters, 64 ranks: 31.4, 16.6 and 1.9 GB (10^9 bytes)."""
+    for stage, expected in enumerate((31.4, 16.6, 1.9), start=1):
+        policy = memory(f"deepspeed.zero_optimization.stage={stage}", HALF_SUMS, ranks=64, on_gpu=True)
         policy = replace(policy, shape=replace(policy.shape, parameters=int(7.5e9), trained=int(7.5e9)))
         held = policy.weight_bytes * policy.share(3) + policy.gradient_bytes + policy.optimizer_bytes
         assert held / 1e9 == pytest.approx(expected, abs=0.05)
@@ -100,7 +105,7 @@ def test_peaks_agree_with_deepspeeds_own_estimates():
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as zero2
 
-    shape, few = read_shape(BIG), ["packing.token_budget=64"]
+    shape, few = read_shape(BIG), ["packing.token_budget=64", HALF_SUMS]
     for ranks in (1, 2, 8):
         for stage, offload, theirs in (
             (2, [], zero2(shape.parameters, ranks, 1, cpu_offload=False)[1]),
@@ -117,8 +122,8 @@ def test_peaks_agree_with_deepspeeds_own_estimates():
 
 @pytest.mark.slow
 def test_weights_gradients_and_optimiser_state_are_exact(tmp_path):
-    """Two gloo ranks, every stage, LoRA and offload: what DeepSpeed holds before a step, to the byte."""
-    stages = [[f"deepspeed.zero_optimization.stage={n}"] for n in range(4)]
+    """Two gloo ranks, stages 1 to 3, LoRA and offload: what DeepSpeed holds before a step, to the byte."""
+    stages = [[f"deepspeed.zero_optimization.stage={n}"] for n in (1, 2, 3)]
     more = [["train.lora={r: 4, target_modules: [q_proj, v_proj]}"], [*OFFLOAD]]
     cases = [["loss.kl_coef=0.01", *case] for case in (*stages, *more)]
     file = tmp_path / "cases.json"
@@ -285,7 +290,7 @@ def test_each_help_is_found_where_it_is_one():
     cases = {
         "train.gradient_checkpointing=true": (8, ["train.gradient_checkpointing=false", "packing.token_budget=8192"]),
         "packing.token_budget=4096": (8, ["packing.token_budget=131072"]),
-        "deepspeed.zero_optimization.stage=3": (8, ["deepspeed.zero_optimization.stage=1", "packing.token_budget=24576"]),
+        "deepspeed.zero_optimization.stage=3": (8, ["deepspeed.zero_optimization.stage=1", "packing.token_budget=16384"]),
         "rollout.vllm.max_model_len=4096": (8, ["rollout.vllm.max_model_len=1000000"]),
         "loss.kl_coef=0": (8, ["packing.token_budget=24576"]),
         "--num_processes 4 rollout.placement=auto": (2, ["devices.rollout=[7]"]),  # more ranks share the state

@@ -10,7 +10,7 @@ from short_runs import SHORT, metrics_of
 
 from lingshu_rl import weights
 from lingshu_rl.model.groups import group_logprobs
-from lingshu_rl.model.loading import load_model
+from lingshu_rl.model.loading import PromptEncoder, load_model
 from lingshu_rl.model.quantized import BYTES, as_unquantized, dense, dense_kind
 
 pytest.importorskip("bitsandbytes")
@@ -30,7 +30,7 @@ def adapted(lora, quantize="nf4", dtype=torch.float32):
 
 
 def logprobs_of(model):
-    groups = [g.tokens for g in make_groups()[:2]]
+    groups = [g.tokens for g in make_groups(PromptEncoder("demo"))[:2]]
     scored = group_logprobs(model, groups, token_budget=4096, layout="shared", banned_ids=(5, 6), temperature=1.0)
     return torch.cat([part for group in scored for part in group])
 

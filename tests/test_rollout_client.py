@@ -9,7 +9,7 @@ import pytest
 
 from lingshu_rl.failures import PromptRefused
 from lingshu_rl.rollout.client import RolloutClient, chat_messages, read_rollouts, tokens_counted, write_rollouts
-from lingshu_rl.rollout.sampler import RolloutError, Sampler, request_seed
+from lingshu_rl.rollout.sampler import RolloutError, request_seed
 from lingshu_rl.types import Prompt
 
 PNG = b"\x89PNG not really"
@@ -197,34 +197,6 @@ def test_a_prompt_that_asks_for_more_than_a_servers_places_has_the_server_to_its
         return await asyncio.gather(*(made.sample(prompt(f"q{i}"), 20, 0) for i in range(3)))
 
     assert [len(group) for group in asyncio.run(ask())] == [20, 20, 20] and most == [1]
-
-
-def test_an_engine_in_this_process_gets_batches_of_as_many_completions_as_are_allowed():
-    from lingshu_rl.rollout.colocated import ColocatedRollout
-
-    class Engine(ColocatedRollout):
-        def __init__(self):  # without vLLM
-            Sampler.__init__(self, decode=str, banned_ids=[], seed=0, temperature=1.0, max_tokens=9)
-            self.concurrency, self.version, self.waiting, self.turn, self.batches = 8, 3, [], asyncio.Lock(), []
-
-        async def context_length(self):
-            return 99
-
-        def _generate(self, requests):
-            self.batches.append([prompt.id for _, prompt in requests])
-            choice = {"token_ids": [5], "logprobs": {"content": [{"logprob": -0.5}]}, "finish_reason": "stop"}
-            return [
-                {"prompt_token_ids": [1], "choices": [{**choice, "index": i} for i in range(body["n"])]}
-                for body, _ in requests
-            ]
-
-    async def ask():
-        engine = Engine()
-        groups = [g async for g in engine.groups([prompt(f"q{i}") for i in range(5)], 4, step=0)]
-        assert {len(g) for g in groups} == {4} and {g[0].weight_version for g in groups} == {3}
-        return engine.batches
-
-    assert asyncio.run(ask()) == [["q0", "q1"], ["q2", "q3"], ["q4"]]
 
 
 def test_who_gives_up_in_the_queue_or_under_way_leaves_its_place():

@@ -24,6 +24,7 @@ from lingshu_rl.processes.placement import DeviceSet
 from lingshu_rl.processes.token import RequireToken
 from lingshu_rl.processes.workers import free_port
 from lingshu_rl.rollout.client import RolloutClient
+from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.rollout.server import vllm_options
 from lingshu_rl.rollout.vllm_plugin import retie_heads
 
@@ -102,7 +103,8 @@ class InProcessEngine:
         self.llm.apply_model(replace)
         if self.sleeps:
             self.llm.wake_up(tags=["kv_cache"])
-        self.llm.reset_prefix_cache()
+        if not self.llm.reset_prefix_cache():
+            raise RolloutError("vLLM kept prompts of the old weights in its cache: requests were still under way")
         self.llm.reset_mm_cache()
         self.llm.llm_engine.reset_encoder_cache()
         self.asleep = False
