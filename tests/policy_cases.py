@@ -34,7 +34,8 @@ PROMPTS = load("demo:validation", instruction="short").prompts[:5]
 LIMIT_S = 2.0
 
 
-def make_groups(encoder: PromptEncoder) -> list[TrainGroup]:
+def make_groups(encoder: PromptEncoder | None = None) -> list[TrainGroup]:
+    encoder = encoder or PromptEncoder("demo")
     random = torch.Generator().manual_seed(0)
     groups = []
     for prompt in PROMPTS:
