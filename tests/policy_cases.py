@@ -68,7 +68,7 @@ def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) 
     AcceleratorState._reset_state()  # the next Policy brings its own DeepSpeed settings
     policy = Policy(load_config(None, case["settings"]), on_gpu=False)
     policy.know(PROMPTS, encoder)
-    if case["late"]:
+    if case.get("late"):
         keep_waiting(policy)
     if not case["pixels"]:
         groups = [replace(group, tokens=without_pixels(group.tokens)) for group in groups]
