@@ -32,6 +32,7 @@ from lingshu_rl.types import TokenGroup, TrainGroup
 
 PROMPTS = load("demo:validation", instruction="short").prompts[:5]
 LIMIT_S = 2.0
+MARKS = ("encode_always", "pixels", "late", "again", "text", "saved")
 
 
 def make_groups(encoder: PromptEncoder | None = None) -> list[TrainGroup]:
@@ -65,10 +66,11 @@ def keep_waiting(policy: Policy) -> None:
 
 
 def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) -> None:
+    case = {**dict.fromkeys(MARKS, False), **case}
     AcceleratorState._reset_state()  # the next Policy brings its own DeepSpeed settings
     policy = Policy(load_config(None, case["settings"]), on_gpu=False)
     policy.know(PROMPTS, encoder)
-    if case.get("late"):
+    if case["late"]:
         keep_waiting(policy)
     if not case["pixels"]:
         groups = [replace(group, tokens=without_pixels(group.tokens)) for group in groups]

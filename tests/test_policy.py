@@ -19,7 +19,7 @@ def updates(tmp_path, cases, kept, processes=0):
             "settings": ["loss.kl_coef=0.01", *settings],
             "kept": kept,
             "out": str(tmp_path / f"{processes}-{n}.pt"),
-            **{mark: mark in marks for mark in ("encode_always", "pixels", "late", "again", "text", "saved")},
+            **dict.fromkeys(marks, True),
         }
         for n, (settings, *marks) in enumerate(cases)
     ]
