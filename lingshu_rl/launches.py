@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.config import Config
 from lingshu_rl.model.loading import model_path
 from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Launch
 from lingshu_rl.processes.placement import DeviceSet, Placement
@@ -19,22 +19,20 @@ from lingshu_rl.rollout.transfer import weight_transfer_kind
 
 def transfer_kind(config: Config, placement: Placement) -> str:
     """How weights reach the engines of this run; whoever starts a server and whoever sends to it ask here."""
-    if placement.colocated and config.rollout.weight_transfer != "auto":
-        raise ConfigError(
-            f"rollout.weight_transfer={config.rollout.weight_transfer} is for servers, and the policy's processes sample "
-            "themselves here (rollout.placement); use auto"
-        )
     return weight_transfer_kind(
         config,
         policy_on_gpu=placement.policy.on_gpu,
         servers_on_gpu=all(devices.on_gpu for devices in placement.rollout_servers),
         ours=not config.rollout.urls and config.cluster == "local",
+        colocated=placement.colocated,
     )
 
 
-def launches(config: Config, placement: Placement, *, token: str, transfer_dir: Path, reference: str) -> list[Launch]:
-    """The servers that this run starts itself. reference: folder or Hub id of the frozen model."""
-    on_ray, kind = config.cluster == "ray", transfer_kind(config, placement)
+def launches(
+    config: Config, placement: Placement, *, transfer: str, token: str, transfer_dir: Path, reference: str
+) -> list[Launch]:
+    """The servers that this run starts itself. transfer: see `transfer_kind`. reference: folder or Hub id of the frozen model."""
+    on_ray = config.cluster == "ray"
     where: dict[str, Any] = {"host": HOST, "port": PORT}
 
     def launch(
@@ -53,7 +51,7 @@ def launches(config: Config, placement: Placement, *, token: str, transfer_dir: 
 
     def rollout(number: int, devices: DeviceSet) -> Launch:
         sharing = 1 if on_ray else len(placement.rollout_servers)
-        command = vllm_command(config, model_path(config.model), devices, transfer=kind, **where)
+        command = vllm_command(config, model_path(config.model), devices, transfer=transfer, **where)
         env = vllm_env(devices, token=token, transfer_dir=transfer_dir, extra=config.rollout.env, servers=sharing)
         return launch(ROLLOUT, number, devices, command, env, config.rollout.start_timeout_s, config.rollout.ray)
 

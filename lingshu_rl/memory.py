@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lingshu_rl.config import Config
+from lingshu_rl.model import quantized
 from lingshu_rl.model.shape import Shape, Stack
 from lingshu_rl.optimizers import OPTIMIZERS
 from lingshu_rl.processes.placement import GIB, Placement
 
 STEP_WORK = 4.0  # bytes a trained parameter that an optimiser takes in a step: torch's AdamW over lists takes a root
-QUANTIZED = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes of a frozen weight under train.quantize, see model.quantized
 MASTER = 4.0  # float32 copy of the trained weights that DeepSpeed steps on
 GRAPHS_GB = 1.0  # CUDA graphs of an engine that is awake
 IMAGE_SHARE = 0.5  # assumed share of image tokens in a packed row
@@ -60,7 +60,7 @@ class PolicyMemory:
         """Of the whole model: trained weights in the compute dtype, frozen ones as they were loaded."""
         frozen = self.shape.parameters - self.shape.trained
         whole = min(frozen, 2 * self.shape.largest) if self.config.train.quantize else frozen  # embedding and head stay
-        return (self.shape.trained + whole) * self.number + (frozen - whole) * QUANTIZED
+        return (self.shape.trained + whole) * self.number + (frozen - whole) * quantized.BYTES
 
     @property
     def state_bytes(self) -> float:
@@ -70,9 +70,8 @@ class PolicyMemory:
 
     @property
     def optimizer_bytes(self) -> float:
-        """Master weights and state of this rank, wherever they lie. Plain float32 without ZeRO has no master weights."""
-        master = MASTER if self.stage or self.number == 2 else 0.0
-        return self.shape.trained * (master + self.state_bytes) * self.share(1)
+        """Master weights and state of this rank, wherever they lie."""
+        return self.shape.trained * (MASTER + self.state_bytes) * self.share(1)
 
     @property
     def gradient_number(self) -> int:
@@ -121,7 +120,7 @@ class PolicyMemory:
     def _gradients(self) -> dict[str, float]:
         """Gradients, and the buffers in which they are reduced (two when communication overlaps, stage 3's default)."""
         buffers = 2 if self.zero.get("overlap_comm", self.stage == 3) else 1
-        bucket = int(self.zero.get("reduce_bucket_size", 5e8)) * self.number * buffers if self.stage else 0
+        bucket = int(self.zero.get("reduce_bucket_size", 5e8)) * self.number * buffers
         return {
             "gradients": 0.0 if self.offloads("optimizer") else self.gradient_bytes,
             "buckets": float(bucket),

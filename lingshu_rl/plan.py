@@ -120,9 +120,8 @@ def make_plan(config: Config, machine: Machine, ranks: Ranks) -> Plan:
     sampler = EngineMemory(config, shape, number, machine.gb, placement)
     replicas = placement.reference_replicas
     reference = reference_parts(config, frozen, number) | _context(replicas[0]) if replicas else {}
-    loads, share = (_colocated if placement.colocated else _apart)(
-        config, machine, placement, policy, sampler, reference
-    )
+    beside = _context(placement.policy) | (_named("reference", reference) if placement.reference_shares else {})
+    loads, share = (_colocated if placement.colocated else _apart)(config, machine, placement, policy, sampler, beside)
     if replicas and not placement.reference_shares:
         loads.append(_load("reference", replicas, "scoring", _room(machine), reference))
     return Plan(
@@ -208,11 +207,13 @@ def _colocated(
     placement: Placement,
     policy: PolicyMemory,
     engine: EngineMemory,
-    reference: Mapping[str, float],
+    beside: dict[str, float],
 ) -> tuple[list[Load], float]:
-    """The loads of GPUs that sample and train in turns, and the engine's share: what policy and reference leave."""
+    """The loads of GPUs that sample and train in turns, and the engine's share: what policy and reference leave.
+
+    beside: what else lies on the policy's devices.
+    """
     room, group = _room(machine), "policy and engine"
-    beside = _context(placement.policy) | (_named("reference", reference) if placement.reference_shares else {})
     held = policy.resting() | beside
     left = (room - sum(held.values())) / machine.gb if machine.gpus else 0.0
     share = float(
@@ -230,11 +231,10 @@ def _apart(
     placement: Placement,
     policy: PolicyMemory,
     engine: EngineMemory,
-    reference: Mapping[str, float],
+    beside: dict[str, float],
 ) -> tuple[list[Load], float]:
     """The loads of GPUs that only train, or only sample, and the engine's share (0 on a CPU, or without an engine)."""
     room, servers = _room(machine), placement.rollout_servers
-    beside = _context(placement.policy) | (_named("reference", reference) if placement.reference_shares else {})
     loads = [_load("policy", (placement.policy,), "update", room, policy.updating() | beside)]
     if not servers:
         return loads, 0.0

@@ -288,7 +288,7 @@ class Policy:
     def save_hf(self, folder: Path) -> None:
         """Write the model in Hugging Face form, adapters merged (all ranks call this; the main one writes)."""
         weights.save(self.module, folder, main=self.accelerator.is_main_process)
-        self.accelerator.wait_for_everyone()
+        self.barrier()
 
     def save_state(self, folder: Path) -> None:
         # A base in 4 bits is not written: torch would not read it back, and it is made again from the model.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
@@ -24,7 +25,7 @@ from lingshu_rl.policy import Policy
 from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Fleet
 from lingshu_rl.processes.placement import Ranks
 from lingshu_rl.processes.token import TOKEN_ENV
-from lingshu_rl.processes.workers import Worker
+from lingshu_rl.processes.workers import Worker, address_towards
 from lingshu_rl.progress import Progress
 from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.rewarding import Rewards, build_rewards
@@ -217,7 +218,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     is_main = os.environ.get("RANK", "0") == "0"
     plan = plan_here(config)
     placement = plan.placement
-    transfer_kind(config, placement)  # refuses on every rank, before any waits for another
+    transfer = transfer_kind(config, placement)  # refuses on every rank, before any waits for another
     if is_main:
         check_packages(config)
     folder, progress = RunFolder(config.run.dir), Progress(quiet=not is_main)
@@ -239,7 +240,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
         closing.callback(rewards.close)
         progress.say(f"devices: {placement.describe()}")
         reference = reference_model(config, folder, checkpoint)
-        to_start = launches(config, placement, token=token, transfer_dir=shared, reference=reference)
+        to_start = launches(config, placement, transfer=transfer, token=token, transfer_dir=shared, reference=reference)
         progress.say(f"starting {len(to_start)} server(s); logs in {folder.logs}")
         fleet.start(to_start, folder.logs)
         stop.listen()  # Ray took it
@@ -262,7 +263,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     if policy.layout_note:
         progress.say(policy.layout_note)
     with timeline.of("start"):
-        await _connect(run, plan, token, shared, closing)
+        await _connect(run, plan, transfer, token, shared, closing)
         if checkpoint is not None and is_main:
             run.rollout.landed[run.state.step] = read_rollouts(checkpoint / "landed.jsonl", prompts)
         if run.state.reference and config.reference.urls:
@@ -276,7 +277,9 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     return run
 
 
-async def _connect(run: Run, plan: Plan, token: str, shared: Path, closing: contextlib.AsyncExitStack) -> None:
+async def _connect(
+    run: Run, plan: Plan, transfer: str, token: str, shared: Path, closing: contextlib.AsyncExitStack
+) -> None:
     """Wait until every engine is ready, open the clients and the way of the weights."""
     config, policy, placement = run.config, run.policy, plan.placement
     urls = config.rollout.urls
@@ -320,7 +323,7 @@ async def _connect(run: Run, plan: Plan, token: str, shared: Path, closing: cont
         InProcessTransfer(run.engine, client)
         if run.engine is not None
         else make_transfer(
-            transfer_kind(config, placement),
+            transfer,
             client,
             folder=shared if run.is_main else None,
             token=token,
@@ -371,11 +374,5 @@ def check_packages(config: Config) -> None:
 
 def _own_address() -> str:
     """Where the main rank reaches this one: the loopback address when all ranks are on this host."""
-    import socket
-
     ranks = Ranks.launched()
-    if ranks.here == ranks.all:
-        return "127.0.0.1"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting a datagram socket sends nothing
-        probe.connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
-        return str(probe.getsockname()[0])
+    return "127.0.0.1" if ranks.here == ranks.all else address_towards(os.environ["MASTER_ADDR"], family=socket.AF_INET)

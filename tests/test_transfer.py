@@ -149,6 +149,7 @@ LORA = "train.lora={r: 4, target_modules: [q_proj, v_proj]}"
 def test_how_weights_travel(settings, place, ours, kind):
     config, (policy_on_gpu, servers_on_gpu) = load_config(None, settings), PLACES[place]
     where = {"policy_on_gpu": policy_on_gpu, "servers_on_gpu": servers_on_gpu, "ours": ours}
+    where["colocated"] = config.rollout.placement == "colocate"
     assert weight_transfer_kind(config, **where) == kind
     if kind != "in_process":
         made = make_transfer(kind, None, folder=None, token="t", timeout_s=1, dead=lambda: "")

@@ -56,12 +56,19 @@ def empty_model(name: str) -> Any:
 
 def _loader(name: str) -> tuple[Any, Any]:
     """transformers' class for the model, and its configuration."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model_path(name))
+    return loader_of(config), config
+
+
+def loader_of(config: Any) -> Any:
+    """transformers' class for models of this configuration: with a vision tower, if it has one."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
     sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    return (AutoModelForImageTextToText if sees else AutoModelForCausalLM), config
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def _sharding(loader: Any, config: Any, size: int) -> Any:

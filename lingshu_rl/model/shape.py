@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.config import ConfigError
-from lingshu_rl.model.loading import model_path
+from lingshu_rl.model.loading import loader_of, model_path
 
 
 class UnknownModelError(ValueError):
@@ -88,13 +88,10 @@ def read_shape(name: str, freeze: Sequence[str] = (), lora: Mapping[str, Any] | 
 @functools.cache
 def _read_shape(name: str, freeze: tuple[str, ...], lora: str) -> Shape:
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     config, source = _config_of(name)
-    sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     with torch.device("meta"):
-        model: Any = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_config(config)
+        model: Any = loader_of(config).from_config(config)
         plain = list(model.named_parameters())
         for parameter_name, parameter in plain:
             parameter.requires_grad_(not parameter_name.startswith(freeze) if freeze else True)

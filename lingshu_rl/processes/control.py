@@ -10,10 +10,11 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
+
+from lingshu_rl.processes.workers import address_towards
 
 PATIENCE = timedelta(days=7)  # for what the main rank does alone
 
@@ -118,10 +119,7 @@ def use_route_to_main() -> None:
     """
     import psutil
 
-    family, kind, *_, main = socket.getaddrinfo(os.environ["MASTER_ADDR"], 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(main)  # sends nothing
-        own = probe.getsockname()[0]
+    own = address_towards(os.environ["MASTER_ADDR"])
     for interface, addresses in psutil.net_if_addrs().items():
         if own in (address.address.split("%")[0] for address in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -227,6 +227,14 @@ def free_port(host: str = "127.0.0.1") -> int:
             return port
 
 
+def address_towards(host: str, port: int = 9, family: int = socket.AF_UNSPEC) -> str:
+    """This host's address from which connections to `host` start. Connecting a datagram socket sends nothing."""
+    family, kind, *_, far = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(far)
+        return str(probe.getsockname()[0])
+
+
 def python() -> str:
     return sys.executable
 

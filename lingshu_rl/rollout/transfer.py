@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from lingshu_rl.config import Config, ConfigError, more_than_adapters
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.pool import Pool, Server
-from lingshu_rl.processes.workers import free_port
+from lingshu_rl.processes.workers import address_towards, free_port
 from lingshu_rl.rollout.client import RolloutClient, RolloutError
 
 if TYPE_CHECKING:
@@ -46,16 +46,23 @@ class Transfer(Protocol):
         """To every server that is up, or to the one of this URL whatever its state. One that dies meanwhile is left out."""
 
 
-def weight_transfer_kind(config: Config, *, policy_on_gpu: bool, servers_on_gpu: bool, ours: bool) -> str:
+def weight_transfer_kind(
+    config: Config, *, policy_on_gpu: bool, servers_on_gpu: bool, ours: bool, colocated: bool = False
+) -> str:
     """How weights reach the servers: what rollout.weight_transfer names; with `auto`, the adapters alone where they can.
 
     ours: the servers are started by this run on this host, with the run's model. Whoever starts a server and whoever
-    sends to it must ask with the same arguments. "in_process" stands for an engine that needs no transfer (`colocated`).
+    sends to it must ask with the same arguments. colocated: each rank loads its own engine ("in_process").
     Raises ConfigError for what cannot work.
     """
     asked = config.rollout.weight_transfer
-    if config.rollout.placement == "colocate":
+    if colocated and asked == "auto":
         return "in_process"
+    if colocated:
+        raise ConfigError(
+            f"rollout.weight_transfer={asked} is for servers, and the policy's processes sample themselves here "
+            "(rollout.placement); use auto"
+        )
     if asked == "nccl" and not (policy_on_gpu and servers_on_gpu):
         raise ConfigError("rollout.weight_transfer=nccl needs policy and rollout on GPUs; use auto")
     alone = config.train.lora and not config.train.quantize and ours  # the servers' base is not in 4 bits
@@ -333,9 +340,7 @@ def master_address(urls: Sequence[str]) -> str:
 def local_address(url: str) -> str:
     """Where connections from here to this URL come from. Nothing is sent."""
     to = urlsplit(url)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((to.hostname or "", to.port or 80))
-        return str(probe.getsockname()[0])
+    return address_towards(to.hostname or "", to.port or 80, socket.AF_INET)
 
 
 async def reset_caches(pool: Pool, servers: Sequence[Server], version: int) -> None:
