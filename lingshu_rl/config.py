@@ -66,6 +66,10 @@ class TrainConfig:
     lora: dict[str, Any] = field(default_factory=dict)  # peft.LoraConfig arguments; empty = all weights are trained
     quantize: str = ""  # nf4 | fp4: the base under train.lora in 4 bits (QLoRA)
 
+    def computes_in(self, on_gpu: bool) -> str:
+        """`dtype`, decided: of policy, engines and, unless it has its own, reference."""
+        return ("bfloat16" if on_gpu else "float32") if self.dtype == "auto" else self.dtype
+
     def recomputes(self, on_gpu: bool) -> bool:
         """`gradient_checkpointing`, decided."""
         return on_gpu if self.gradient_checkpointing == "auto" else bool(self.gradient_checkpointing)

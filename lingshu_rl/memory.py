@@ -23,7 +23,7 @@ IMAGE_SHARE = 0.5  # assumed share of image tokens in a packed row
 
 
 def number_bytes(config: Config, on_gpu: bool) -> int:
-    return 2 if on_gpu and config.train.dtype != "float32" else 4
+    return 2 if config.train.computes_in(on_gpu) == "bfloat16" else 4
 
 
 @dataclass(frozen=True)
@@ -220,11 +220,11 @@ class EngineMemory:
         return int(self.cache(share) * GIB / self.token_bytes) if share else 0
 
 
-def reference_parts(config: Config, shape: Shape, number: int) -> dict[str, float]:
+def reference_parts(config: Config, shape: Shape, number: int, on_gpu: bool) -> dict[str, float]:
     """One GPU of a frozen replica: weights, and what one layer and the head's chunk need for a row."""
     tokens = config.packing.token_budget
     layer = tokens * shape.text.saved_numbers(number, singles=4)
-    head = vocabulary_bytes(replace(shape, trains_head=False), tokens, number, on_gpu=number == 2)
+    head = vocabulary_bytes(replace(shape, trains_head=False), tokens, number, on_gpu)
     weights = shape.parameters * number / config.reference.tensor_parallel
     return in_gb({"weights": weights, "work": float(layer + head)})
 

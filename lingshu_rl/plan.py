@@ -119,7 +119,7 @@ def make_plan(config: Config, machine: Machine, ranks: Ranks) -> Plan:
     policy = PolicyMemory(config, shape, ranks.all, number, placement.policy.on_gpu)
     sampler = EngineMemory(config, shape, number, machine.gb, placement)
     replicas = placement.reference_replicas
-    reference = reference_parts(config, frozen, number) | _context(replicas[0]) if replicas else {}
+    reference = reference_parts(config, frozen, number, replicas[0].on_gpu) | _context(replicas[0]) if replicas else {}
     beside = _context(placement.policy) | (_named("reference", reference) if placement.reference_shares else {})
     loads, share = (_colocated if placement.colocated else _apart)(config, machine, placement, policy, sampler, beside)
     if replicas and not placement.reference_shares:

@@ -350,9 +350,7 @@ def skip_shared_memory_build() -> None:
 
 def deepspeed_settings(config: Config, on_gpu: bool) -> dict[str, Any]:
     """DeepSpeed's configuration: what the update relies on, and the run's own keys over it."""
-    import torch
-
-    bf16 = resolve_dtype(config.train.dtype, on_gpu) == torch.bfloat16
+    bf16 = config.train.computes_in(on_gpu) == "bfloat16"
     return {
         "gradient_clipping": config.train.max_grad_norm,
         "bf16": {"enabled": bf16},

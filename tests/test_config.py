@@ -142,6 +142,8 @@ def test_engine_options_reach_the_engines_command_lines(tmp_path):
     text = " ".join(command)
     assert "--max-model-len 99" in text and "--no-enable-prefix-caching" in text and "--seed 5" in text
     assert '--limit-mm-per-prompt {"image": 2}' in text and "--dtype float32" in text
+    narrow = vllm_command(load_config(None, ["train.dtype=bfloat16"]), "m", DeviceSet(), port=1)
+    assert "--dtype bfloat16" in " ".join(narrow)  # as the policy computes, on a CPU too
     gpus = DeviceSet(machine(4).gpus[2:])
     gpu = vllm_command(load_config(None, ["rollout.vllm.dtype=float16"]), "m", gpus, port=1, transfer="nccl")
     assert "--tensor-parallel-size 2" in " ".join(gpu) and "--dtype float16" in " ".join(gpu)

@@ -24,7 +24,7 @@ def vllm_options(
     """
     chosen: dict[str, Any] = {
         "model": model,
-        "dtype": "bfloat16" if devices.on_gpu and config.train.dtype != "float32" else "float32",
+        "dtype": config.train.computes_in(devices.on_gpu),
         "seed": config.seed,
         # Log-probs after temperature and banned tokens: the distribution that was really sampled.
         "logprobs_mode": "processed_logprobs",
