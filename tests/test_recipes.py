@@ -19,9 +19,13 @@ while [[ $1 == --* ]]; do shift; done
 for node in $(seq 0 $((NODES - 1))); do SLURM_NODEID=$node "$@" || exit $?; done
 """
 TELL = """#!{python}
-import json, os, sys
+import json, os, sys, time
 line = {{"command": os.path.basename(sys.argv[0]), "words": sys.argv[1:], "node": os.environ.get("SLURM_NODEID"), "token": os.environ.get("LINGSHU_RL_TOKEN")}}
 open({out!r}, "a").write(json.dumps(line) + "\\n")
+# A training outlives the start of the server beside it, which the script ends with it.
+deadline = time.monotonic() + 30
+while line["command"] == "accelerate" and line["node"] == "1" and time.monotonic() < deadline and "lingshu-rl" not in open({out!r}).read():
+    time.sleep(0.05)
 """
 
 
