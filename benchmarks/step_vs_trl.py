@@ -230,7 +230,7 @@ def main() -> None:
 
 def prompt_length(model: Path, data: Path) -> int:
     from lingshu_rl.data.load import load
-    from lingshu_rl.model.loading import PromptEncoder
+    from lingshu_rl.model.encoder import PromptEncoder
 
     return len(PromptEncoder(str(model)).encode(load(data, instruction="short").prompts[0])[0])
 

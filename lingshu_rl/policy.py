@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lingshu_rl import weights
 from lingshu_rl.config import Config, ConfigError
-from lingshu_rl.model.loading import PromptEncoder, load_model, resolve_dtype
+from lingshu_rl.model.encoder import PromptEncoder
+from lingshu_rl.model.loading import load_model, resolve_dtype
 from lingshu_rl.model.quantized import as_unquantized, dense_kind
 from lingshu_rl.optimizers import Place, build_optimizer
 from lingshu_rl.processes.control import PATIENCE, Control, use_route_to_main

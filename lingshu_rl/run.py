@@ -18,7 +18,8 @@ from lingshu_rl.data.load import load
 from lingshu_rl.failures import KNOWN_FAILURES
 from lingshu_rl.launches import launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
-from lingshu_rl.model.loading import DEMO_MODEL, PromptEncoder, model_path
+from lingshu_rl.model.encoder import PromptEncoder
+from lingshu_rl.model.loading import DEMO_MODEL, model_path
 from lingshu_rl.optimizers import OPTIMIZERS, check_package
 from lingshu_rl.plan import Plan, plan_here
 from lingshu_rl.policy import Policy

@@ -31,7 +31,7 @@ from lingshu_rl.runfolder import image_name, write_text
 if TYPE_CHECKING:
     import torch
 
-    from lingshu_rl.model.loading import PromptEncoder
+    from lingshu_rl.model.encoder import PromptEncoder
     from lingshu_rl.types import Prompt
 
 PARTS = ("vision", "projector", "language")
@@ -253,7 +253,8 @@ def build_trainer(
     from transformers import TrainerCallback
     from trl import SFTTrainer
 
-    from lingshu_rl.model.loading import PromptEncoder, load_model
+    from lingshu_rl.model.encoder import PromptEncoder
+    from lingshu_rl.model.loading import load_model
 
     place = optimizer_place(arguments)
     check_optimizer("optimizer", config.optimizer, config.optimizer_args, place)
@@ -488,7 +489,8 @@ def measure(
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from lingshu_rl.model.loading import PromptEncoder, load_model
+    from lingshu_rl.model.encoder import PromptEncoder
+    from lingshu_rl.model.loading import load_model
     from rewards.compose import DEFAULT_SPEC, build
 
     state = PartialState()
@@ -528,8 +530,8 @@ def answer(
     import torch
     from transformers import GenerationConfig
 
+    from lingshu_rl.images import open_image
     from lingshu_rl.model.families import model_spec
-    from lingshu_rl.model.loading import open_image
 
     stop = model.generation_config.eos_token_id
     ends = set(encoder.eos_ids) | set(stop if isinstance(stop, list) else [stop] if stop is not None else [])
@@ -618,7 +620,7 @@ def _test_prompts(config: SftConfig) -> list[Prompt]:
 
 
 def _blank(prompts: Sequence[Prompt]) -> list[Prompt]:
-    from lingshu_rl.model.loading import blank_image
+    from lingshu_rl.images import blank_image
 
     return [replace(p, images=tuple(blank_image(image) for image in p.images)) for p in prompts]
 

@@ -25,7 +25,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from lingshu_rl.config import load_config
 from lingshu_rl.data.load import load
 from lingshu_rl.model import logprobs
-from lingshu_rl.model.loading import PromptEncoder
+from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.packing import without_pixels
 from lingshu_rl.policy import Policy
 from lingshu_rl.types import TokenGroup, TrainGroup

@@ -10,9 +10,10 @@ import torch
 from lingshu_rl.data.load import load
 from lingshu_rl.firstbatch import blank_vision
 from lingshu_rl.gap import Gap
+from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.families import model_spec
 from lingshu_rl.model.groups import group_logprobs
-from lingshu_rl.model.loading import PromptEncoder, load_model
+from lingshu_rl.model.loading import load_model
 from lingshu_rl.rollout.client import VLLM_COUNTER, RolloutClient
 from lingshu_rl.rollout.transfer import FileTransfer
 from lingshu_rl.types import TokenGroup

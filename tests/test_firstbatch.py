@@ -186,8 +186,9 @@ def test_limits_are_settings_and_each_side_decides_which_hold():
 def demo():
     """The demo policy in bfloat16, prompts with images, and what an engine sampled from them."""
     from lingshu_rl.data.load import load
+    from lingshu_rl.model.encoder import PromptEncoder
     from lingshu_rl.model.families import model_spec
-    from lingshu_rl.model.loading import PromptEncoder, load_model
+    from lingshu_rl.model.loading import load_model
 
     def model():
         return load_model("demo", torch.bfloat16)

@@ -9,8 +9,9 @@ from policy_cases import make_groups
 from short_runs import SHORT, metrics_of
 
 from lingshu_rl import weights
+from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.groups import group_logprobs
-from lingshu_rl.model.loading import PromptEncoder, load_model
+from lingshu_rl.model.loading import load_model
 from lingshu_rl.model.quantized import BYTES, as_unquantized, dense, dense_kind
 
 pytest.importorskip("bitsandbytes")

@@ -8,8 +8,9 @@ from starlette.testclient import TestClient
 
 from lingshu_rl.config import load_config
 from lingshu_rl.failures import PromptRefused
+from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.groups import group_logprobs
-from lingshu_rl.model.loading import PromptEncoder, load_model
+from lingshu_rl.model.loading import load_model
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.reference.client import ReferenceClient, progress_told
 from lingshu_rl.reference.server import ReferenceModel, body_limit, build_app

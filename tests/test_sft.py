@@ -185,7 +185,8 @@ def test_a_stage_trains_its_parts_and_no_other_and_the_next_starts_from_it(tmp_p
 
 
 def test_batched_answers_are_those_of_one_at_a_time_and_a_cut_is_seen():
-    from lingshu_rl.model.loading import PromptEncoder, load_model
+    from lingshu_rl.model.encoder import PromptEncoder
+    from lingshu_rl.model.loading import load_model
 
     model, encoder = load_model("demo", torch.float32), PromptEncoder("demo")
     prompts = list(load("demo:test", instruction="short").prompts[:6])

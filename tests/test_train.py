@@ -59,7 +59,8 @@ def test_a_run_leaves_everything_a_reader_needs(whole_run):
 def test_the_checkpoint_is_an_ordinary_hugging_face_folder(whole_run):
     import torch
 
-    from lingshu_rl.model.loading import PromptEncoder, load_model
+    from lingshu_rl.model.encoder import PromptEncoder
+    from lingshu_rl.model.loading import load_model
 
     hf = whole_run[0] / "checkpoints" / "step-000004" / "hf"
     trained, start = load_model(str(hf), torch.float32), load_model("demo", torch.float32)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.data.rows import RowError, check_image, row_to_prompt
+from lingshu_rl.data.rows import RowError, row_to_prompt
+from lingshu_rl.images import check_image
 from lingshu_rl.types import Prompt
 
 log = logging.getLogger(__name__)

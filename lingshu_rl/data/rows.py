@@ -88,24 +88,6 @@ def row_to_prompt(row: Mapping[str, Any], *, base_dir: str | Path | None = None,
     )
 
 
-def check_image(image: str | bytes) -> str | None:
-    """Why an image cannot be used, or None. Decodes the pixels: a header alone says nothing about a cut-off file."""
-    from PIL import Image
-
-    if isinstance(image, str) and not Path(image).is_file():
-        return f"image file not found: {image}"
-    name = image if isinstance(image, str) else f"of {len(image)} bytes"
-    try:
-        with Image.open(image if isinstance(image, str) else io.BytesIO(image)) as picture:
-            picture.draft("L", (64, 64))  # JPEG decodes at an eighth of the size, yet reads the whole file
-            picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"unreadable image {name}: {error}"
-    if picture.mode.startswith(("I", "F")):
-        return f"image {name} has over 8 bits a channel and would turn white in RGB: choose a window and save 8 bits"
-    return None
-
-
 def _missing(value: Any) -> bool:
     """Tables fill absent cells with None or nan."""
     return value is None or (isinstance(value, float) and math.isnan(value))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lingshu_rl.model.loading import blank_image
+from lingshu_rl.images import blank_image
 from lingshu_rl.types import Prompt
 
 SHUFFLE_SEED = 0

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.data.rows import LETTERS, RowError, check_image, row_to_prompt
+from lingshu_rl.data.rows import LETTERS, RowError, row_to_prompt
 from lingshu_rl.eval.benchmarks import MEDCALC_UNITS, Benchmark, EvalError, prompt_line
+from lingshu_rl.images import check_image
 from lingshu_rl.types import Prompt
 
 Row = dict[str, Any]

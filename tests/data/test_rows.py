@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from lingshu_rl.data.load import SHOWN, DataError, load
-from lingshu_rl.data.rows import FIELDS, RowError, check_image, instruction_text, row_to_prompt
+from lingshu_rl.data.rows import FIELDS, RowError, instruction_text, row_to_prompt
+from lingshu_rl.images import check_image
 
 
 def picture(path: Path, level: int = 90) -> Path:

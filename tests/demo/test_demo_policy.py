@@ -14,7 +14,8 @@ from lingshu_rl.demo import seeing
 from lingshu_rl.demo.careless import careless_text
 from lingshu_rl.demo.policy import SHORT, rebuild, training_rows
 from lingshu_rl.demo.reward import demo_spec
-from lingshu_rl.model.loading import PromptEncoder, load_model, model_path
+from lingshu_rl.model.encoder import PromptEncoder
+from lingshu_rl.model.loading import load_model, model_path
 from rewards.base import RewardInput
 from rewards.compose import build
 

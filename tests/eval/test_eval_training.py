@@ -43,7 +43,7 @@ class FakeRun:
         assert (n, temperature) == (1, 0.0)
         if prompt.id in self.refuse:
             raise PromptRefused("refused: too long", prompt.id)
-        from lingshu_rl.model.loading import open_image
+        from lingshu_rl.images import open_image
 
         shade = open_image(prompt.images[0]).getpixel((1, 1))[0] if prompt.images else 128
         text = "I am not sure." if shade == 128 else f"<answer>{'yes' if shade > 100 else 'no'}</answer>"
