@@ -7,15 +7,17 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from lingshu_rl.agreement import Agreement, judge
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import load
-from lingshu_rl.failures import KNOWN_FAILURES
+from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused
 from lingshu_rl.launches import launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
@@ -41,6 +43,7 @@ from lingshu_rl.timeline import Timeline
 from lingshu_rl.types import Prompt, TrainGroup
 
 T = TypeVar("T")
+REFUSED_OF = 100  # prompts at the least that the share of refused ones is taken of
 
 
 class Run:
@@ -70,6 +73,7 @@ class Run:
         self.timeline = Timeline()
         self.saved_step = 0  # the step of the newest checkpoint
         self.version = 0  # updates that the policy's weights hold
+        self.disagreement = ""  # of trainer and engine in the latest update, in words
 
     def steps(self) -> Iterator[int]:
         for step in range(self.state.step, self.config.train.steps):
@@ -80,6 +84,19 @@ class Run:
         """Run `work` on the main rank; every rank gets its result or its exception. See `MainRank.run`."""
         return await self.main.run(work, urgent=urgent)
 
+    def set_aside(self, refused: Mapping[str, str], all_of_them: bool) -> None:
+        """Say which prompts this step went without. Raises PromptRefused when they are too many of all drawn so far."""
+        self.state.refused += len(refused)
+        for reason in refused.values():
+            self.progress.say(f"WARNING: set aside: {reason}")
+        limit = self.config.data.max_refused_share * max(self.state.cursor, REFUSED_OF)
+        if all_of_them or self.state.refused > limit:
+            raise PromptRefused(
+                f"{self.state.refused} of {self.state.cursor} prompts drawn so far were refused, in this step {len(refused)}; "
+                f"data.max_refused_share={self.config.data.max_refused_share:g} allows {limit:.0f}. The last: "
+                + (list(refused.values()) or ["none in this step"])[-1]
+            )
+
     def hand_device_to_policy(self) -> None:
         """A colocated engine sleeps until it gets the next weights; servers have devices of their own."""
         if self.engine is not None:
@@ -88,14 +105,21 @@ class Run:
     async def update(self, groups: Sequence[TrainGroup], step: int) -> dict[str, float]:
         """One batch of optimiser steps on every rank. With rollouts running beside it, in a thread of its own."""
 
+        self.disagreement = ""
+
         def work() -> dict[str, float]:
             self.policy.use_device()
-            return self.policy.update(groups, step)
+            return self.policy.update(groups, step, partial(self._judge, step))
 
         with self.timeline.of("update", step):
             metrics = await asyncio.to_thread(work) if self.config.train.max_staleness else work()
         self.version = step + 1
         return metrics
+
+    def _judge(self, step: int, agreement: Agreement) -> None:
+        self.disagreement = judge(agreement, self.config, self.policy.dtype, step)
+        if self.disagreement:
+            self.progress.say(f"WARNING: {self.disagreement}")
 
     async def send_weights(self) -> None:
         """The policy's weights into every rollout engine. All ranks call this; a fault of the main one is raised by all."""

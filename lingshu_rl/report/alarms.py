@@ -42,7 +42,14 @@ def find_alarms(
     metrics: one mapping a step. evals: graded rows by evaluation name (`after`, `after_blank`, ...).
     late_rollouts: completions of the last steps (kind, gold, parsed, status, value).
     """
-    found = [*_not_finite(metrics), *_flat(metrics), *_length_drift(metrics), *_kl_spikes(metrics)]
+    found = [
+        *_not_finite(metrics),
+        *_disagreement(metrics),
+        *_refused(metrics),
+        *_flat(metrics),
+        *_length_drift(metrics),
+        *_kl_spikes(metrics),
+    ]
     found += [*_late_shares(metrics), *_gaming(late_rollouts)]
     for where, rows in (("the final evaluation", evals.get("after", ())), ("the last training steps", late_rollouts)):
         found += [*_unreadable(rows, where), *_collapse(rows, where)]
@@ -66,6 +73,24 @@ def _not_finite(metrics: Sequence[Row]) -> list[Alarm]:
     ]
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     return [Alarm("Values that are no numbers", f"{', '.join(bad[:3])}{more}.")] if bad else []
+
+
+def _disagreement(metrics: Sequence[Row]) -> list[Alarm]:
+    """Trainer and engine saw different tokens, images or weights: the steps, and the latest in the run's own words."""
+    told = [m for m in metrics if m.get("disagreement")]
+    if not told:
+        return []
+    text = f"{len(told)} of {len(metrics)} steps. The latest: {told[-1]['disagreement']}."
+    return [Alarm("Trainer and engine disagree", text)]
+
+
+def _refused(metrics: Sequence[Row]) -> list[Alarm]:
+    """Prompts that the run went without."""
+    refused = [(m["step"], reason) for m in metrics for reason in (m.get("refused") or {}).values()]
+    if not refused:
+        return []
+    step, reason = refused[-1]
+    return [Alarm("Prompts set aside", f"{len(refused)} so far. The latest, in step {step}: {reason}.")]
 
 
 def _flat(metrics: Sequence[Row]) -> list[Alarm]:
