@@ -13,7 +13,6 @@ nothing on their own. A weight of 0 makes a part a metric: its value is logged a
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import math
@@ -22,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards.base import Reward, RewardInput, RewardResult
+from rewards.imports import PathError, hint, imported
 
 # Accuracy by kind is the whole pay. The think-answer format is watched, not paid: as an extra it would pay wrong
 # answers (0.5 x format + 1 x accuracy, as Lingshu-RL was trained, gives a third of the pay to any well-formed text), as
@@ -109,7 +109,7 @@ class Route(Reward):
         return self.routes[sample.kind].check_gold(sample)
 
     def _unrouted(self, kind: str) -> str:
-        return f"no reward for kind {kind!r}; routed kinds: {', '.join(self.routes)}{_hint(kind, self.routes)}"
+        return f"no reward for kind {kind!r}; routed kinds: {', '.join(self.routes)}{hint(kind, self.routes)}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Part:
 
     def __post_init__(self) -> None:
         if self.role not in _ROLES:
-            raise SpecError(f"unknown role {self.role!r}; use one of {', '.join(_ROLES)}{_hint(self.role, _ROLES)}")
+            raise SpecError(f"unknown role {self.role!r}; use one of {', '.join(_ROLES)}{hint(self.role, _ROLES)}")
         if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
             raise SpecError(f"{self.role} must be a number, got {self.value!r}")
         if self.role == "weight" and self.value < 0:
@@ -256,8 +256,8 @@ def _part(spec: Any, where: str) -> Part:
 def _at(where: str, make: Any, *args: Any) -> Any:
     try:
         return make(*args)
-    except SpecError as error:
-        raise SpecError(f"{where}: {error}") from None
+    except (SpecError, PathError) as error:
+        raise SpecError(f"{where}: {error}") from error
 
 
 def _instance(name: Any, args: Any, where: str) -> Reward:
@@ -265,7 +265,7 @@ def _instance(name: Any, args: Any, where: str) -> Reward:
         raise SpecError(f"{where}: a class is a text such as 'OptionLetter' or 'my_module:MyReward', got {name!r}")
     if not isinstance(args, Mapping):
         raise SpecError(f"{where}.args: expected a mapping of keyword arguments, got {type(args).__name__}")
-    cls = _imported(name, where) if ":" in name else _own(name, where)
+    cls = _at(where, imported, name, Reward) if ":" in name else _own(name, where)
     if not (isinstance(cls, type) and issubclass(cls, Reward)):
         raise SpecError(f"{where}: {name} is not a subclass of rewards.Reward")
     parameters = inspect.signature(cls).parameters
@@ -281,37 +281,11 @@ def _own(name: str, where: str) -> Any:
     package = importlib.import_module("rewards")
     known = [n for n in package.__all__ if n[:1].isupper() and n not in ("Reward", "RewardInput", "RewardResult")]
     if name not in known:
-        raise SpecError(f"{where}: no reward named {name!r}{_hint(name, known)}; own classes are named 'module:Class'")
+        raise SpecError(f"{where}: no reward named {name!r}{hint(name, known)}; own classes are named 'module:Class'")
     return getattr(package, name)
-
-
-def _imported(path: str, where: str) -> Any:
-    module_name, _, class_name = path.partition(":")
-    if module_name == "__main__":
-        raise SpecError(f"{where}: a class in the running script cannot be imported elsewhere; move it to a module")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # A module that is there but misses an import of its own must not be reported as absent.
-        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise SpecError(f"{where}: importing {module_name} failed: {error}") from error
-        raise SpecError(
-            f"{where}: no module {module_name!r} on the import path; start from its folder or set PYTHONPATH"
-        ) from error
-    except Exception as error:
-        raise SpecError(f"{where}: importing {module_name} failed: {type(error).__name__}: {error}") from error
-    if not hasattr(module, class_name):
-        names = [n for n, value in vars(module).items() if isinstance(value, type) and issubclass(value, Reward)]
-        raise SpecError(f"{where}: {module_name} has no {class_name!r}{_hint(class_name, names)}")
-    return getattr(module, class_name)
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str, what: str = "key") -> None:
     for key in given:
         if key not in known:
-            raise SpecError(f"{where}: unknown {what} {key!r}{_hint(key, known)}; known: {', '.join(known) or 'none'}")
-
-
-def _hint(word: Any, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+            raise SpecError(f"{where}: unknown {what} {key!r}{hint(key, known)}; known: {', '.join(known) or 'none'}")

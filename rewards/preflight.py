@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 import sys
@@ -400,8 +399,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     checking.add_argument("--template", default=TEMPLATE, help="a completion with {answer} in it; default: %(default)r")
     checking.add_argument("--out", metavar="FILE", type=Path, help="write the whole report as JSON")
     arguments = parser.parse_args(argv)
-    # A console script starts with its own folder on the path, not with the author's.
-    sys.path.insert(0, os.getcwd())
     try:
         rows = load_rows(arguments.data)
         reward = build(arguments.reward or (_spec_file(arguments.spec) if arguments.spec else DEFAULT_SPEC))
