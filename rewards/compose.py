@@ -22,6 +22,7 @@ from typing import Any
 
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.imports import PathError, hint, imported
+from rewards.kinds import ROUTE, KindError, own_reward
 
 # Accuracy by kind is the whole pay. The think-answer format is watched, not paid: as an extra it would pay wrong
 # answers (0.5 x format + 1 x accuracy, as Lingshu-RL was trained, gives a third of the pay to any well-formed text), as
@@ -29,13 +30,7 @@ from rewards.imports import PathError, hint, imported
 DEFAULT_SPEC: Mapping[str, Any] = {
     "parts": {
         "answer": {
-            "route": {
-                "option": "OptionLetter",
-                "yesno": "YesNo",
-                "open": "OpenAnswer",
-                "numeric": "NumericUnits",
-                "report": "ReportEntities",
-            },
+            "route": ROUTE,
             "weight": 1.0,
         },
         "format": {"class": "ThinkAnswerFormat", "weight": 0.0},
@@ -75,7 +70,10 @@ def part_names(reward: Reward) -> tuple[str, ...]:
 
 
 class Route(Reward):
-    """Hands each sample to the reward of its kind. A kind without a reward cannot be judged (`gold_invalid`)."""
+    """Hands each sample to the reward of its kind. A kind without a reward cannot be judged (`gold_invalid`).
+
+    An own kind, named by its import path, brings its reward along; a route of that name replaces it.
+    """
 
     name = "route"
 
@@ -94,21 +92,29 @@ class Route(Reward):
         for index, sample in enumerate(samples):
             by_kind.setdefault(sample.kind, []).append(index)
         for kind, indices in by_kind.items():
-            if kind not in self.routes:
+            reward = self._reward(kind)
+            if isinstance(reward, str):
                 for index in indices:
-                    results[index] = RewardResult(None, "gold_invalid", reason=self._unrouted(kind))
+                    results[index] = RewardResult(None, "gold_invalid", reason=reward)
                 continue
-            scored = _scored(self.routes[kind], [samples[i] for i in indices], kind)
+            scored = _scored(reward, [samples[i] for i in indices], kind)
             for index, result in zip(indices, scored, strict=True):
                 results[index] = replace(result, components=_named(kind, result))
         return [result for result in results if result is not None]
 
     def check_gold(self, sample: RewardInput) -> str | None:
-        if sample.kind not in self.routes:
-            return self._unrouted(sample.kind)
-        return self.routes[sample.kind].check_gold(sample)
+        reward = self._reward(sample.kind)
+        return reward if isinstance(reward, str) else reward.check_gold(sample)
 
-    def _unrouted(self, kind: str) -> str:
+    def _reward(self, kind: str) -> Reward | str:
+        """The reward of a kind, or why there is none."""
+        if kind in self.routes:
+            return self.routes[kind]
+        if ":" in kind:
+            try:
+                return own_reward(kind)
+            except (KindError, SpecError) as error:
+                return str(error)
         return f"no reward for kind {kind!r}; routed kinds: {', '.join(self.routes)}{hint(kind, self.routes)}"
 
 

@@ -259,7 +259,9 @@ def _failed(error: BaseException, timeout_s: float | None, name: str) -> RewardR
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
     notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
-    return RewardResult(None, "error", reason=f"{name}: {type(error).__name__}: {_short(str(error), 300)}{notes}{place}")
+    return RewardResult(
+        None, "error", reason=f"{name}: {type(error).__name__}: {_short(str(error), 300)}{notes}{place}"
+    )
 
 
 def _late(timeout_s: float | None) -> RewardResult:
