@@ -285,7 +285,9 @@ def _instance(name: Any, args: Any, where: str) -> Reward:
 
 def _own(name: str, where: str) -> Any:
     package = importlib.import_module("rewards")
-    known = [n for n in package.__all__ if n[:1].isupper() and n not in ("Reward", "RewardInput", "RewardResult")]
+    known = [
+        n for n in package.__all__ if n[:1].isupper() and n not in ("Kind", "Reward", "RewardInput", "RewardResult")
+    ]
     if name not in known:
         raise SpecError(f"{where}: no reward named {name!r}{hint(name, known)}; own classes are named 'module:Class'")
     return getattr(package, name)

@@ -51,7 +51,7 @@ def nothing_more(sample: RewardInput, label: str) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class Kind:
-    """name: as rows write it; of an own kind its import path. reward: a spec for `rewards.build` that judges by default.
+    """name: for people; rows write an own kind's import path. reward: a spec for `rewards.build` that judges by default.
 
     prompts: the last line of a prompt by its name: "short" (tiny models), "full" (what completes "The final answer is"),
     "direct" and "direct_zh" (evaluation); a name with ":multi" is for rows with several right options.
@@ -248,9 +248,9 @@ def own_reward(name: str) -> Reward:
     return build(find(name).reward)
 
 
-def label_check(kind: Kind) -> Callable[[RewardInput], str | None]:
+def label_check(name: str) -> Callable[[RewardInput], str | None]:
     """Why a label of this kind cannot be used, where no other reward is to judge it."""
-    return _is_text if kind.imitated else own_reward(kind.name).check_gold
+    return _is_text if find(name).imitated else own_reward(name).check_gold
 
 
 def _is_text(sample: RewardInput) -> str | None:

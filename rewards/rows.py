@@ -108,7 +108,7 @@ def read_row(row: Mapping[str, Any], check: LabelCheck | None = None) -> Row:
         read = Row(**{**vars(given), "gold": kind.read(given.sample)})
     except ValueError as error:
         raise RowError(str(error)) from None
-    if problem := label_problem(read.sample, check or label_check(kind)):
+    if problem := label_problem(read.sample, check or label_check(read.kind)):
         raise RowError(problem)
     return read
 
