@@ -13,7 +13,7 @@ from typing import Any
 
 from lingshu_rl.curate.scans import ScanError, ScanOptions, is_scan, read_scan, scan_files
 from lingshu_rl.data.rows import FIELDS, RowError, row_to_prompt
-from rewards.kinds import guess
+from rewards.kinds import KINDS, guess
 
 FORMATS = ("auto", "jsonl", "json", "parquet", "csv", "tsv", "hf", "dicom", "nifti")
 # What public sets call the fields of a row; used for a field that `fields` does not name and the record does not have.
@@ -296,7 +296,7 @@ def _row(record: Any, source: Source) -> dict[str, Any]:
         row["options"] = _listed(row["options"], "|")
     if "kind" not in row and "answer" in row:
         row["kind"] = guess(row["answer"], row.get("options"), tuple(row))
-    if isinstance(row.get("answer"), int | float) and row.get("kind") != "numeric":
+    if isinstance(row.get("answer"), int | float) and row.get("kind") in set(KINDS) - {"numeric"}:
         row["answer"] = str(row["answer"])
     if meta:
         row["meta"] = meta
