@@ -5,6 +5,7 @@ A row names a kind of this table, or one of its own by import path: `"kind": "my
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def _letters(sample: RewardInput) -> str:
 def _options_all_at_once(sample: RewardInput, label: str) -> Mapping[str, str]:
     letters = LETTERS[: len(sample.options)]
     # All letters can be the right answer to a question that may have several.
-    if len(letters) < 2 or (sample.meta.get("multi") and set(letters) <= set(label.upper())):
+    if len(letters) < 2 or (sample.meta.get("multi") and set(letters) <= set(re.findall(r"\b[A-Z]\b", label.upper()))):
         return {}
     return {
         "all letters": ", ".join(letters),
