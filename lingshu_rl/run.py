@@ -31,7 +31,7 @@ from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Worker, address_towards
 from lingshu_rl.progress import Progress
 from lingshu_rl.reference.client import ReferenceClient
-from lingshu_rl.rewarding import Rewards, build_rewards
+from lingshu_rl.rewarding import Rewards, build_rewards, label_check
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
 from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
 from lingshu_rl.rollout.transfer import Transfer, make_transfer, remove_folder, transfer_folder
@@ -366,9 +366,9 @@ def load_prompts(config: Config, folder: RunFolder, is_main: bool) -> tuple[list
     instruction = config.data.instruction
     if instruction == "auto":
         instruction = "short" if config.model == DEMO_MODEL else "full"
-    sets = []
+    sets, check = [], label_check(config)
     for name, source in (("train", config.data.train), ("test", config.data.test)):
-        loaded = load(source, instruction=instruction, skip_bad_rows=config.data.skip_bad_rows)
+        loaded = load(source, instruction=instruction, skip_bad_rows=config.data.skip_bad_rows, check=check)
         if loaded.refused and is_main:
             folder.write_eval(f"refused_{name}", [asdict(r) for r in loaded.refused])
         sets.append(list(loaded.prompts))

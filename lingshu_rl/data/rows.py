@@ -1,214 +1,58 @@
-"""The data row: what a question looks like in a file, what is wrong with a bad one, and the prompt it becomes."""
+"""The prompt that a data row becomes; what a row may be is said in `rewards.rows`."""
 
 from __future__ import annotations
 
-import difflib
 import io
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lingshu_rl.types import Prompt
+from rewards.kinds import LETTERS, find
+from rewards.rows import FIELDS, LabelCheck, RowError, read_row
 
-KINDS = ("option", "yesno", "open", "numeric", "report")
-FIELDS = ("id", "images", "question", "options", "answer", "kind", "unit", "tolerance", "meta")
-REQUIRED = ("id", "images", "question", "answer", "kind")
-TOLERANCES = ("rel", "abs", "lower", "upper", "exact")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+__all__ = ["FIELDS", "FULL_FRAME", "LETTERS", "RowError", "instruction_text", "row_to_prompt"]
 
-# What the prompt says about the answer's form. "short" is for the demo's tiny model, "full" for real ones.
-INSTRUCTIONS: Mapping[str, Mapping[str, str]] = {
-    "short": {
-        "option": "Answer: letter.",
-        "yesno": "Answer: yes or no.",
-        "open": "Answer: words.",
-        "numeric": "Answer: number and unit.",
-        "report": "Answer: report.",
-    },
-    "full": {
-        "option": "the letter of the correct option",
-        "multi": "the letters of all correct options, separated by commas",
-        "yesno": "yes or no",
-        "open": "a short phrase",
-        "numeric": "a number with its unit",
-        "report": "the report as plain sentences",
-    },
-}
 FULL_FRAME = (
     "Think step by step about the image and the question inside <think> and </think>, "
     "then give the final answer inside <answer> and </answer>. The final answer is {form}."
 )
 
 
-class RowError(ValueError):
-    """Why a row cannot be used."""
-
-
 def instruction_text(instruction: str, kind: str, multi: bool = False) -> str:
     """The last line of a prompt: "short" or "full" by kind, anything else word for word (empty for none)."""
-    if instruction == "short":
-        return INSTRUCTIONS["short"][kind]
     if instruction == "full":
-        return FULL_FRAME.format(form=INSTRUCTIONS["full"]["multi" if multi and kind == "option" else kind])
-    return instruction
+        return FULL_FRAME.format(form=find(kind).prompt("full", multi))
+    return find(kind).prompt("short", multi) if instruction == "short" else instruction
 
 
-def row_to_prompt(row: Mapping[str, Any], *, base_dir: str | Path | None = None, instruction: str = "full") -> Prompt:
-    """Check one row and make its prompt. Raises RowError with the first thing that is wrong.
+def row_to_prompt(
+    row: Mapping[str, Any],
+    *,
+    base_dir: str | Path | None = None,
+    instruction: str = "full",
+    check: LabelCheck | None = None,
+) -> Prompt:
+    """Check one row and make its prompt. Raises RowError with the first thing that is wrong; check: see `read_row`.
 
     Relative image paths are taken from `base_dir`; whether the files exist and can be read is `check_image`'s task.
-    `Prompt.meta` is the row's meta plus `unit` and `tolerance`; `gold` is a letter for option rows ("A,C" with
-    `meta.multi`), "yes" or "no" for yesno rows, the answer as given for the others.
     """
-    row = {key: value for key, value in row.items() if not _missing(value)}
-    _check_fields(row)
-    kind = row["kind"]
-    if kind not in KINDS:
-        raise RowError(f"unknown kind {kind!r}; use one of {', '.join(KINDS)}{_nearest(kind, KINDS)}")
-    question = row["question"]
-    if not isinstance(question, str) or not question.strip():
-        raise RowError("question must be a non-empty text")
-    meta = _meta(row)
-    options = _options(row)
-    gold = _gold(row, options, multi=meta.get("multi") is True)
-    lines = [question.strip(), *(f"{LETTERS[i]}. {text}" for i, text in enumerate(options))]
-    if last := instruction_text(instruction, kind, multi=meta.get("multi") is True):
+    read = read_row(row, check)
+    multi = read.meta.get("multi") is True
+    lines = [read.question, *(f"{LETTERS[i]}. {text}" for i, text in enumerate(read.options))]
+    if last := instruction_text(instruction, read.kind, multi):
         lines.append(last)
-    images = tuple(_image(image, base_dir) for image in _sequence(row["images"], "images"))
+    images = tuple(_image(image, base_dir) for image in read.images)
     content = [*({"type": "image"} for _ in images), {"type": "text", "text": "\n".join(lines)}]
     return Prompt(
-        id=str(row["id"]),
+        id=read.id,
         messages=({"role": "user", "content": content},),
         images=images,
-        gold=gold,
-        options=options,
-        kind=kind,
-        meta=meta,
+        gold=read.gold,
+        options=read.options,
+        kind=read.kind,
+        meta=read.meta,
     )
-
-
-def _missing(value: Any) -> bool:
-    """Tables fill absent cells with None or nan."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _nearest(word: Any, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(str(word), known, n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
-
-
-def _check_fields(row: Mapping[str, Any]) -> None:
-    for name in REQUIRED:
-        if name not in row:
-            hint = "; use [] for a question without an image" if name == "images" else ""
-            raise RowError(f"field {name!r} is missing or empty{hint}")
-    for name in row:
-        if name not in FIELDS:
-            raise RowError(f"unknown field {name!r}{_nearest(name, FIELDS)}; other facts belong under 'meta'")
-    if not isinstance(row["id"], str | int) or isinstance(row["id"], bool) or not str(row["id"]).strip():
-        raise RowError(f"id must be a non-empty text or an integer, got {row['id']!r}")
-
-
-def _meta(row: Mapping[str, Any]) -> dict[str, Any]:
-    meta = row.get("meta", {})
-    if not isinstance(meta, Mapping):
-        raise RowError(f"meta must be a mapping, got {type(meta).__name__}")
-    merged = {key: value for key, value in meta.items() if not _missing(value)}
-    for name in ("unit", "tolerance"):
-        if name not in row:
-            continue
-        if row["kind"] != "numeric":
-            raise RowError(f"{name!r} belongs to kind 'numeric', this row is {row['kind']!r}")
-        if name in merged and merged[name] != row[name]:
-            raise RowError(f"{name!r} stands in the row and, differently, in its meta")
-        merged[name] = row[name]
-    if "tolerance" in merged:
-        merged["tolerance"] = _tolerance(merged["tolerance"])
-    return merged
-
-
-def _tolerance(tolerance: Any) -> dict[str, Any]:
-    if not isinstance(tolerance, Mapping):
-        raise RowError(f"tolerance must be a mapping such as {{'abs': 5}} or {{'rel': 0.05}}, got {tolerance!r}")
-    kept = {key: value for key, value in tolerance.items() if not _missing(value)}
-    for key, value in kept.items():
-        if key not in TOLERANCES:
-            raise RowError(f"unknown tolerance {key!r}; use one of {', '.join(TOLERANCES)}{_nearest(key, TOLERANCES)}")
-        if key == "exact":
-            valid = isinstance(value, bool)
-        else:
-            valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            valid = valid and (value >= 0 or key in ("lower", "upper"))
-        if not valid:
-            raise RowError(f"tolerance {key!r} cannot be {value!r}")
-    return kept
-
-
-def _sequence(value: Any, name: str) -> list[Any]:
-    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
-        raise RowError(f"{name} must be a list, got {type(value).__name__}")
-    return list(value)
-
-
-def _options(row: Mapping[str, Any]) -> tuple[str, ...]:
-    options = _sequence(row.get("options", []), "options")
-    if row["kind"] != "option":
-        if options:
-            raise RowError(f"options belong to kind 'option', this row is {row['kind']!r}")
-        return ()
-    if len(options) < 2:
-        raise RowError(f"kind 'option' needs at least two options, got {len(options)}")
-    if len(options) > len(LETTERS):
-        raise RowError(f"at most {len(LETTERS)} options have a letter, got {len(options)}")
-    for option in options:
-        if not isinstance(option, str) or not option.strip():
-            raise RowError(f"every option must be a non-empty text, got {option!r}")
-    texts = tuple(option.strip() for option in options)
-    folded = [text.casefold() for text in texts]
-    if twice := next((text for text in texts if folded.count(text.casefold()) > 1), None):
-        raise RowError(f"option {twice!r} stands twice in the list")
-    return texts
-
-
-def _gold(row: Mapping[str, Any], options: tuple[str, ...], multi: bool) -> Any:
-    answer, kind = row["answer"], row["kind"]
-    if isinstance(answer, str):
-        answer = answer.strip()
-    if answer == "" or (isinstance(answer, list | tuple | Mapping) and not answer):
-        raise RowError("answer is empty")
-    if kind == "option":
-        if not multi:
-            return _letter(answer, options)
-        parts = answer.split(",") if isinstance(answer, str) else _sequence(answer, "answer")
-        return ",".join(sorted({_letter(part, options) for part in parts}))
-    if kind == "yesno":
-        words = {"yes": "yes", "no": "no", "true": "yes", "false": "no"}
-        word = words.get(str(answer).lower())
-        if word is None:
-            raise RowError(f"a yesno answer must be yes or no, got {answer!r}")
-        return word
-    if kind == "numeric":
-        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-            raise RowError(f"a numeric answer must be a number or a text such as '140 mm', got {answer!r}")
-    elif not isinstance(answer, str):
-        raise RowError(f"an answer of kind {kind!r} must be a text, got {answer!r}")
-    return answer
-
-
-def _letter(answer: Any, options: tuple[str, ...]) -> str:
-    """The letter an option answer names, by letter or by the option's text."""
-    if not isinstance(answer, str):
-        raise RowError(f"an option answer must be a letter or an option's text, got {answer!r}")
-    answer = answer.strip()
-    by_text = [LETTERS[i] for i, text in enumerate(options) if text.casefold() == answer.casefold()]
-    by_letter = [answer.upper()] if len(answer) == 1 and answer.upper() in LETTERS[: len(options)] else []
-    named = {*by_text, *by_letter}
-    if not named:
-        raise RowError(f"answer {answer!r} is none of the {len(options)} options")
-    if len(named) > 1:
-        raise RowError(f"answer {answer!r} is the letter of one option and the text of another")
-    return named.pop()
 
 
 def _image(image: Any, base_dir: str | Path | None) -> str | bytes:
@@ -218,8 +62,6 @@ def _image(image: Any, base_dir: str | Path | None) -> str | bytes:
     if isinstance(image, bytes | bytearray):
         return bytes(image)
     if isinstance(image, str | Path) and str(image).strip():
-        if str(image).startswith(("http://", "https://", "data:")):
-            raise RowError(f"images are paths or bytes, not addresses: {str(image)[:60]!r}; fetch it first")
         return str(Path(base_dir or ".").joinpath(Path(image).expanduser()).resolve())
     if hasattr(image, "save") and hasattr(image, "tobytes"):
         buffer = io.BytesIO()

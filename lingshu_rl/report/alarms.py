@@ -11,6 +11,7 @@ from typing import Any
 
 from lingshu_rl.eval.stats import gain_between
 from lingshu_rl.report.monitor import monitors, plain
+from rewards.kinds import find_or_plain
 
 Row = Mapping[str, Any]
 
@@ -179,7 +180,7 @@ def _unreadable(rows: Sequence[Row], where: str) -> list[Alarm]:
 def _collapse(rows: Sequence[Row], where: str) -> list[Alarm]:
     """One answer given most of the time, to questions whose right answers are spread."""
     found = []
-    for kind, word in (("option", "Letter collapse"), ("yesno", "Answer collapse")):
+    for kind in sorted({str(row.get("kind")) for row in rows if find_or_plain(str(row.get("kind"))).collapse}):
         mine = [row for row in rows if row.get("kind") == kind]
         given = Counter(plain(row.get("parsed")) for row in mine if row.get("status") == "ok")
         if len(mine) < COLLAPSE_ROWS or not given:
@@ -189,7 +190,7 @@ def _collapse(rows: Sequence[Row], where: str) -> list[Alarm]:
         if share > COLLAPSE_SHARE and share > gold + COLLAPSE_EXCESS:
             text = f"In {where} {_percent(share)} of the {kind} answers are “{answer.upper()}”, "
             text += f"which is right for {_percent(gold)} of them."
-            found.append(Alarm(word, text))
+            found.append(Alarm(find_or_plain(kind).collapse, text))
     return found
 
 
