@@ -19,6 +19,7 @@ from lingshu_rl.model.packing import without_pixels
 from lingshu_rl.overlap import Ahead
 from lingshu_rl.results import finish, log_step
 from lingshu_rl.run import Run, open_run
+from lingshu_rl.threads import in_thread, while_well
 from lingshu_rl.types import Experience, Group, Prompt, Rollout, Scored, TokenGroup, TrainGroup
 
 # The advantages of a group's members, and what the update needs of it (None: it has nothing to teach).
@@ -93,16 +94,19 @@ async def sample(run: Run, step: int, prompts: Sequence[Prompt]) -> Experience:
     scoring: dict[str, asyncio.Task[Group]] = {}
     preparing: dict[str, asyncio.Task[Prepared]] = {}
     with run.timeline.of("rollout", step):
-        async for rollouts in run.rollout.groups(prompts, config.train.group_size, step):
+        landing = run.rollout.groups(prompts, config.train.group_size, step)
+        async for rollouts in while_well(landing, lambda: [*scoring.values(), *preparing.values()]):
             name = rollouts[0].prompt.id
             scoring[name] = asyncio.create_task(score(run, rollouts, step))
             if config.advantage.variant != "gdpo":
                 preparing[name] = asyncio.create_task(prepare(run, scoring[name], step))
+    await asyncio.gather(*scoring.values(), *preparing.values())  # the first failure of any, whichever comes first
     groups = [await scoring[p.id] for p in prompts]
     if config.advantage.variant == "gdpo":
         found = gdpo_advantages([[components(m) for m in group.members] for group in groups], run.rewards.weights)
         for p, own in zip(prompts, found, strict=True):
             preparing[p.id] = asyncio.create_task(prepare(run, scoring[p.id], step, tuple(own)))
+    await asyncio.gather(*preparing.values())
     prepared = [await preparing[p.id] for p in prompts]
     return Experience(
         groups=tuple(groups),
@@ -133,7 +137,7 @@ async def prepare(
     kept = [(m.rollout, a) for m, a in zip(group.members, advantages, strict=True) if a is not None]
     if not any(a for _, a in kept):
         return advantages, None
-    prompt_ids, vision = await asyncio.to_thread(run.encoder.encode, group.prompt)
+    prompt_ids, vision = await in_thread(run.encoder.encode, group.prompt)
     if prompt_ids != kept[0][0].prompt_ids:
         raise RuntimeError(
             f"prompt {group.prompt.id!r}: the engine read {len(kept[0][0].prompt_ids)} tokens, the trainer's processor "

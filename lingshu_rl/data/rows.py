@@ -12,8 +12,8 @@ from typing import Any
 from lingshu_rl.types import Prompt
 
 KINDS = ("option", "yesno", "open", "numeric", "report")
-FIELDS = ("id", "images", "question", "options", "answer", "kind", "unit", "tolerance", "meta")
-REQUIRED = ("id", "images", "question", "answer", "kind")
+FIELDS = ("id", "images", "question", "messages", "options", "answer", "kind", "unit", "tolerance", "meta")
+REQUIRED = ("id", "images", "answer", "kind")  # and one of question, messages
 TOLERANCES = ("rel", "abs", "lower", "upper", "exact")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -54,37 +54,108 @@ def instruction_text(instruction: str, kind: str, multi: bool = False) -> str:
     return instruction
 
 
-def row_to_prompt(row: Mapping[str, Any], *, base_dir: str | Path | None = None, instruction: str = "full") -> Prompt:
+def row_to_prompt(
+    row: Mapping[str, Any], *, base_dir: str | Path | None = None, instruction: str = "full", system: str = ""
+) -> Prompt:
     """Check one row and make its prompt. Raises RowError with the first thing that is wrong.
 
     Relative image paths are taken from `base_dir`; whether the files exist and can be read is `check_image`'s task.
     `Prompt.meta` is the row's meta plus `unit` and `tolerance`; `gold` is a letter for option rows ("A,C" with
     `meta.multi`), "yes" or "no" for yesno rows, the answer as given for the others.
+    A row has a `question`, which becomes one user turn, or the `messages` of a conversation (`_conversation`).
+    system: the first turn of every prompt whose row brings no system turn; "" for none.
     """
     row = {key: value for key, value in row.items() if not _missing(value)}
     _check_fields(row)
     kind = row["kind"]
     if kind not in KINDS:
         raise RowError(f"unknown kind {kind!r}; use one of {', '.join(KINDS)}{_nearest(kind, KINDS)}")
-    question = row["question"]
-    if not isinstance(question, str) or not question.strip():
-        raise RowError("question must be a non-empty text")
     meta = _meta(row)
     options = _options(row)
     gold = _gold(row, options, multi=meta.get("multi") is True)
-    lines = [question.strip(), *(f"{LETTERS[i]}. {text}" for i, text in enumerate(options))]
+    lines = [f"{LETTERS[i]}. {text}" for i, text in enumerate(options)]
     if last := instruction_text(instruction, kind, multi=meta.get("multi") is True):
         lines.append(last)
     images = tuple(_image(image, base_dir) for image in _sequence(row["images"], "images"))
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": "\n".join(lines)}]
+    messages = _conversation(row, images=len(images), lines=lines)
+    if system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
     return Prompt(
         id=str(row["id"]),
-        messages=({"role": "user", "content": content},),
+        messages=tuple(messages),
         images=images,
         gold=gold,
         options=options,
         kind=kind,
         meta=meta,
+    )
+
+
+def _conversation(row: Mapping[str, Any], images: int, lines: Sequence[str]) -> list[dict[str, Any]]:
+    """The turns of a row; `lines` (options, instruction) end the last user turn.
+
+    `messages` is a list of {"role", "content"}: at most one system turn, which comes first, then user and assistant turns
+    by turns, the last of them the user's. Content is a text, or a list of {"type": "text", "text": ...} and
+    {"type": "image"}, the images in the order of the row's `images`. Images that no turn places come before the text
+    of the last turn, where a `question` has them.
+    """
+    if "question" in row and "messages" in row:
+        raise RowError("a row has either a question or messages, this one has both")
+    if "question" in row:
+        if not isinstance(row["question"], str) or not row["question"].strip():
+            raise RowError("question must be a non-empty text")
+        turns = [{"role": "user", "content": row["question"]}]
+    elif "messages" in row:
+        turns = _sequence(row["messages"], "messages")
+    else:
+        raise RowError("field 'question' is missing or empty (or give a conversation as 'messages')")
+    messages = [_turn(turn, number) for number, turn in enumerate(turns, start=1)]
+    roles = [m["role"] for m in messages]
+    spoken = roles[1:] if roles[:1] == ["system"] else roles
+    if spoken != ["user", "assistant"] * (len(spoken) // 2) + ["user"]:
+        raise RowError(
+            f"messages are an optional system turn, then user and assistant by turns, ending with user; got {', '.join(roles)}"
+        )
+    placed = sum(part["type"] == "image" for m in messages for part in m["content"])
+    last = messages[-1]["content"]
+    if not placed:
+        last[:0] = [{"type": "image"} for _ in range(images)]
+    elif placed != images:
+        raise RowError(f"messages place {placed} images and the row has {images}")
+    if last[-1]["type"] == "text":
+        lines = [last.pop()["text"], *lines]
+    last.append({"type": "text", "text": "\n".join(lines)})
+    for message in messages:
+        if all(part["type"] == "text" for part in message["content"]):
+            message["content"] = "\n".join(part["text"] for part in message["content"])
+    return messages
+
+
+def _turn(turn: Any, number: int) -> dict[str, Any]:
+    """One turn of `messages`, its content as a list of parts with stripped texts."""
+    where = f"messages, turn {number}"
+    if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
+        raise RowError(f"{where}: a turn is a mapping with role and content, got {turn!r}")
+    if turn["role"] not in ("system", "user", "assistant"):
+        raise RowError(f"{where}: role must be system, user or assistant, got {turn['role']!r}")
+    content = turn["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else _sequence(content, f"{where}: content")
+    made = [_part(part, where) for part in parts]
+    if not made or all(part.get("text") == "" for part in made):
+        raise RowError(f"{where}: content is empty")
+    if turn["role"] != "user" and any(part["type"] == "image" for part in made):
+        raise RowError(f"{where}: images belong into user turns")
+    return {"role": turn["role"], "content": made}
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    part = {k: v for k, v in part.items() if not _missing(v)} if isinstance(part, Mapping) else {}
+    if part.get("type") == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"].strip()}
+    if part == {"type": "image"}:
+        return part
+    raise RowError(
+        f'{where}: a part is {{"type": "text", "text": ...}} or {{"type": "image"}} for the next of the row\'s images'
     )
 
 
