@@ -29,7 +29,10 @@ async def while_well(items: AsyncIterator[T], tasks: Callable[[], Iterable[async
     """The items as they come. A task that fails meanwhile ends the wait for the next one with its exception."""
 
     async def following() -> list[T]:
-        return [item async for item in _first(items)]
+        try:
+            return [await anext(items)]
+        except StopAsyncIteration:
+            return []
 
     coming = asyncio.ensure_future(following())
     try:
@@ -47,11 +50,3 @@ async def while_well(items: AsyncIterator[T], tasks: Callable[[], Iterable[async
             coming = asyncio.ensure_future(following())
     finally:
         coming.cancel()
-
-
-async def _first(items: AsyncIterator[T]) -> AsyncIterator[T]:
-    """The next item, if there is one."""
-    try:
-        yield await anext(items)
-    except StopAsyncIteration:
-        return
