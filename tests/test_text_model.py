@@ -35,13 +35,13 @@ def text_model(tmp_path):
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, end_of_turn]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder, end_of_turn
+    return folder
 
 
 def test_a_text_model_trains_two_steps_on_questions_and_conversations(text_model, tmp_path):
     import pyarrow.parquet as pq
 
-    folder, end_of_turn = text_model
+    folder = text_model
     question = {"images": [], "options": ["hepatic vein", "portal vein"], "answer": "A", "kind": "option"}
     turns = [{"role": "user", "content": "Which organ?"}, {"role": "assistant", "content": "liver"}, {"role": "user", "content": "Which vessel drains it?"}]  # fmt: skip
     for name in ("train", "test"):
