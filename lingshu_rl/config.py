@@ -43,6 +43,7 @@ class DataConfig:
     curriculum: str = (
         "none"  # none | pass_rate: prompts that are sometimes right first (meta.pass_rate, kept up to date)
     )
+    max_refused_share: float = 0.05  # above this share of drawn prompts that engine or reference refuse the run stops
     skip_bad_rows: bool = False  # go on without refused rows; they are listed in the run folder either way
 
 
@@ -328,6 +329,7 @@ def validate(config: Config) -> None:
     )
     refuse(c.rollout.temperature <= 0, "rollout.temperature must be above 0: greedy samples of a group are all equal")
     refuse(not 0 <= c.rewards.max_failed_share <= 1, "rewards.max_failed_share must be in [0, 1]")
+    refuse(not 0 <= c.data.max_refused_share <= 1, "data.max_refused_share must be in [0, 1]")
     one_of("train.dtype", c.train.dtype, ("auto", "float32", "bfloat16"))
     one_of("reference.dtype", c.reference.dtype, ("auto", "float32", "bfloat16"))
     one_of("train.lr_schedule", c.train.lr_schedule, ("constant", "linear", "cosine"))

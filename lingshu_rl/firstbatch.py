@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lingshu_rl.agreement import CheckError, bfloat16_limits, exact_engine
 from lingshu_rl.config import CheckConfig, Config
-from lingshu_rl.failures import RunStopped
 from lingshu_rl.gap import Gap, flat
 from lingshu_rl.types import TrainGroup
 
@@ -30,10 +30,6 @@ SIGHT = 1e-4  # nats that a blank image must change at the least
 # A blank image's mean gap over the real one's, on the same tokens. Rounding is so small a part of it in float32, ...
 CLEAR_EXACT = 10.0
 CLEAR = 1.25  # ... but not in bfloat16, where a trainer that ignores the image has a ratio of 1
-
-
-class CheckError(RunStopped):
-    """The first batch shows that the run would learn from wrong numbers; the message holds the figures."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +105,16 @@ def limits(check: CheckConfig, exact: bool, largest: float) -> dict[str, float]:
     """Measure of a gap -> its limit; `largest`: that of the maximum, where both sides compute in float32."""
     if exact:
         return {"max": largest}
-    return {"mean": check.mean_gap_bf16, "p99": check.p99_gap_bf16, "far": check.far_share_bf16}
+    return bfloat16_limits(check)
 
 
 def _engine(measured: Measured, config: Config, exact: bool) -> str:
     check = config.check
-    beyond = measured.engine.beyond(limits(check, exact and _exact_engine(config), check.max_logprob_gap))
+    beyond = measured.engine.beyond(limits(check, exact and exact_engine(config), check.max_logprob_gap))
     return beyond and (
         f"trainer and engine log-probs differ, nats: {beyond}: different weights, dtype, processor, chat template or "
         "sampling options"
     )
-
-
-def _exact_engine(config: Config) -> bool:
-    return bool(config.rollout.vllm.get("dtype", "float32") == "float32")
 
 
 def _reference(measured: Measured, config: Config, exact: bool) -> str:
@@ -141,7 +133,7 @@ def _reference(measured: Measured, config: Config, exact: bool) -> str:
 def _sight(measured: Measured, config: Config, exact: bool) -> str:
     if measured.seeing is None or measured.blank is None:
         return ""
-    clear = CLEAR_EXACT if exact and _exact_engine(config) else CLEAR
+    clear = CLEAR_EXACT if exact and exact_engine(config) else CLEAR
     if measured.blank.mean >= clear * measured.seeing.mean + SIGHT:
         return ""
     return (

@@ -54,7 +54,7 @@ def policy_loss(
     total_tokens, total_sequences: of the whole step. max_tokens: the sampling limit, used by dr_grpo alone.
     old_logprobs_T: at the start of the batch; None = this step is the first on it, so they equal logprobs_T.
     rollout_logprobs_T: of the engine that sampled. ref_logprobs_T: of the reference, needed when kl_coef > 0.
-    Metrics add up over rows and ranks; those named *_max are to be maximised instead.
+    Metrics add up over rows and ranks.
     """
     surrogate, per_token = VARIANTS[config.variant]
     length_N = torch.bincount(sequence_T, minlength=len(advantages))
@@ -65,15 +65,11 @@ def policy_loss(
     ratio_T, loss_T = surrogate(terms, config)
 
     metrics: dict[str, Tensor] = {}
-    if rollout_logprobs_T is not None:
-        gap_T = old_T - rollout_logprobs_T
-        metrics["rollout_gap"] = gap_T.abs().sum() / total_tokens
-        metrics["rollout_gap_max"] = gap_T.abs().amax() if len(gap_T) else gap_T.sum()
-        if config.importance_cap > 0:
-            weight_T = rollout_weights(gap_T, config.importance_cap)
-            loss_T = loss_T * weight_T
-            metrics["importance_weight"] = weight_T.sum() / total_tokens
-            metrics["importance_capped"] = (weight_T >= config.importance_cap).sum() / total_tokens
+    if rollout_logprobs_T is not None and config.importance_cap > 0:
+        weight_T = rollout_weights(old_T - rollout_logprobs_T, config.importance_cap)
+        loss_T = loss_T * weight_T
+        metrics["importance_weight"] = weight_T.sum() / total_tokens
+        metrics["importance_capped"] = (weight_T >= config.importance_cap).sum() / total_tokens
     if ref_logprobs_T is not None:
         kl_T = KL[config.kl_estimator](logprobs_T, ref_logprobs_T)
         metrics["kl"] = kl_T.detach().sum() / total_tokens

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lingshu_rl import weights
+from lingshu_rl.agreement import Agreement
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import load_model, resolve_dtype
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from lingshu_rl.types import TokenGroup
 
 Item = TypeVar("Item")
+Compared = tuple[str, "torch.Tensor", "torch.Tensor"]
+Judge = Callable[[Agreement], None]
 Made = TypeVar("Made")
 
 
@@ -44,6 +47,19 @@ class Batch:
     groups: Sequence[TrainGroup]
     total_rows: int
     rows: Sequence[tuple[PackedRow, bool, torch.Tensor | None]]
+
+    def against_engine(self) -> list[Compared]:
+        """(prompt id, the trainer's log-probs, the engine's) of each completion in the rows that count, on the CPU."""
+        import torch
+
+        found = []
+        for row, counts, own_T in self.rows:
+            if counts and own_T is not None:
+                parts = own_T.cpu().split([length for *_, length in row.members])
+                for (g, m, _), part in zip(row.members, parts, strict=True):
+                    group = self.groups[g]
+                    found.append((group.tokens.key, part, torch.tensor(group.rollout_logprobs[m])))
+        return found
 
 
 class Policy:
@@ -127,12 +143,13 @@ class Policy:
             )
         return vision
 
-    def update(self, groups: Sequence[TrainGroup], step: int) -> dict[str, float]:
+    def update(self, groups: Sequence[TrainGroup], step: int, judge: Judge = lambda _: None) -> dict[str, float]:
         """One batch: `train.optimizer_steps` optimiser steps, each over its share of the groups. Returns metrics.
 
         Groups may come without pixels (see `packing.without_pixels`): a rank encodes those of the rows it computes.
         A batch without groups (all of one opinion) changes nothing. Only a batch of several steps is scored beforehand.
         The gradient of a step is that of sum over all tokens / global count, equal for any packing and any ranks.
+        judge: is shown, on every rank, how trainer and engine agree on the batch; what it raises leaves the policy as it was.
         """
         if not groups:
             return {}
@@ -140,14 +157,26 @@ class Policy:
         batches = [self._deal(groups[i::count]) for i in range(count)]
         if count > 1:
             batches = [self._before_any_step(batch) for batch in batches]
+            agreed = self._agree([pair for batch in batches for pair in batch.against_engine()], judge)
         lr = self.lr_at(step)
         totals: dict[str, float] = {}
         for batch in batches:
             self._set_lr(lr)
-            for key, value in self._optimizer_step(batch).items():
-                before = totals.get(key, 0.0)
-                totals[key] = max(before, value) if key.endswith("_max") else before + value / count
-        return {**totals, "lr": lr}
+            scored, metrics = self._gradient(batch)
+            finite(metrics)
+            if count == 1:
+                agreed = self._agree(scored.against_engine(), judge)
+            self.engine.step()
+            metrics["grad_norm"] = float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
+            for key, value in finite(metrics).items():
+                totals[key] = totals.get(key, 0.0) + value / count
+        return {**totals, **agreed, "lr": lr}
+
+    def _agree(self, mine: list[Compared], judge: Judge) -> dict[str, float]:
+        """Every rank's share of the batch, trainer against engine, judged on every rank; as metrics."""
+        found = Agreement.of(pair for share in self.control.gather(mine) for pair in share)
+        judge(found)
+        return found.metrics()
 
     def logprobs(self, groups: Sequence[TokenGroup], layout: str | None = None) -> list[tuple[torch.Tensor, ...]]:
         """Per group, per completion, float32 log-probs without gradient. Every rank computes every row.
@@ -207,19 +236,18 @@ class Policy:
         groups = [group.tokens for group in batch.groups]
         return one_ahead(lambda row: with_pixels(row, groups, self.vision), [row for row, *_ in batch.rows])
 
-    def _optimizer_step(self, batch: Batch) -> dict[str, float]:
-        import torch
-
+    def _gradient(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
+        """One optimiser step's gradient, which waits for `engine.step`; the batch as it was scored, and metrics."""
         from lingshu_rl.losses import policy_loss
         from lingshu_rl.model.logprobs import completion_logprobs
 
         tokens = sum(len(c) for g in batch.groups for c in g.tokens.completions)
         sequences = sum(len(g.tokens.completions) for g in batch.groups)
         sums: dict[str, torch.Tensor] = {}
+        scored = []
         forget_gradients(self.engine.optimizer)
-        for i, ((_, counts, old_T), row) in enumerate(zip(batch.rows, self._with_pixels(batch), strict=True)):
-            last = i == len(batch.rows) - 1
-            self.engine.set_gradient_accumulation_boundary(is_boundary=last)
+        for i, ((empty, counts, old_T), row) in enumerate(zip(batch.rows, self._with_pixels(batch), strict=True)):
+            self.engine.set_gradient_accumulation_boundary(is_boundary=i == len(batch.rows) - 1)
             scores = completion_logprobs(self.engine, row, entropy=True, **self.scoring)
             fields = row_tensors(row, batch.groups, scores.logprobs_T.device)
             loss, metrics = policy_loss(
@@ -233,33 +261,19 @@ class Policy:
                 **fields,
             )
             # DeepSpeed averages gradients over ranks; the loss is already divided by the global count.
-            self.accelerator.deepspeed_engine_wrapped.backward(
-                loss * (self.ranks if counts else 0.0), sync_gradients=last
-            )
+            self.engine.backward(loss * (self.ranks if counts else 0.0))
+            scored.append((empty, counts, scores.logprobs_T.detach()))
             if counts:
                 for key, value in metrics.items():
-                    value = value.detach().float()
-                    sums[key] = (
-                        torch.maximum(sums.get(key, value), value) if key.endswith("_max") else sums.get(key, 0) + value
-                    )
-        result = self._reduce(sums)
-        result["grad_norm"] = float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
-        result["rows"] = float(batch.total_rows)
-        if not all(math.isfinite(v) for v in result.values()):
-            raise FloatingPointError(
-                f"the update gave a number that is not finite: { {k: v for k, v in result.items() if not math.isfinite(v)} }; "
-                "lower train.lr or look at the last rollouts"
-            )
-        return result
+                    sums[key] = sums.get(key, 0) + value.detach().float()
+        return replace(batch, rows=scored), {**self._sum(sums), "rows": float(batch.total_rows)}
 
-    def _reduce(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Sum (or take the maximum of `_max` keys) over the ranks."""
-        every = self.control.gather({key: float(value) for key, value in sums.items()})
-        keys = sorted({key for one in every for key in one})
-        return {
-            key: (max if key.endswith("_max") else sum)(one[key] for one in every if key in one)  # type: ignore[operator]
-            for key in keys
-        }
+    def _sum(self, sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Over the ranks."""
+        total: Counter[str] = Counter()
+        for share in self.control.gather({key: float(value) for key, value in sums.items()}):
+            total.update(share)
+        return dict(total)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step 0, 1, ...: linear warm-up, then the schedule over `train.steps`."""
@@ -407,6 +421,15 @@ def make_optimizer(config: Config, model: Any, on_gpu: bool) -> Any:
     groups = [{"params": trained, "lr": t.lr, "weight_decay": t.weight_decay}]
     place = Place.of(config.deepspeed, on_gpu=on_gpu, max_grad_norm=t.max_grad_norm)
     return build_optimizer("train.optimizer", t.optimizer, t.optimizer_args, place, model=model, groups=groups)
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics, if all are numbers. Raises FloatingPointError."""
+    if wrong := {key: value for key, value in metrics.items() if not math.isfinite(value)}:
+        raise FloatingPointError(
+            f"the update gave a number that is not finite: {wrong}; lower train.lr or look at the last rollouts"
+        )
+    return metrics
 
 
 def forget_gradients(optimizer: Any) -> None:

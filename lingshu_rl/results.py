@@ -55,11 +55,14 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float]) -
         "staleness": step - 1 - min(m.rollout.weight_version for m in members),
         "cursor": run.state.cursor,
         **({"reference_version": int(run.state.reference[-6:])} if run.state.reference else {}),
+        **({"prompts/refused": len(batch.refused), "refused": dict(batch.refused)} if batch.refused else {}),
+        **({"disagreement": run.disagreement} if run.disagreement else {}),
         **times,
     }
     run.folder.log_metrics(metrics)
     run.folder.write_rollouts(step, batch.groups, batch.advantages)
-    run.policy.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=step)
+    figures = {k: v for k, v in metrics.items() if k != "step" and isinstance(v, int | float)}
+    run.policy.accelerator.log(figures, step=step)
     run.progress.advance(note=f"reward {metrics['reward/mean']:.3f}")
     run.progress.say(step_line(step, run.config.train.steps, metrics))
 

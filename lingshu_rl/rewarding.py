@@ -13,6 +13,7 @@ from rewards.base import RewardInput, RewardResult
 from rewards.compose import DEFAULT_SPEC, Compose, SpecError, build
 from rewards.executor import Executor
 from rewards.preflight import check
+from rewards.rows import LabelCheck
 
 
 class Rewards:
@@ -65,6 +66,14 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
                 f"them:\n{report.text()}"
             )
     return Rewards(executor, weights)
+
+
+def label_check(config: Config) -> LabelCheck:
+    """The `check_gold` of the run's reward. Raises ConfigError for a spec that cannot be built."""
+    try:
+        return build(config.rewards.spec or default_spec(config)).check_gold
+    except SpecError as error:
+        raise ConfigError(f"rewards.{error}") from None
 
 
 def default_spec(config: Config) -> Mapping[str, Any]:

@@ -7,15 +7,17 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from lingshu_rl.agreement import Agreement, judge
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import load
-from lingshu_rl.failures import KNOWN_FAILURES
+from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused
 from lingshu_rl.launches import launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
@@ -29,7 +31,7 @@ from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Worker, address_towards
 from lingshu_rl.progress import Progress
 from lingshu_rl.reference.client import ReferenceClient
-from lingshu_rl.rewarding import Rewards, build_rewards
+from lingshu_rl.rewarding import Rewards, build_rewards, label_check
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
 from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
 from lingshu_rl.rollout.transfer import Transfer, make_transfer, remove_folder, transfer_folder
@@ -42,6 +44,7 @@ from lingshu_rl.timeline import Timeline
 from lingshu_rl.types import Prompt, TrainGroup
 
 T = TypeVar("T")
+REFUSED_OF = 100  # prompts at the least that the share of refused ones is taken of
 
 
 class Run:
@@ -71,6 +74,7 @@ class Run:
         self.timeline = Timeline()
         self.saved_step = 0  # the step of the newest checkpoint
         self.version = 0  # updates that the policy's weights hold
+        self.disagreement = ""  # of trainer and engine in the latest update, in words
 
     def steps(self) -> Iterator[int]:
         for step in range(self.state.step, self.config.train.steps):
@@ -81,6 +85,19 @@ class Run:
         """Run `work` on the main rank; every rank gets its result or its exception. See `MainRank.run`."""
         return await self.main.run(work, urgent=urgent)
 
+    def set_aside(self, refused: Mapping[str, str], all_of_them: bool) -> None:
+        """Say which prompts this step went without. Raises PromptRefused when they are too many of all drawn so far."""
+        self.state.refused += len(refused)
+        for reason in refused.values():
+            self.progress.say(f"WARNING: set aside: {reason}")
+        limit = self.config.data.max_refused_share * max(self.state.cursor, REFUSED_OF)
+        if all_of_them or self.state.refused > limit:
+            raise PromptRefused(
+                f"{self.state.refused} of {self.state.cursor} prompts drawn so far were refused, in this step {len(refused)}; "
+                f"data.max_refused_share={self.config.data.max_refused_share:g} allows {limit:.0f}. The last: "
+                + (list(refused.values()) or ["none in this step"])[-1]
+            )
+
     def hand_device_to_policy(self) -> None:
         """A colocated engine sleeps until it gets the next weights; servers have devices of their own."""
         if self.engine is not None:
@@ -89,14 +106,21 @@ class Run:
     async def update(self, groups: Sequence[TrainGroup], step: int) -> dict[str, float]:
         """One batch of optimiser steps on every rank. With rollouts running beside it, in a thread of its own."""
 
+        self.disagreement = ""
+
         def work() -> dict[str, float]:
             self.policy.use_device()
-            return self.policy.update(groups, step)
+            return self.policy.update(groups, step, partial(self._judge, step))
 
         with self.timeline.of("update", step):
             metrics = await in_thread(work) if self.config.train.max_staleness else work()
         self.version = step + 1
         return metrics
+
+    def _judge(self, step: int, agreement: Agreement) -> None:
+        self.disagreement = judge(agreement, self.config, self.policy.dtype, step)
+        if self.disagreement:
+            self.progress.say(f"WARNING: {self.disagreement}")
 
     async def send_weights(self) -> None:
         """The policy's weights into every rollout engine. All ranks call this; a fault of the main one is raised by all."""
@@ -347,7 +371,7 @@ def load_prompts(
     instruction = config.data.instruction
     if instruction == "auto":
         instruction = "short" if config.model == DEMO_MODEL else "full"
-    sets = []
+    sets, check = [], label_check(config)
     for name, source in (("train", config.data.train), ("test", config.data.test)):
         loaded = load(
             source,
@@ -355,6 +379,7 @@ def load_prompts(
             system=config.data.system,
             skip_bad_rows=config.data.skip_bad_rows,
             fault=encoder.fault,
+            check=check,
         )
         if loaded.refused and is_main:
             folder.write_eval(f"refused_{name}", [asdict(r) for r in loaded.refused])

@@ -17,11 +17,13 @@ class RunState:
 
     accuracy: held-out, of the latest evaluation. reference: folder in RunFolder.references, "" = the model at the start.
     seconds, seconds_total: see `Timeline`. first_batch: what its checks measured. stream: see `PromptStream.state`.
+    refused: prompts drawn so far that engine or reference would not have.
     unjudged: the reward executor's window of samples that could not be judged.
     """
 
     step: int = 0
     cursor: int = 0
+    refused: int = 0
     accuracy: float | None = None
     reference: str = ""
     seconds: dict[str, float] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from typing import Any
 
 from lingshu_rl.advantages import gdpo_advantages, group_advantages, overlong_penalty
 from lingshu_rl.config import Config
+from lingshu_rl.failures import PromptRefused
 from lingshu_rl.firstbatch import check_first_batch
 from lingshu_rl.heldout import evaluate
 from lingshu_rl.model.packing import without_pixels
@@ -22,8 +23,9 @@ from lingshu_rl.run import Run, open_run
 from lingshu_rl.threads import in_thread, while_well
 from lingshu_rl.types import Experience, Group, Prompt, Rollout, Scored, TokenGroup, TrainGroup
 
-# The advantages of a group's members, and what the update needs of it (None: it has nothing to teach).
-Prepared = tuple[tuple[float | None, ...], TrainGroup | None]
+# The advantages of a group's members, and what the update needs of it: None when it has nothing to teach, why when the
+# reference would not have it.
+Prepared = tuple[tuple[float | None, ...], TrainGroup | str | None]
 
 
 async def train(config: Config) -> dict[str, Any]:
@@ -41,6 +43,7 @@ async def train(config: Config) -> dict[str, Any]:
             if batch.train and not state.first_batch:
                 check_first_batch(run, batch.train)
             state.cursor += batch.drawn
+            run.set_aside(batch.refused, all_of_them=not batch.groups)
             async with ahead.during(step):
                 update = await run.update(batch.train, step)
             try:
@@ -101,18 +104,21 @@ async def sample(run: Run, step: int, prompts: Sequence[Prompt]) -> Experience:
             if config.advantage.variant != "gdpo":
                 preparing[name] = asyncio.create_task(prepare(run, scoring[name], step))
     await asyncio.gather(*scoring.values(), *preparing.values())  # the first failure of any, whichever comes first
-    groups = [await scoring[p.id] for p in prompts]
+    answered = [p for p in prompts if p.id in scoring]
+    refused = {p.id: run.rollout.refused[p.id] for p in prompts if p.id not in scoring}
+    groups = [await scoring[p.id] for p in answered]
     if config.advantage.variant == "gdpo":
         found = gdpo_advantages([[components(m) for m in group.members] for group in groups], run.rewards.weights)
-        for p, own in zip(prompts, found, strict=True):
+        for p, own in zip(answered, found, strict=True):
             preparing[p.id] = asyncio.create_task(prepare(run, scoring[p.id], step, tuple(own)))
     await asyncio.gather(*preparing.values())
-    prepared = [await preparing[p.id] for p in prompts]
+    prepared = [await preparing[p.id] for p in answered]
     return Experience(
         groups=tuple(groups),
         advantages=tuple(advantages for advantages, _ in prepared),
-        train=tuple(ready for _, ready in prepared if ready is not None),
+        train=tuple(ready for _, ready in prepared if isinstance(ready, TrainGroup)),
         drawn=len(prompts),
+        refused=refused | {p.id: r for p, (_, r) in zip(answered, prepared, strict=True) if isinstance(r, str)},
     )
 
 
@@ -146,8 +152,11 @@ async def prepare(
     tokens = TokenGroup(group.prompt.id, prompt_ids, tuple(r.token_ids for r, _ in kept), vision)
     reference = None
     if run.reference is not None:
-        with run.timeline.of("reference", step):
-            reference = (await run.reference.logprobs([tokens]))[0]
+        try:
+            with run.timeline.of("reference", step):
+                reference = (await run.reference.logprobs([tokens]))[0]
+        except PromptRefused as refusal:
+            return advantages, str(refusal)
     logprobs = tuple(rollout.logprobs for rollout, _ in kept)
     return advantages, TrainGroup(without_pixels(tokens), tuple(a for _, a in kept), logprobs, reference)
 

@@ -6,7 +6,7 @@ No field is filled in later: a new stage makes a new object.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rewards.base import RewardInput, RewardResult
@@ -122,13 +122,15 @@ class TrainGroup:
 class Experience:
     """One step's completions: `groups` and their advantages for the log, `train` for the update.
 
-    drawn: prompts taken from the stream; the next step goes on after them.
+    drawn: prompts taken from the stream; the next step goes on after them. refused: those that engine or reference would
+    not have, by id, with the reason.
     """
 
     groups: tuple[Group, ...]
     advantages: tuple[tuple[float | None, ...], ...]
     train: tuple[TrainGroup, ...]
     drawn: int
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def __add__(self, more: Experience) -> Experience:
         return Experience(
@@ -136,4 +138,5 @@ class Experience:
             advantages=self.advantages + more.advantages,
             train=self.train + more.train,
             drawn=self.drawn + more.drawn,
+            refused={**self.refused, **more.refused},
         )

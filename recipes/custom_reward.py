@@ -2,9 +2,9 @@
 
     python recipes/custom_reward.py
 
-In a run it is named by its import path, so this folder must be on the path:
+In a run it is named by its import path; modules are found on PYTHONPATH and in the working folder:
     PYTHONPATH=recipes accelerate launch recipes/grpo_medvqa.py --config my.yaml
-with, in my.yaml, the SPEC below under `rewards: {spec: ...}`.
+with, in my.yaml, the SPEC below under `rewards: {spec: ...}`, or with rows of the kind BOX.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from rewards.answer import extract
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.compose import build
 from rewards.executor import Executor
+from rewards.kinds import Kind
 from rewards.preflight import check
 
 NUMBER = r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*"
-BOX = re.compile(rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]")
+WRITTEN = re.compile(rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]")
 
 Box = tuple[float, float, float, float]
 
@@ -62,7 +63,7 @@ class BoxIoU(Reward):
 
 def read_box(text: str) -> Box | None:
     """The box that is the whole text; None for anything else, such as two boxes."""
-    found = BOX.fullmatch(text.strip())
+    found = WRITTEN.fullmatch(text.strip())
     if found is None:
         return None
     x1, y1, x2, y2 = map(float, found.groups())
@@ -76,6 +77,17 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     shared = width * height
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
+
+# Rows of an own kind name it by its import path, {"kind": "custom_reward:BOX", "answer": [40, 60, 80, 100], ...}, and need
+# no spec: the record says what the prompt asks for, who judges, and which answers must earn nothing.
+BOX = Kind(
+    "box",
+    {"class": "custom_reward:BoxIoU", "args": {"least": 0.3}},
+    {"short": "Answer: box.", "full": "the box as [x1, y1, x2, y2] in pixels"},
+    write=lambda sample: [str(list(sample.gold))],
+    undeserving=lambda sample, label: {"the whole image": "[0, 0, 99999, 99999]"},
+    draw=lambda row: [{"text": f"said {row['parsed']}, label {row['gold']}", "verdict": "", "points": row["value"]}],
+)
 
 SPEC: dict[str, Any] = {
     "parts": {

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rewards.compose import Compose, Part, Route, build, default_reward
     from rewards.executor import Executor
     from rewards.format import Overlong, Repetition, ThinkAnswerFormat
+    from rewards.kinds import Kind
     from rewards.numeric import NumericUnits
     from rewards.option import OptionLetter
     from rewards.report import ReportEntities
@@ -23,6 +24,7 @@ _HOME = {
     "Candidate": "rewards.answer",
     "Compose": "rewards.compose",
     "Executor": "rewards.executor",
+    "Kind": "rewards.kinds",
     "LabelSet": "rewards.closed",
     "NumericUnits": "rewards.numeric",
     "OpenAnswer": "rewards.closed",
@@ -45,6 +47,7 @@ __all__ = [
     "Candidate",
     "Compose",
     "Executor",
+    "Kind",
     "LabelSet",
     "NumericUnits",
     "OpenAnswer",

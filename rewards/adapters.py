@@ -9,7 +9,6 @@ says what to do, because a silent 0 would be a wrong label.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import json
 import math
@@ -18,6 +17,7 @@ from typing import Any
 
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.executor import Executor, RewardFailure
+from rewards.imports import imported
 
 _TAIL_CHARS = (400, 100, 40)  # how much of a prompt's end must be found again where images changed its start
 
@@ -214,7 +214,7 @@ class TrlReward(Reward):
     ) -> None:
         if not low < high:
             raise ValueError(f"low must be below high, got {low} and {high}")
-        self._function = _by_path(function) if isinstance(function, str) else function
+        self._function = imported(function) if isinstance(function, str) else function
         ids = inspect.signature(self._function).parameters.get("completion_ids")
         if ids is not None and ids.default is inspect.Parameter.empty:
             raise ValueError("this function needs completion_ids; a Reward sees text, not tokens")
@@ -309,13 +309,6 @@ def _label_row(label: Any) -> Mapping[str, Any]:
         if isinstance(row, dict) and "answer" in row:
             return row
     return {"answer": label}
-
-
-def _by_path(path: str) -> Callable[..., Any]:
-    module, _, name = path.partition(":")
-    if not name:
-        raise ValueError(f"a function is named 'module:function', got {path!r}")
-    return getattr(importlib.import_module(module), name)
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ This package imports neither torch nor lingshu_rl, so the same objects grade tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ class RewardResult:
 
     status: ok | unparsed | conflict | truncated | gold_invalid | timeout | error.
     parsed: what was read from the completion. reason: one line for people. components: named parts of the value.
+    value and components may be given as numbers of any library (numpy, torch, Decimal, bool); they are kept as floats.
+    Raises TypeError for what is no number, ValueError for nan, infinities and a value outside of [0, 1].
     """
 
     value: float | None
@@ -43,9 +46,29 @@ class RewardResult:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"unknown reward status {self.status!r}; use one of {', '.join(STATUSES)}")
-        # `not 0 <= v <= 1` also refuses nan.
-        if self.value is not None and not 0.0 <= self.value <= 1.0:
-            raise ValueError(f"a reward value must be in [0, 1] or None, got {self.value!r}")
+        if self.value is not None:
+            value = as_float(self.value, "a reward value")
+            if not -_ROUNDING <= value <= 1.0 + _ROUNDING:
+                raise ValueError(f"a reward value must be in [0, 1] or None, got {value!r}")
+            object.__setattr__(self, "value", min(max(value, 0.0), 1.0))
+        if self.components:
+            given = {str(name): as_float(part, f"component {name!r}") for name, part in self.components.items()}
+            object.__setattr__(self, "components", given)
+
+
+# What a mean of ones in float32 may be above 1.
+_ROUNDING = 1e-6
+
+
+def as_float(number: Any, what: str) -> float:
+    """A finite number of any library as a float. A text is none, nor is an array with an axis, were it of one number."""
+    if type(number) is not float:
+        if isinstance(number, str | bytes) or not hasattr(number, "__float__") or len(getattr(number, "shape", ())):
+            raise TypeError(f"{what} must be a number, got {type(number).__name__} {number!r}")
+        number = float(number)
+    if not math.isfinite(number):
+        raise ValueError(f"{what} must be finite, got {number!r}")
+    return number
 
 
 class Reward:

@@ -64,14 +64,23 @@ _DASH_CHARS = frozenset("-‐‑‒–—―−﹣")
 _OWN_LABEL = re.compile(r"\s*\(?([A-Za-z])\s*[.):]\s+(?=\S)|\s*\(([A-Za-z])\)\s*(?=\S)")
 
 
+def unlettered(options: tuple[str, ...]) -> tuple[str, ...]:
+    """The options' texts without their own labels ("A. CT"), where all carry one and the labels are in order."""
+    labels = [_OWN_LABEL.match(text) for text in options]
+    in_order = all(
+        m is not None and (m.group(1) or m.group(2)).upper() == letter
+        for m, letter in zip(labels, ascii_uppercase, strict=False)
+    )
+    if not in_order or len(options) > len(ascii_uppercase):
+        return options
+    return tuple(text[m.end() :] for text, m in zip(options, labels, strict=True) if m is not None)
+
+
 @lru_cache(maxsize=8192)
 def option_set(options: tuple[str, ...]) -> OptionSet:
     """Prepare 2 to 26 options. Labels that the data already carries ("A. CT") are taken off."""
     letters = ascii_uppercase[: len(options)]
-    texts = [" ".join(normalise(option).split()) for option in options]
-    labels = [_OWN_LABEL.match(text) for text in texts]
-    if all(m is not None and (m.group(1) or m.group(2)).upper() == x for m, x in zip(labels, letters, strict=True)):
-        texts = [text[m.end() :] for text, m in zip(texts, labels, strict=True) if m is not None]
+    texts = unlettered(tuple(" ".join(normalise(option).split()) for option in options))
     keys: dict[str, str] = {}
     shared: set[str] = set()
     for letter, text in zip(letters, texts, strict=True):
@@ -91,7 +100,7 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     yes_no = {"yes", "no"} <= set(keys) and len(options) <= 3
     conditional = tuple(text for text in texts if words().conditional.search(text))
     return OptionSet(
-        tuple(texts),
+        texts,
         tuple(text.lower() for text in texts),
         letters,
         keys,

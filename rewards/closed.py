@@ -126,12 +126,12 @@ class YesNo(Reward):
     name = "yesno"
 
     def check_gold(self, sample: RewardInput) -> str | None:
-        if _yes_no_gold(sample.gold):
+        if yes_no_gold(sample.gold):
             return None
         return f"gold {sample.gold!r} is neither yes nor no; for more answers give options and use OptionLetter"
 
     def score(self, sample: RewardInput) -> RewardResult:
-        gold = _yes_no_gold(sample.gold)
+        gold = yes_no_gold(sample.gold)
         if not gold:
             return RewardResult(None, "gold_invalid", reason=self.check_gold(sample) or "")
         answer = extract(sample.completion)
@@ -154,7 +154,7 @@ class YesNo(Reward):
         return RewardResult(float(right), parsed=said[0], reason="" if right else f"{said[0]} is not {gold}")
 
 
-def _yes_no_gold(gold: Any) -> str:
+def yes_no_gold(gold: Any) -> str:
     if isinstance(gold, bool):
         return "yes" if gold else "no"
     return _yes_no_words()[0].get(text_key(gold), "") if isinstance(gold, str) else ""

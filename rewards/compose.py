@@ -13,7 +13,6 @@ nothing on their own. A weight of 0 makes a part a metric: its value is logged a
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import math
@@ -22,6 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards.base import Reward, RewardInput, RewardResult
+from rewards.imports import PathError, hint, imported
+from rewards.kinds import ROUTE, KindError, own_reward
 
 # Accuracy by kind is the whole pay. The think-answer format is watched, not paid: as an extra it would pay wrong
 # answers (0.5 x format + 1 x accuracy, as Lingshu-RL was trained, gives a third of the pay to any well-formed text), as
@@ -29,13 +30,7 @@ from rewards.base import Reward, RewardInput, RewardResult
 DEFAULT_SPEC: Mapping[str, Any] = {
     "parts": {
         "answer": {
-            "route": {
-                "option": "OptionLetter",
-                "yesno": "YesNo",
-                "open": "OpenAnswer",
-                "numeric": "NumericUnits",
-                "report": "ReportEntities",
-            },
+            "route": ROUTE,
             "weight": 1.0,
         },
         "format": {"class": "ThinkAnswerFormat", "weight": 0.0},
@@ -75,7 +70,10 @@ def part_names(reward: Reward) -> tuple[str, ...]:
 
 
 class Route(Reward):
-    """Hands each sample to the reward of its kind. A kind without a reward cannot be judged (`gold_invalid`)."""
+    """Hands each sample to the reward of its kind. A kind without a reward cannot be judged (`gold_invalid`).
+
+    An own kind, named by its import path, brings its reward along; a route of that name replaces it.
+    """
 
     name = "route"
 
@@ -94,22 +92,30 @@ class Route(Reward):
         for index, sample in enumerate(samples):
             by_kind.setdefault(sample.kind, []).append(index)
         for kind, indices in by_kind.items():
-            if kind not in self.routes:
+            reward = self._reward(kind)
+            if isinstance(reward, str):
                 for index in indices:
-                    results[index] = RewardResult(None, "gold_invalid", reason=self._unrouted(kind))
+                    results[index] = RewardResult(None, "gold_invalid", reason=reward)
                 continue
-            scored = _scored(self.routes[kind], [samples[i] for i in indices], kind)
+            scored = _scored(reward, [samples[i] for i in indices], kind)
             for index, result in zip(indices, scored, strict=True):
                 results[index] = replace(result, components=_named(kind, result))
         return [result for result in results if result is not None]
 
     def check_gold(self, sample: RewardInput) -> str | None:
-        if sample.kind not in self.routes:
-            return self._unrouted(sample.kind)
-        return self.routes[sample.kind].check_gold(sample)
+        reward = self._reward(sample.kind)
+        return reward if isinstance(reward, str) else reward.check_gold(sample)
 
-    def _unrouted(self, kind: str) -> str:
-        return f"no reward for kind {kind!r}; routed kinds: {', '.join(self.routes)}{_hint(kind, self.routes)}"
+    def _reward(self, kind: str) -> Reward | str:
+        """The reward of a kind, or why there is none."""
+        if kind in self.routes:
+            return self.routes[kind]
+        if ":" in kind:
+            try:
+                return own_reward(kind)
+            except (KindError, SpecError) as error:
+                return str(error)
+        return f"no reward for kind {kind!r}; routed kinds: {', '.join(self.routes)}{hint(kind, self.routes)}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class Part:
 
     def __post_init__(self) -> None:
         if self.role not in _ROLES:
-            raise SpecError(f"unknown role {self.role!r}; use one of {', '.join(_ROLES)}{_hint(self.role, _ROLES)}")
+            raise SpecError(f"unknown role {self.role!r}; use one of {', '.join(_ROLES)}{hint(self.role, _ROLES)}")
         if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
             raise SpecError(f"{self.role} must be a number, got {self.value!r}")
         if self.role == "weight" and self.value < 0:
@@ -256,8 +262,8 @@ def _part(spec: Any, where: str) -> Part:
 def _at(where: str, make: Any, *args: Any) -> Any:
     try:
         return make(*args)
-    except SpecError as error:
-        raise SpecError(f"{where}: {error}") from None
+    except (SpecError, PathError) as error:
+        raise SpecError(f"{where}: {error}") from error
 
 
 def _instance(name: Any, args: Any, where: str) -> Reward:
@@ -265,7 +271,7 @@ def _instance(name: Any, args: Any, where: str) -> Reward:
         raise SpecError(f"{where}: a class is a text such as 'OptionLetter' or 'my_module:MyReward', got {name!r}")
     if not isinstance(args, Mapping):
         raise SpecError(f"{where}.args: expected a mapping of keyword arguments, got {type(args).__name__}")
-    cls = _imported(name, where) if ":" in name else _own(name, where)
+    cls = _at(where, imported, name, Reward) if ":" in name else _own(name, where)
     if not (isinstance(cls, type) and issubclass(cls, Reward)):
         raise SpecError(f"{where}: {name} is not a subclass of rewards.Reward")
     parameters = inspect.signature(cls).parameters
@@ -279,39 +285,15 @@ def _instance(name: Any, args: Any, where: str) -> Reward:
 
 def _own(name: str, where: str) -> Any:
     package = importlib.import_module("rewards")
-    known = [n for n in package.__all__ if n[:1].isupper() and n not in ("Reward", "RewardInput", "RewardResult")]
+    known = [
+        n for n in package.__all__ if n[:1].isupper() and n not in ("Kind", "Reward", "RewardInput", "RewardResult")
+    ]
     if name not in known:
-        raise SpecError(f"{where}: no reward named {name!r}{_hint(name, known)}; own classes are named 'module:Class'")
+        raise SpecError(f"{where}: no reward named {name!r}{hint(name, known)}; own classes are named 'module:Class'")
     return getattr(package, name)
-
-
-def _imported(path: str, where: str) -> Any:
-    module_name, _, class_name = path.partition(":")
-    if module_name == "__main__":
-        raise SpecError(f"{where}: a class in the running script cannot be imported elsewhere; move it to a module")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # A module that is there but misses an import of its own must not be reported as absent.
-        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise SpecError(f"{where}: importing {module_name} failed: {error}") from error
-        raise SpecError(
-            f"{where}: no module {module_name!r} on the import path; start from its folder or set PYTHONPATH"
-        ) from error
-    except Exception as error:
-        raise SpecError(f"{where}: importing {module_name} failed: {type(error).__name__}: {error}") from error
-    if not hasattr(module, class_name):
-        names = [n for n, value in vars(module).items() if isinstance(value, type) and issubclass(value, Reward)]
-        raise SpecError(f"{where}: {module_name} has no {class_name!r}{_hint(class_name, names)}")
-    return getattr(module, class_name)
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str, what: str = "key") -> None:
     for key in given:
         if key not in known:
-            raise SpecError(f"{where}: unknown {what} {key!r}{_hint(key, known)}; known: {', '.join(known) or 'none'}")
-
-
-def _hint(word: Any, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+            raise SpecError(f"{where}: unknown {what} {key!r}{hint(key, known)}; known: {', '.join(known) or 'none'}")

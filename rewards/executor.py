@@ -210,7 +210,7 @@ class _GoldCheck(Reward):
     """A reward's `check_gold` in the form of a score, so that it runs under the same limits."""
 
     def __init__(self, reward: Reward) -> None:
-        self._reward = reward
+        self._reward, self.name = reward, reward.name
 
     def score(self, sample: RewardInput) -> RewardResult:
         problem = self._reward.check_gold(sample)
@@ -239,7 +239,7 @@ def _judged(
             raise
         except (_SoftTimeout, Exception) as error:
             if len(unit) == 1:
-                yield [_failed(error, timeout_s)]
+                yield [_failed(error, timeout_s, reward.name)]
             else:
                 units.extend([sample] for sample in unit)
 
@@ -253,13 +253,15 @@ def _checked(results: list[Any], expected: int) -> list[RewardResult]:
     return results
 
 
-def _failed(error: BaseException, timeout_s: float | None) -> RewardResult:
+def _failed(error: BaseException, timeout_s: float | None, name: str) -> RewardResult:
     if isinstance(error, _SoftTimeout):
         return _late(timeout_s)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
     notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
-    return RewardResult(None, "error", reason=f"{type(error).__name__}: {_short(str(error), 300)}{notes}{place}")
+    return RewardResult(
+        None, "error", reason=f"{name}: {type(error).__name__}: {_short(str(error), 300)}{notes}{place}"
+    )
 
 
 def _late(timeout_s: float | None) -> RewardResult:

@@ -150,6 +150,19 @@ def _options_problem(options: tuple[str, ...]) -> str | None:
     return None
 
 
+def gold_letters(sample: RewardInput) -> frozenset[str]:
+    """The letters of a row's label, which may be written in every form that `OptionLetter` takes. Raises ValueError."""
+    if problem := _options_problem(tuple(sample.options)):
+        raise ValueError(problem)
+    options, multi = option_set(tuple(sample.options)), sample.meta.get("multi") is True
+    try:
+        return _gold_letters(sample.gold, options, multi)
+    except ValueError:
+        if not (multi and isinstance(sample.gold, str) and "," in sample.gold):
+            raise
+        return _gold_letters([part.strip() for part in sample.gold.split(",")], options, multi)
+
+
 def _gold_letters(gold: Any, options: OptionSet, multi: bool) -> frozenset[str]:
     """The gold as letters; ValueError says what is wrong with it."""
     if isinstance(gold, bool) or gold is None:

@@ -128,22 +128,36 @@ def read_phrase(phrase: str, options: OptionSet, multi: bool = False) -> Reading
 
 def _read(text: str, options: OptionSet, multi: bool, depth: int) -> Reading:
     """Take leading words off ("the answer is probably option"); the whole phrase may be the choice at every point."""
-    for form in _without_leads(text):
+    for form in _without_leads(text, options):
         whole = _whole(form if form is text else strip_quotes(form), options)
         if whole is not None:
             return whole
     return _parse(form, options, multi, depth)
 
 
-def _without_leads(text: str) -> Iterator[str]:
+def _without_leads(text: str, options: OptionSet | None = None) -> Iterator[str]:
     """`text`, then `text` with one leading word or phrase less at a time."""
     yield text
     for _ in range(6):
         lead = words().lead.match(text)
-        if lead is None or lead.end() == 0:
+        if lead is None or lead.end() == 0 or _answers(text, lead, options):
             return
         text = text[lead.end() :]
         yield text
+
+
+def _answers(text: str, lead: re.Match[str], options: OptionSet | None) -> bool:
+    """The leading words are themselves an answer: an option's text, or a describing word of a free one ("right lung").
+
+    Before a word for an answer they announce again ("the right answer is ...").
+    """
+    if options is not None:
+        named = text_head(text, options)
+        end = named[1] if named is not None else 0
+    else:
+        described = words().describing.match(text)
+        end = described.end() if described is not None else 0
+    return end >= len(lead.group().rstrip(" :,")) > 0 and words().option_word.match(text, end) is None
 
 
 def strip_leads(text: str) -> str:
@@ -151,8 +165,8 @@ def strip_leads(text: str) -> str:
     return strip_quotes(_after_leads(text))
 
 
-def _after_leads(text: str) -> str:
-    *_, last = _without_leads(text)
+def _after_leads(text: str, options: OptionSet | None = None) -> str:
+    *_, last = _without_leads(text, options)
     return last
 
 
@@ -239,7 +253,7 @@ def _denied(rest: str, options: OptionSet, multi: bool, depth: int) -> Reading:
     if contrast is None:
         stop = re.search(r"[;.—–]\s", rest)
         other = _whole(rest[stop.end() :].strip(), options) if stop is not None else None
-        denied = frozenset(named_first(_after_leads(rest), options))
+        denied = frozenset(named_first(_after_leads(rest, options), options))
         return other if other is not None else Reading(EXCLUDED, denied, reason="the choice is denied")
     kept = _read(rest[contrast.end() :].lstrip(" ,:;"), options, multi, depth + 1)
     if kept.kind == CHOSEN:

@@ -9,29 +9,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import re
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rewards.adapters import reward_input
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.compose import DEFAULT_SPEC, SpecError, build
 from rewards.executor import Executor
+from rewards.kinds import find_or_plain
+from rewards.rows import RowError, read_row, unchecked
 
 # The think block keeps a format gate open; a reward that reads other marks needs a template of its own.
 TEMPLATE = "<think>I compare the findings with the question.</think>\n<answer>{answer}</answer>"
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PROBED_ROWS = 1000  # rows of a kind on which undeserving answers are tried
 SHOWN = 20  # lines about bad rows in a text
-# Other kinds give part marks, and another row's label may be half right there.
-WRONG_LABEL_LIMIT = {"option": 0.05, "yesno": 0.05}
-PART_MARKS_LIMIT = 0.5
 
 
 class RowsError(ValueError):
@@ -195,27 +190,6 @@ def check(
     return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused))
 
 
-def answer_texts(sample: RewardInput) -> list[str]:
-    """A row's label as a model would write it between answer tags.
-
-    More than one text for a list: whether it stands for several accepted answers, for all of them together or for a
-    thing such as a box is known to the reward alone, so that each reading may be tried.
-    """
-    gold, unit = sample.gold, sample.meta.get("unit")
-    if isinstance(gold, bool):
-        return ["yes" if gold else "no"]
-    if isinstance(gold, list | tuple | set | frozenset):
-        items = [str(item) for item in gold]
-        if sample.kind != "numeric":
-            return list(dict.fromkeys([", ".join(items), *items[:1], str(list(gold))]))
-        text = {"pair": "/", "range": " to ", "interval": " to "}.get(sample.meta.get("kind", ""), ", ").join(items)
-    else:
-        text = str(gold)
-    if sample.kind == "numeric" and unit and unit not in ("1", "score") and not text.endswith(str(unit)):
-        text = f"{text} {unit}"
-    return [text]
-
-
 @dataclass(frozen=True)
 class _Trial:
     executor: Executor
@@ -237,7 +211,9 @@ def _judge_labels(
     problems = trial.executor.check_gold(samples)
     own: dict[int, RewardResult] = {}
     texts: dict[int, str] = {}
-    open_ones = {i: answer_texts(samples[i]) for i, problem in enumerate(problems) if problem is None}
+    open_ones = {
+        i: find_or_plain(samples[i].kind).write(samples[i]) for i, problem in enumerate(problems) if problem is None
+    }
     while open_ones:
         results = trial.answers([samples[i] for i in open_ones], [left[0] for left in open_ones.values()])
         for (i, left), result in zip(open_ones.items(), results, strict=True):
@@ -280,33 +256,27 @@ def _probes(
         return results
 
     borrowed = _borrowed(samples, labels, rng)
-    results = probe("another row's label", borrowed, borrowed, WRONG_LABEL_LIMIT.get(kind, PART_MARKS_LIMIT))
+    record = find_or_plain(kind)
+    results = probe("another row's label", borrowed, borrowed, record.part_marks)
     wrong = {i: borrowed[i] for i, result in zip(borrowed, results, strict=True) if result.value == 0}
 
     everyone = range(len(samples))
     if samples:
         found.append(_summed("nothing", kind, trial.completions(samples, [""] * len(samples)), names, 0.0))
     probe("an empty answer", everyone, dict.fromkeys(everyone, ""), 0.0)
-    if kind == "option":
-        lettered = {i: LETTERS[: len(s.options)] for i, s in enumerate(samples) if len(s.options) > 1}
-        # All letters can be the right answer to a question that may have several.
-        some = {
-            i: letters
-            for i, letters in lettered.items()
-            if not (samples[i].meta.get("multi") and set(letters) <= set(re.findall(r"\b[A-Z]\b", labels[i].upper())))
-        }
-        probe("all letters", some, {i: ", ".join(letters) for i, letters in some.items()}, 0.0)
-        probe("any letter", some, {i: " or ".join(letters) for i, letters in some.items()}, 0.0)
-        probe("all option texts", some, {i: "; ".join(samples[i].options) for i in some}, 0.0)
-    if kind == "yesno":
-        probe("yes or no", everyone, dict.fromkeys(everyone, "yes or no"), 0.0)
-    if kind in ("option", "yesno", "numeric", "open"):
+    own: dict[str, dict[int, str]] = defaultdict(dict)
+    for i, sample in enumerate(samples):
+        for name, answer in record.undeserving(sample, labels[i]).items():
+            own[name][i] = answer
+    for name, answers in own.items():
+        probe(name, answers, answers, 0.0)
+    if record.single:
         single = [i for i in wrong if not samples[i].meta.get("multi")]
         probe("label or a wrong one", single, {i: f"{labels[i]} or {wrong[i]}" for i in single}, 0.0)
         probe("wrong one or the label", single, {i: f"{wrong[i]} or {labels[i]}" for i in single}, 0.0)
         asked = {i: sample.prompt for i, sample in enumerate(samples) if sample.prompt}
         probe("the question", asked, asked, 0.05)
-    for answer in _constants(kind, samples, labels):
+    for answer in record.constants(samples, labels):
         probe(f"always {_short(answer, 30)!r}", everyone, dict.fromkeys(everyone, answer), None)
     return found
 
@@ -324,14 +294,6 @@ def _borrowed(samples: Sequence[RewardInput], labels: Sequence[str], rng: random
                     found[i] = labels[j]
                     break
     return found
-
-
-def _constants(kind: str, samples: Sequence[RewardInput], labels: Sequence[str]) -> list[str]:
-    if kind == "option":
-        return list(LETTERS[: max((len(sample.options) for sample in samples), default=0)])
-    if kind == "yesno":
-        return ["yes", "no"]
-    return [label for label, _ in Counter(labels).most_common(1)]
 
 
 def _summed(name: str, kind: str, results: Sequence[RewardResult], names: Sequence[str], limit: float | None) -> Probe:
@@ -361,7 +323,7 @@ def load_rows(path: str | Path) -> Rows:
     if path.suffix != ".jsonl":
         raise RowsError(f"{path}: labels are read from .jsonl files, one row a line")
     samples: list[RewardInput] = []
-    ids: list[str] = []
+    first_use: dict[str, int] = {}
     refused: list[str] = []
     try:
         lines = path.read_bytes().splitlines()
@@ -374,17 +336,17 @@ def load_rows(path: str | Path) -> Rows:
             row = json.loads(line.decode("utf-8-sig"))
             if not isinstance(row, dict):
                 raise ValueError(f"a line holds one JSON object, this one a {type(row).__name__}")
-            if row.get("answer") in (None, "", []):
-                raise ValueError("field 'answer' is missing or empty")
-            sample = reward_input(row, "")
+            read = read_row(row, unchecked)
+            if read.id in first_use:
+                raise RowError(f"duplicate id, first used at line {first_use[read.id]}")
         except (ValueError, TypeError, RecursionError) as error:
             refused.append(f"line {number}: {error}")
             continue
-        samples.append(sample)
-        ids.append(str(row.get("id", f"line {number}")))
+        first_use[read.id] = number
+        samples.append(read.sample)
     if not samples and not refused:
         raise RowsError(f"{path}: the file is empty")
-    return Rows(tuple(samples), tuple(ids), tuple(refused))
+    return Rows(tuple(samples), tuple(first_use), tuple(refused))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -400,8 +362,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     checking.add_argument("--template", default=TEMPLATE, help="a completion with {answer} in it; default: %(default)r")
     checking.add_argument("--out", metavar="FILE", type=Path, help="write the whole report as JSON")
     arguments = parser.parse_args(argv)
-    # A console script starts with its own folder on the path, not with the author's.
-    sys.path.insert(0, os.getcwd())
     try:
         rows = load_rows(arguments.data)
         reward = build(arguments.reward or (_spec_file(arguments.spec) if arguments.spec else DEFAULT_SPEC))

@@ -39,6 +39,8 @@ class Words:
             rf"|(?:(?<!\w)(?:a|o|la|el|le|die|der|the|na|l['’])\s*)?{option}(?:\s?(?:is|no\.?|number|ist|est|es|é|è|là|adalah|ni)(?!\w))?\s*[:=]?\s*)",
             flags,
         )
+        self.describing = re.compile(rf"\s*{alternatives('describing')}", flags)
+        self.option_word = re.compile(rf"\s+{option}", flags)
         self.join_word = re.compile(
             rf"\s*(?:(?P<or>{alternatives('ors', 'or_marks')})|{alternatives('joins', 'join_marks')}|[&/+|])\s*"
         )

@@ -78,8 +78,9 @@ def test_a_run_starts_its_own_rollout_server_and_notices_its_death(tmp_path):
     assert not any(map(alive, mine)) and not engines_of(folder)
 
 
-def test_a_prompt_that_the_engine_refuses_ends_the_run_with_its_row_and_a_checkpoint(servers, tmp_path):
-    """The second step meets a question far longer than the model's context; the first step is not lost."""
+@pytest.mark.parametrize("allowed", [0.05, 0.0])
+def test_a_prompt_that_the_engine_refuses_is_set_aside_or_ends_the_run_with_a_checkpoint(servers, tmp_path, allowed):
+    """The second step meets a question far longer than the model's context."""
     order = PromptStream(range(12), seed=0).take(0, 12)
     rows = [
         {"id": f"row-{i}", "images": [], "kind": "yesno", "answer": "yes",
@@ -93,11 +94,19 @@ def test_a_prompt_that_the_engine_refuses_ends_the_run_with_its_row_and_a_checkp
         "eval.controls=[]",
         "eval.limit=2",
         "train.steps=3",
+        f"data.max_refused_share={allowed}",
     ]
     run = tmp_path / "run"
     done = launch([*SHORT, *servers.settings, *settings, f"run.dir={run}"], env=servers.env)
-    assert done.returncode == 1 and "Traceback" not in done.stdout, done.stdout[-3000:]
+    assert done.returncode == (0 if allowed else 1) and "Traceback" not in done.stdout, done.stdout[-3000:]
     assert f"refused prompt 'row-{order[5]}': HTTP 400" in done.stdout and "maximum context length" in done.stdout
+    if allowed:
+        steps = metrics_of(run)
+        assert [step.get("prompts/refused", 0) for step in steps] == [0, 1, 0] and list(steps[1]["refused"]) == [
+            f"row-{order[5]}"
+        ]
+        assert "Prompts set aside" in (run / "report.html").read_text()
+        return
     assert f"the state after step 1 is in {run / 'checkpoints' / 'step-000001'}" in done.stdout
     assert (run / "checkpoints" / "step-000001" / "run.json").exists()
 
@@ -107,7 +116,7 @@ def test_an_exception_in_the_trainer_stops_everything(servers, tmp_path):
     script = tmp_path / "broken.py"
     script.write_text(
         "import sys, lingshu_rl.policy as p\n"
-        "def update(self, groups, step): raise ValueError('a bug in the update')\n"
+        "def update(self, groups, step, judge): raise ValueError('a bug in the update')\n"
         "p.Policy.update = update\n"
         "from lingshu_rl.cli import train_main\n"
         "sys.exit(train_main(sys.argv[1:]))\n"
@@ -117,6 +126,23 @@ def test_an_exception_in_the_trainer_stops_everything(servers, tmp_path):
     )
     assert done.returncode != 0 and "ValueError: a bug in the update" in done.stdout
     assert not engines_of(folder)
+
+
+def test_an_engine_that_keeps_its_old_weights_ends_the_run_before_anything_is_learnt_from_it(servers, tmp_path):
+    script = tmp_path / "deaf.py"
+    script.write_text(
+        "import sys, lingshu_rl.run as r\n"
+        "async def send_weights(self): self.transfer.client.pool.servers[0].version = self.version\n"
+        "r.Run.send_weights = send_weights\n"
+        "from lingshu_rl.cli import train_main\n"
+        "sys.exit(train_main(sys.argv[1:]))\n"
+    )
+    run = tmp_path / "run"
+    settings = [*SHORT, *servers.settings, "train.warmup_steps=0", "train.lr=2e-3", "eval.limit=2", "eval.controls=[]"]
+    done = launch([*settings, f"run.dir={run}"], env=servers.env, script=str(script))
+    assert done.returncode == 1 and "Traceback" not in done.stdout, done.stdout[-3000:]
+    assert "log-probs differ in step 2" in done.stdout and "holds other weights" in done.stdout
+    assert f"the state after step 1 is in {run / 'checkpoints' / 'step-000001'}" in done.stdout
 
 
 def test_a_reward_that_cannot_judge_stops_the_run_with_examples(servers, tmp_path):

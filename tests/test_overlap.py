@@ -171,7 +171,7 @@ def test_rollouts_run_beside_the_update_and_are_never_older_than_the_bound(tmp_p
         run = a_run(tmp_path, f"train.max_staleness={staleness}", "train.steps=5", prompts=8)
         run.rollout, run.rewards, run.reference = Rollouts(1.0), Rewards(0.01), reference(0.01, 1)
         policy_updates = []
-        run.policy.update = lambda groups, step: policy_updates.append(step) or {}
+        run.policy.update = lambda groups, step, judge: policy_updates.append(step) or {}
         log = []
         took = await train_steps(run, 5, 7.0, log)
         return took, [entry for entry in log if entry[0] != "update"], policy_updates, run.stream

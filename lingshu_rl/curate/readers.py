@@ -13,6 +13,7 @@ from typing import Any
 
 from lingshu_rl.curate.scans import ScanError, ScanOptions, is_scan, read_scan, scan_files
 from lingshu_rl.data.rows import FIELDS, RowError, row_to_prompt
+from rewards.kinds import KINDS, guess
 
 FORMATS = ("auto", "jsonl", "json", "parquet", "csv", "tsv", "hf", "dicom", "nifti")
 # What public sets call the fields of a row; used for a field that `fields` does not name and the record does not have.
@@ -294,8 +295,8 @@ def _row(record: Any, source: Source) -> dict[str, Any]:
     if isinstance(row.get("options"), str):
         row["options"] = _listed(row["options"], "|")
     if "kind" not in row and "answer" in row:
-        row["kind"] = _kind(row)
-    if isinstance(row.get("answer"), int | float) and row.get("kind") != "numeric":
+        row["kind"] = guess(row["answer"], row.get("options"), tuple(row))
+    if isinstance(row.get("answer"), int | float) and row.get("kind") in set(KINDS) - {"numeric"}:
         row["answer"] = str(row["answer"])
     if meta:
         row["meta"] = meta
@@ -313,16 +314,6 @@ def _value(record: Mapping[str, Any], name: str, source: Source) -> Any:
     if found is None or found != found:  # NaN of a table
         found = source.values.get(name)
     return found
-
-
-def _kind(row: Mapping[str, Any]) -> str:
-    """option with options, yesno for yes and no, numeric with a unit or a number, else open."""
-    if row.get("options"):
-        return "option"
-    answer = row["answer"]
-    if isinstance(answer, str) and answer.strip().lower() in ("yes", "no"):
-        return "yesno"
-    return "numeric" if "unit" in row or "tolerance" in row else "open"
 
 
 def _listed(text: str, separator: str) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.images import check_image
 from lingshu_rl.types import Prompt
+from rewards.rows import LabelCheck
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +60,14 @@ def load(
     instruction: str = "full",
     system: str = "",
     fault: Callable[[Prompt], str | None] = lambda prompt: None,
+    check: LabelCheck | None = None,
 ) -> Loaded:
     """Prompts of a source: "demo:train", a .jsonl or .parquet file, a `save_to_disk` folder, a hub id, or rows.
 
     A folder or hub id takes its split after a colon ("org/name:train"). base_dir: where relative image paths start,
     by default the file's folder. instruction: see `rows.instruction_text`. system: see `rows.row_to_prompt`.
-    fault: why the model cannot be asked a prompt, or None (`PromptEncoder.fault`). Every image is decoded once.
+    fault: why the model cannot be asked a prompt, or None (`PromptEncoder.fault`). check: the `check_gold` of the
+    reward that will judge, by default that of each row's kind. Every image is decoded once.
     Raises DataError with up to 20 bad rows and their total; with `skip_bad_rows` they are logged and returned instead.
     """
     name = str(source) if isinstance(source, str | Path) else "rows"
@@ -78,7 +81,7 @@ def load(
         try:
             if isinstance(row, RowError):
                 raise row
-            prompt = row_to_prompt(row, base_dir=base, instruction=instruction, system=system)
+            prompt = row_to_prompt(row, base_dir=base, instruction=instruction, system=system, check=check)
             if prompt.id in first_use:
                 raise RowError(f"duplicate id, first used at {first_use[prompt.id]}")
             if reason := fault(prompt):

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from lingshu_rl.data.rows import INSTRUCTIONS, row_to_prompt
+from lingshu_rl.data.rows import instruction_text, row_to_prompt
 from lingshu_rl.demo import lookup, seeing
 from lingshu_rl.demo.build import build_demo
 from lingshu_rl.demo.careless import careless_text
@@ -84,7 +84,7 @@ def build_base(recipe: Recipe) -> tuple[Any, Any]:
     torch.manual_seed(recipe.seed)
     model: Any = build_model(tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    vocabulary = lookup.Vocabulary.of(tokenizer, INSTRUCTIONS["short"]["option"])
+    vocabulary = lookup.Vocabulary.of(tokenizer, instruction_text("short", "option"))
     lookup.pretrain(model, vocabulary, steps=recipe.lookup_steps, seed=recipe.seed)
     pool = seeing.training_pool(recipe.pool_draws, recipe.seed + 77)
     seeing.pretrain(model, pool, steps=recipe.seeing_steps, seed=recipe.seed)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from lingshu_rl.data.rows import instruction_text
+from rewards.kinds import KINDS, find
 
 
 class EvalError(ValueError):
@@ -59,40 +60,19 @@ class Benchmark:
 
 
 # What the last line of a prompt asks for. "direct" suits models of any training; "think" is the training prompt.
-PROMPTS: Mapping[str, Mapping[str, str]] = {
-    "direct": {
-        "option": "Answer with the letter of the correct option only.",
-        "multi": "Several options may be correct. Answer with the letters of all correct options only, such as A, C.",
-        "yesno": "Answer with yes or no only.",
-        "open": "Answer with a word or a short phrase only.",
-        "numeric": "Give only the final value with its unit as: Answer: VALUE UNIT",
-        "report": "Write the radiology report of these images: the findings and the impression, in plain sentences.",
-    },
-    "direct_zh": {
-        "option": "请只回答正确选项的字母。",
-        "multi": "正确选项可能有多个。请只回答所有正确选项的字母，例如 A, C。",
-        "yesno": "请只回答是或否。",
-        "open": "请只用一个词或短语回答。",
-        "numeric": "请只给出最终数值和单位，格式为：答案：数值 单位",
-        "report": "请根据这些影像写出放射学报告，包括影像所见和结论。",
-    },
-}
 PROMPT_NAMES = ("auto", "direct", "think", "short")
 
 
 def prompt_line(prompt: str, kind: str, multi: bool) -> str:
-    """The last line of a question. prompt: a name in PROMPTS, "think" or "short" (the training prompts), or own text."""
-    if prompt in PROMPTS:
-        return PROMPTS[prompt]["multi" if multi and kind == "option" else kind]
-    if prompt in ("think", "short"):
-        return instruction_text({"think": "full"}.get(prompt, prompt), kind, multi)
-    return prompt
+    """The last line of a question. prompt: "direct", "direct_zh", "think" or "short" (the training prompts), or own text."""
+    if prompt in ("direct", "direct_zh"):
+        return find(kind).prompt(prompt, multi)
+    return instruction_text({"think": "full"}.get(prompt, prompt), kind, multi)
 
 
 def prompt_hash(prompt: str) -> str:
     """Changes when any wording of this prompt changes."""
-    kinds = ("option", "yesno", "open", "numeric", "report")
-    lines = [prompt_line(prompt, kind, multi) for kind in kinds for multi in (False, True)]
+    lines = [prompt_line(prompt, kind, multi) for kind in KINDS for multi in (False, True)]
     return hashlib.sha256(json.dumps(lines, ensure_ascii=False).encode()).hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from lingshu_rl.images import blank_image
 from lingshu_rl.types import Prompt
+from rewards.kinds import find_or_plain
 
 SHUFFLE_SEED = 0
 
@@ -59,7 +60,7 @@ def majority(prompts: Sequence[Prompt]) -> list[str]:
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for p in prompts:
-        counts[p.kind][_as_answer(p)] += 1
+        counts[p.kind][find_or_plain(p.kind).write(p.reward_input())[0]] += 1
     best = {kind: min(found, key=lambda a: (-found[a], a)) for kind, found in counts.items()}
     return [f"<answer>{best[p.kind]}</answer>" for p in prompts]
 
@@ -67,12 +68,6 @@ def majority(prompts: Sequence[Prompt]) -> list[str]:
 def normal_report(prompts: Sequence[Prompt]) -> list[str]:
     """One report of a normal chest radiograph for every study."""
     return [NORMAL_REPORT] * len(prompts)
-
-
-def _as_answer(p: Prompt) -> str:
-    if p.kind == "numeric" and isinstance(p.gold, float):
-        return f"{p.gold:g} {p.meta.get('unit', '')}".strip()
-    return str(p.gold)
 
 
 ENGINE_CONTROLS: Mapping[str, Callable[[Sequence[Prompt]], list[Prompt]]] = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.data.rows import KINDS, LETTERS, RowError, row_to_prompt
+from lingshu_rl.data.rows import FIELDS, LETTERS, RowError, row_to_prompt
 from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.eval.engines import Reply
 from lingshu_rl.eval.loading import _options
@@ -19,6 +19,7 @@ from rewards import build
 from rewards.base import RewardResult
 from rewards.compose import DEFAULT_SPEC
 from rewards.executor import judge
+from rewards.kinds import KindError, find, guess
 
 OUTPUTS = ("completion", "response", "output", "prediction", "pred", "model_answer")
 ANSWERS = ("answer", "gold", "gt_answer", "target", "label", "correct_answer", "answer_idx")
@@ -34,18 +35,27 @@ def rescore(file: Path, kind: str | None = None, out: Path | None = None) -> dic
     `before` is the other tool's own verdict where it stored one. A label that cannot be judged is counted, not scored.
     Raises EvalError for a file of another form.
     """
-    if kind is not None and kind not in KINDS:
-        raise EvalError(f"--kind {kind}: use one of {', '.join(KINDS)}")
+    if kind is not None:
+        try:
+            find(kind)
+        except KindError as error:
+            raise EvalError(f"--kind: {error}") from None
     form, records = read_outputs(file)
     grader = build({"route": DEFAULT_SPEC["parts"]["answer"]["route"]})
     rows: list[Row] = []
     unusable: list[str] = []
     for number, record in enumerate(records, start=1):
         try:
-            made = plain(form, record, number, kind)
-            completion = made.pop("completion")
-            before = made.pop("before")
-            prompt = row_to_prompt({**made, "images": []}, instruction="")
+            if {"question", "answer", "kind"} <= set(record) and form == "plain":
+                # A data row beside its output: read as the loader does. What else the other tool stored stays out.
+                completion = next(_first_text(record[k]) for k in OUTPUTS if k in record)
+                before, made = _verdict(record), {k: v for k, v in record.items() if k in FIELDS}
+                prompt = row_to_prompt({"id": number, "images": [], **made}, instruction="")
+            else:
+                made = plain(form, record, number, kind)
+                completion = made.pop("completion")
+                before = made.pop("before")
+                prompt = row_to_prompt({**made, "images": []}, instruction="")
         except RowError as error:
             unusable.append(f"row {number}: {error}")
             continue
@@ -132,7 +142,7 @@ def plain(form: str, record: Mapping[str, Any], number: int, kind: str | None) -
         "id": str(next((fields[k] for k in ("id", "qid", "question_id") if fields.get(k) is not None), number)),
         "question": str(next((fields[k] for k in QUESTIONS if fields.get(k)), "?")),
         "answer": answer,
-        "kind": kind or str(fields.get("kind") or "") or _kind(answer, options),
+        "kind": kind or str(fields.get("kind") or "") or guess(answer, options),
         "completion": completion,
         "before": _verdict(fields),
     }
@@ -158,12 +168,6 @@ def _lettered(fields: Mapping[str, Any]) -> list[str]:
         if len(texts) > 1:
             return texts
     return []
-
-
-def _kind(answer: Any, options: Sequence[str]) -> str:
-    if options:
-        return "option"
-    return "yesno" if str(answer).strip().lower().rstrip(".") in ("yes", "no") else "open"
 
 
 def _first_text(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lingshu_rl.eval.stats import gain_between
 from lingshu_rl.report.monitor import monitors, plain
+from rewards.kinds import find_or_plain
 
 Row = Mapping[str, Any]
 
@@ -42,7 +43,14 @@ def find_alarms(
     metrics: one mapping a step. evals: graded rows by evaluation name (`after`, `after_blank`, ...).
     late_rollouts: completions of the last steps (kind, gold, parsed, status, value).
     """
-    found = [*_not_finite(metrics), *_flat(metrics), *_length_drift(metrics), *_kl_spikes(metrics)]
+    found = [
+        *_not_finite(metrics),
+        *_disagreement(metrics),
+        *_refused(metrics),
+        *_flat(metrics),
+        *_length_drift(metrics),
+        *_kl_spikes(metrics),
+    ]
     found += [*_late_shares(metrics), *_gaming(late_rollouts)]
     for where, rows in (("the final evaluation", evals.get("after", ())), ("the last training steps", late_rollouts)):
         found += [*_unreadable(rows, where), *_collapse(rows, where)]
@@ -66,6 +74,24 @@ def _not_finite(metrics: Sequence[Row]) -> list[Alarm]:
     ]
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     return [Alarm("Values that are no numbers", f"{', '.join(bad[:3])}{more}.")] if bad else []
+
+
+def _disagreement(metrics: Sequence[Row]) -> list[Alarm]:
+    """Trainer and engine saw different tokens, images or weights: the steps, and the latest in the run's own words."""
+    told = [m for m in metrics if m.get("disagreement")]
+    if not told:
+        return []
+    text = f"{len(told)} of {len(metrics)} steps. The latest: {told[-1]['disagreement']}."
+    return [Alarm("Trainer and engine disagree", text)]
+
+
+def _refused(metrics: Sequence[Row]) -> list[Alarm]:
+    """Prompts that the run went without."""
+    refused = [(m["step"], reason) for m in metrics for reason in (m.get("refused") or {}).values()]
+    if not refused:
+        return []
+    step, reason = refused[-1]
+    return [Alarm("Prompts set aside", f"{len(refused)} so far. The latest, in step {step}: {reason}.")]
 
 
 def _flat(metrics: Sequence[Row]) -> list[Alarm]:
@@ -154,7 +180,7 @@ def _unreadable(rows: Sequence[Row], where: str) -> list[Alarm]:
 def _collapse(rows: Sequence[Row], where: str) -> list[Alarm]:
     """One answer given most of the time, to questions whose right answers are spread."""
     found = []
-    for kind, word in (("option", "Letter collapse"), ("yesno", "Answer collapse")):
+    for kind in sorted({str(row.get("kind")) for row in rows if find_or_plain(str(row.get("kind"))).collapse}):
         mine = [row for row in rows if row.get("kind") == kind]
         given = Counter(plain(row.get("parsed")) for row in mine if row.get("status") == "ok")
         if len(mine) < COLLAPSE_ROWS or not given:
@@ -164,7 +190,7 @@ def _collapse(rows: Sequence[Row], where: str) -> list[Alarm]:
         if share > COLLAPSE_SHARE and share > gold + COLLAPSE_EXCESS:
             text = f"In {where} {_percent(share)} of the {kind} answers are “{answer.upper()}”, "
             text += f"which is right for {_percent(gold)} of them."
-            found.append(Alarm(word, text))
+            found.append(Alarm(find_or_plain(kind).collapse, text))
     return found
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.data.rows import LETTERS
 from lingshu_rl.eval.scoring import UNREAD
 from lingshu_rl.eval.stats import gain_between, mean_ci, split_by, summarise
 from lingshu_rl.report import plots
@@ -24,6 +23,7 @@ from lingshu_rl.report.alarms import find_alarms
 from lingshu_rl.report.monitor import grouped, monitors, reward_by_length
 from lingshu_rl.report.page import digest, render
 from lingshu_rl.report.text import duration, percent, signed
+from rewards.kinds import LETTERS, find_or_plain
 
 Row = Mapping[str, Any]
 
@@ -382,15 +382,22 @@ def on_the_way(evals: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Row]]:
 
 
 def findings(row: Row) -> list[dict[str, Any]]:
-    """What the grader of a report made of it, finding by finding: text, verdict and points (None where it gives none)."""
+    """What the grader made of an answer, item by item, where its kind can be drawn so: text, verdict and points."""
+    draw = report_findings if row.get("kind") == "report" else find_or_plain(str(row.get("kind"))).draw
     parsed = row.get("parsed")
-    if isinstance(parsed, str) and row.get("kind") == "report":
+    if draw is None or not parsed:
+        return []
+    if isinstance(parsed, str):  # as parquet holds it
         try:
             parsed = json.loads(parsed)
         except ValueError:
             return []
-    if row.get("kind") != "report" or not parsed:
-        return []
+    return draw({**row, "parsed": parsed})
+
+
+def report_findings(row: Row) -> list[dict[str, Any]]:
+    """The findings of a report; points are None where the grader gives none."""
+    parsed = row["parsed"]
     if isinstance(parsed, Mapping):
         wrong = str(row.get("reason") or "").lower()
         return [

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.failures import PromptRefused
 from lingshu_rl.processes.pool import Examine, Pool, unwatched
 from lingshu_rl.processes.pulse import Counter
 from lingshu_rl.rollout.sampler import RolloutError, Sampler
@@ -74,7 +75,7 @@ class RolloutClient(Sampler):
     async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Mapping[str, Any], int]:
         content, version = await self.pool.post(
             "/v1/chat/completions",
-            lambda: json.dumps({**body, "messages": chat_messages(prompt)}).encode(),
+            lambda: json.dumps({**body, "messages": readable_messages(prompt)}).encode(),
             kind="application/json",
             prompt_id=prompt.id,
             cost=body["n"] * body["max_tokens"],
@@ -151,6 +152,14 @@ def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
             ]
         messages.append({"role": message["role"], "content": content})
     return messages
+
+
+def readable_messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """`chat_messages`; a prompt whose image file cannot be read any more is refused like one that the engine refuses."""
+    try:
+        return chat_messages(prompt)
+    except OSError as error:
+        raise PromptRefused(f"an image of prompt {prompt.id!r} cannot be read: {error}", prompt.id) from error
 
 
 def data_uri(image: str | bytes) -> str:

@@ -46,6 +46,7 @@ class Sampler(ABC):
             "logit_bias": {str(i): -100.0 for i in banned_ids},
         }
         self.landed: dict[int, dict[str, tuple[Rollout, ...]]] = {}  # by step, then prompt id
+        self.refused: dict[str, str] = {}  # prompt id -> why the engine would not have it, the last time it was asked
 
     @property
     @abstractmethod
@@ -74,6 +75,7 @@ class Sampler(ABC):
     async def groups(self, prompts: Sequence[Prompt], n: int, step: int) -> AsyncIterator[tuple[Rollout, ...]]:
         """Yield the n rollouts of each prompt as soon as they are complete, in any order of prompts.
 
+        A prompt that the engine refuses is left out and stands in `refused`.
         They stay in `landed` until a later step asks, so that a checkpoint can keep them and a resumed run need not
         sample them again (from other weights, if they were sampled ahead).
         """
@@ -88,7 +90,12 @@ class Sampler(ABC):
         tasks = [asyncio.create_task(group(prompt)) for prompt in prompts]
         try:
             for done in asyncio.as_completed(tasks):
-                yield await done
+                try:
+                    rollouts = await done
+                except PromptRefused as refusal:
+                    self.refused[refusal.prompt_id] = str(refusal)
+                else:
+                    yield rollouts
         finally:
             for task in tasks:
                 task.cancel()

@@ -298,10 +298,12 @@ _loaded: dict[tuple[str, str, bool], Any] = {}  # test prompts by id: a sweep gr
 
 def _prompts(source: str, instruction: str, skip_bad_rows: bool) -> Any:
     from lingshu_rl.data.load import load
+    from rewards.rows import unchecked
 
     key = (source, instruction, skip_bad_rows)
     if key not in _loaded:
-        prompts = load(source, instruction=instruction, skip_bad_rows=skip_bad_rows).prompts
+        # The run whose answers are graded has checked the labels with its own reward.
+        prompts = load(source, instruction=instruction, skip_bad_rows=skip_bad_rows, check=unchecked).prompts
         _loaded[key] = {p.id: p for p in prompts}
     return _loaded[key]
 

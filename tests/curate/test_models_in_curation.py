@@ -210,7 +210,7 @@ def test_pass_rates_are_stored_and_the_extremes_dropped(curate, scripted: Script
         )
         for i in range(5)
     ]
-    rows.append(question(9, id="bad label", kind="numeric", answer="unknown", question="passes 1 time?"))
+    rows.append(question(9, id="bad label", kind="report", answer="unknown", question="passes 1 time?"))
     step = {"difficulty": {"url": scripted.url, "model": "policy", "k": 4}}
     run = curate(rows, [step])
     assert run.dropped("difficulty") == {"n0": "too_hard", "n4": "too_easy", "bad label": "label_invalid"}

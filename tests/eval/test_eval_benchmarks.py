@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from eval_samples import COUNTS, SAMPLES, chat_server, perfect, write_json
 
-from lingshu_rl.data.rows import KINDS
 from lingshu_rl.eval.benchmarks import BENCHMARKS, MEDCALC_UNITS, EvalError, choose, prompt_hash, prompt_line
 from lingshu_rl.eval.controls import CONTROLS
 from lingshu_rl.eval.judge import JudgeSettings
 from lingshu_rl.eval.loading import READERS, load_benchmark, vqa_rad_held_out
 from lingshu_rl.eval.runner import Settings, run_evaluation
 from lingshu_rl.progress import Progress
+from rewards.kinds import KINDS
 
 
 def loaded(name, root, **options):

@@ -133,6 +133,6 @@ def test_files_of_another_form_are_refused(tmp_path, capsys):
     (tmp_path / "b.json").write_text("[1, 2]")
     with pytest.raises(EvalError, match="no list of outputs"):
         rescore(tmp_path / "b.json")
-    with pytest.raises(EvalError, match="--kind tetx"):
+    with pytest.raises(EvalError, match="--kind: unknown kind 'tetx'"):
         rescore(tmp_path / "a.json", "tetx")
     assert plain("plain", {"answer": "x", "completion": None, "question": "q"}, 4, None)["completion"] == ""

@@ -233,7 +233,7 @@ def test_isolated_needs_a_spec_and_tells_why_a_worker_cannot_start():
 
 @pytest.mark.parametrize("spec", [f"{HERE}:Naughty", f"{HERE}:NaughtyBatch"])
 def test_labels_are_checked_under_the_same_limits(spec):
-    expected = ["odd", None, "ValueError: no such luck", "no result within"]
+    expected = ["odd", None, "naughty: ValueError: no such luck", "no result within"]
     with isolated(spec) as executor, Executor(spec) as inline:
         found = executor.check_gold(samples("odd", "fine", "raise", "sleep"))
         assert inline.check_gold(samples("odd", "fine")) == ["odd", None]

@@ -12,7 +12,8 @@ import pytest
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.compose import default_reward
 from rewards.executor import Executor
-from rewards.preflight import RowsError, answer_texts, check, load_rows, main
+from rewards.kinds import find
+from rewards.preflight import RowsError, check, load_rows, main
 
 HERE = "test_preflight"
 
@@ -24,7 +25,7 @@ class Tagged(Reward):
         found = re.search(r"<answer>(.*?)</answer>", sample.completion, re.DOTALL)
         said = found.group(1).strip().casefold() if found else ""
         return RewardResult(
-            float(said == answer_texts(sample)[0].casefold()), parsed=said, reason="" if found else "no tag"
+            float(said == find(sample.kind).write(sample)[0].casefold()), parsed=said, reason="" if found else "no tag"
         )
 
     def check_gold(self, sample):
@@ -155,7 +156,7 @@ def test_another_template_reaches_rewards_that_read_other_marks():
     ],
 )
 def test_labels_are_written_as_a_model_would(sample, text):
-    assert answer_texts(sample)[0] == text
+    assert find(sample.kind).write(sample)[0] == text
 
 
 def test_a_list_as_a_label_is_tried_in_every_reading():
@@ -173,6 +174,10 @@ def test_a_list_as_a_label_is_tried_in_every_reading():
     assert report.ok and by_name(report, "open")["always '[1, 2]'"].mean == 0.5
 
 
+def open_row(name, answer):
+    return {"id": name, "images": [], "question": "Which organ?", "answer": answer, "kind": "open"}
+
+
 def write(path, *rows):
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
     return path
@@ -186,16 +191,16 @@ def test_rows_are_read_without_their_images_and_odd_lines_are_refused(tmp_path):
         "",
         "{not json",
         "[1]",
-        {"id": "b", "answer": "", "kind": "open"},
-        {"answer": "x", "kind": "open"},
+        {"id": "b", "images": [], "question": "What?", "answer": "", "kind": "open"},
+        {"id": "a", "images": [], "question": "What?", "answer": "x", "kind": "open"},
     )  # fmt: skip
     rows = load_rows(path)
-    assert rows.ids == ("a", "line 6")
+    assert rows.ids == ("a",)
     assert (
         rows.samples[0].gold == 5 and rows.samples[0].prompt == "How much?" and rows.samples[0].images == ("gone.png",)
     )
     assert rows.samples[0].meta == {"modality": "CT", "unit": "mg", "tolerance": {"rel": 0.1}}
-    assert [item.split(":")[0] for item in rows.refused] == ["line 3", "line 4", "line 5"]
+    assert [item.split(":")[0] for item in rows.refused] == ["line 3", "line 4", "line 5", "line 6"]
     with pytest.raises(RowsError, match="No such file"):
         load_rows(tmp_path / "none.jsonl")
     with pytest.raises(RowsError, match=r"\.jsonl"):
@@ -205,10 +210,8 @@ def test_rows_are_read_without_their_images_and_odd_lines_are_refused(tmp_path):
 
 
 def test_the_command_checks_a_file_with_an_own_reward(tmp_path, monkeypatch, capsys):
-    good = write(
-        tmp_path / "good.jsonl", *[{"id": i, "answer": w, "kind": "open"} for i, w in enumerate(("lung", "heart"))]
-    )
-    bad = write(tmp_path / "bad.jsonl", {"id": 7, "answer": "?", "kind": "open"}, "oops")
+    good = write(tmp_path / "good.jsonl", *[open_row(i, w) for i, w in enumerate(("lung", "heart"))])
+    bad = write(tmp_path / "bad.jsonl", open_row(7, "?"), "oops")
     (tmp_path / "my_reward.py").write_text(f"from {HERE} import Tagged as Mine\n")
     monkeypatch.chdir(tmp_path)
     assert main(["check", str(good), "--reward", "my_reward:Mine"]) == 0
@@ -225,7 +228,7 @@ def test_the_command_checks_a_file_with_an_own_reward(tmp_path, monkeypatch, cap
 
 
 def test_the_command_reads_a_spec_or_a_whole_config(tmp_path, capsys):
-    data = write(tmp_path / "rows.jsonl", {"id": 1, "answer": "lung", "kind": "open"})
+    data = write(tmp_path / "rows.jsonl", open_row(1, "lung"))
     spec = tmp_path / "spec.yaml"
     spec.write_text(f"parts: {{answer: {HERE}:Tagged}}\n")
     config = tmp_path / "config.yaml"

@@ -1,0 +1,274 @@
+"""The kinds of questions: one record says what a label may be, what the prompt asks for, who judges, what is tried.
+
+A row names a kind of this table, or one of its own by import path: `"kind": "my_module:BOX"`, with `BOX = Kind(...)`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from string import ascii_uppercase as LETTERS
+from typing import Any
+
+from rewards.base import Reward, RewardInput
+from rewards.imports import PathError, hint, imported
+
+Labels = Sequence[str]
+
+
+class KindError(ValueError):
+    """A kind that is not known, or a label that its kind cannot read."""
+
+
+def as_given(sample: RewardInput) -> Any:
+    return sample.gold
+
+
+def in_words(sample: RewardInput) -> list[str]:
+    """A label as a model would write it.
+
+    More than one text for a list: whether it stands for several accepted answers, for all of them together or for a
+    thing such as a box is known to the reward alone, so that each reading may be tried.
+    """
+    gold = sample.gold
+    if isinstance(gold, bool):
+        return ["yes" if gold else "no"]
+    if isinstance(gold, list | tuple | set | frozenset):
+        items = [str(item) for item in gold]
+        return list(dict.fromkeys([", ".join(items), *items[:1], str(list(gold))]))
+    return [str(gold)]
+
+
+def most_common(samples: Sequence[RewardInput], labels: Labels) -> list[str]:
+    return [label for label, _ in Counter(labels).most_common(1)]
+
+
+def nothing_more(sample: RewardInput, label: str) -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """name: for people; rows write an own kind's import path. reward: a spec for `rewards.build` that judges by default.
+
+    prompts: the last line of a prompt by its name: "short" (tiny models), "full" (what completes "The final answer is"),
+    "direct" and "direct_zh" (evaluation); a name with ":multi" is for rows with several right options.
+    fields: of a row, beside those that all kinds have. read: the label of a row (its other fields are read already) in
+    the form that rewards get; raises ValueError for what it cannot read. Whether it can be judged says the reward.
+    write: the label as a model would answer, with alternatives. undeserving: (row, label as text) -> name -> answer that
+    must earn nothing. constants: answers whose pay is shown, since a policy can give them blindfold.
+    single: the answer is one value, so "this or that" is no answer. imitated: labels are texts to learn from as well
+    (captions), so that without a reward that is to judge them any text will do. part_marks: the highest mean that other rows' labels
+    may earn. collapse: the alarm's title when one answer is given to all. draw: a stored answer, as a row of the report,
+    item by item: mappings with text, verdict (right | wrong | ...) and points (None where there are none).
+    """
+
+    name: str
+    reward: Any
+    prompts: Mapping[str, str]
+    fields: tuple[str, ...] = ()
+    read: Callable[[RewardInput], Any] = as_given
+    write: Callable[[RewardInput], list[str]] = in_words
+    undeserving: Callable[[RewardInput, str], Mapping[str, str]] = nothing_more
+    constants: Callable[[Sequence[RewardInput], Labels], list[str]] = most_common
+    single: bool = True
+    imitated: bool = False
+    part_marks: float = 0.5
+    collapse: str = ""
+    draw: Callable[[Mapping[str, Any]], list[dict[str, Any]]] | None = None
+
+    def prompt(self, name: str, multi: bool = False) -> str:
+        """The prompt's last words under this name. An own kind without that line asks as its full form does."""
+        found = self.prompts.get(f"{name}:multi") if multi else None
+        return found or self.prompts.get(name) or self.prompts.get("full", "")
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+
+
+def _letters(sample: RewardInput) -> str:
+    from rewards.option import gold_letters
+
+    return ",".join(sorted(gold_letters(sample)))
+
+
+def _options_all_at_once(sample: RewardInput, label: str) -> Mapping[str, str]:
+    letters = LETTERS[: len(sample.options)]
+    # All letters can be the right answer to a question that may have several.
+    if len(letters) < 2 or (sample.meta.get("multi") and set(letters) <= set(re.findall(r"\b[A-Z]\b", label.upper()))):
+        return {}
+    return {
+        "all letters": ", ".join(letters),
+        "any letter": " or ".join(letters),
+        "all option texts": "; ".join(sample.options),
+    }
+
+
+def _every_letter(samples: Sequence[RewardInput], labels: Labels) -> list[str]:
+    return list(LETTERS[: max((len(sample.options) for sample in samples), default=0)])
+
+
+# ----------------------------------------------------------------------------------------------------------- yes or no
+
+
+def _yes_or_no(sample: RewardInput) -> str:
+    from rewards.closed import yes_no_gold
+
+    word = yes_no_gold(sample.gold)
+    if not word:
+        raise KindError(f"a yesno answer must be yes or no, got {sample.gold!r}")
+    return word
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+def _quantity(sample: RewardInput) -> list[str]:
+    gold, unit = sample.gold, sample.meta.get("unit")
+    text = f"{gold:.15g}" if isinstance(gold, float) else str(gold)
+    if isinstance(gold, list | tuple):
+        joint = {"pair": "/", "range": " to ", "interval": " to "}.get(sample.meta.get("kind", ""), ", ")
+        text = joint.join(map(str, gold))
+    if unit and unit not in ("1", "score") and not text.endswith(str(unit)):
+        text = f"{text} {unit}"
+    return [text]
+
+
+# ------------------------------------------------------------------------------------------------------- the known ones
+
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "option",
+            "OptionLetter",
+            {
+                "short": "Answer: letter.",
+                "full": "the letter of the correct option",
+                "full:multi": "the letters of all correct options, separated by commas",
+                "direct": "Answer with the letter of the correct option only.",
+                "direct:multi": "Several options may be correct. Answer with the letters of all correct options only, such as A, C.",
+                "direct_zh": "请只回答正确选项的字母。",
+                "direct_zh:multi": "正确选项可能有多个。请只回答所有正确选项的字母，例如 A, C。",
+            },
+            fields=("options",),
+            read=_letters,
+            undeserving=_options_all_at_once,
+            constants=_every_letter,
+            part_marks=0.05,
+            collapse="Letter collapse",
+        ),
+        Kind(
+            "yesno",
+            "YesNo",
+            {
+                "short": "Answer: yes or no.",
+                "full": "yes or no",
+                "direct": "Answer with yes or no only.",
+                "direct_zh": "请只回答是或否。",
+            },
+            read=_yes_or_no,
+            undeserving=lambda sample, label: {"yes or no": "yes or no"},
+            constants=lambda samples, labels: ["yes", "no"],
+            part_marks=0.05,
+            collapse="Answer collapse",
+        ),
+        Kind(
+            "open",
+            "OpenAnswer",
+            {
+                "short": "Answer: words.",
+                "full": "a short phrase",
+                "direct": "Answer with a word or a short phrase only.",
+                "direct_zh": "请只用一个词或短语回答。",
+            },
+        ),
+        Kind(
+            "numeric",
+            "NumericUnits",
+            {
+                "short": "Answer: number and unit.",
+                "full": "a number with its unit",
+                "direct": "Give only the final value with its unit as: Answer: VALUE UNIT",
+                "direct_zh": "请只给出最终数值和单位，格式为：答案：数值 单位",
+            },
+            fields=("unit", "tolerance"),
+            write=_quantity,
+        ),
+        Kind(
+            "report",
+            "ReportEntities",
+            {
+                "short": "Answer: report.",
+                "full": "the report as plain sentences",
+                "direct": "Write the radiology report of these images: the findings and the impression, in plain sentences.",
+                "direct_zh": "请根据这些影像写出放射学报告，包括影像所见和结论。",
+            },
+            single=False,
+            imitated=True,
+        ),
+    )
+}
+
+
+@cache
+def find(name: str) -> Kind:
+    """The kind that a row names. Raises KindError."""
+    if name in KINDS:
+        return KINDS[name]
+    if ":" not in str(name):
+        raise KindError(
+            f"unknown kind {name!r}; use one of {', '.join(KINDS)}, or an own one by its import path "
+            f"(my_module:BOX){hint(name, KINDS)}"
+        )
+    try:
+        kind = imported(name, Kind)
+    except PathError as error:
+        raise KindError(f"kind {name!r}: {error}") from error
+    if not isinstance(kind, Kind):
+        raise KindError(f"kind {name!r} is a {type(kind).__name__}, not a rewards.Kind")
+    return kind
+
+
+def find_or_plain(name: str) -> Kind:
+    """`find`, and a kind without anything of its own for samples of other trainers, which may name none or any."""
+    try:
+        return find(name)
+    except KindError:
+        return Kind(name, None, {})
+
+
+@cache
+def own_reward(name: str) -> Reward:
+    """The reward of the kind's record. Raises KindError, and SpecError for a record whose reward cannot be built."""
+    from rewards.compose import build
+
+    return build(find(name).reward)
+
+
+def label_check(name: str) -> Callable[[RewardInput], str | None]:
+    """Why a label of this kind cannot be used, where no other reward is to judge it."""
+    return _is_text if find(name).imitated else own_reward(name).check_gold
+
+
+def _is_text(sample: RewardInput) -> str | None:
+    return (
+        None
+        if isinstance(sample.gold, str)
+        else f"an answer of kind {sample.kind!r} must be a text, got {sample.gold!r}"
+    )
+
+
+def guess(answer: Any, options: Any = (), fields: Sequence[str] = ()) -> str:
+    """The kind of a row that names none: option with options, yesno for yes and no, numeric with a unit, else open."""
+    if options:
+        return "option"
+    if isinstance(answer, str) and answer.strip().rstrip(".").lower() in ("yes", "no"):
+        return "yesno"
+    return "numeric" if {"unit", "tolerance"} & set(fields) else "open"
+
+
+ROUTE: Mapping[str, Any] = {name: kind.reward for name, kind in KINDS.items()}
