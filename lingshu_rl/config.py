@@ -39,6 +39,7 @@ class DataConfig:
     train: str = "demo:train"  # demo:SPLIT | file.jsonl | file.parquet | dataset folder | Hub id, with :split
     test: str = "demo:test"
     instruction: str = "auto"  # auto (short for the demo model, full else) | short | full | your own text
+    system: str = ""  # the system turn of every prompt whose row has none of its own; empty = none
     curriculum: str = (
         "none"  # none | pass_rate: prompts that are sometimes right first (meta.pass_rate, kept up to date)
     )

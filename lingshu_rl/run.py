@@ -39,6 +39,7 @@ from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
 from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.state import RunState
 from lingshu_rl.stream import PromptStream, make_stream
+from lingshu_rl.threads import in_thread
 from lingshu_rl.timeline import Timeline
 from lingshu_rl.types import Prompt, TrainGroup
 
@@ -112,7 +113,7 @@ class Run:
             return self.policy.update(groups, step, partial(self._judge, step))
 
         with self.timeline.of("update", step):
-            metrics = await asyncio.to_thread(work) if self.config.train.max_staleness else work()
+            metrics = await in_thread(work) if self.config.train.max_staleness else work()
         self.version = step + 1
         return metrics
 
@@ -250,7 +251,8 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     checkpoint = folder.open(config) if is_main else None
     for complaint in folder.complaints:
         progress.say(f"WARNING: {complaint}")
-    prompts, test = load_prompts(config, folder, is_main)
+    encoder = PromptEncoder(config.model)
+    prompts, test = load_prompts(config, folder, is_main, encoder)
     # Servers that run elsewhere were started with a token (and folder) that the user put into both environments.
     token = os.environ.get(TOKEN_ENV) or secrets.token_urlsafe(24)
     given = os.environ.get(TRANSFER_DIR_ENV)
@@ -274,7 +276,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     stop.between_steps = True
     run.timeline, run.test = timeline, test
     run.stream = make_stream(prompts, config.data.curriculum, config.seed, config.train.group_size)
-    run.encoder = PromptEncoder(config.model)
+    run.encoder = encoder
     policy.know([*prompts, *test], run.encoder)
     if rewards is not None:
         run.rewards = rewards
@@ -323,6 +325,7 @@ async def _connect(
             token=token,
             decode=run.encoder.decode,
             banned_ids=policy.banned,
+            end_ids=run.encoder.eos_ids,
             seed=config.seed,
             temperature=config.rollout.temperature,
             max_tokens=config.rollout.max_tokens,
@@ -361,14 +364,23 @@ async def _connect(
         run.fleet.supervise(pools, config.run.max_restarts, run.progress.say)
 
 
-def load_prompts(config: Config, folder: RunFolder, is_main: bool) -> tuple[list[Prompt], list[Prompt]]:
+def load_prompts(
+    config: Config, folder: RunFolder, is_main: bool, encoder: PromptEncoder
+) -> tuple[list[Prompt], list[Prompt]]:
     """Training and held-out prompts. Refused rows are listed in the run folder, or end the run."""
     instruction = config.data.instruction
     if instruction == "auto":
         instruction = "short" if config.model == DEMO_MODEL else "full"
     sets, check = [], label_check(config)
     for name, source in (("train", config.data.train), ("test", config.data.test)):
-        loaded = load(source, instruction=instruction, skip_bad_rows=config.data.skip_bad_rows, check=check)
+        loaded = load(
+            source,
+            instruction=instruction,
+            system=config.data.system,
+            skip_bad_rows=config.data.skip_bad_rows,
+            fault=encoder.fault,
+            check=check,
+        )
         if loaded.refused and is_main:
             folder.write_eval(f"refused_{name}", [asdict(r) for r in loaded.refused])
         sets.append(list(loaded.prompts))

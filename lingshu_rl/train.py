@@ -20,6 +20,7 @@ from lingshu_rl.model.packing import without_pixels
 from lingshu_rl.overlap import Ahead
 from lingshu_rl.results import finish, log_step
 from lingshu_rl.run import Run, open_run
+from lingshu_rl.threads import in_thread, while_well
 from lingshu_rl.types import Experience, Group, Prompt, Rollout, Scored, TokenGroup, TrainGroup
 
 # The advantages of a group's members, and what the update needs of it: None when it has nothing to teach, why when the
@@ -96,11 +97,13 @@ async def sample(run: Run, step: int, prompts: Sequence[Prompt]) -> Experience:
     scoring: dict[str, asyncio.Task[Group]] = {}
     preparing: dict[str, asyncio.Task[Prepared]] = {}
     with run.timeline.of("rollout", step):
-        async for rollouts in run.rollout.groups(prompts, config.train.group_size, step):
+        landing = run.rollout.groups(prompts, config.train.group_size, step)
+        async for rollouts in while_well(landing, lambda: [*scoring.values(), *preparing.values()]):
             name = rollouts[0].prompt.id
             scoring[name] = asyncio.create_task(score(run, rollouts, step))
             if config.advantage.variant != "gdpo":
                 preparing[name] = asyncio.create_task(prepare(run, scoring[name], step))
+    await asyncio.gather(*scoring.values(), *preparing.values())  # the first failure of any, whichever comes first
     answered = [p for p in prompts if p.id in scoring]
     refused = {p.id: run.rollout.refused[p.id] for p in prompts if p.id not in scoring}
     groups = [await scoring[p.id] for p in answered]
@@ -108,6 +111,7 @@ async def sample(run: Run, step: int, prompts: Sequence[Prompt]) -> Experience:
         found = gdpo_advantages([[components(m) for m in group.members] for group in groups], run.rewards.weights)
         for p, own in zip(answered, found, strict=True):
             preparing[p.id] = asyncio.create_task(prepare(run, scoring[p.id], step, tuple(own)))
+    await asyncio.gather(*preparing.values())
     prepared = [await preparing[p.id] for p in answered]
     return Experience(
         groups=tuple(groups),
@@ -139,7 +143,7 @@ async def prepare(
     kept = [(m.rollout, a) for m, a in zip(group.members, advantages, strict=True) if a is not None]
     if not any(a for _, a in kept):
         return advantages, None
-    prompt_ids, vision = await asyncio.to_thread(run.encoder.encode, group.prompt)
+    prompt_ids, vision = await in_thread(run.encoder.encode, group.prompt)
     if prompt_ids != kept[0][0].prompt_ids:
         raise RuntimeError(
             f"prompt {group.prompt.id!r}: the engine read {len(kept[0][0].prompt_ids)} tokens, the trainer's processor "

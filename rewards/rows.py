@@ -16,8 +16,8 @@ from rewards.choices import unlettered
 from rewards.imports import hint
 from rewards.kinds import LETTERS, Kind, KindError, find, label_check
 
-FIELDS = ("id", "images", "question", "options", "answer", "kind", "unit", "tolerance", "meta")
-REQUIRED = ("id", "images", "question", "answer", "kind")
+FIELDS = ("id", "images", "question", "messages", "options", "answer", "kind", "unit", "tolerance", "meta")
+REQUIRED = ("id", "images", "answer", "kind")  # and one of question, messages
 TOLERANCES = ("rel", "abs", "lower", "upper", "exact")
 # What other projects call the fields of a row.
 OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -34,6 +34,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
         "file_name",
     ),
     "question": ("prompt", "query", "problem", "instruction", "input", "text"),
+    "messages": ("conversations", "conversation", "dialogue", "dialog", "turns"),
     "options": ("choices", "choice", "candidates"),
     "answer": (
         "label",
@@ -66,7 +67,8 @@ class Row:
     """A usable row. images: as the row has them. options: without letters. gold: as rewards get it. kind: its name.
 
     meta: the row's meta, with `unit` and `tolerance`. `gold` is a letter for option rows ("A,C" with `meta.multi`), "yes"
-    or "no" for yesno rows, the answer as given for the others.
+    or "no" for yesno rows, the answer as given for the others. turns: the conversation, {"role", "content"} each, content
+    a list of text and image parts; question: the text of its last turn.
     """
 
     id: str
@@ -76,6 +78,7 @@ class Row:
     gold: Any
     kind: str
     meta: Mapping[str, Any]
+    turns: tuple[Mapping[str, Any], ...]
 
     @property
     def sample(self) -> RewardInput:
@@ -93,17 +96,17 @@ def read_row(row: Mapping[str, Any], check: LabelCheck | None = None) -> Row:
     row = {key: plain(value) for key, value in row.items() if not _missing(value)}
     _check_fields(row)
     kind = _kind(row["kind"])
-    if not isinstance(row["question"], str) or not row["question"].strip():
-        raise RowError("question must be a non-empty text")
+    images = tuple(_sequence(row["images"], "images"))
+    turns = _turns(row, len(images))
+    question = "\n".join(part["text"] for part in turns[-1]["content"] if part["type"] == "text")
     meta = _meta(row, kind)
     options = _options(row, kind)
     answer = row["answer"].strip() if isinstance(row["answer"], str) else row["answer"]
     if isinstance(answer, str | list | Mapping) and not answer:
         raise RowError("answer is empty")
-    images = tuple(_sequence(row["images"], "images"))
     for image in images:
         _check_image(image)
-    given = Row(str(row["id"]).strip(), images, row["question"].strip(), options, answer, row["kind"], meta)
+    given = Row(str(row["id"]).strip(), images, question, options, answer, row["kind"], meta, turns)
     try:
         read = Row(**{**vars(given), "gold": kind.read(given.sample)})
     except ValueError as error:
@@ -111,6 +114,72 @@ def read_row(row: Mapping[str, Any], check: LabelCheck | None = None) -> Row:
     if problem := label_problem(read.sample, check or label_check(read.kind)):
         raise RowError(problem)
     return read
+
+
+def _turns(row: Mapping[str, Any], images: int) -> tuple[Mapping[str, Any], ...]:
+    """The turns of a row's question or messages, each content a list of parts.
+
+    `messages` is a list of {"role", "content"}: at most one system turn, which comes first, then user and assistant turns
+    by turns, the last of them the user's. Content is a text, or a list of {"type": "text", "text": ...} and
+    {"type": "image"}, the images in the order of the row's `images`. Images that no turn places come before the text
+    of the last turn, where a `question` has them.
+    """
+    if "question" in row and "messages" in row:
+        raise RowError("a row has either a question or messages, this one has both")
+    if "question" in row:
+        if not isinstance(row["question"], str) or not row["question"].strip():
+            raise RowError("question must be a non-empty text")
+        turns = [{"role": "user", "content": row["question"]}]
+    elif "messages" in row:
+        turns = _sequence(plain(row["messages"]), "messages")
+    else:
+        raise RowError("field 'question' is missing or empty (or give a conversation as 'messages')")
+    messages = [_turn(turn, number) for number, turn in enumerate(turns, start=1)]
+    roles = [m["role"] for m in messages]
+    spoken = roles[1:] if roles[:1] == ["system"] else roles
+    if spoken != ["user", "assistant"] * (len(spoken) // 2) + ["user"]:
+        raise RowError(
+            f"messages are an optional system turn, then user and assistant by turns, ending with user; got {', '.join(roles)}"
+        )
+    placed = sum(part["type"] == "image" for m in messages for part in m["content"])
+    last = messages[-1]["content"]
+    if not placed:
+        last[:0] = [{"type": "image"} for _ in range(images)]
+    elif placed != images:
+        raise RowError(f"messages place {placed} images and the row has {images}")
+    return tuple(messages)
+
+
+def _turn(turn: Any, number: int) -> dict[str, Any]:
+    """One turn of `messages`, its content as a list of parts with stripped texts."""
+    where = f"messages, turn {number}"
+    if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
+        raise RowError(f"{where}: a turn is a mapping with role and content, got {turn!r}")
+    if turn["role"] not in ("system", "user", "assistant"):
+        raise RowError(f"{where}: role must be system, user or assistant, got {turn['role']!r}")
+    content = turn["content"]
+    parts = (
+        [{"type": "text", "text": content}]
+        if isinstance(content, str)
+        else _sequence(plain(content), f"{where}: content")
+    )
+    made = [_part(part, where) for part in parts]
+    if not made or all(part.get("text") == "" for part in made):
+        raise RowError(f"{where}: content is empty")
+    if turn["role"] != "user" and any(part["type"] == "image" for part in made):
+        raise RowError(f"{where}: images belong into user turns")
+    return {"role": turn["role"], "content": made}
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    part = {k: v for k, v in part.items() if not _missing(v)} if isinstance(part, Mapping) else {}
+    if part.get("type") == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"].strip()}
+    if part == {"type": "image"}:
+        return part
+    raise RowError(
+        f'{where}: a part is {{"type": "text", "text": ...}} or {{"type": "image"}} for the next of the row\'s images'
+    )
 
 
 def _check_image(image: Any) -> None:

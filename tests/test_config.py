@@ -108,7 +108,9 @@ def test_resolved_yaml_reads_back_to_the_same_config(tmp_path):
     assert load_config(file) == config
 
 
-@pytest.mark.parametrize("file", sorted((RECIPES / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "file", sorted([*(RECIPES / "configs").glob("*.yaml"), *(RECIPES / "text").glob("*.yaml")]), ids=lambda p: p.stem
+)
 def test_shipped_configs_load(file):
     (load_sft_config if "sft" in file.stem else load_config)(file)
 

@@ -64,7 +64,7 @@ def engine(monkeypatch):
 
 
 def body(steps):
-    return {"messages": [{"role": "user", "content": str(steps)}], "n": 1, "seed": 0, "temperature": 1.0, "max_tokens": 4, "logit_bias": {}}  # fmt: skip
+    return {"messages": [{"role": "user", "content": str(steps)}], "n": 1, "seed": 0, "temperature": 1.0, "max_tokens": 4, "stop_token_ids": [], "logit_bias": {}}  # fmt: skip
 
 
 def ask(engine, *steps):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +58,15 @@ def load(
     base_dir: str | Path | None = None,
     skip_bad_rows: bool = False,
     instruction: str = "full",
+    system: str = "",
+    fault: Callable[[Prompt], str | None] = lambda prompt: None,
     check: LabelCheck | None = None,
 ) -> Loaded:
     """Prompts of a source: "demo:train", a .jsonl or .parquet file, a `save_to_disk` folder, a hub id, or rows.
 
     A folder or hub id takes its split after a colon ("org/name:train"). base_dir: where relative image paths start,
-    by default the file's folder. instruction: see `rows.instruction_text`. check: the `check_gold` of the
+    by default the file's folder. instruction: see `rows.instruction_text`. system: see `rows.row_to_prompt`.
+    fault: why the model cannot be asked a prompt, or None (`PromptEncoder.fault`). check: the `check_gold` of the
     reward that will judge, by default that of each row's kind. Every image is decoded once.
     Raises DataError with up to 20 bad rows and their total; with `skip_bad_rows` they are logged and returned instead.
     """
@@ -78,9 +81,11 @@ def load(
         try:
             if isinstance(row, RowError):
                 raise row
-            prompt = row_to_prompt(row, base_dir=base, instruction=instruction, check=check)
+            prompt = row_to_prompt(row, base_dir=base, instruction=instruction, system=system, check=check)
             if prompt.id in first_use:
                 raise RowError(f"duplicate id, first used at {first_use[prompt.id]}")
+            if reason := fault(prompt):
+                raise RowError(reason)
         except RowError as error:
             refused.append((total, Refused(place, _row_id(row), str(error))))
         else:

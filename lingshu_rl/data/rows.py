@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +31,48 @@ def row_to_prompt(
     *,
     base_dir: str | Path | None = None,
     instruction: str = "full",
+    system: str = "",
     check: LabelCheck | None = None,
 ) -> Prompt:
     """Check one row and make its prompt. Raises RowError with the first thing that is wrong; check: see `read_row`.
 
     Relative image paths are taken from `base_dir`; whether the files exist and can be read is `check_image`'s task.
+    system: the first turn of every prompt whose row brings no system turn; "" for none.
     """
     read = read_row(row, check)
     multi = read.meta.get("multi") is True
-    lines = [read.question, *(f"{LETTERS[i]}. {text}" for i, text in enumerate(read.options))]
+    lines = [f"{LETTERS[i]}. {text}" for i, text in enumerate(read.options)]
     if last := instruction_text(instruction, read.kind, multi):
         lines.append(last)
     images = tuple(_image(image, base_dir) for image in read.images)
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": "\n".join(lines)}]
     return Prompt(
         id=read.id,
-        messages=({"role": "user", "content": content},),
+        messages=_messages(read.turns, lines, system),
         images=images,
         gold=read.gold,
         options=read.options,
         kind=read.kind,
         meta=read.meta,
     )
+
+
+def _messages(turns: Sequence[Mapping[str, Any]], lines: Sequence[str], system: str) -> tuple[dict[str, Any], ...]:
+    """The turns with `lines` (options, instruction) at the end of the last; content without an image becomes a text."""
+    *before, last = turns
+    parts = list(last["content"])
+    if parts[-1]["type"] == "text":
+        lines = [parts.pop()["text"], *lines]
+    parts.append({"type": "text", "text": "\n".join(lines)})
+    told = [{"role": "system", "content": system}] if system and turns[0]["role"] != "system" else []
+    return (
+        *told,
+        *({"role": t["role"], "content": _plain_text(t["content"])} for t in [*before, {**last, "content": parts}]),
+    )
+
+
+def _plain_text(content: Any) -> Any:
+    texts = [part.get("text") for part in content]
+    return content if None in texts else "\n".join(texts)
 
 
 def _image(image: Any, base_dir: str | Path | None) -> str | bytes:

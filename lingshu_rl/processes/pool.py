@@ -19,6 +19,7 @@ import httpx
 from lingshu_rl.chat import AGAIN, NEVER, bearer
 from lingshu_rl.failures import PromptRefused
 from lingshu_rl.processes.pulse import Counter, Pulse
+from lingshu_rl.threads import in_thread
 
 
 @dataclass(eq=False)
@@ -173,7 +174,7 @@ class Pool:
             await asyncio.sleep(0.1 * 2 ** len(failed_at))
 
     async def _send(self, server: Server, path: str, make: Callable[[], bytes], kind: str) -> httpx.Response:
-        body = await asyncio.to_thread(make)
+        body = await in_thread(make)
         headers = {"Content-Type": kind, "Content-Length": str(len(body))}
         # No limit on reading or writing: the pulse tells whether to wait on.
         limits = httpx.Timeout(None, connect=self.timeout_s)

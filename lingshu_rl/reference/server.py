@@ -27,6 +27,7 @@ from lingshu_rl.processes.placement import DeviceSet
 from lingshu_rl.processes.token import RequireToken
 from lingshu_rl.processes.workers import python
 from lingshu_rl.runfolder import RunFolder
+from lingshu_rl.threads import in_thread
 
 ADMITTED = 2  # one is computed while the next is read
 MAX_CONNECTIONS = 512
@@ -207,7 +208,7 @@ def build_app(reference: ReferenceModel, refresh_dir: Path | None = None) -> Any
                 return Response(status_code=400)
             async with turn:
                 try:
-                    answer = await asyncio.to_thread(work, body)
+                    answer = await in_thread(work, body)
                 except WireError as error:
                     return PlainTextResponse(str(error), status_code=400)
                 except Exception as error:

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class RolloutClient(Sampler):
         token: str,
         decode: Callable[[Sequence[int]], str],
         banned_ids: Sequence[int],
+        end_ids: Iterable[int] = (),
         seed: int,
         temperature: float,
         max_tokens: int,
@@ -46,7 +47,12 @@ class RolloutClient(Sampler):
         examine: Examine = unwatched,
     ) -> None:
         super().__init__(
-            decode=decode, banned_ids=banned_ids, seed=seed, temperature=temperature, max_tokens=max_tokens
+            decode=decode,
+            banned_ids=banned_ids,
+            end_ids=end_ids,
+            seed=seed,
+            temperature=temperature,
+            max_tokens=max_tokens,
         )
         self.pool = Pool(
             "rollout",

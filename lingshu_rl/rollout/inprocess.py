@@ -125,6 +125,16 @@ class InProcessEngine:
         self.llm.llm_engine.engine_core.shutdown()
 
     def _work(self) -> None:
+        """Serve until the end; what ends it early is the answer to every request, also to later ones."""
+        try:
+            self._serve()
+        except BaseException as error:
+            self._fail(error)
+            while (late := self.arrived.get()) is not None:
+                self.waiting["late"] = late[1]
+                self._fail(error)
+
+    def _serve(self) -> None:
         """Until the end: add what arrived, compute one step, answer what is finished."""
         self.use_device()
         engine = self.llm.llm_engine
@@ -163,7 +173,7 @@ class InProcessEngine:
         else:
             self.waiting[name.partition("-")[0]] = reply  # outputs carry the name without what makes it unique
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """An engine that failed in a step does not come back: every request gets the error."""
         for reply in self.waiting.values():
             reply(500, {"error": {"message": f"the engine failed: {type(error).__name__}: {error}"}})
@@ -217,6 +227,7 @@ def sampling_of(body: Body) -> Any:
         temperature=body["temperature"],
         max_tokens=body["max_tokens"],
         logprobs=0,
+        stop_token_ids=body["stop_token_ids"],
         logit_bias={int(token): bias for token, bias in body["logit_bias"].items()},
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lingshu_rl.failures import PromptRefused, RunStopped
@@ -20,13 +20,17 @@ class RolloutError(RunStopped):
 
 
 class Sampler(ABC):
-    """decode: token ids -> text. banned_ids: tokens that must not be sampled (image placeholders)."""
+    """decode: token ids -> text. banned_ids: tokens that must not be sampled (image placeholders).
+
+    end_ids: all tokens that end a completion; an engine by itself stops at the tokenizer's alone.
+    """
 
     def __init__(
         self,
         *,
         decode: Callable[[Sequence[int]], str],
         banned_ids: Sequence[int],
+        end_ids: Iterable[int] = (),
         seed: int,
         temperature: float,
         max_tokens: int,
@@ -38,6 +42,7 @@ class Sampler(ABC):
             "max_tokens": max_tokens,
             "logprobs": True,
             "return_token_ids": True,
+            "stop_token_ids": sorted(end_ids),
             "logit_bias": {str(i): -100.0 for i in banned_ids},
         }
         self.landed: dict[int, dict[str, tuple[Rollout, ...]]] = {}  # by step, then prompt id
