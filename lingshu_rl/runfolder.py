@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import Config, ConfigError, to_yaml
+from lingshu_rl.config import Config, ConfigError, flat, to_yaml
 from lingshu_rl.types import Group
 
 PACKAGES = (
@@ -349,14 +349,6 @@ def _rollout_schema(pa: Any) -> Any:
 
 def _changed(old_yaml: str, new_yaml: str) -> list[str]:
     from omegaconf import OmegaConf
-
-    def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {prefix: node}
-        out: dict[str, Any] = {}
-        for key, value in node.items():
-            out |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-        return out
 
     old, new = (flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (old_yaml, new_yaml))
     return [
