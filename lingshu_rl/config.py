@@ -128,7 +128,7 @@ class RewardsConfig:
     timeout_s: float = 10.0  # a sample's limit in isolated workers
     workers: int = 1
     max_failed_share: float = 0.05  # above this share of unjudged samples the run stops
-    preflight: bool = True  # check every training label before the engines start
+    preflight: bool = True  # try training labels before the engines start: all, or 20,000 evenly taken of more
 
 
 @dataclass
