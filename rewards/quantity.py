@@ -184,13 +184,16 @@ def _join(form: str, first: Quantity, second: Quantity, operator: Token) -> Quan
         if first.unit.dims != second.unit.dims or first.unit.offset != second.unit.offset:
             return None
         left *= first.unit.factor / second.unit.factor
+    sign = "to" if operator.kind == "to" else operator.text
+    if form == "over" and first.unit is not None:
+        sign = "over"  # "2 mg/1 mg" are two quantities, "1/4 mg" is one
     if form == "range" and second.power and not first.power:
         left *= 10.0**second.power  # "1-2 × 10^9"
     return Quantity(
         form,
         (left, second.values[0]),
         unit,
-        sign="to" if operator.kind == "to" else operator.text,
+        sign=sign,
         foreign=second.foreign or (first.foreign and second.unit is None),
         power=max(first.power, second.power, key=abs),
     )

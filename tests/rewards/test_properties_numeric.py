@@ -83,6 +83,8 @@ def test_a_second_answer_never_raises_the_pay(one, other, first, second, joint):
 
 
 @settings(deadline=None)
+@example([2.0, 1.0], "/")
+@example([3.0, 4.0], "/")
 @given(
     st.lists(VALUES, min_size=2, max_size=12), st.sampled_from([", ", " ", " or ", "; ", "/", "-", " and ", "\n", "|"])
 )
