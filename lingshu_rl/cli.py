@@ -156,7 +156,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from lingshu_rl.config import ConfigError, load_config, to_yaml
+    from lingshu_rl.config import ConfigError, load_config, origins, to_yaml
 
     def work() -> int:
         config = load_config(arguments.config, arguments.settings)
@@ -167,7 +167,7 @@ def _train(arguments: argparse.Namespace) -> int:
         lines, fits = report(config)
         if os.environ.get("RANK", "0") == "0":
             print(to_yaml(config).rstrip())
-            print("\n".join(f"# {line}" for line in lines))
+            print("\n".join(f"# {line}" for line in [*origins(arguments.config, arguments.settings), *lines]))
         return 0 if fits else 1
 
     return exit_code(work, "the run", wrong=(ConfigError,), goes_on="from its last checkpoint")

@@ -7,7 +7,7 @@ Units stand in the names (`timeout_s`). What belongs to an engine is passed thro
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from lingshu_rl.names import known_elsewhere
 from lingshu_rl.objective import AdvantageConfig, LossConfig, PackingConfig
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class RunConfig:
 @dataclass
 class DataConfig:
     train: str = "demo:train"  # demo:SPLIT | file.jsonl | file.parquet | dataset folder | Hub id, with :split
-    test: str = "demo:test"
+    test: str = "demo:test"  # must be given beside a train of your own
     instruction: str = "auto"  # auto (short for the demo model, full else) | short | full | your own text
     system: str = ""  # the system turn of every prompt whose row has none of its own; empty = none
     curriculum: str = (
@@ -129,7 +130,7 @@ class RewardsConfig:
     timeout_s: float = 10.0  # a sample's limit in isolated workers
     workers: int = 1
     max_failed_share: float = 0.05  # above this share of unjudged samples the run stops
-    preflight: bool = True  # check every training label before the engines start
+    preflight: bool = True  # try training labels before the engines start: all, or 20,000 evenly taken of more
 
 
 @dataclass
@@ -183,16 +184,97 @@ class Config:
     deepspeed: dict[str, Any] = field(default_factory=lambda: {"zero_optimization": {"stage": 2}})
 
 
+# What another model than the demo's changes in the defaults, which are the demo's: a real model, on rows that ask for thoughts.
+REAL_RUN: Mapping[str, Any] = {
+    "train.steps": 300,
+    "train.prompts_per_step": 32,
+    "train.lr": 1e-6,
+    "train.lr_schedule": "constant",
+    "rollout.max_tokens": 1024,
+    "packing.token_budget": 8192,
+    "eval.every": 50,
+    "eval.limit": 500,
+}
+WITH_LORA: Mapping[str, Any] = {"train.lr": 1e-5}  # adapters start at 0 and take a higher rate
+SHORT_ANSWERS: Mapping[str, Any] = {"rollout.max_tokens": 64}  # data.instruction=short
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings that somebody gave, and where: `in FILE`, `in override 'key=value'`."""
+
+    values: DictConfig
+    where: str
+
+
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Defaults, then the YAML file, then the overrides. Raises ConfigError for an unknown key or an impossible value."""
-    result = read_config(Config, path, overrides)
+    """Defaults, the model's (`defaults_for`), the YAML file, the overrides. Raises ConfigError for an unknown key or an
+    impossible value, and for rows of one's own to train or to test on without the other."""
+    changes = list(_changes(path, overrides))
+    given = _given(changes)
+    result = _built(Config, [Change(_nested(defaults_for(given)), "in the model's defaults"), *changes])
+    _check_sources(given)
     validate(result)
     return result
 
 
+def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults that differ from the demo's, by dotted key, for the settings that were given."""
+    model = str(given.get("model", Config.model))
+    if model == Config.model:
+        return {}
+    own: dict[str, Any] = {"run.dir": f"runs/{Path(model).name}", **REAL_RUN}
+    if any(key.startswith("train.lora.") and value for key, value in given.items()):
+        own |= WITH_LORA
+    if given.get("data.instruction") == "short":
+        own |= SHORT_ANSWERS
+    return own
+
+
+def origins(path: str | Path | None = None, overrides: Sequence[str] = ()) -> list[str]:
+    """Where the settings of `load_config` come from, a line a place; all others are the demo's."""
+    changes = list(_changes(path, overrides))
+    given = _given(changes)
+    ours = {key: value for key, value in defaults_for(given).items() if key not in given}
+    lines = [f"defaults of a real run: {' '.join(f'{key}={value}' for key, value in ours.items())}"] if ours else []
+    by_file = _given(changes[: path is not None])
+    by_hand = _given(changes[path is not None :])
+    if by_file:
+        lines.append(f"from {path}: {' '.join(key for key in by_file if key not in by_hand)}")
+    if by_hand:
+        lines.append(f"from the command: {' '.join(by_hand)}")
+    return lines
+
+
+def _check_sources(given: Mapping[str, Any]) -> None:
+    """Rows of one's own beside the demo's are a slip unless both are named: the one would say nothing of the other."""
+    for key, other in (("data.train", "data.test"), ("data.test", "data.train")):
+        source = given.get(key)
+        if source is not None and not str(source).startswith("demo:") and other not in given:
+            raise ConfigError(
+                f"{key}={source} needs a {other} of yours beside it (the default is the demo's): questions of the same kind, "
+                "with other images and patients. docs/curation.md splits one set into both"
+            )
+
+
 def read_config(schema: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
-    """`load_config` for any dataclass, without the checks that belong to one."""
+    """`load_config` for any dataclass, without the checks and the defaults that belong to one."""
+    return _built(schema, _changes(path, overrides))
+
+
+def _built(schema: type[T], changes: Iterable[Change]) -> T:
     config = OmegaConf.structured(schema)
+    for change in changes:
+        config = _merge(config, change.values, change.where)
+    try:
+        result = OmegaConf.to_object(config)
+    except ValueError as error:  # the option classes check themselves when built
+        raise ConfigError(str(error)) from None
+    assert isinstance(result, schema)
+    return result
+
+
+def _changes(path: str | Path | None, overrides: Sequence[str]) -> Iterator[Change]:
     if path is not None:
         try:
             loaded = OmegaConf.load(path)
@@ -202,7 +284,7 @@ def read_config(schema: type[T], path: str | Path | None = None, overrides: Sequ
             raise ConfigError(f"config file {path} is not readable YAML: {error}") from error
         if not isinstance(loaded, DictConfig):
             raise ConfigError(f"config file {path} must hold keys and values at its top level")
-        config = _merge(config, loaded, f"in {path}")
+        yield Change(loaded, f"in {path}")
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"override {override!r} is not of the form key=value, for example train.lr=5e-7")
@@ -210,13 +292,29 @@ def read_config(schema: type[T], path: str | Path | None = None, overrides: Sequ
             change = OmegaConf.from_dotlist([override])
         except Exception as error:
             raise ConfigError(f"override {override!r} cannot be read: {error}") from error
-        config = _merge(config, change, f"in override {override!r}")
-    try:
-        result = OmegaConf.to_object(config)
-    except ValueError as error:  # the option classes check themselves when built
-        raise ConfigError(str(error)) from None
-    assert isinstance(result, schema)
-    return result
+        yield Change(change, f"in override {override!r}")
+
+
+def _given(changes: Sequence[Change]) -> dict[str, Any]:
+    """The values by dotted key, later ones over earlier ones."""
+    return {key: value for change in changes for key, value in flat(OmegaConf.to_container(change.values)).items()}
+
+
+def _nested(values: Mapping[str, Any]) -> DictConfig:
+    config = OmegaConf.create()
+    for key, value in values.items():
+        OmegaConf.update(config, key, value)
+    return config
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one of dotted keys."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    out: dict[str, Any] = {}
+    for key, value in node.items():
+        out |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return out
 
 
 def to_yaml(config: Any) -> str:
@@ -227,9 +325,10 @@ def _merge(config: DictConfig, change: DictConfig, where: str) -> DictConfig:
     try:
         merged = OmegaConf.merge(config, change)
     except ConfigKeyError as error:
-        raise ConfigError(
-            f"unknown key {error.full_key!r} {where}{_nearest(str(error.full_key or ''), config)}"
-        ) from None
+        unknown = str(error.full_key or "")
+        meant = [known_elsewhere(key) for key in flat(OmegaConf.to_container(change)) if key.startswith(unknown)]
+        hint = next(filter(None, meant), "") or _nearest(unknown, config)
+        raise ConfigError(f"unknown key {unknown!r} {where}{hint}") from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise ConfigError(f"bad value for {key!r} {where}: {str(error).splitlines()[0]}") from None

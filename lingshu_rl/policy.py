@@ -121,10 +121,10 @@ class Policy:
     def zero_stage(self) -> int:
         return int(self.accelerator.state.deepspeed_plugin.zero_stage)
 
-    def know(self, prompts: Sequence[Prompt], encoder: PromptEncoder) -> None:
-        """What every rank has loaded by itself, so that neither prompts nor pixels travel between ranks."""
+    def know(self, prompts: Mapping[str, Prompt], encoder: PromptEncoder) -> None:
+        """The prompts by id that every rank has loaded by itself, so that neither prompts nor pixels travel between ranks."""
         self.encoder = encoder
-        self.control.know({prompt.id: prompt for prompt in prompts})
+        self.control.know(prompts)
 
     def vision(self, group: TokenGroup) -> Mapping[str, torch.Tensor]:
         """The group's image tensors; where the pixels were left out, from this rank's own prompt of that key.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -85,16 +86,24 @@ async def finish(run: Run) -> dict[str, Any]:
     }
     write_text(run.folder.summary, json.dumps(summary, indent=1))
     report = write_report(run.folder.path)
-    gain = summary["gain"]
-    run.progress.say(
-        f"held-out accuracy {summary['before']['accuracy']:.3f} -> {summary['after']['accuracy']:.3f}, gain "
-        f"{gain['points']:.1f} points (95 % interval {gain['ci95'][0]:.1f} to {gain['ci95'][1]:.1f}); "
-        + "; ".join(
-            f"{name.replace('_', ' ')} {summary[name]['accuracy']:.3f}"
-            for name in ("blank_image", "shuffled_image", "text_only", "majority_answer")
-            if summary.get(name)
-        )
-    )
+    run.progress.say(result_line(summary))
     run.progress.say(f"the vLLM server counted {summary['engine_generated_tokens']} generated tokens")
     run.progress.say(f"summary: {run.folder.summary}   report: {report}")
     return summary
+
+
+def result_line(summary: Mapping[str, Any]) -> str:
+    """The held-out result in a line. What could not be judged, or was not evaluated, has no figure."""
+
+    def figure(key: str) -> str:
+        value = summary.get(key, {}).get("accuracy")
+        return "unknown" if value is None else f"{value:.3f}"
+
+    told = f"held-out accuracy {figure('before')} -> {figure('after')}"
+    gain = summary.get("gain", {})
+    if gain.get("points") is None:
+        told += ", gain unknown: no question was judged both times"
+    else:
+        told += f", gain {gain['points']:.1f} points (95 % interval {gain['ci95'][0]:.1f} to {gain['ci95'][1]:.1f})"
+    controls = ("blank_image", "shuffled_image", "text_only", "majority_answer")
+    return "; ".join([told, *(f"{c.replace('_', ' ')} {figure(c)}" for c in controls if summary.get(c))])

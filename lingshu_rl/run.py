@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from lingshu_rl.agreement import Agreement, judge
 from lingshu_rl.config import Config, ConfigError
-from lingshu_rl.data.load import load
+from lingshu_rl.data.load import ById, Loaded, load
 from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused
 from lingshu_rl.launches import launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
@@ -37,7 +37,7 @@ from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
 from lingshu_rl.rollout.transfer import Transfer, make_transfer, remove_folder, transfer_folder
 from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
 from lingshu_rl.runfolder import RunFolder
-from lingshu_rl.state import RunState
+from lingshu_rl.state import RunState, data_changes, seen
 from lingshu_rl.stream import PromptStream, make_stream
 from lingshu_rl.threads import in_thread
 from lingshu_rl.timeline import Timeline
@@ -61,7 +61,7 @@ class Run:
     transfer: Transfer
     encoder: PromptEncoder
     stream: PromptStream[Prompt]
-    test: list[Prompt]
+    test: Sequence[Prompt]
 
     def __init__(
         self, config: Config, policy: Policy, folder: RunFolder, *, fleet: Fleet, stop: Stop, progress: Progress
@@ -73,6 +73,7 @@ class Run:
         self.state = RunState()
         self.timeline = Timeline()
         self.saved_step = 0  # the step of the newest checkpoint
+        self.saved_in = folder.checkpoints  # and its folder
         self.version = 0  # updates that the policy's weights hold
         self.disagreement = ""  # of trainer and engine in the latest update, in words
 
@@ -168,12 +169,13 @@ class Run:
                 keep_last=self.config.checkpoint.keep_last,
                 keep_best=self.config.checkpoint.keep_best,
             )
-        self.saved_step = step
+        self.saved_step, self.saved_in = step, self.folder.checkpoint(step)
 
     def resume(self, checkpoint: Path) -> None:
         """Put the run where the checkpoint left it. All ranks call this. Raises ConfigError when it cannot be read."""
-        self.state = state = RunState.read(checkpoint)
+        self.state = state = replace(RunState.read(checkpoint), data=self.state.data)
         self.saved_step = self.version = state.step
+        self.saved_in = checkpoint
         self.timeline.resume(state.seconds, state.seconds_total)
         self.stream.restore(state.stream)
         try:
@@ -222,7 +224,7 @@ class Run:
             self.save_checkpoint()
         if not self.saved_step:
             return "no step was finished, so there is no checkpoint"
-        return f"the state after step {self.saved_step} is in {self.folder.checkpoint(self.saved_step)}"
+        return f"the state after step {self.saved_step} is in {self.saved_in}"
 
 
 @asynccontextmanager
@@ -249,10 +251,13 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
         check_packages(config)
     folder, progress = RunFolder(config.run.dir), Progress(quiet=not is_main)
     checkpoint = folder.open(config) if is_main else None
+    encoder = PromptEncoder(config.model)
+    loaded = load_prompts(config, folder, is_main, encoder)
+    prompts, test = loaded["train"].prompts, loaded["test"].prompts
+    if checkpoint is not None:
+        folder.judge_changes(data_changes(RunState.read(checkpoint).data, seen(loaded)), "rows")
     for complaint in folder.complaints:
         progress.say(f"WARNING: {complaint}")
-    encoder = PromptEncoder(config.model)
-    prompts, test = load_prompts(config, folder, is_main, encoder)
     # Servers that run elsewhere were started with a token (and folder) that the user put into both environments.
     token = os.environ.get(TOKEN_ENV) or secrets.token_urlsafe(24)
     given = os.environ.get(TRANSFER_DIR_ENV)
@@ -275,9 +280,10 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     run = Run(config, policy, folder, fleet=fleet, stop=stop, progress=progress)
     stop.between_steps = True
     run.timeline, run.test = timeline, test
+    run.state.data = seen(loaded)
     run.stream = make_stream(prompts, config.data.curriculum, config.seed, config.train.group_size)
     run.encoder = encoder
-    policy.know([*prompts, *test], run.encoder)
+    policy.know(ById(prompts, test), run.encoder)
     if rewards is not None:
         run.rewards = rewards
     checkpoint, token = policy.share((checkpoint, token))
@@ -291,8 +297,8 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
         progress.say(policy.layout_note)
     with timeline.of("start"):
         await _connect(run, plan, transfer, token, shared, closing)
-        if checkpoint is not None and is_main:
-            run.rollout.landed[run.state.step] = read_rollouts(checkpoint / "landed.jsonl", prompts)
+        if checkpoint is not None and is_main and not folder.forked:  # under other settings they would be other samples
+            run.rollout.landed[run.state.step] = read_rollouts(checkpoint / "landed.jsonl", ById(prompts))
         if run.state.reference and config.reference.urls:
             await run.on_main(run.tell_references)
         if checkpoint is not None or config.rollout.urls or config.train.lora:
@@ -364,16 +370,14 @@ async def _connect(
         run.fleet.supervise(pools, config.run.max_restarts, run.progress.say)
 
 
-def load_prompts(
-    config: Config, folder: RunFolder, is_main: bool, encoder: PromptEncoder
-) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts. Refused rows are listed in the run folder, or end the run."""
+def load_prompts(config: Config, folder: RunFolder, is_main: bool, encoder: PromptEncoder) -> dict[str, Loaded]:
+    """Training and held-out prompts, as "train" and "test". Refused rows are listed in the run folder, or end the run."""
     instruction = config.data.instruction
     if instruction == "auto":
         instruction = "short" if config.model == DEMO_MODEL else "full"
-    sets, check = [], label_check(config)
+    sets, check = {}, label_check(config)
     for name, source in (("train", config.data.train), ("test", config.data.test)):
-        loaded = load(
+        sets[name] = load(
             source,
             instruction=instruction,
             system=config.data.system,
@@ -381,13 +385,12 @@ def load_prompts(
             fault=encoder.fault,
             check=check,
         )
-        if loaded.refused and is_main:
-            folder.write_eval(f"refused_{name}", [asdict(r) for r in loaded.refused])
-        sets.append(list(loaded.prompts))
-    shared = {p.id for p in sets[0]} & {p.id for p in sets[1]}
+        if sets[name].refused and is_main:
+            folder.write_eval(f"refused_{name}", [asdict(r) for r in sets[name].refused])
+    shared = sets["train"].prompts.ids.keys() & sets["test"].prompts.ids.keys()
     if shared:
         raise ConfigError(f"data.train and data.test share {len(shared)} row ids, for example {sorted(shared)[0]!r}")
-    return sets[0], sets[1]
+    return sets
 
 
 def reference_model(config: Config, folder: RunFolder, checkpoint: Path | None) -> str:

@@ -9,6 +9,7 @@ checkpoints/step-000050/           hf/ (Hugging Face form), state/ (DeepSpeed, o
 reference/step-000050/             the policy that became the reference after that step (reference.refresh_every)
 logs/                              one file a child process
 summary.json report.html           the result
+fork.json                          the checkpoint of another folder that this run went on from (resume=FOLDER run.dir=NEW)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +25,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import Config, ConfigError, to_yaml
+from lingshu_rl.config import Config, ConfigError, flat, to_yaml
+from lingshu_rl.state import RunState
 from lingshu_rl.types import Group
 
 PACKAGES = (
@@ -46,6 +49,9 @@ MAY_CHANGE = ("run", "cluster", "rollout.ray", "reference.ray", "checkpoint", "e
               "reference.start_timeout_s")  # fmt: skip
 
 
+FORK = "fork.json"
+
+
 class RunFolderError(RuntimeError):
     """The run folder cannot be written or read; the message names the file, the cause and what is still good."""
 
@@ -60,7 +66,8 @@ class RunFolder:
         self.references = self.path / "reference"  # models that became the reference (reference.refresh_every)
         self.logs = self.path / "logs"
         self.summary = self.path / "summary.json"
-        self.complaints: list[str] = []  # what `open` found damaged and went around
+        self.complaints: list[str] = []  # what `open` found damaged and went around, or different and let pass
+        self.forked = False  # the checkpoint is another folder's
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
@@ -79,25 +86,54 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         checkpoint = self._checkpoint_to_resume(config.resume)
         stored = self.path / "config.yaml"
-        if checkpoint is not None and stored.exists():
-            changed = _changed(stored.read_text(), to_yaml(config))
-            if changed:
+        if checkpoint is not None:
+            self.forked = not checkpoint.resolve().is_relative_to(self.path.resolve())
+            state = RunState.read(checkpoint)
+            if state.step > config.train.steps:
                 raise ConfigError(
-                    f"{self.path} holds a run with other settings ({'; '.join(changed[:5])}); "
-                    "give another run.dir, the same settings, or resume=never (the old folder is kept aside)"
+                    f"train.steps={config.train.steps} is fewer than the {state.step} done in {checkpoint}; give more, or "
+                    "resume= with an earlier checkpoint and another run.dir"
                 )
+            origin = checkpoint.parent.parent / "config.yaml" if self.forked else stored
+            changed = _changed(origin.read_text(), to_yaml(config)) if origin.exists() else []
+            self.judge_changes(changed, "settings")
+            if self.forked:
+                self._fork(checkpoint, state)
         write_text(stored, to_yaml(config))
         write_text(self.path / "versions.json", json.dumps(versions(), indent=1))
         return checkpoint
+
+    def judge_changes(self, changed: Sequence[str], of: str) -> None:
+        """What differs from the run that is gone on with: raises ConfigError in its own folder, is said in a fork."""
+        told = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+        if changed and not self.forked:
+            raise ConfigError(
+                f"{self.path} holds a run with other {of} ({told}); give the same {of}, another run.dir, with "
+                "resume=CHECKPOINT to go on from here under it, or resume=never (the old folder is kept aside)"
+            )
+        if changed:
+            self.complaints.append(f"{self.path} goes on from another run with other {of}: {told}")
+
+    def _fork(self, checkpoint: Path, state: RunState) -> None:
+        """Copy what the checkpoint's run had written by then, so that this folder tells the whole run. That one stays."""
+        origin = RunFolder(checkpoint.parent.parent)
+        by_then = [f for f in origin.path.glob("rollouts/step-*.parquet") if int(f.stem[5:]) <= state.step]
+        for file in origin.path.glob("eval/*.jsonl"):
+            at = re.match(r"step-(\d+)", file.stem)
+            if file.stem.startswith("before") or (at and int(at[1]) <= state.step):
+                by_then.append(file)
+        by_then += [f for f in (origin.references / state.reference).rglob("*") if state.reference and f.is_file()]
+        for file in [*by_then, *([origin.metrics] if origin.metrics.exists() else [])]:
+            copy = self.path / file.relative_to(origin.path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, copy)
+        write_text(self.path / FORK, json.dumps({"checkpoint": str(checkpoint.resolve()), "step": state.step}))
 
     def _checkpoint_to_resume(self, wanted: str) -> Path | None:
         if wanted == "never":
             return None
         if wanted != "auto":
-            fault = checkpoint_fault(Path(wanted))
-            if fault:
-                raise ConfigError(f"resume={wanted}: {fault}")
-            return Path(wanted)
+            return self._checkpoint_named(Path(wanted))
         found = self._all_checkpoints()
         for path in reversed(found):
             fault = checkpoint_fault(path)
@@ -111,6 +147,19 @@ class RunFolder:
                 + "\nresume=never starts afresh (the old folder is kept aside)"
             )
         return None
+
+    def _checkpoint_named(self, wanted: Path) -> Path:
+        """`wanted`, or the newest of the run in that folder; in a fork that has come further its own newest one."""
+        checkpoint = RunFolder(wanted).newest_checkpoint() or wanted
+        if fault := checkpoint_fault(checkpoint):
+            raise ConfigError(f"resume={wanted}: {fault}")
+        own = self.newest_checkpoint()
+        if own is None or checkpoint.resolve().is_relative_to(self.path.resolve()):
+            return checkpoint
+        fork = self.path / FORK
+        if not fork.exists() or not Path(json.loads(fork.read_text())["checkpoint"]).is_relative_to(wanted.resolve()):
+            raise ConfigError(f"{self.path} holds a run that did not go on from resume={wanted}; give another run.dir")
+        return own
 
     def _all_checkpoints(self) -> list[Path]:
         return sorted(p for p in self.checkpoints.glob("step-*") if (p / "run.json").exists())
@@ -349,14 +398,6 @@ def _rollout_schema(pa: Any) -> Any:
 
 def _changed(old_yaml: str, new_yaml: str) -> list[str]:
     from omegaconf import OmegaConf
-
-    def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {prefix: node}
-        out: dict[str, Any] = {}
-        for key, value in node.items():
-            out |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-        return out
 
     old, new = (flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (old_yaml, new_yaml))
     return [

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Generic, TypeVar
 
+from lingshu_rl.data.load import Prompts
 from lingshu_rl.types import Group, Prompt
 
 Item = TypeVar("Item")
@@ -57,6 +58,7 @@ class CurriculumStream(PromptStream[Prompt]):
     def __init__(self, items: Sequence[Prompt], seed: int, group_size: int) -> None:
         super().__init__(items, seed)
         self.group_size = group_size
+        self.names = list(items.ids) if isinstance(items, Prompts) else [p.id for p in items]
         self.rates = {p.id: start_rate(p) for p in items if p.meta.get("pass_rate") is not None}
         self.base = 0  # the position that the newest observation reached
 
@@ -80,8 +82,8 @@ class CurriculumStream(PromptStream[Prompt]):
     def restore(self, state: Mapping[str, Any]) -> None:
         self.base, self.rates = state["base"], dict(state["rates"])
 
-    def weight(self, prompt: Prompt) -> float:
-        rate, size = self.rates.get(prompt.id, 0.5), self.group_size
+    def weight(self, name: str) -> float:
+        rate, size = self.rates.get(name, 0.5), self.group_size
         return max(self.FLOOR, 1 - rate**size - (1 - rate) ** size)
 
     def _order(self, again: int) -> list[int]:
@@ -90,7 +92,7 @@ class CurriculumStream(PromptStream[Prompt]):
 
         if getattr(self, "_cached", None) != (self.base, again):
             luck = np.random.default_rng([self.seed, self.base, again]).random(len(self.items))
-            weights = np.array([self.weight(prompt) for prompt in self.items])
+            weights = np.array([self.weight(name) for name in self.names])
             self._cached, self._cached_order = (self.base, again), np.argsort(np.log(luck) / -weights).tolist()
         return self._cached_order
 

@@ -69,7 +69,7 @@ def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) 
     case = {**dict.fromkeys(MARKS, False), **case}
     AcceleratorState._reset_state()  # the next Policy brings its own DeepSpeed settings
     policy = Policy(load_config(None, case["settings"]), on_gpu=False)
-    policy.know(PROMPTS, encoder)
+    policy.know({prompt.id: prompt for prompt in PROMPTS}, encoder)
     if case["late"]:
         keep_waiting(policy)
     if not case["pixels"]:

@@ -5,7 +5,8 @@ from machines import machine
 from omegaconf import OmegaConf
 
 from lingshu_rl.cli import train_main
-from lingshu_rl.config import Config, ConfigError, load_config, to_yaml
+from lingshu_rl.config import REAL_RUN, Config, ConfigError, flat, load_config, read_config, to_yaml
+from lingshu_rl.names import TRL, VERL
 from lingshu_rl.sft import load_sft_config
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -167,3 +168,67 @@ def test_engine_options_reach_the_engines_command_lines(tmp_path):
 def test_a_curriculum_does_not_run_ahead():
     with pytest.raises(ConfigError, match="unset one of them"):
         load_config(None, ["data.curriculum=pass_rate", "train.max_staleness=1"])
+
+
+def test_the_demos_settings_are_the_demos_alone():
+    assert load_config() == read_config(Config) == load_config(None, ["model=demo"])
+    assert load_config().train.lr == 4e-4 and load_config().rollout.max_tokens == 40
+    real = load_config(None, ["model=org/Some-VL-7B"])
+    assert real.run.dir == "runs/Some-VL-7B" and real.rollout.max_tokens >= 1024 and real.train.lr == 1e-6
+    known = flat(OmegaConf.to_container(OmegaConf.structured(real)))
+    assert {key: known[key] for key in REAL_RUN} == REAL_RUN
+
+
+def test_what_a_user_gives_stands_over_the_defaults_of_a_real_run(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("model: org/m\ntrain: {lr: 3.0e-6}\nrun: {dir: here}\n")
+    config = load_config(file, ["rollout.max_tokens=77"])
+    assert (config.train.lr, config.run.dir, config.rollout.max_tokens) == (3e-6, "here", 77)
+    assert load_config(file, ["model=demo"]).train.prompts_per_step == Config().train.prompts_per_step
+    assert load_config(None, ["model=org/m", "train.lora={r: 8}"]).train.lr == 1e-5
+    assert load_config(None, ["model=org/m", "data.instruction=short"]).rollout.max_tokens == 64
+
+
+def test_rows_of_ones_own_need_both_sources(tmp_path):
+    for key, other in (("data.train", "data.test"), ("data.test", "data.train")):
+        with pytest.raises(ConfigError, match=f"{key}=mine.jsonl needs a {other}"):
+            load_config(None, [f"{key}=mine.jsonl"])
+        load_config(None, [f"{key}=mine.jsonl", f"{other}=demo:validation"])
+    load_config(None, ["data.train=demo:validation"])
+    file = tmp_path / "c.yaml"
+    file.write_text(to_yaml(load_config(None, ["data.train=a.jsonl", "data.test=b.jsonl"])))
+    assert load_config(file).data.train == "a.jsonl"
+
+
+def test_dry_run_says_where_settings_come_from(capsys, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("train: {steps: 9}\n")
+    assert train_main(["--dry-run", "--config", str(file), "seed=3"]) == 0
+    out = capsys.readouterr().out
+    assert f"# from {file}: train.steps" in out and "# from the command: seed" in out and "real run" not in out
+    train_main(["--dry-run", "model=nobody/nothing", "train.lr=2e-6"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "defaults of a real run" in line)
+    assert "rollout.max_tokens=1024" in line and "train.lr=" not in line
+
+
+@pytest.mark.parametrize("name", [*TRL, *VERL])
+def test_names_of_other_libraries_are_answered_with_ours(name):
+    ours = {**TRL, **VERL}[name].key
+    with pytest.raises(ConfigError) as refused:
+        load_config(None, [f"{name}=1"])
+    assert (f"is {ours} here" if ours else "has no setting here") in str(refused.value)
+    if ours:
+        node = Config()
+        for part in ours.split("."):
+            node = {} if isinstance(node, dict) else getattr(node, part)  # passed on to vLLM, peft
+
+
+def test_the_names_of_trl_are_trls():
+    """GRPOConfig's own and those of its script; what else people type stood in earlier releases, or nowhere."""
+    from dataclasses import fields
+
+    from trl import GRPOConfig, ModelConfig, ScriptArguments
+    from trl.scripts.grpo import GRPOScriptArguments
+
+    theirs = {f.name for c in (GRPOConfig, ModelConfig, ScriptArguments, GRPOScriptArguments) for f in fields(c)}
+    assert set(TRL) - theirs <= {"batch_size", "warmup_ratio"}

@@ -88,8 +88,10 @@ def test_a_prompt_that_the_engine_refuses_is_set_aside_or_ends_the_run_with_a_ch
         for i in range(12)
     ]  # fmt: skip
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "test.jsonl").write_text(json.dumps({**rows[order[0]], "id": "held-out"}) + "\n")
     settings = [
         f"data.train={tmp_path / 'train.jsonl'}",
+        f"data.test={tmp_path / 'test.jsonl'}",
         "data.curriculum=none",
         "eval.controls=[]",
         "eval.limit=2",

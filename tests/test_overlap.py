@@ -100,12 +100,17 @@ def a_run(tmp_path, *settings, policy=None, prompts=32):
     """A real Run on stand-in parts."""
     settings = [f"run.dir={tmp_path}", f"train.prompts_per_step={prompts}", "train.group_size=2", *settings]
     policy = policy or SimpleNamespace(
-        accelerator=SimpleNamespace(is_main_process=True), share=lambda value: value, use_device=lambda: None, update=lambda groups, step: {}
+        accelerator=SimpleNamespace(is_main_process=True), share=lambda value: value, use_device=lambda: None, update=lambda groups, step, judge: {}
     )  # fmt: skip
     stop = Stop()
     stop.between_steps = True
     run = Run(
-        load_config(None, settings), policy, SimpleNamespace(), fleet=Fleet(), stop=stop, progress=SimpleNamespace()
+        load_config(None, settings),
+        policy,
+        SimpleNamespace(checkpoints=tmp_path),
+        fleet=Fleet(),
+        stop=stop,
+        progress=SimpleNamespace(),
     )
     items = [Prompt(str(i), ({"role": "user", "content": "?"},), (), "A", (), "open", {}) for i in range(4 * prompts)]
     run.stream = PromptStream(items, seed=0)

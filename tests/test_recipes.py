@@ -67,7 +67,7 @@ def configured(words):
     ("env", "ranks"), [({}, 8), ({"CONFIG": "recipes/configs/lingshu_rl_7b_split.yaml", "RANKS": "4"}, 4)]
 )
 def test_one_node_under_slurm(tmp_path, env, ranks):
-    (told,) = submitted(tmp_path, "one_node.sh", "data.train=my rows.jsonl", nodes=1, **env)
+    (told,) = submitted(tmp_path, "one_node.sh", "data.train=my rows.jsonl", "data.test=u", nodes=1, **env)
     config = configured(told["words"])
     assert config.data.train == "my rows.jsonl" and told["words"][told["words"].index("--num_processes") + 1] == str(
         ranks
@@ -77,7 +77,7 @@ def test_one_node_under_slurm(tmp_path, env, ranks):
 
 
 def test_two_nodes_under_slurm_use_every_gpu_once(tmp_path):
-    told = submitted(tmp_path, "two_nodes.sh", "run.dir=/shared/r", "data.train=t", nodes=2)
+    told = submitted(tmp_path, "two_nodes.sh", "run.dir=/shared/r", "data.train=t", "data.test=u", nodes=2)
     launches = [line for line in told if line["command"] == "accelerate"]
     (reference,) = [line for line in told if line["command"] == "lingshu-rl"]
     assert [line["node"] for line in launches] == ["0", "1"] and reference["node"] == "1"

@@ -304,7 +304,7 @@ def test_landed_groups_are_not_sampled_again_and_survive_a_file(tmp_path):
         assert [g async for g in first.groups(prompts, 2, step=5)] == groups and len(calls) == 2
         write_rollouts(tmp_path / "landed.jsonl", first.landed[5])
         second = client(handler)
-        second.landed[5] = read_rollouts(tmp_path / "landed.jsonl", prompts)
+        second.landed[5] = read_rollouts(tmp_path / "landed.jsonl", {p.id: p for p in prompts})
         assert {g[0].prompt.id: g async for g in second.groups(prompts, 2, step=5)} == {
             g[0].prompt.id: g for g in groups
         }
@@ -313,7 +313,7 @@ def test_landed_groups_are_not_sampled_again_and_survive_a_file(tmp_path):
         assert len(calls) == 4 and set(second.landed) == {6}
 
     asyncio.run(ask())
-    assert read_rollouts(tmp_path / "none.jsonl", prompts) == {}
+    assert read_rollouts(tmp_path / "none.jsonl", {}) == {}
 
 
 def test_a_server_without_token_ids_is_refused():

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.data.load import load
 from lingshu_rl.runfolder import RunFolder, RunFolderError, write_text
+from lingshu_rl.state import data_changes, seen
 from lingshu_rl.types import Group, Prompt, Rollout, Scored
 from rewards.base import RewardResult
 
@@ -174,6 +176,7 @@ def test_writing_past_a_real_limit_keeps_what_was_there(tmp_path):
 import resource, signal, sys
 sys.path.insert(0, sys.argv[2])
 from lingshu_rl.runfolder import RunFolder, RunFolderError
+from lingshu_rl.state import data_changes, seen
 from lingshu_rl.config import load_config
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = RunFolder(sys.argv[1])
@@ -199,3 +202,70 @@ for work in (lambda: save(2, 50_000), lambda: [folder.log_metrics({"step": i, "x
     folder = RunFolder(tmp_path / "run")
     assert names(folder) == ["step-000001"] and folder.newest_checkpoint().name == "step-000001"
     assert len(folder.cut_metrics(0)) == 1  # the line that was cut off
+
+
+def other_run(path, step, **state):
+    """A folder with a run of so many steps, its evaluations, rollouts and a checkpoint."""
+    folder = RunFolder(path)
+    folder.open(config_for(path))
+    for done in range(1, step + 3):
+        folder.log_metrics({"step": done})
+        (path / "rollouts").mkdir(exist_ok=True)
+        (path / "rollouts" / f"step-{done:06d}.parquet").write_text(str(done))
+        folder.write_eval(f"step-{done:06d}", [{"id": "a", "value": 1.0}])
+    for name in ("before", "before_blank", "after"):
+        folder.write_eval(name, [{"id": "a", "value": 1.0}])
+    (folder.references / "step-000001").mkdir(parents=True)
+    (folder.references / "step-000001" / "weights").write_text("w")
+    checkpoint(folder, step, reference="step-000001", **state)
+    return folder
+
+
+def contents(path):
+    return {str(f.relative_to(path)): (f.read_bytes(), f.stat().st_mtime_ns) for f in path.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("named", ["", "checkpoints/step-000002"])
+def test_a_fork_takes_over_what_was_done_and_leaves_the_old_folder_alone(tmp_path, named):
+    old = other_run(tmp_path / "old", 2)
+    before = contents(old.path)
+    new, resume = RunFolder(tmp_path / "new"), f"resume={old.path / named}"
+    settings = [resume, "train.lr=0.5", "train.group_size=4"]
+    assert new.open(config_for(new.path, *settings)) == old.checkpoint(2)
+    assert new.forked and "train.group_size: 8 -> 4; train.lr: 0.0004 -> 0.5" in new.complaints[0]
+    assert new.cut_metrics(2) == [] and len(new.metrics.read_text().splitlines()) == 2
+    assert sorted(new.read_evals()) == ["before", "before_blank", "step-000001", "step-000002"]
+    assert len(list(new.path.glob("rollouts/*"))) == 2 and (new.references / "step-000001" / "weights").exists()
+    checkpoint(new, 3)
+    assert contents(old.path) == before
+    again = RunFolder(new.path)  # the same command goes on in the new folder, under its own settings
+    assert again.open(config_for(new.path, *settings)) == new.checkpoint(3) and not again.forked
+    with pytest.raises(ConfigError, match="holds a run with other settings"):
+        RunFolder(new.path).open(config_for(new.path, resume, "train.lr=0.7", "train.group_size=4"))
+    third = other_run(tmp_path / "third", 2)
+    with pytest.raises(ConfigError, match="holds a run that did not go on from"):
+        third.open(config_for(third.path, resume))
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path):
+    folder = other_run(tmp_path / "run", 5)
+    with pytest.raises(ConfigError, match=r"train.steps=4 is fewer than the 5 done"):
+        folder.open(config_for(folder.path, "train.steps=4"))
+    assert folder.open(config_for(folder.path, "train.steps=5")) == folder.checkpoint(5)
+    with pytest.raises(ConfigError, match=r"train.group_size: 8 -> 4"):
+        folder.open(config_for(folder.path, "train.group_size=4"))
+
+
+def test_other_rows_are_refused_in_the_same_folder_and_named_in_a_fork(tmp_path):
+    rows = [{"id": f"r{n}", "images": [], "question": "?", "answer": "yes", "kind": "yesno"} for n in range(3)]
+    now = seen({"train": load(rows), "test": load(rows[:1])})
+    assert data_changes(now, seen({"train": load(rows), "test": load(rows[:1])})) == data_changes({}, now) == []
+    other = {"train": load([*rows[:2], {**rows[2], "answer": "no"}]), "test": load(rows[1:])}
+    changed = data_changes(now, seen(other))
+    assert changed == ["data.train: 3 rows -> 3 rows of other content", "data.test: 1 rows -> 2 rows"]
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"other rows \(data.train: 3 rows .*resume=never"):
+        folder.judge_changes(changed, "rows")
+    folder.forked = True
+    folder.judge_changes(changed, "rows")
+    assert "data.test: 1 rows -> 2 rows" in folder.complaints[0]

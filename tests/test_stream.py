@@ -59,7 +59,7 @@ def test_rates_follow_what_is_seen_and_unjudged_members_do_not_count():
         [group(items[0], [1.0, 1.0, None, 1.0]), group(items[1], [1.0, 0.0]), group(items[2], [None, None])], 3
     )
     assert stream.rates == {"a": 0.75, "b": 0.5, "c": 0.25}
-    assert stream.weight(items[1]) == pytest.approx(1 - 2 * 0.5**4)
+    assert stream.weight(items[1].id) == pytest.approx(1 - 2 * 0.5**4)
 
 
 def test_a_curriculum_goes_on_from_its_state_with_the_same_prompts():

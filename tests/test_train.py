@@ -185,3 +185,27 @@ def test_adapters_alone_reach_the_engine_also_when_it_was_started_again(tmp_path
     start, end = (load_model(m, torch.float32) for m in ("demo", str(folder / "checkpoints" / "step-000004" / "hf")))
     pairs = zip(start.parameters(), end.parameters(), strict=True)
     assert max(float((a - b).detach().abs().max()) for a, b in pairs) > 1e-3
+
+
+def test_a_fork_trains_on_to_its_end_in_its_own_folder_and_other_rows_are_refused(whole_run, servers, tmp_path):
+    """From step 2 of the whole run, with another rate and group size; then the same command once more, on other rows."""
+    old, folder = whole_run[0], tmp_path / "fork"
+    there = {f: f.stat().st_mtime_ns for f in old.rglob("*")}
+    rows = [{"id": f"q{n}", "images": [], "question": "?", "options": ["a", "b"], "answer": "A", "kind": "option"} for n in range(8)]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [*SHORT, *servers.settings, f"resume={old / 'checkpoints' / 'step-000002'}", f"run.dir={folder}",
+                "train.lr=1e-5", "train.group_size=2", f"data.train={tmp_path / 'rows.jsonl'}", "data.test=demo:test",
+                "data.curriculum=none", "train.steps=3", "eval.controls=[]", "rollout.concurrency=16"]  # fmt: skip
+    done = launch(settings, env=servers.env)
+    assert done.returncode == 0 and "train.group_size: 4 -> 2" in done.stdout and "data.train:" in done.stdout, (
+        done.stdout
+    )
+    metrics = metrics_of(folder)
+    assert [m["step"] for m in metrics] == [1, 2, 3] and metrics[2]["lr"] < metrics[1]["lr"] / 5
+    summary = json.loads((folder / "summary.json").read_text())
+    asked = [summary[when]["n"] + summary[when]["not_judged"] for when in ("before", "after")]
+    assert asked == [24, 24] and (folder / "report.html").exists()
+    assert {f: f.stat().st_mtime_ns for f in old.rglob("*")} == there
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    again = launch([*settings, "train.steps=4"], env=servers.env)
+    assert again.returncode == 1 and "other rows (data.train: 8 rows -> 7 rows)" in again.stdout, again.stdout

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from lingshu_rl.data.rows import RowError, row_to_prompt
-from lingshu_rl.images import check_image
+from lingshu_rl.data.tables import JsonLines, ParquetTable, RowList, Rows
+from lingshu_rl.images import check_image, header_fault
 from lingshu_rl.types import Prompt
 from rewards.rows import LabelCheck
+
+Fault = Callable[[Prompt], str | None]  # why the model cannot be asked a prompt
 
 log = logging.getLogger(__name__)
 
 SHOWN = 20  # refused rows that a message lists
+DECODED_AT_LOAD = 1000  # images; of a larger set the headers are read at load, and `broken_rows` decodes beside the run
+BATCH = 512  # rows whose images are looked at together
 DEMO_SPLITS = ("train", "validation", "test")
 
 Source = str | Path | Iterable[Mapping[str, Any]]
-Placed = tuple[str, Any]  # where a row stands ("line 7"), and the row or the RowError that reading it gave
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,85 @@ class Refused:
         return f"{self.place}{f' (id {self.id})' if self.id is not None else ''}: {self.reason}"
 
 
+class Prompts(Sequence[Prompt]):
+    """The usable rows of a source in its order. A prompt is made when it is asked for; what is kept of a row is its id.
+
+    ids: the row's number in its source by prompt id, in order.
+    """
+
+    def __init__(self, rows: Rows, ids: Mapping[str, int], make: Callable[[Any], Prompt], name: str) -> None:
+        self.rows, self.ids, self.name = rows, ids, name
+        self.numbers = array("q", ids.values())
+        self._prompt = lru_cache(maxsize=256)(partial(_again, rows, make, name))  # a step asks for each more than once
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Prompt, ...]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | tuple[Prompt, ...]:
+        """Raises DataError where the source no longer holds what was loaded."""
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        return self._prompt(self.numbers[index])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def by_id(self, name: str) -> Prompt:
+        """Raises KeyError."""
+        return self._prompt(self.ids[name])
+
+    def place(self, name: str) -> str:
+        """Where a prompt's row stands: "line 7"."""
+        return f"{self.rows.word} {self.ids[name]}"
+
+
+def _again(rows: Rows, make: Callable[[Any], Prompt], name: str, number: int) -> Prompt:
+    row = rows.row(number)
+    try:
+        if isinstance(row, RowError):
+            raise row
+        return make(row)
+    except RowError as error:
+        raise DataError(f"{name}: {rows.word} {number} has changed since it was loaded: {error}") from error
+
+
+class ById(Mapping[str, Prompt]):
+    """The prompts of several sets by id, without holding them."""
+
+    def __init__(self, *sets: Prompts) -> None:
+        self.sets = sets
+
+    def __getitem__(self, name: str) -> Prompt:
+        return next((prompts for prompts in self.sets if name in prompts.ids), self.sets[0]).by_id(name)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in prompts.ids for prompts in self.sets)
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(prompts.ids for prompts in self.sets)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sets))
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """prompts: the usable rows in file order. refused: the others, each with its place and reason."""
+    """prompts: the usable rows in file order. refused: the others, each with its place and reason.
 
-    prompts: tuple[Prompt, ...]
+    fingerprint: of the usable rows, their order and their images' names and sizes; equal rows give equal ones.
+    """
+
+    prompts: Prompts
     refused: tuple[Refused, ...]
+    fingerprint: str
 
 
 class DataError(ValueError):
@@ -59,7 +140,7 @@ def load(
     skip_bad_rows: bool = False,
     instruction: str = "full",
     system: str = "",
-    fault: Callable[[Prompt], str | None] = lambda prompt: None,
+    fault: Fault = lambda prompt: None,
     check: LabelCheck | None = None,
 ) -> Loaded:
     """Prompts of a source: "demo:train", a .jsonl or .parquet file, a `save_to_disk` folder, a hub id, or rows.
@@ -67,76 +148,138 @@ def load(
     A folder or hub id takes its split after a colon ("org/name:train"). base_dir: where relative image paths start,
     by default the file's folder. instruction: see `rows.instruction_text`. system: see `rows.row_to_prompt`.
     fault: why the model cannot be asked a prompt, or None (`PromptEncoder.fault`). check: the `check_gold` of the
-    reward that will judge, by default that of each row's kind. Every image is decoded once.
+    reward that will judge, by default that of each row's kind. Every row is checked, and every image's header; up to
+    DECODED_AT_LOAD images are decoded as well.
     Raises DataError with up to 20 bad rows and their total; with `skip_bad_rows` they are logged and returned instead.
     """
     name = str(source) if isinstance(source, str | Path) else "rows"
-    places, folder = _open(source)
+    rows, folder = _open(source)
     base = base_dir if base_dir is not None else folder
-    kept: list[tuple[int, str, Prompt]] = []
-    refused: list[tuple[int, Refused]] = []
-    first_use: dict[str, str] = {}
+    make = partial(row_to_prompt, base_dir=base, instruction=instruction, system=system, check=check)
+    ids: dict[str, int] = {}
+    bad: list[tuple[int, Refused]] = []
+    unusable: set[str] = set()  # ids of rows with a bad image; another row with that id is a duplicate all the same
+    headers = Faults(header_fault)
+    hashed = hashlib.blake2b(digest_size=8)
     total = 0
-    for total, (place, row) in enumerate(places, start=1):
-        try:
-            if isinstance(row, RowError):
-                raise row
-            prompt = row_to_prompt(row, base_dir=base, instruction=instruction, system=system, check=check)
-            if prompt.id in first_use:
-                raise RowError(f"duplicate id, first used at {first_use[prompt.id]}")
-            if reason := fault(prompt):
-                raise RowError(reason)
-        except RowError as error:
-            refused.append((total, Refused(place, _row_id(row), str(error))))
-        else:
-            first_use[prompt.id] = place
-            kept.append((total, place, prompt))
-    faults = _image_faults(prompt for _, _, prompt in kept)
-    prompts = []
-    for number, place, prompt in kept:
-        reason = next((faults[image] for image in prompt.images if image in faults), None)
-        if reason is None:
-            prompts.append(prompt)
-        else:
-            refused.append((number, Refused(place, prompt.id, reason)))
-    in_order = tuple(bad for _, bad in sorted(refused, key=lambda pair: pair[0]))
-    return _judge(name, total, prompts, in_order, skip_bad_rows)
+    for batch in _batches(rows):
+        total += len(batch)
+        made = [(number, row, _made(rows, number, row, make, ids, fault)) for number, row in batch]
+        headers.look(image for _, _, prompt in made if isinstance(prompt, Prompt) for image in prompt.images)
+        for number, row, prompt in made:
+            if isinstance(prompt, RowError):
+                bad.append((number, Refused(f"{rows.word} {number}", _row_id(row), str(prompt))))
+            elif reason := headers.of(prompt):
+                bad.append((number, Refused(f"{rows.word} {number}", prompt.id, reason)))
+                unusable.add(prompt.id)
+            else:
+                hashed.update(_facts(prompt))
+        headers.forget_bytes()
+    if headers.count <= DECODED_AT_LOAD:
+        whole = Prompts(rows, {key: number for key, number in ids.items() if key not in unusable}, make, name)
+        for one in broken_rows(whole):
+            bad.append((ids[str(one.id)], one))
+            unusable.add(str(one.id))
+    prompts = Prompts(rows, {key: number for key, number in ids.items() if key not in unusable}, make, name)
+    refused = tuple(one for _, one in sorted(bad, key=lambda pair: pair[0]))
+    _judge(name, total, len(prompts), refused, skip_bad_rows)
+    return Loaded(prompts, refused, hashed.hexdigest())
 
 
-def _judge(name: str, total: int, prompts: list[Prompt], refused: tuple[Refused, ...], skip_bad_rows: bool) -> Loaded:
+def broken_rows(prompts: Prompts) -> Iterator[Refused]:
+    """Rows with an image that cannot be decoded, found one after another: decodes every image once, on a few threads.
+
+    For a thread of its own beside the run; it reads files and takes no lock.
+    """
+    whole = Faults(check_image)
+    for start in range(0, len(prompts), BATCH):
+        batch = prompts[start : start + BATCH]
+        whole.look(image for prompt in batch for image in prompt.images)
+        for prompt in batch:
+            if reason := whole.of(prompt):
+                yield Refused(prompts.place(prompt.id), prompt.id, reason)
+        whole.forget_bytes()
+
+
+class Faults:
+    """What a check says of images, each looked at once; those given as bytes are looked at again in another batch."""
+
+    def __init__(self, check: Callable[[str | bytes], str | None]) -> None:
+        self.check = check
+        self.known: dict[str | bytes, str | None] = {}
+        self.count = 0
+
+    def look(self, images: Iterable[str | bytes]) -> None:
+        new = [image for image in dict.fromkeys(images) if image not in self.known]
+        self.count += len(new)
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            self.known.update(zip(new, pool.map(self.check, new), strict=True))
+
+    def of(self, prompt: Prompt) -> str | None:
+        return next((fault for image in prompt.images if (fault := self.known[image])), None)
+
+    def forget_bytes(self) -> None:
+        self.known = {image: fault for image, fault in self.known.items() if isinstance(image, str)}
+
+
+def _batches(rows: Rows) -> Iterator[list[tuple[int, Any]]]:
+    numbered = iter(rows)
+    while batch := list(islice(numbered, BATCH)):
+        yield batch
+
+
+def _made(
+    rows: Rows, number: int, row: Any, make: Callable[[Any], Prompt], ids: dict[str, int], fault: Fault
+) -> Prompt | RowError:
+    """The prompt of a row, whose id goes into `ids`, or why there is none."""
+    if isinstance(row, RowError):
+        return row
+    try:
+        prompt = make(row)
+    except RowError as error:
+        return error
+    if reason := fault(prompt):
+        return RowError(reason)
+    first = ids.setdefault(prompt.id, number)
+    return prompt if first == number else RowError(f"duplicate id, first used at {rows.word} {first}")
+
+
+def _facts(prompt: Prompt) -> bytes:
+    """What the fingerprint covers. An image is its bytes, or its file's name and size: folders may move."""
+    told = (prompt.id, prompt.messages, prompt.gold, prompt.options, prompt.kind, prompt.meta)
+    images = [
+        (os.path.basename(image), os.path.getsize(image)) if isinstance(image, str) else hashlib.sha256(image).digest()
+        for image in prompt.images
+    ]
+    return repr((told, images)).encode()
+
+
+def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], skip_bad_rows: bool) -> None:
     if not total:
         raise DataError(f"{name}: no rows: the source is empty")
     if not refused:
-        return Loaded(tuple(prompts), ())
+        return
     lines = [f"{name}: {len(refused)} of {total} rows cannot be used:", *(f"  {bad}" for bad in refused[:SHOWN])]
     if len(refused) > SHOWN:
         lines.append(f"  ... and {len(refused) - SHOWN} more")
     if not skip_bad_rows:
         lines.append("Correct these rows, or set data.skip_bad_rows=true to go on without them.")
-    elif not prompts:
+    elif not usable:
         lines.append("No usable row is left.")
     message = "\n".join(lines)
-    if not skip_bad_rows or not prompts:
+    if not skip_bad_rows or not usable:
         raise DataError(message, refused)
     log.warning("%s", message)
-    return Loaded(tuple(prompts), refused)
 
 
 def _row_id(row: Any) -> str | None:
     return str(row["id"]) if isinstance(row, Mapping) and row.get("id") is not None else None
 
 
-def _image_faults(prompts: Iterable[Prompt]) -> dict[str | bytes, str]:
-    """Images that cannot be used and why; each distinct image is decoded once, on a few threads."""
-    images = list(dict.fromkeys(image for prompt in prompts for image in prompt.images))
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        return {image: fault for image, fault in zip(images, pool.map(check_image, images), strict=True) if fault}
-
-
-def _open(source: Source) -> tuple[Iterator[Placed], Path | None]:
+def _open(source: Source) -> tuple[Rows, Path | None]:
     """The rows of a source and the folder its relative image paths start from."""
     if not isinstance(source, str | Path):
-        return _numbered(source), None
+        return RowList.of(source), None
     text = str(source)
     if text.startswith("demo:"):
         from lingshu_rl.demo.build import build_demo
@@ -145,50 +288,27 @@ def _open(source: Source) -> tuple[Iterator[Placed], Path | None]:
         if split not in DEMO_SPLITS:
             raise DataError(f"{text}: the demo has the splits {', '.join(DEMO_SPLITS)}")
         path = build_demo() / f"{split}.jsonl"
-        return _jsonl(path), path.parent
+        return JsonLines(path), path.parent
     path = Path(text).expanduser()
     if path.suffix in (".jsonl", ".parquet"):
         if not path.is_file():
             raise DataError(f"{path}: no such file")
-        return (_jsonl if path.suffix == ".jsonl" else _parquet)(path), path.parent
+        return JsonLines(path) if path.suffix == ".jsonl" else _parquet(path), path.parent
     if path.is_file():
         raise DataError(f"{path}: rows are read from .jsonl or .parquet files")
     return _hugging_face(text)
 
 
-def _numbered(rows: Iterable[Any]) -> Iterator[Placed]:
-    for number, row in enumerate(rows, start=1):
-        usable = isinstance(row, Mapping)
-        yield f"row {number}", row if usable else RowError(f"a row is a mapping, not {type(row).__name__}")
-
-
-def _jsonl(path: Path) -> Iterator[Placed]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"line {number}", _json_row(line)
-
-
-def _json_row(line: bytes) -> Any:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        return RowError(f"not JSON: {error}")
-    return row if isinstance(row, dict) else RowError(f"a line holds one JSON object, this one a {type(row).__name__}")
-
-
-def _parquet(path: Path) -> Iterator[Placed]:
+def _parquet(path: Path) -> ParquetTable:
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            yield from _numbered(row for batch in table.iter_batches(batch_size=256) for row in batch.to_pylist())
+        return ParquetTable(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file: {error}") from error
 
 
-def _hugging_face(text: str) -> tuple[Iterator[Placed], Path | None]:
+def _hugging_face(text: str) -> tuple[RowList, Path | None]:
     """A folder written by `save_to_disk`, else a dataset of the hub; images stay as stored bytes or paths."""
     import datasets
 
@@ -213,4 +333,4 @@ def _hugging_face(text: str) -> tuple[Iterator[Placed], Path | None]:
     column = data.features.get("images")
     if isinstance(getattr(column, "feature", None), datasets.Image):
         data = data.cast_column("images", datasets.List(datasets.Image(decode=False)))
-    return _numbered(data), folder if folder.is_dir() else None
+    return RowList(data), folder if folder.is_dir() else None

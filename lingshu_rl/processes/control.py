@@ -31,7 +31,7 @@ class Control:
         self.group = dist.new_group(backend="gloo") if count > 1 else None
 
     def know(self, objects: Mapping[str, Any]) -> None:
-        """What every rank holds under the same name: messages name it, and the receiver's own object comes out."""
+        """What every rank holds under the `id` it has: messages name it, and the receiver's own object comes out."""
         self.known = objects
 
     def barrier(self) -> None:
@@ -73,7 +73,7 @@ class Control:
     def pack(self, value: Any) -> bytes:
         """The message that `share` sends."""
         out = io.BytesIO()
-        _Pickler(out, {id(thing): name for name, thing in self.known.items()}).dump(value)
+        _Pickler(out, self.known).dump(value)
         return out.getvalue()
 
     def unpack(self, message: bytes) -> Any:
@@ -94,13 +94,14 @@ def _own(name: str) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, out: io.BytesIO, names: Mapping[int, str]) -> None:
+    def __init__(self, out: io.BytesIO, known: Mapping[str, Any]) -> None:
         super().__init__(out, protocol=pickle.HIGHEST_PROTOCOL)
-        self.names = names
+        self.known = known
 
     def reducer_override(self, thing: Any) -> Any:
-        name = self.names.get(id(thing))
-        return NotImplemented if name is None else (_own, (name,))
+        name = getattr(thing, "id", None)
+        same = isinstance(name, str) and name in self.known and self.known[name] == thing
+        return (_own, (name,)) if same else NotImplemented
 
 
 class _Unpickler(pickle.Unpickler):

@@ -191,6 +191,9 @@ def headline(run: RunData) -> dict[str, Any]:
             f"{percent(after['accuracy'])}: {signed(gain['points'])} points, "
             f"95\N{NO-BREAK SPACE}% interval {signed(low)} to {signed(high)}."
         )
+    elif before and after and gain:
+        title = "No held-out question could be judged both before and after training"
+        text.append(f"{gain['not_judged']} questions were asked both times; the reasons stand beside their answers.")
     elif score := after or before:
         title = f"Accuracy {percent(score['accuracy'])} {'after' if after else 'before'} training"
         text.append(f"On {score['n']} held-out questions. There is no second evaluation to compare with.")
@@ -200,7 +203,7 @@ def headline(run: RunData) -> dict[str, Any]:
     if rewards and not (before and after):
         text.append(f"The mean training reward is {rewards[-1]:.3f}, after {rewards[0]:.3f} in the first step.")
     blank, shuffled = s.get("blank_image") or {}, s.get("shuffled_image") or {}
-    if after and blank.get("accuracy") is not None:
+    if after and None not in (after["accuracy"], blank.get("accuracy")):
         text.append(f"With a blank image the trained policy scores {percent(blank['accuracy'])}")
         if shuffled.get("accuracy") is not None:
             text[-1] += f", with the image of another question {percent(shuffled['accuracy'])}"
@@ -210,7 +213,7 @@ def headline(run: RunData) -> dict[str, Any]:
             text[-1] += f" (95\N{NO-BREAK SPACE}% interval {signed(low)} to {signed(high)})"
         text[-1] += " come from looking at the image"
         old = blank.get("before") or {}
-        if before and old.get("accuracy") is not None:
+        if before and None not in (before["accuracy"], old.get("accuracy")):
             text[-1] += f", {signed(100 * (before['accuracy'] - old['accuracy'])).lstrip('+')} before training"
         text[-1] += "."
     for key, told in (("text_only", "Without any image"), ("majority_answer", "The most frequent label, given to all questions,")):  # fmt: skip

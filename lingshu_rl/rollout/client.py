@@ -128,9 +128,8 @@ def write_rollouts(path: Path, landed: Mapping[str, tuple[Rollout, ...]]) -> Non
                 out.write(json.dumps({**fields, "prompt": rollout.prompt.id}) + "\n")
 
 
-def read_rollouts(path: Path, prompts: Sequence[Prompt]) -> dict[str, tuple[Rollout, ...]]:
+def read_rollouts(path: Path, by_id: Mapping[str, Prompt]) -> dict[str, tuple[Rollout, ...]]:
     """What `write_rollouts` wrote, exactly, by prompt id; nothing when there is no such file."""
-    by_id = {prompt.id: prompt for prompt in prompts}
     found: dict[str, list[Rollout]] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         fields = json.loads(line)

@@ -158,7 +158,9 @@ def test_an_own_kind_goes_from_the_check_to_the_report(folder, capsys):
     from lingshu_rl.rewarding import build_rewards
 
     rewards = build_rewards(
-        load_config(None, [f"data.train={file}", "data.instruction=full"]), prompts, Progress(quiet=True)
+        load_config(None, [f"data.train={file}", f"data.test={file}", "data.instruction=full"]),
+        prompts,
+        Progress(quiet=True),
     )
     try:
         said = [p.reward_input("<think>.</think><answer>[60, 30, 90, 50]</answer>") for p in prompts]

@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lingshu_rl.data.load import SHOWN, DataError, load
+from lingshu_rl.data.load import SHOWN, ById, DataError, broken_rows, load
 from lingshu_rl.data.rows import FIELDS, RowError, instruction_text, row_to_prompt
 from lingshu_rl.images import check_image
 
@@ -275,3 +276,91 @@ def test_a_hugging_face_folder_gives_equal_prompts_with_the_same_pixels(tmp_path
 def test_importing_the_data_package_loads_no_torch() -> None:
     code = "import sys, lingshu_rl.data, lingshu_rl.data.load, lingshu_rl.data.rows; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- large sets -------------------------------------------------------------------------------------------------------
+
+
+def sources(folder: Path, count: int) -> list[Path]:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [without_options("open", f"finding {n}", id=f"r{n}", images=[]) for n in range(count)]
+    pyarrow.parquet.write_table(pyarrow.table(columns_of(rows)), folder / "rows.parquet", row_group_size=7)
+    return [write(folder, rows), folder / "rows.parquet"]
+
+
+def test_prompts_are_made_when_asked_for_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(
+        "lingshu_rl.data.load.row_to_prompt", lambda r, **more: made.append(r["id"]) or row_to_prompt(r, **more)
+    )
+    for source in sources(tmp_path, 1000):
+        prompts = load(source).prompts
+        made.clear()
+        alive = [weakref.ref(prompts[n]) for n in range(1000)]
+        assert len(made) == 1000 and sum(ref() is not None for ref in alive) < 500
+        assert prompts[999].gold == "finding 999" and prompts[-2].id == "r998" and len(prompts) == 1000
+        assert [p.id for p in prompts[3:5]] == ["r3", "r4"] and prompts.by_id("r7") == prompts[7]
+        with pytest.raises(IndexError):
+            prompts[1000]
+        with pytest.raises(KeyError):
+            prompts.by_id("r1000")
+
+
+def test_two_sets_by_id(tmp_path: Path) -> None:
+    jsonl, parquet = (load(source).prompts for source in sources(tmp_path, 3))
+    other = load([without_options("yesno", "yes", id="z", images=[])]).prompts
+    both = ById(parquet, other)
+    assert len(both) == 4 and list(both) == ["r0", "r1", "r2", "z"] and "y" not in both
+    assert both["z"] == other[0] and both["r1"] == jsonl[1]
+    with pytest.raises(KeyError):
+        both["y"]
+
+
+def test_a_file_that_is_written_over_is_named_and_one_that_is_replaced_does_no_harm(tmp_path: Path) -> None:
+    path = sources(tmp_path, 400)[0]
+    prompts = load(path).prompts
+    path.rename(tmp_path / "old.jsonl")
+    path.write_text("gone")
+    assert prompts[1].id == "r1"
+    (tmp_path / "old.jsonl").write_text("gone")
+    with pytest.raises(DataError, match=r"line 3 has changed since it was loaded: not JSON"):
+        prompts[2]
+
+
+def test_only_headers_are_read_of_many_images_and_a_broken_one_is_found_beside_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [picture(tmp_path / f"{n}.png", level=n) for n in range(4)]
+    whole = files[2].read_bytes()
+    files[2].write_bytes(whole[: len(whole) - 30])
+    path = write(tmp_path, [row(id=f"r{n}", images=[str(file)]) for n, file in enumerate([*files, files[2]])])
+    with pytest.raises(DataError, match="2 of 5 rows"):
+        load(path)
+    monkeypatch.setattr("lingshu_rl.data.load.DECODED_AT_LOAD", 3)
+    loaded = load(path)
+    assert len(loaded.prompts) == 5
+    found = list(broken_rows(loaded.prompts))
+    assert [(bad.place, bad.id) for bad in found] == [("line 3", "r2"), ("line 5", "r4")]
+    assert "unreadable image" in found[0].reason
+    files[0].write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"line 1 \(id r0\): unreadable image"):
+        load(path)
+
+
+def test_equal_rows_have_equal_fingerprints_and_others_do_not(tmp_path: Path) -> None:
+    rows = many(tmp_path)
+    first = load(write(tmp_path, rows)).fingerprint
+    assert load(write(tmp_path, rows, "copy.jsonl")).fingerprint == first
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    assert load(write(moved, many(moved))).fingerprint == first
+    picture(tmp_path / "1.png", level=9).write_bytes((tmp_path / "1.png").read_bytes() + b"more")
+    seen = {first, load(tmp_path / "copy.jsonl").fingerprint}
+    for change in ({"answer": "A"}, {"question": "Why?"}, {"id": "x"}, {"meta": {"organ": "knee"}}):
+        seen.add(load(write(moved, [{**rows[0], **change}, *rows[1:]])).fingerprint)
+    seen.add(load(write(moved, rows[::-1])).fingerprint)
+    seen.add(load(write(moved, rows[:2])).fingerprint)
+    seen.add(load(write(moved, rows), instruction="short").fingerprint)
+    assert len(seen) == 9

@@ -455,3 +455,33 @@ def test_moving_average_keeps_gaps():
 def test_reports_load_no_torch():
     code = "import sys, lingshu_rl.report, lingshu_rl.eval.stats; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("unjudged", [("before", "after", "before_blank", "after_blank"), ("after",), ("before",), ("after_blank",)])  # fmt: skip
+def test_answers_that_could_not_be_judged_leave_no_figure_and_no_error(run, unjudged):
+    """A grader that gives nothing, before, after or both: summary line, report and watch come to their end."""
+    from lingshu_rl.eval.stats import summarise
+    from lingshu_rl.results import result_line
+    from lingshu_rl.watch import watch
+
+    for name in unjudged:
+        path = run / "eval" / f"{name}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        write_rows(path, [{**row, "value": None, "status": "error"} for row in rows])
+    evals = {f.stem: [json.loads(line) for line in f.read_text().splitlines()] for f in (run / "eval").glob("*.jsonl")}
+    summary = summarise(evals)
+    line = result_line(summary)
+    lost = {"before", "after"} & set(unjudged)
+    assert ("gain unknown" in line) == bool(lost) and ("unknown ->" in line) == ("before" in unjudged)
+    assert ("-> unknown" in line) == ("after" in unjudged)
+    (run / "summary.json").write_text(json.dumps({**json.loads((run / "summary.json").read_text()), **summary}))
+    text = Page(write_report(run)).text
+    assert ("No held-out question could be judged both" in text) == bool(lost)
+    assert ("come from looking" in text) == (not {"after", "after_blank"} & set(unjudged))
+    assert watch(str(run), once=True) == 0
+
+
+def test_a_run_without_evaluations_has_a_result_line():
+    from lingshu_rl.results import result_line
+
+    assert result_line({}) == "held-out accuracy unknown -> unknown, gain unknown: no question was judged both times"
