@@ -35,7 +35,7 @@ def test_rounding_is_not_told():
 @pytest.mark.parametrize(("dtype", "gap"), [(torch.float32, 0.02), (torch.bfloat16, 0.18)])
 def test_an_engine_with_other_weights_ends_the_run(dtype, gap):
     wrong = found(a=gap, b=gap, c=gap)
-    with pytest.raises(CheckError, match="differ in step 3, nats:.*nothing was learnt"):
+    with pytest.raises(CheckError, match=r"differ in step 3, nats:.*nothing was learnt"):
         judge(wrong, settings(), dtype, 2)
     assert "differ in step 3" in judge(wrong, settings("check.on_failure=warn"), dtype, 2)
 
