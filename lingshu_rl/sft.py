@@ -303,7 +303,7 @@ def build_trainer(
         model=model,
         args=arguments,
         train_dataset=as_dataset(rows),
-        processing_class=encoder.processor,
+        processing_class=encoder.processor or encoder.tokenizer,
         callbacks=[Marks()],
     )
     from transformers import PrinterCallback
@@ -533,8 +533,7 @@ def answer(
     from lingshu_rl.images import open_image
     from lingshu_rl.model.families import model_spec
 
-    stop = model.generation_config.eos_token_id
-    ends = set(encoder.eos_ids) | set(stop if isinstance(stop, list) else [stop] if stop is not None else [])
+    ends = encoder.eos_ids
     pad = encoder.tokenizer.pad_token_id
     # A fresh one: a model's own may hold a repetition penalty, which is no part of greedy decoding.
     plan = GenerationConfig(
@@ -547,12 +546,7 @@ def answer(
         seeing = bool(prompts[order[0]].images)
         chosen = [n for n in order[:batch] if bool(prompts[n].images) is seeing]
         order = order[len(chosen) :]
-        texts = [
-            encoder.tokenizer.apply_chat_template(
-                [dict(m) for m in prompts[n].messages], tokenize=False, add_generation_prompt=True
-            )
-            for n in chosen
-        ]
+        texts = [encoder.render(prompts[n]) for n in chosen]
         plain = {"padding": True, "padding_side": "left", "return_tensors": "pt", "add_special_tokens": False}
         if seeing:
             images = [[open_image(image) for image in prompts[n].images] for n in chosen]

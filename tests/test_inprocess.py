@@ -96,6 +96,13 @@ def test_an_engine_that_fails_answers_everybody_with_its_error(engine):
     assert [(n, status) for n, status, _ in ask(engine, "crash", 9)] == [("crash", 500), (9, 500)]
 
 
+def test_an_engine_whose_thread_dies_answers_everybody_also_later(engine, monkeypatch):
+    stranger = SimpleNamespace(request_id="nobody's", finished=True)
+    monkeypatch.setattr(engine.llm.llm_engine, "step", lambda: [stranger])
+    assert [status for _, status, _ in ask(engine, 3, 4)] == [500, 500]
+    assert [status for _, status, _ in ask(engine, 5)] == [500]
+
+
 def test_the_routes_want_the_runs_token(engine):
     def get(path, **headers):
         return httpx.get(engine.url + path, headers=headers)
