@@ -83,7 +83,10 @@ class RunFolder:
                 p for i in range(1, 10_000) if not (p := self.path.with_name(f"{self.path.name}.old-{i}")).exists()
             )
             self.path.rename(aside)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run.dir={self.path} cannot be made: {error}") from None
         checkpoint = self._checkpoint_to_resume(config.resume)
         stored = self.path / "config.yaml"
         if checkpoint is not None:

@@ -269,3 +269,9 @@ def test_other_rows_are_refused_in_the_same_folder_and_named_in_a_fork(tmp_path)
     folder.forked = True
     folder.judge_changes(changed, "rows")
     assert "data.test: 1 rows -> 2 rows" in folder.complaints[0]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run\.dir=.*file/run cannot be made"):
+        RunFolder(tmp_path / "file" / "run").open(load_config(None, []))

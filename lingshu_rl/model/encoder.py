@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.failures import RunStopped
 from lingshu_rl.images import open_image
-from lingshu_rl.model.loading import model_path
+from lingshu_rl.model.loading import model_path, reading_model
 from lingshu_rl.types import Prompt
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class PromptEncoder:
         except (ValueError, OSError):  # "Unrecognized processing class": a tokenizer is all there is
             found = None
         self.processor: Any = found if isinstance(found, ProcessorMixin) else None
-        self.tokenizer: Any = getattr(self.processor, "tokenizer", None) or AutoTokenizer.from_pretrained(path)
+        with reading_model(name):
+            self.tokenizer: Any = getattr(self.processor, "tokenizer", None) or AutoTokenizer.from_pretrained(path)
         self.template = template_of(name, self.processor, self.tokenizer)
         self.takes_parts = self._takes_parts()
         self.eos_ids = end_tokens(path, self.tokenizer)

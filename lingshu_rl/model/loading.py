@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lingshu_rl.config import ConfigError
 from lingshu_rl.model.quantized import quantization
 
 if TYPE_CHECKING:
@@ -18,6 +21,18 @@ def model_path(name: str) -> str:
     return str(Path(__file__).parent.parent / "demo" / "weights") if name == DEMO_MODEL else name
 
 
+@contextmanager
+def reading_model(name: str) -> Iterator[None]:
+    """Around what transformers reads of a model's files. Raises ConfigError where they are not there or not such files."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model {name!r} cannot be read: {error}\nGive a folder with config.json, weights and tokenizer, or a Hub id that can "
+            "be fetched (with HF_HUB_OFFLINE=1: one that was)"
+        ) from error
+
+
 def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1, quantize: str = "") -> Any:
     """The causal language model with its vision tower if it has one, in SDPA attention, on CPU, in eval mode.
 
@@ -28,7 +43,9 @@ def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1, quantize
     loader, config = _loader(name)
     sharding = {"distributed_config": _sharding(loader, config, tensor_parallel)} if tensor_parallel > 1 else {}
     bits = {"quantization_config": quantization(quantize, dtype)} if quantize else {}
-    return loader.from_pretrained(model_path(name), dtype=dtype, attn_implementation="sdpa", **sharding, **bits).eval()
+    with reading_model(name):
+        model = loader.from_pretrained(model_path(name), dtype=dtype, attn_implementation="sdpa", **sharding, **bits)
+    return model.eval()
 
 
 def empty_model(name: str) -> Any:
@@ -54,7 +71,8 @@ def _loader(name: str) -> tuple[Any, Any]:
     """transformers' class for the model, and its configuration."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model_path(name))
+    with reading_model(name):
+        config = AutoConfig.from_pretrained(model_path(name))
     return loader_of(config), config
 
 

@@ -4,11 +4,13 @@ import asyncio
 import json
 
 import pytest
+import torch
 
+from lingshu_rl.config import ConfigError
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.model.encoder import PromptEncoder, TemplateError
-from lingshu_rl.model.loading import model_path
+from lingshu_rl.model.loading import empty_model, load_model, model_path
 from lingshu_rl.threads import in_thread
 
 CONCATENATES = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"  # fmt: skip
@@ -157,3 +159,9 @@ def test_a_conversation_keeps_its_turns_and_the_place_of_its_images():
 def test_a_conversation_that_cannot_be_used_says_why(changes, reason):
     with pytest.raises(RowError, match=reason):
         prompt(**changes)
+
+
+def test_a_model_that_is_not_there_is_named_with_what_to_do(tmp_path):
+    for read in (PromptEncoder, empty_model, lambda name: load_model(name, torch.float32)):
+        with pytest.raises(ConfigError, match=r"cannot be read:[\s\S]*Hub id"):
+            read(str(tmp_path / "nothing"))
