@@ -50,15 +50,15 @@ class DataConfig:
 
 @dataclass
 class TrainConfig:
-    steps: int = 50
-    prompts_per_step: int = 48
+    steps: int = 50  # updates of the whole run; epochs x rows / prompts_per_step
+    prompts_per_step: int = 48  # questions drawn for an update, over all ranks; each gets group_size completions
     group_size: int = 8  # completions sampled for each prompt (G)
     max_refills: int = 0  # times a step may draw further prompts for groups that teach nothing (dynamic sampling)
-    lr: float = 4e-4
-    warmup_steps: int = 10
+    lr: float = 4e-4  # learning rate after the warm-up
+    warmup_steps: int = 10  # steps over which the learning rate rises from 0
     lr_schedule: str = "linear"  # constant | linear | cosine, after the warm-up
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0  # of the optimiser, decoupled
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm; 0 = never
     optimizer: str = "adamw"  # adamw | adamw_8bit | paged_adamw | paged_adamw_8bit | muon (docs/optimizers.md)
     optimizer_args: dict[str, Any] = field(default_factory=lambda: {"betas": [0.9, 0.95]})  # by its package's names
     max_staleness: int = 0  # 1: the next step's rollouts run during the update, on weights one step old
@@ -89,7 +89,7 @@ class RolloutConfig:
     # control call, such as a part of the weights.
     request_timeout_s: float = 300.0
     retries: int = 2  # a request that fails is sent again with the same seed
-    start_timeout_s: float = 300.0
+    start_timeout_s: float = 300.0  # until a server that was started must answer
     # Completions under way at once on one server; more wait in the run. Twice the server's max_num_seqs is enough: a
     # group keeps its place until its longest completion ends.
     concurrency: int = 1024
@@ -106,19 +106,19 @@ class ReferenceConfig:
     tensor_parallel: int = 1  # GPUs (on CPU: processes) that one replica is sharded over
     refresh_every: int = 0  # steps after which the reference becomes the policy of that moment; 0 = never
     model: str = ""  # "" = the model the run starts from
-    dtype: str = "auto"
+    dtype: str = "auto"  # float32 | bfloat16 | auto: as train.dtype
     ray: dict[str, Any] = field(default_factory=dict)  # with cluster=ray: Ray's actor options
     request_timeout_s: float = 300.0  # without progress of its server (layers computed) a request is given up
-    retries: int = 2
-    start_timeout_s: float = 300.0
+    retries: int = 2  # as rollout.retries
+    start_timeout_s: float = 300.0  # until a server that was started must answer
 
 
 @dataclass
 class DevicesConfig:
     """Each group: "auto", "cpu", "cpu:0-3" (those cores), or a list of GPU numbers: places in CUDA_VISIBLE_DEVICES."""
 
-    policy: Any = "auto"
-    rollout: Any = "auto"
+    policy: Any = "auto"  # where the trained model and its optimiser lie
+    rollout: Any = "auto"  # where vLLM runs
     reference: Any = "auto"  # or "policy": beside the policy, on its GPUs
     assume: dict[str, Any] = field(default_factory=dict)  # {count: 8, memory_gb: 80, nodes: 1}: --dry-run without a GPU
 
@@ -128,7 +128,7 @@ class RewardsConfig:
     spec: dict[str, Any] = field(default_factory=dict)  # rewards.build; empty = the default composition
     executor: str = "inline"  # inline | isolated (killable worker processes)
     timeout_s: float = 10.0  # a sample's limit in isolated workers
-    workers: int = 1
+    workers: int = 1  # isolated processes that judge
     max_failed_share: float = 0.05  # above this share of unjudged samples the run stops
     preflight: bool = True  # try training labels before the engines start: all, or 20,000 evenly taken of more
 
@@ -143,7 +143,7 @@ class EvalConfig:
 @dataclass
 class CheckpointConfig:
     every: int = 50  # steps; 0 = only at the end
-    keep_last: int = 2
+    keep_last: int = 2  # so many of the newest stay
     keep_best: bool = True  # keep also the one with the highest held-out accuracy (by the last evaluation before it)
 
 
@@ -165,7 +165,7 @@ class CheckConfig:
 @dataclass
 class Config:
     model: str = "demo"  # demo | folder | Hub id
-    seed: int = 0
+    seed: int = 0  # of the order of prompts, of sampling and of adapters
     cluster: str = "local"  # local: servers on this host (or by URL) | ray: on the nodes of a Ray cluster
     resume: str = "auto"  # auto: go on from the newest checkpoint in run.dir | never | a checkpoint folder
     run: RunConfig = field(default_factory=RunConfig)
@@ -181,7 +181,9 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
-    deepspeed: dict[str, Any] = field(default_factory=lambda: {"zero_optimization": {"stage": 2}})
+    deepspeed: dict[str, Any] = field(
+        default_factory=lambda: {"zero_optimization": {"stage": 2}}
+    )  # DeepSpeed's own settings: ZeRO stage, offload
 
 
 # What another model than the demo's changes in the defaults, which are the demo's: a real model, on rows that ask for thoughts.

@@ -134,8 +134,10 @@ def test_an_engine_that_keeps_its_old_weights_ends_the_run_before_anything_is_le
     script = tmp_path / "deaf.py"
     script.write_text(
         "import sys, lingshu_rl.run as r\n"
-        "async def send_weights(self): self.transfer.client.pool.servers[0].version = self.version\n"
-        "r.Run.send_weights = send_weights\n"
+        "send = r.Run.send_weights\n"
+        "async def once(self):\n"
+        "    if self.version == 0: await send(self)\n"
+        "r.Run.send_weights = once\n"
         "from lingshu_rl.cli import train_main\n"
         "sys.exit(train_main(sys.argv[1:]))\n"
     )
