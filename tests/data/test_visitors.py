@@ -65,4 +65,6 @@ def test_every_visitor_trains_with_trainer_and_engine_alike(servers, tmp_path):
 
 def seen(run):
     """Ids of the prompts that were learnt from."""
-    return {name for file in run.glob("rollouts/*.parquet") for name in parquet.read_table(file)["prompt_id"].to_pylist()}
+    return {
+        name for file in run.glob("rollouts/*.parquet") for name in parquet.read_table(file)["prompt_id"].to_pylist()
+    }
