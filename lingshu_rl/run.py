@@ -31,7 +31,7 @@ from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Worker, address_towards
 from lingshu_rl.progress import Progress
 from lingshu_rl.reference.client import ReferenceClient
-from lingshu_rl.rewarding import Rewards, build_rewards, label_check
+from lingshu_rl.rewarding import Rewards, build_rewards, reward_of
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
 from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
 from lingshu_rl.rollout.transfer import Transfer, make_transfer, remove_folder, transfer_folder
@@ -375,7 +375,7 @@ def load_prompts(config: Config, folder: RunFolder, is_main: bool, encoder: Prom
     instruction = config.data.instruction
     if instruction == "auto":
         instruction = "short" if config.model == DEMO_MODEL else "full"
-    sets, check = {}, label_check(config)
+    sets, check = {}, reward_of(config.rewards.spec, config.data.train, config.data.test).check_gold
     for name, source in (("train", config.data.train), ("test", config.data.test)):
         sets[name] = load(
             source,
