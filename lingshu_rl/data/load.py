@@ -1,4 +1,4 @@
-"""Prompts from the demo, JSONL, parquet or a Hugging Face dataset. A bad row is refused, never dropped in silence."""
+"""Prompts of one source of rows or of several. A bad row is refused, never dropped in silence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from lingshu_rl.data.rows import RowError, row_to_prompt
-from lingshu_rl.data.tables import JsonLines, ParquetTable, RowList, Rows
+from lingshu_rl.data.mixing import Part
+from lingshu_rl.data.sources import Source, SourceError, guess_preset, open_rows, sources_of
+from lingshu_rl.data.tables import Chain, RowList, Rows
 from lingshu_rl.images import DEFAULT_BUDGET, Budget, Picture
 from lingshu_rl.types import Prompt
 from rewards.rows import LabelCheck
@@ -27,9 +30,9 @@ log = logging.getLogger(__name__)
 SHOWN = 20  # refused rows that a message lists
 DECODED_AT_LOAD = 1000  # images; of a larger set the headers are read at load, and `broken_rows` decodes beside the run
 BATCH = 512  # rows whose images are looked at together
-DEMO_SPLITS = ("train", "validation", "test")
 
-Source = str | Path | Iterable[Mapping[str, Any]]
+# What `data.train` may be: a source's text or mapping, a list of those; or rows in memory.
+Given = str | Path | Mapping[str, Any] | Sequence[Any] | Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Prompts(Sequence[Prompt]):
 
     def place(self, name: str) -> str:
         """Where a prompt's row stands: "line 7"."""
-        return f"{self.rows.word} {self.ids[name]}"
+        return self.rows.place(self.ids[name])
 
 
 def _again(rows: Rows, make: Callable[[Any], Prompt], name: str, number: int) -> Prompt:
@@ -91,7 +94,7 @@ def _again(rows: Rows, make: Callable[[Any], Prompt], name: str, number: int) ->
             raise row
         return make(row)
     except RowError as error:
-        raise DataError(f"{name}: {rows.word} {number} has changed since it was loaded: {error}") from error
+        raise DataError(f"{name}: {rows.place(number)} has changed since it was loaded: {error}") from error
 
 
 class ById(Mapping[str, Prompt]):
@@ -118,11 +121,13 @@ class Loaded:
     """prompts: the usable rows in file order. refused: the others, each with its place and reason.
 
     fingerprint: of the usable rows, their order and their images' names and sizes; equal rows give equal ones.
+    parts: of a mixture, its sources in order.
     """
 
     prompts: Prompts
     refused: tuple[Refused, ...]
     fingerprint: str
+    parts: tuple[Part, ...] = ()
 
 
 class DataError(ValueError):
@@ -134,7 +139,7 @@ class DataError(ValueError):
 
 
 def load(
-    source: Source,
+    source: Given,
     *,
     base_dir: str | Path | None = None,
     skip_bad_rows: bool = False,
@@ -144,19 +149,30 @@ def load(
     check: LabelCheck | None = None,
     budget: Budget = DEFAULT_BUDGET,
 ) -> Loaded:
-    """Prompts of a source: "demo:train", a .jsonl or .parquet file, a `save_to_disk` folder, a hub id, or rows.
+    """Prompts of a source, of several, or of rows in memory; see `sources.Source` for what a source may be.
 
-    A folder or hub id takes its split after a colon ("org/name:train"). base_dir: where relative image paths start,
-    by default the file's folder. instruction: see `rows.instruction_text`. system: see `rows.row_to_prompt`.
+    base_dir: where relative image paths start, by default the file's folder. instruction: see `rows.instruction_text`. system: see `rows.row_to_prompt`.
     fault: why the model cannot be asked a prompt, or None (`PromptEncoder.fault`). check: the `check_gold` of the
     reward that will judge, by default that of each row's kind. budget: see `Picture`. Every row is checked, and every image's header; up to
     DECODED_AT_LOAD images are decoded as well.
     Raises DataError with up to 20 bad rows and their total; with `skip_bad_rows` they are logged and returned instead.
     """
-    name = str(source) if isinstance(source, str | Path) else "rows"
-    rows, folder = _open(source)
-    base = base_dir if base_dir is not None else folder
-    make = partial(row_to_prompt, base_dir=base, instruction=instruction, system=system, check=check, budget=budget)
+    name, sources, rows = _open(source, base_dir)
+    make = partial(row_to_prompt, base_dir=base_dir, instruction=instruction, system=system, check=check, budget=budget)
+    try:
+        ids, total, bad, fingerprint = _read(rows, make, fault, name)
+    except SourceError as error:
+        raise DataError(str(error)) from error
+    prompts = Prompts(rows, ids, make, name)
+    refused = tuple(one for _, one in sorted(bad, key=lambda pair: pair[0]))
+    _judge(name, total, len(prompts), refused, skip_bad_rows, lambda: _look_alike(sources, rows))
+    return Loaded(prompts, refused, fingerprint, parts_of(sources, rows, prompts))
+
+
+def _read(
+    rows: Rows, make: Callable[[Any], Prompt], fault: Fault, name: str
+) -> tuple[dict[str, int], int, list[tuple[int, Refused]], str]:
+    """Every row once: the usable ones' numbers by id, how many there are, the refused ones, a hash of the usable ones."""
     ids: dict[str, int] = {}
     bad: list[tuple[int, Refused]] = []
     unusable: set[str] = set()  # ids of rows with a bad image; another row with that id is a duplicate all the same
@@ -169,22 +185,33 @@ def load(
         headers.look(image for _, _, prompt in made if isinstance(prompt, Prompt) for image in prompt.images)
         for number, row, prompt in made:
             if isinstance(prompt, RowError):
-                bad.append((number, Refused(f"{rows.word} {number}", _row_id(row), str(prompt))))
+                bad.append((number, Refused(rows.place(number), _row_id(row), str(prompt))))
             elif reason := headers.of(prompt):
-                bad.append((number, Refused(f"{rows.word} {number}", prompt.id, reason)))
+                bad.append((number, Refused(rows.place(number), prompt.id, reason)))
                 unusable.add(prompt.id)
             else:
                 hashed.update(_facts(prompt))
         headers.forget_bytes()
+    usable = {key: number for key, number in ids.items() if key not in unusable}
     if headers.count <= DECODED_AT_LOAD:
-        whole = Prompts(rows, {key: number for key, number in ids.items() if key not in unusable}, make, name)
-        for one in broken_rows(whole):
+        for one in broken_rows(Prompts(rows, usable, make, name)):
             bad.append((ids[str(one.id)], one))
             unusable.add(str(one.id))
-    prompts = Prompts(rows, {key: number for key, number in ids.items() if key not in unusable}, make, name)
-    refused = tuple(one for _, one in sorted(bad, key=lambda pair: pair[0]))
-    _judge(name, total, len(prompts), refused, skip_bad_rows)
-    return Loaded(prompts, refused, hashed.hexdigest())
+    return {key: n for key, n in ids.items() if key not in unusable}, total, bad, hashed.hexdigest()
+
+
+def parts_of(sources: Sequence[Source], rows: Rows, prompts: Prompts) -> tuple[Part, ...]:
+    """Where the prompts of each of several sources stand."""
+    if not isinstance(rows, Chain) or len(sources) < 2:
+        return ()
+    bounds = [bisect_right(prompts.numbers, end) for end in rows.ends]
+    empty = next((s for s, a, b in zip(sources, bounds, bounds[1:], strict=True) if a == b), None)
+    if empty is not None:
+        raise DataError(f"{_told(empty)}: no usable row is left of this source; leave it out")
+    return tuple(
+        Part(source.label, range(start, stop), source.epochs, source.share)
+        for source, start, stop in zip(sources, bounds, bounds[1:], strict=True)
+    )
 
 
 def broken_rows(prompts: Prompts) -> Iterator[Refused]:
@@ -242,7 +269,7 @@ def _made(
     if reason := fault(prompt):
         return RowError(reason)
     first = ids.setdefault(prompt.id, number)
-    return prompt if first == number else RowError(f"duplicate id, first used at {rows.word} {first}")
+    return prompt if first == number else RowError(f"duplicate id, first used at {rows.place(first)}")
 
 
 def _facts(prompt: Prompt) -> bytes:
@@ -257,7 +284,9 @@ def _facts(prompt: Prompt) -> bytes:
     return repr((told, images)).encode()
 
 
-def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], skip_bad_rows: bool) -> None:
+def _judge(
+    name: str, total: int, usable: int, refused: tuple[Refused, ...], skip_bad_rows: bool, advice: Callable[[], str]
+) -> None:
     if not total:
         raise DataError(f"{name}: no rows: the source is empty")
     if not refused:
@@ -269,6 +298,8 @@ def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], ski
         lines.append("Correct these rows, or set data.skip_bad_rows=true to go on without them.")
     elif not usable:
         lines.append("No usable row is left.")
+    if not usable:
+        lines += filter(None, [advice()])
     message = "\n".join(lines)
     if not skip_bad_rows or not usable:
         raise DataError(message, refused)
@@ -279,61 +310,41 @@ def _row_id(row: Any) -> str | None:
     return str(row["id"]) if isinstance(row, Mapping) and row.get("id") is not None else None
 
 
-def _open(source: Source) -> tuple[Rows, Path | None]:
-    """The rows of a source and the folder its relative image paths start from."""
-    if not isinstance(source, str | Path):
-        return RowList.of(source), None
-    text = str(source)
-    if text.startswith("demo:"):
-        from lingshu_rl.demo.build import build_demo
-
-        split = text.removeprefix("demo:")
-        if split not in DEMO_SPLITS:
-            raise DataError(f"{text}: the demo has the splits {', '.join(DEMO_SPLITS)}")
-        path = build_demo() / f"{split}.jsonl"
-        return JsonLines(path), path.parent
-    path = Path(text).expanduser()
-    if path.suffix in (".jsonl", ".parquet"):
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        return JsonLines(path) if path.suffix == ".jsonl" else _parquet(path), path.parent
-    if path.is_file():
-        raise DataError(f"{path}: rows are read from .jsonl or .parquet files")
-    return _hugging_face(text)
-
-
-def _parquet(path: Path) -> ParquetTable:
-    import pyarrow
-
+def _open(given: Given, base_dir: str | Path | None) -> tuple[str, tuple[Source, ...], Rows]:
+    """What is loaded in a word, its sources and their rows one after another. Rows in memory have no source."""
+    if not isinstance(given, str | Path | Mapping) and not _names_sources(given):
+        return "rows", (), RowList.of(given)
     try:
-        return ParquetTable(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file: {error}") from error
+        sources = sources_of(given, "source")
+        if len(sources) == 1:
+            return _told(sources[0]), sources, open_rows(sources[0], base_dir)
+        return (
+            ", ".join(map(_told, sources)),
+            sources,
+            Chain([(s.label, open_rows(s, base_dir, apart=True)) for s in sources]),
+        )
+    except SourceError as error:
+        raise DataError(str(error)) from error
 
 
-def _hugging_face(text: str) -> tuple[RowList, Path | None]:
-    """A folder written by `save_to_disk`, else a dataset of the hub; images stay as stored bytes or paths."""
-    import datasets
+def _names_sources(given: Any) -> bool:
+    """Whether a list is one of sources, not of rows."""
+    return isinstance(given, list | tuple) and all(isinstance(g, str | Path) or "path" in g for g in given) and bool(given)
 
-    name, _, split = text.rpartition(":") if ":" in text else (text, "", "")
-    folder = Path(name).expanduser()
-    try:
-        if folder.is_dir():
-            data = datasets.load_from_disk(str(folder))
-        else:
-            data = datasets.load_dataset(name, split=split or None)
-    except Exception as error:  # the hub's errors share no base class
-        raise DataError(
-            f"{text}: cannot be loaded ({type(error).__name__}: {error}). A source is demo:train, a .jsonl or .parquet "
-            'file, a folder made by save_to_disk, or a hub id such as "org/name:train".'
-        ) from error
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise DataError(
-                f"{text}: name one of its splits, {', '.join(data)}, after a colon: {name}:{next(iter(data))}"
-            )
-        data = data[split]
-    column = data.features.get("images")
-    if isinstance(getattr(column, "feature", None), datasets.Image):
-        data = data.cast_column("images", datasets.List(datasets.Image(decode=False)))
-    return RowList(data), folder if folder.is_dir() else None
+
+def _told(source: Source) -> str:
+    return f"{source.path}:{source.split}" if source.split else source.path
+
+
+def _look_alike(sources: Sequence[Source], rows: Rows) -> str:
+    """The preset that would read rows which are none of this library, in a sentence, or ""."""
+    if len(sources) != 1 or sources[0].mapped:
+        return ""
+    records = [record for _, record in islice(rows, 3) if isinstance(record, Mapping)]
+    found = guess_preset(records)
+    return (
+        f"They look like {found}: data.train={{path: {_told(sources[0])}, format: {found}}} reads such records; "
+        f"`lingshu-rl data look {_told(sources[0])}` shows what becomes of them."
+        if found
+        else ""
+    )

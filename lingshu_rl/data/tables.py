@@ -1,34 +1,56 @@
-"""Rows where they lie: each source can be read through once and asked for a single row later, by its number."""
+"""Records where they lie: each source can be read through once and asked for a single record later, by its number.
+
+Text that has no lines to jump to (JSON arrays, tables, what is packed) is laid out as JSON lines in a temporary file first.
+"""
 
 from __future__ import annotations
 
+import bz2
+import csv
+import gzip
 import json
+import lzma
 import os
+import shutil
+import tarfile
+import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from lingshu_rl.data.rows import RowError
 
+PACKED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+IN_MEMORY = 4 << 30  # bytes of parquet, unpacked; more goes through the cache of `datasets`, which all ranks share on disk
+CELL = 1 << 30  # characters a cell of a table may hold: base64 images
+SPLITS = ("train", "validation", "valid", "val", "dev", "test")
+
+
+class UnreadableSource(ValueError):
+    """A file or folder that holds no records; the text says what it could be."""
+
 
 class Rows(Protocol):
-    """word: what a row's number counts ("line", "row"), from 1. Iterating gives numbers with rows, or what reading gave."""
-
-    word: str
+    """Numbers count from 1. Iterating gives them with what stands there: a record, or the RowError of an unreadable one."""
 
     def __iter__(self) -> Iterator[tuple[int, Any]]: ...
 
     def row(self, number: int) -> Any: ...
 
+    def place(self, number: int) -> str:
+        """Where it stands, for people: "line 7"."""
+        ...
+
 
 class JsonLines:
     """A file of one JSON object a line. Only where lines begin is kept, and the file open: one put in its place is not seen."""
 
-    word = "line"
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("rb")
+    def __init__(self, file: IO[bytes], word: str = "line") -> None:
+        self.file, self.word = file, word
         self.starts = array("q", [0])
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
@@ -43,46 +65,162 @@ class JsonLines:
         start, end = self.starts[number - 1 : number + 1]
         return json_row(os.pread(self.file.fileno(), end - start, start))
 
+    def place(self, number: int) -> str:
+        return f"{self.word} {number}"
+
 
 class ParquetTable:
     """Columns in Arrow's memory, which is near the file's uncompressed size; images in bytes count in full."""
-
-    word = "row"
 
     def __init__(self, path: Path) -> None:
         import pyarrow.parquet
 
         self.table = pyarrow.parquet.read_table(path, memory_map=True)
+        told = json.loads((self.table.schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = (told.get("info") or {}).get("features") or {}
+        self.names = {
+            column: feature["names"]
+            for column, feature in features.items()
+            if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel"
+        }
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         number = 0
         for batch in self.table.to_batches(max_chunksize=256):
             for row in batch.to_pylist():
-                yield (number := number + 1), row
+                yield (number := number + 1), named(row, self.names)
 
     def row(self, number: int) -> Any:
-        return self.table.slice(number - 1, 1).to_pylist()[0]
+        return named(self.table.slice(number - 1, 1).to_pylist()[0], self.names)
+
+    def place(self, number: int) -> str:
+        return f"row {number}"
 
 
 class RowList:
     """Rows in memory, or a `datasets.Dataset`, which reads each row from its own files."""
 
-    word = "row"
-
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
+    def __init__(self, rows: Any, names: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.rows, self.names = rows, names or {}
 
     @classmethod
     def of(cls, rows: Iterable[Any]) -> RowList:
         return cls(list(rows))
 
+    @classmethod
+    def of_dataset(cls, data: Any) -> RowList:
+        """Images stay as stored bytes or paths, class labels become their names."""
+        import datasets
+
+        whole = datasets.Image(decode=False)
+        for column, feature in data.features.items():
+            if isinstance(feature, datasets.Image):
+                data = data.cast_column(column, whole)
+            elif isinstance(getattr(feature, "feature", None), datasets.Image):
+                data = data.cast_column(column, datasets.List(whole))
+        names = {c: f.names for c, f in data.features.items() if isinstance(f, datasets.ClassLabel)}
+        return cls(data, names)
+
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         for number, row in enumerate(self.rows, start=1):
             usable = isinstance(row, Mapping)
-            yield number, row if usable else RowError(f"a row is a mapping, not {type(row).__name__}")
+            yield (
+                number,
+                named(row, self.names) if usable else RowError(f"a row is a mapping, not {type(row).__name__}"),
+            )
 
     def row(self, number: int) -> Any:
-        return self.rows[number - 1]
+        return named(self.rows[number - 1], self.names)
+
+    def place(self, number: int) -> str:
+        return f"row {number}"
+
+
+def named(row: Any, names: Mapping[str, Sequence[str]]) -> Any:
+    """A record with the names of its class labels; -1 is the publisher's "not told"."""
+    if not names:
+        return row
+    told = {c: names[c][row[c]] if row[c] >= 0 else None for c in names if isinstance(row.get(c), int)}
+    return {**row, **told}
+
+
+@dataclass
+class TarShards:
+    """WebDataset: files of one base name are a sample, keyed by their endings; only where they lie is kept.
+
+    A sample is {"__key__": base name, "jpg": bytes, "json": parsed, "txt": text, ...}.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.file = unpacked(self.path) if self.path.suffix in PACKED else self.path.open("rb")
+        samples: dict[str, dict[str, tuple[int, int]]] = {}
+        with tarfile.open(fileobj=self.file, mode="r:") as shard:
+            for member in shard:
+                if member.isfile():
+                    folder, _, name = member.name.rpartition("/")
+                    key, _, ending = name.partition(".")
+                    samples.setdefault(f"{folder}/{key}".lstrip("/"), {})[ending.lower()] = (
+                        member.offset_data,
+                        member.size,
+                    )
+        self.samples = list(samples.items())
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        for number in range(1, len(self.samples) + 1):
+            yield number, self.row(number)
+
+    def row(self, number: int) -> Any:
+        key, parts = self.samples[number - 1]
+        record: dict[str, Any] = {"__key__": key}
+        for ending, (start, size) in parts.items():
+            data = os.pread(self.file.fileno(), size, start)
+            try:
+                record[ending] = _MEMBERS.get(ending, bytes)(data)
+            except ValueError as error:
+                return RowError(f"{key}.{ending} cannot be read: {error}")
+        return record
+
+    def place(self, number: int) -> str:
+        return f"sample {self.samples[number - 1][0]}"
+
+
+_MEMBERS: Mapping[str, Callable[[bytes], Any]] = {
+    "json": json.loads,
+    "txt": lambda data: data.decode("utf-8-sig").strip(),
+    "cls": lambda data: int(data),
+}
+
+
+class Chain:
+    """Several files as one, in order. A place names its file."""
+
+    def __init__(self, parts: Sequence[tuple[str, Rows]]) -> None:
+        self.parts = parts
+        self.ends = [0]
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        self.ends = [0]
+        for _, rows in self.parts:
+            last = 0
+            for number, record in rows:
+                last = number
+                yield self.ends[-1] + number, record
+            self.ends.append(self.ends[-1] + last)
+
+    def row(self, number: int) -> Any:
+        part, own = self._find(number)
+        return self.parts[part][1].row(own)
+
+    def place(self, number: int) -> str:
+        part, own = self._find(number)
+        return f"{self.parts[part][0]}, {self.parts[part][1].place(own)}"
+
+    def _find(self, number: int) -> tuple[int, int]:
+        """Its part, also while that is still being read, and its number there."""
+        part = min(bisect_right(self.ends, number - 1), len(self.parts)) - 1
+        return part, number - self.ends[part]
 
 
 def json_row(line: bytes) -> Any:
@@ -92,3 +230,179 @@ def json_row(line: bytes) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         return RowError(f"not JSON: {error}")
     return row if isinstance(row, dict) else RowError(f"a line holds one JSON object, this one a {type(row).__name__}")
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def json_lines(path: Path) -> JsonLines:
+    return JsonLines(unpacked(path) if path.suffix in PACKED else path.open("rb"))
+
+
+def parquet(path: Path) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        told = pyarrow.parquet.read_metadata(path)
+        size = sum(told.row_group(n).total_byte_size for n in range(told.num_row_groups))
+        if size <= IN_MEMORY:
+            return ParquetTable(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UnreadableSource(f"{path}: not a readable parquet file: {error}") from error
+    import datasets
+
+    return RowList.of_dataset(datasets.Dataset.from_parquet(str(path)))
+
+
+def json_file(path: Path, split: str = "") -> JsonLines:
+    """A .json file: an array, an object of objects by id, of arrays by split or of one array, one object, or lines."""
+    with _text(path) as file:
+        return spooled(_objects(file, path, split))
+
+
+def table(path: Path, delimiter: str = "", columns: Sequence[str] = ()) -> JsonLines:
+    """A .csv, .tsv or .txt file. columns: of a file without a header, whose cells have no quotes around them then.
+
+    Empty cells are left out; a line with more cells than columns is an unreadable record.
+    """
+    ending = path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
+    delimiter = delimiter or ("," if ending == ".csv" else "\t")
+    if ending == ".txt" and not columns:
+        raise UnreadableSource(
+            f"{path}: name its columns, columns: [image, question, answer], and the delimiter if it is no tab"
+        )
+    csv.field_size_limit(CELL)
+    with _text(path) as file:
+        return spooled(_cells(file, path, delimiter, columns))
+
+
+def _cells(file: Iterable[str], path: Path, delimiter: str, columns: Sequence[str]) -> Iterator[Any]:
+    quoting = csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL
+    lines = csv.reader(file, delimiter=delimiter, quoting=quoting)
+    names = list(columns) or next(lines, [])
+    if len(set(names)) < len(names):
+        raise UnreadableSource(f"{path}: two columns have one name; its header is {', '.join(names)}")
+    try:
+        for cells in lines:
+            if len(cells) > len(names):
+                yield f"it has {len(cells)} cells and the table {len(names)} columns, {', '.join(names)}"
+            elif cells:
+                yield {n: c.strip() for n, c in zip(names, cells, strict=False) if c.strip()}
+    except csv.Error as error:
+        raise UnreadableSource(f"{path}: line {lines.line_num} is no line of a table: {error}") from error
+
+
+def spooled(records: Iterable[Any]) -> JsonLines:
+    """Records as lines of a temporary file that nobody else sees. A text stands for a record that could not be read."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as its rows
+    for record in records:
+        file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+    file.flush()
+    return _Spooled(file, "row")
+
+
+class _Spooled(JsonLines):
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        for number, record in super().__iter__():
+            yield number, record if isinstance(record, dict) else self.row(number)
+
+    def row(self, number: int) -> Any:
+        start, end = self.starts[number - 1 : number + 1]
+        record = json.loads(os.pread(self.file.fileno(), end - start, start))
+        return record if isinstance(record, dict) else RowError(record)
+
+
+def unpacked(path: Path) -> IO[bytes]:
+    """The content of a packed file in a temporary one, which can be read at any place."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        with PACKED[path.suffix](path, "rb") as packed:
+            shutil.copyfileobj(packed, file, 1 << 20)
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise UnreadableSource(f"{path}: cannot be unpacked: {error}") from error
+    file.seek(0)
+    return file
+
+
+def _text(path: Path) -> Any:
+    opened = PACKED.get(path.suffix, open)
+    return closing(opened(path, "rt", encoding="utf-8-sig", newline=""))
+
+
+def _objects(file: Any, path: Path, split: str) -> Iterator[Any]:
+    """The records of JSON text, piece by piece where it is an array or lines."""
+    text = _Scanner(file, path)
+    if (first := text.skip("")) == "[":
+        text.at += 1
+        while text.skip(",") not in ("]", ""):
+            yield _object(text.value())
+    elif first:
+        whole = text.value()
+        if not text.skip(""):
+            yield from map(_object, _records_in(whole, path, split))
+            return
+        yield _object(whole)
+        while text.skip(","):
+            yield _object(text.value())
+
+
+def _object(value: Any) -> Any:
+    return value if isinstance(value, dict) else f"a record is a JSON object, this one a {type(value).__name__}"
+
+
+def _records_in(whole: Any, path: Path, split: str) -> Iterable[Any]:
+    """The records of a file that is one JSON object."""
+    if not isinstance(whole, dict):
+        return [whole]
+    lists = {key: v for key, v in whole.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
+    parts = {key: v for key, v in lists.items() if split and key == split} or {
+        key: v for key, v in lists.items() if key in (*SPLITS, "data")
+    }
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    if parts:
+        raise UnreadableSource(f"{path}: name one of its splits, {', '.join(parts)}, with split: or {path}:{min(parts)}")
+    if whole and all(isinstance(v, dict) for v in whole.values()):
+        return ({"id": key, **record} for key, record in whole.items())
+    return [whole]
+
+
+@dataclass
+class _Scanner:
+    """JSON values from a file, read as far as they reach. What lies before `at` is done with."""
+
+    file: Any
+    path: Path
+    buffer: str = ""
+    at: int = 0
+
+    def more(self) -> bool:
+        rest = self.buffer[self.at :]
+        piece = self.file.read(max(1 << 20, len(rest)))
+        self.buffer, self.at = rest + piece, 0
+        return bool(piece)
+
+    def value(self) -> Any:
+        while True:
+            try:
+                found, end = json.JSONDecoder().raw_decode(self.buffer, self.at)
+                if end < len(self.buffer):
+                    self.at = end
+                    return found
+                if not self.more():  # what ends with the text is whole; a number before more text might not be
+                    self.at = len(self.buffer)
+                    return found
+            except json.JSONDecodeError as error:
+                if not self.more():
+                    raise UnreadableSource(f"{self.path}: not JSON: {error}") from error
+
+    def skip(self, characters: str) -> str:
+        """Go over blanks and `characters`; the next character, or "" at the end."""
+        while True:
+            while self.at < len(self.buffer):
+                if (found := self.buffer[self.at]) not in characters + " \t\r\n":
+                    return found
+                self.at += 1
+            if not self.more():
+                return ""
