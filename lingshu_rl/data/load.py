@@ -15,8 +15,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, overload
 
-from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.data.mixing import Part
+from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.data.sources import Source, SourceError, guess_preset, open_rows, sources_of
 from lingshu_rl.data.tables import Chain, RowList, Rows
 from lingshu_rl.images import DEFAULT_BUDGET, Budget, Picture
@@ -329,7 +329,9 @@ def _open(given: Given, base_dir: str | Path | None) -> tuple[str, tuple[Source,
 
 def _names_sources(given: Any) -> bool:
     """Whether a list is one of sources, not of rows."""
-    return isinstance(given, list | tuple) and all(isinstance(g, str | Path) or "path" in g for g in given) and bool(given)
+    return (
+        isinstance(given, list | tuple) and all(isinstance(g, str | Path) or "path" in g for g in given) and bool(given)
+    )
 
 
 def _told(source: Source) -> str:

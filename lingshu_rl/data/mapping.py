@@ -131,7 +131,7 @@ def _changed(source: Expression, change: Mapping[str, Any]) -> Expression:
 
     names: true for {name: truth} columns, of which the true ones' names are meant.
     """
-    told = {str(key): value for key, value in (change.get("as") or {}).items()}
+    told = {_key(key): value for key, value in (change.get("as") or {}).items()}
     split = change.get("split")
 
     def found(record: Record) -> Any:
@@ -150,20 +150,25 @@ def _changed(source: Expression, change: Mapping[str, Any]) -> Expression:
 def _looked_up(value: Any, told: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         return [_looked_up(item, told) for item in value]
-    key = str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
-    if key not in told:
+    if _key(value) not in told:
         raise RowError(f"{value!r} has no meaning: `as` names {', '.join(told)}; leave such records out with `where`")
-    return told[key]
+    return told[_key(value)]
+
+
+def _key(value: Any) -> str:
+    """By what values are compared: 1, "1" and "1.0" are one."""
+    text = str(value).strip()
+    return text[:-2] if re.fullmatch(r"-?\d+\.0", text) else text
 
 
 # ----------------------------------------------------------------------------------------------------------- conditions
 
 _CONDITION = re.compile(r"\s*(.+?)\s*(==|!=|>=|<=|>|<|\bnot in\b|\bin\b)\s*(.+?)\s*")
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
-    "==": lambda a, b: str(a) == str(b),
-    "!=": lambda a, b: str(a) != str(b),
-    "in": lambda a, b: str(a) in map(str, b),
-    "not in": lambda a, b: str(a) not in map(str, b),
+    "==": lambda a, b: _key(a) == _key(b),
+    "!=": lambda a, b: _key(a) != _key(b),
+    "in": lambda a, b: _key(a) in map(_key, b),
+    "not in": lambda a, b: _key(a) not in map(_key, b),
     ">": lambda a, b: float(a) > float(b),
     "<": lambda a, b: float(a) < float(b),
     ">=": lambda a, b: float(a) >= float(b),
@@ -183,7 +188,9 @@ def condition(text: str) -> Callable[[Record], bool]:
         match = _CONDITION.fullmatch(part)
         value = yaml.safe_load(match[3]) if match else None
         if match is None or isinstance(value, list) != match[2].endswith("in"):
-            raise MappingError(f"where: {part!r} is not COLUMN == VALUE (or !=, <, <=, >, >=) or COLUMN in [VALUE, ...]")
+            raise MappingError(
+                f"where: {part!r} is not COLUMN == VALUE (or !=, <, <=, >, >=) or COLUMN in [VALUE, ...]"
+            )
         tests.append((match[1], match[2], value))
 
     def meant(record: Record) -> bool:
@@ -276,13 +283,12 @@ class Mapper:
             yield {**record, **dict(zip(lists, items, strict=True))}
 
     def _rows(self, record: Record) -> list[dict[str, Any]]:
-        found = {name: get(record) for name, get in self.fields.items()}
-        found = {
-            name: value
-            for name, value in found.items()
-            if not is_missing(value) and (name not in ("meta", "tolerance") or isinstance(value, Mapping))
-        }
-        self.seen.update(found)
+        found = {}
+        for name, get in self.fields.items():
+            value = get(record)
+            if not is_missing(value) and (name not in ("meta", "tolerance") or isinstance(value, Mapping)):
+                found[name] = value
+                self.seen.add(name)
         row = {**self.layout.values, **found}
         images = images_of(row.pop("images", None))
         conversation = row.pop("messages", None)
@@ -331,6 +337,10 @@ def labelled(row: dict[str, Any], base: int | None) -> dict[str, Any]:
         if isinstance(answer, list):
             row["meta"] = {**row.get("meta", {}), "multi": True}
         row["options"] = options
+    elif base is not None:
+        raise RowError(
+            "the answer is said to be an index (base), but this record has no options; map.options says where they are"
+        )
     elif "kind" not in row and isinstance(answer, str) and re.fullmatch(r"[A-H]", answer):
         raise RowError(
             f"answer {answer!r} looks like the letter of an option, but the row has none: map.options says where they are, "
@@ -361,7 +371,11 @@ def _choice(answer: Any, options: Sequence[str], base: int | None) -> Any:
     number = int(answer) if isinstance(answer, float) and answer == int(answer) else answer
     if isinstance(number, str) and re.fullmatch(r"\d+", number) and (base is not None or number not in options):
         number = int(number)
-    if isinstance(number, int) and not isinstance(number, bool) and str(number) not in (options if base is None else ()):
+    if (
+        isinstance(number, int)
+        and not isinstance(number, bool)
+        and str(number) not in (options if base is None else ())
+    ):
         if base is None:
             raise RowError(
                 f"answer {answer!r} is an index, and the mapping does not say from where it counts: "
@@ -388,7 +402,9 @@ def texts_of(options: Any) -> list[str]:
         found = _literal(options.strip()) if options.strip()[:1] in "[{" else inline_options("\n" + options)[1]
         options = found if not isinstance(found, str) else None
         if not options:
-            raise RowError("options are a text without A, B, ... marks; say at what to split it: {from: COLUMN, split: ;}")
+            raise RowError(
+                "options are a text without A, B, ... marks; say at what to split it: {from: COLUMN, split: ;}"
+            )
     if isinstance(options, list) and len(options) == 1 and isinstance(options[0], list | Mapping):
         options = options[0]
     if isinstance(options, Mapping):
@@ -414,7 +430,9 @@ def _by_key(options: Mapping[Any, Any]) -> list[Any]:
 
 def _option_text(option: Any) -> str:
     if isinstance(option, Mapping):
-        option = next((option[k] for k in ("text", "content", "value", "label_text") if not is_missing(option.get(k))), "")
+        option = next(
+            (option[k] for k in ("text", "content", "value", "label_text") if not is_missing(option.get(k))), ""
+        )
     return "" if is_missing(option) else str(option).strip()
 
 

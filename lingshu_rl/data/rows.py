@@ -64,7 +64,8 @@ def _messages(turns: Sequence[Mapping[str, Any]], lines: Sequence[str], system: 
     parts = list(last["content"])
     if parts[-1]["type"] == "text":
         lines = [parts.pop()["text"], *lines]
-    parts.append({"type": "text", "text": "\n".join(lines)})
+    if lines:
+        parts.append({"type": "text", "text": "\n".join(lines)})
     told = [{"role": "system", "content": system}] if system and turns[0]["role"] != "system" else []
     return (
         *told,

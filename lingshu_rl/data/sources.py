@@ -34,7 +34,16 @@ from rewards.imports import hint
 
 DEMO_SPLITS = ("train", "validation", "test")
 PRESETS_FILE = Path(__file__).with_name("presets.yaml")
-DATA_ENDINGS = (".parquet", ".tar", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".txt")  # of a folder's files the first
+DATA_ENDINGS = (
+    ".parquet",
+    ".tar",
+    ".jsonl",
+    ".ndjson",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".txt",
+)  # of a folder's files the first
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FORMS = "demo:train, a .jsonl, .json, .parquet, .csv, .tsv, .txt or .tar file (also packed as .gz), a folder of them or one made by save_to_disk, or a Hub id such as org/name:train"  # fmt: skip
 
@@ -97,7 +106,8 @@ def presets() -> Mapping[str, Preset]:
     own = ("about", "signs", "columns", "delimiter")
     return {
         name: Preset(
-            **{k: v for k, v in one.items() if k in own}, layout=Layout(**{k: v for k, v in one.items() if k not in own})
+            **{k: v for k, v in one.items() if k in own},
+            layout=Layout(**{k: v for k, v in one.items() if k not in own}),
         )
         for name, one in told.items()
     }
@@ -109,9 +119,7 @@ def presets() -> Mapping[str, Preset]:
 def sources_of(given: Any, key: str = "data.train") -> tuple[Source, ...]:
     """One text or mapping, or a list of them. Raises SourceError naming the key."""
     several = isinstance(given, list | tuple)
-    made = tuple(
-        _source(one, f"{key}[{n}]" if several else key) for n, one in enumerate(given if several else [given])
-    )
+    made = tuple(_source(one, f"{key}[{n}]" if several else key) for n, one in enumerate(given if several else [given]))
     if not made:
         raise SourceError(f"{key} is empty: name at least one source")
     weighed = [s for s in made if s.share is not None]
@@ -330,7 +338,9 @@ def _file(path: Path, source: Source) -> Rows:
 
 def _chain(files: Sequence[Path], source: Source, root: Path) -> Rows:
     """Several files in order; what no reader takes is left out."""
-    parts = [(str(f.relative_to(root)) if f.is_relative_to(root) else f.name, _file(f, source)) for f in files if _ending(f)]
+    parts = [
+        (str(f.relative_to(root)) if f.is_relative_to(root) else f.name, _file(f, source)) for f in files if _ending(f)
+    ]
     if not parts:
         raise SourceError(f"{source.path}: holds no file that can be read; a source is {FORMS}")
     return parts[0][1] if len(parts) == 1 else Chain(parts)
@@ -397,7 +407,9 @@ def _dataset(read: Callable[[], Any], source: Source) -> Rows:
     if isinstance(data, datasets.DatasetDict):
         if source.split not in data:
             first = next(iter(data))
-            raise SourceError(f"{told}: name one of its splits, {', '.join(data)}, after a colon: {source.path}:{first}")
+            raise SourceError(
+                f"{told}: name one of its splits, {', '.join(data)}, after a colon: {source.path}:{first}"
+            )
         data = data[source.split]
     return RowList.of_dataset(data)
 

@@ -25,7 +25,9 @@ from typing import IO, Any, Protocol
 from lingshu_rl.data.rows import RowError
 
 PACKED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-IN_MEMORY = 4 << 30  # bytes of parquet, unpacked; more goes through the cache of `datasets`, which all ranks share on disk
+IN_MEMORY = (
+    4 << 30
+)  # bytes of parquet, unpacked; more goes through the cache of `datasets`, which all ranks share on disk
 CELL = 1 << 30  # characters a cell of a table may hold: base64 images
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 
@@ -362,7 +364,9 @@ def _records_in(whole: Any, path: Path, split: str) -> Iterable[Any]:
     if len(parts) == 1:
         return next(iter(parts.values()))
     if parts:
-        raise UnreadableSource(f"{path}: name one of its splits, {', '.join(parts)}, with split: or {path}:{min(parts)}")
+        raise UnreadableSource(
+            f"{path}: name one of its splits, {', '.join(parts)}, with split: or {path}:{min(parts)}"
+        )
     if whole and all(isinstance(v, dict) for v in whole.values()):
         return ({"id": key, **record} for key, record in whole.items())
     return [whole]

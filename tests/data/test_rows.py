@@ -217,7 +217,7 @@ def test_skipping_every_row_is_an_error(tmp_path: Path) -> None:
         (lambda d: write(d, []), "the source is empty"),
         (lambda d: d / "gone.jsonl", "no such file"),
         (lambda d: write(d, [row()], "rows.pkl"), "a pickle runs code"),
-            (lambda d: write(d, [row()], "rows.xlsx"), "a source is demo:train, a .jsonl"),
+        (lambda d: write(d, [row()], "rows.xlsx"), "a source is demo:train, a .jsonl"),
         (lambda d: write(d, [row()], "rows.parquet"), "not a readable parquet file"),
         (lambda d: "demo:tset", "splits train, validation, test"),
     ],
