@@ -50,14 +50,14 @@ def at_path(value: Any, path: str) -> Any:
         value = _literal(value)
     value = plain(value)
     if head == "*" and isinstance(value, list):
-        found = [at_path(item, rest) if rest else item for item in value]
-    elif isinstance(value, Mapping):
+        return [at_path(item, rest) if rest else item for item in value]
+    if isinstance(value, Mapping):
         found = value.get(head)
     elif isinstance(value, list) and re.fullmatch(r"-?\d+", head) and -len(value) <= int(head) < len(value):
         found = value[int(head)]
     else:
         return None
-    return found if head == "*" or not rest else at_path(found, rest)
+    return at_path(found, rest) if rest else found
 
 
 def _literal(text: str) -> Any:
@@ -290,12 +290,14 @@ class Mapper:
                 found[name] = value
                 self.seen.add(name)
         row = {**self.layout.values, **found}
-        images = images_of(row.pop("images", None))
+        row["images"] = images_of(row.pop("images", None))
         conversation = row.pop("messages", None)
-        asked = _asked(conversation, images, self.layout.turns, "answer" in row) if conversation is not None else [row]
-        return [self._row({**row, **one}, images) for one in asked]
+        if conversation is None:
+            return [self._row(row)]
+        return [self._row(row | one) for one in _asked(conversation, row["images"], self.layout.turns, "answer" in row)]
 
-    def _row(self, row: dict[str, Any], images: Sequence[Any]) -> dict[str, Any]:
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        images = row["images"]
         if "question" in row:
             row |= _placed(_told(row.pop("question")), len(images))
         row = labelled(row | groups_of(row), self.base)
@@ -476,7 +478,7 @@ def _without_options(row: dict[str, Any], options: list[str], answer: Any) -> tu
 def _leads(answer: str, options: Sequence[str]) -> bool:
     """ "B. left": a letter with the text of that option."""
     match = re.match(r"\(?([A-J])\s*[.:)]\s*", answer)
-    return bool(match) and match[1] in LETTERS[: len(options)] and answer[match.end() :].strip() == options[LETTERS.index(match[1])]  # type: ignore[index]  # fmt: skip
+    return match is not None and answer[match.end() :].strip() in options[LETTERS.index(match[1]) :][:1]
 
 
 # -------------------------------------------------------------------------------------------------------- conversations
@@ -496,58 +498,67 @@ def _asked(conversation: Any, images: list[Any], turns: str, labelled: bool) -> 
     ends = [n for n, turn in enumerate(told) if turn["role"] == "assistant"]
     if labelled:
         whole = told[:-1] if ends and ends[-1] == len(told) - 1 else told
-        return [_question_of(whole)]
+        return [{**_question_of(whole), "images": images}]
     if not ends:
         raise RowError("the conversation has no answer; map.answer says where the label is")
     chosen = ends if turns == "each" else ends[-1:]
-    return [{**_question_of(told[:n]), "answer": _text(told[n])} for n in chosen]
+    return [
+        {**_question_of(told[:n]), "images": images[: _images_in(told[:n])], "answer": _text(told[n])} for n in chosen
+    ]
 
 
 def _turns(conversation: Any, images: list[Any]) -> list[dict[str, Any]]:
     """Turns of role and parts. Images that stand in the turns themselves are added to `images`."""
-    conversation = plain(_literal(conversation) if isinstance(conversation, str) else conversation)
-    parts = conversation if isinstance(conversation, list) else [conversation]
-    flat: list[Any] = []
-    for part in parts:
-        part = plain(_literal(part) if isinstance(part, str) and part[:1] == "[" else part)
-        flat += part if isinstance(part, list) else [part]
     own = not images
-    turns = []
-    for number, turn in enumerate(flat):
-        if isinstance(turn, str):
-            turn = {"role": "assistant" if number % 2 else "user", "content": turn}
-        if not isinstance(turn, Mapping):
-            raise RowError(f"turn {number + 1} of the conversation is a {type(turn).__name__}")
-        role = next((turn[k] for k in ("role", "from") if not is_missing(turn.get(k))), "")
-        content = next((turn[k] for k in ("content", "value", "text") if not is_missing(turn.get(k))), "")
-        if role not in _ROLES:
-            raise RowError(f"turn {number + 1} of the conversation is by {role!r}, not one of {', '.join(_ROLES)}")
-        turns.append({"role": _ROLES[role], "content": _parts(content, images, own)})
-    if images and not any(part["type"] == "image" for turn in turns for part in turn["content"]):
-        first = next((turn for turn in turns if turn["role"] == "user"), None)
-        if first is not None:
-            first["content"][:0] = [{"type": "image"} for _ in images]
-    return turns
+    told = [_turn(turn, number, images, own) for number, turn in enumerate(_spoken(conversation))]
+    if not _images_in(told):
+        for turn in [turn for turn in told if turn["role"] == "user"][:1]:
+            turn["content"][:0] = [{"type": "image"} for _ in images]
+    return told
 
 
-def _parts(content: Any, images: list[Any], own: bool) -> list[dict[str, Any]]:
-    """Text and image parts of a turn's content, a text with placeholders or a list of parts."""
+def _spoken(conversation: Any) -> list[Any]:
+    """The turns of a list of them, of JSON that holds one, or of several of these: prompt and completion."""
+    if isinstance(conversation, str) and conversation.lstrip()[:1] == "[":
+        conversation = _literal(conversation)
+    conversation = plain(conversation)
+    if not isinstance(conversation, list):
+        return [conversation]
+    return [turn for part in conversation for turn in (_spoken(part) if isinstance(part, list | str) else [part])]
+
+
+def _turn(turn: Any, number: int, images: list[Any], own: bool) -> dict[str, Any]:
+    """One turn; a bare text is the user's and the assistant's by turns. own: take the images that stand in it."""
+    if isinstance(turn, str):
+        turn = {"role": "assistant" if number % 2 else "user", "content": turn}
+    if not isinstance(turn, Mapping):
+        raise RowError(f"turn {number + 1} of the conversation is a {type(turn).__name__}")
+    role = next((turn[k] for k in ("role", "from") if not is_missing(turn.get(k))), "")
+    content = next((turn[k] for k in ("content", "value", "text") if not is_missing(turn.get(k))), "")
+    if role not in _ROLES:
+        raise RowError(f"turn {number + 1} of the conversation is by {role!r}, not one of {', '.join(_ROLES)}")
+    pieces = plain(content) if isinstance(plain(content), list) else [content]
+    return {"role": _ROLES[role], "content": [made for piece in pieces for made in _parts(piece, images, own)]}
+
+
+def _parts(piece: Any, images: list[Any], own: bool) -> list[dict[str, Any]]:
+    """Text and image parts of a text with placeholders, or of one part of another's content."""
+    if isinstance(piece, Mapping):
+        held = next((piece[k] for k in ("image", "image_url") if not is_missing(piece.get(k))), None)
+        if held is not None or piece.get("type") in ("image", "image_url"):
+            if own:
+                images += images_of(held)
+            return [{"type": "image"}]
+        piece = piece.get("text") or ""
     made: list[dict[str, Any]] = []
-    content = plain(content)
-    for part in content if isinstance(content, list) else [content]:
-        if isinstance(part, Mapping):
-            held = next((part[k] for k in ("image", "image_url") if not is_missing(part.get(k))), None)
-            if held is not None or part.get("type") in ("image", "image_url"):
-                made.append({"type": "image"})
-                if own and held is not None:
-                    images += images_of(held["url"] if isinstance(held, Mapping) and "url" in held else held)
-                continue
-            part = part.get("text")
-        pieces = _PLACE.split(str("" if part is None else part))
-        for number, piece in enumerate(pieces):
-            made += [{"type": "image"}] if number else []
-            made += [{"type": "text", "text": piece.strip()}] if piece.strip() else []
+    for number, text in enumerate(_PLACE.split(str(piece))):
+        made += [{"type": "image"}] if number else []
+        made += [{"type": "text", "text": text.strip()}] if text.strip() else []
     return made
+
+
+def _images_in(turns: Sequence[Mapping[str, Any]]) -> int:
+    return sum(part["type"] == "image" for turn in turns for part in turn["content"])
 
 
 def _text(turn: Mapping[str, Any]) -> str:
@@ -565,7 +576,7 @@ def _question_of(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _placed(question: str, images: int) -> dict[str, Any]:
     """A question without placeholders where they stand in front, as a turn with its images in place where they do not."""
-    parts = _parts(question, [], False)
+    parts = _parts(question, [], own=False)
     if sum(part["type"] == "image" for part in parts) not in (0, images) or not parts:
         return {"question": question}
     return _question_of([{"role": "user", "content": parts}])

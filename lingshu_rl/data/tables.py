@@ -280,8 +280,7 @@ def table(path: Path, delimiter: str = "", columns: Sequence[str] = ()) -> JsonL
 
 
 def _cells(file: Iterable[str], path: Path, delimiter: str, columns: Sequence[str]) -> Iterator[Any]:
-    quoting = csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL
-    lines = csv.reader(file, delimiter=delimiter, quoting=quoting)
+    lines = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL)
     names = list(columns) or next(lines, [])
     if len(set(names)) < len(names):
         raise UnreadableSource(f"{path}: two columns have one name; its header is {', '.join(names)}")

@@ -288,6 +288,12 @@ def test_every_answer_of_a_conversation_is_a_row_with_what_was_said_before(folde
     assert last.gold == "yes" and last.id == "c"
 
 
+def test_an_earlier_answer_is_asked_for_with_the_images_shown_by_then(folder: Path) -> None:
+    record = {"image": ["p.png", "q.png"], "conversations": turns(f"<image>{Q}", "liver", f"<image>{Q}", "colon")}
+    path = str(write(folder / "a.json", json.dumps([record])))
+    assert [len(p.images) for p in load({"path": path, "format": "llava"}).prompts] == [1, 2]
+
+
 def test_a_placeholder_between_words_keeps_its_place(folder: Path) -> None:
     record = {"problem": "Compare <image> with <image>, please.", "answer": "larger", "images": ["p.png", "q.png"]}
     (prompt,) = load(
