@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from lingshu_rl.data.sources import Source, SourceError, is_demo, paths_in, sources_of
 from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget
 from lingshu_rl.names import known_elsewhere
 from lingshu_rl.objective import AdvantageConfig, LossConfig, PackingConfig
@@ -38,8 +39,10 @@ class RunConfig:
 
 @dataclass
 class DataConfig:
-    train: str = "demo:train"  # demo:SPLIT | file.jsonl | file.parquet | dataset folder | Hub id, with :split
-    test: str = "demo:test"  # must be given beside a train of your own
+    # demo:SPLIT | a file, a folder or a Hub id, with :SPLIT | {path: ..., format: llava, ...} | a list of these, mixed by
+    # their epochs or share (docs/data.md)
+    train: Any = "demo:train"
+    test: Any = "demo:test"  # as data.train; must be given beside a train of your own
     instruction: str = "auto"  # auto (short for the demo model, full else) | short | full | your own text
     system: str = ""  # the system turn of every prompt whose row has none of its own; empty = none
     curriculum: str = (
@@ -258,12 +261,26 @@ def origins(path: str | Path | None = None, overrides: Sequence[str] = ()) -> li
 def _check_sources(given: Mapping[str, Any]) -> None:
     """Rows of one's own beside the demo's are a slip unless both are named: the one would say nothing of the other."""
     for key, other in (("data.train", "data.test"), ("data.test", "data.train")):
-        source = given.get(key)
-        if source is not None and not str(source).startswith("demo:") and other not in given:
+        source = _under(given, key)
+        if source is not None and not is_demo(source) and _under(given, other) is None:
             raise ConfigError(
-                f"{key}={source} needs a {other} of yours beside it (the default is the demo's): questions of the same kind, "
+                f"{key}={', '.join(paths_in(source))} needs a {other} of yours beside it (the default is the demo's): questions of the same kind, "
                 "with other images and patients. docs/curation.md splits one set into both"
             )
+
+
+def _under(given: Mapping[str, Any], key: str) -> Any:
+    """The value of a key, also where it is a mapping, whose own keys are given one by one."""
+    inner = {name.removeprefix(f"{key}."): value for name, value in given.items() if name.startswith(f"{key}.")}
+    return given.get(key, inner or None)
+
+
+def checked_sources(given: Any, key: str) -> tuple[Source, ...]:
+    """`sources_of`. Raises ConfigError."""
+    try:
+        return sources_of(given, key)
+    except SourceError as error:
+        raise ConfigError(str(error)) from None
 
 
 def read_config(schema: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
@@ -504,6 +521,15 @@ def validate(config: Config) -> None:
         "rollout.vllm.disable_log_stats takes away the counts by which a busy server is told from a stuck one; leave it out",
     )
     one_of("data.curriculum", c.data.curriculum, ("none", "pass_rate"))
+    weighed = any(s.epochs or s.share for s in checked_sources(c.data.train, "data.train"))
+    refuse(
+        c.data.curriculum != "none" and weighed,
+        "data.curriculum draws by pass rates alone: leave out the epochs and shares of data.train",
+    )
+    refuse(
+        any(s.epochs or s.share for s in checked_sources(c.data.test, "data.test")),
+        "data.test is asked once: leave out the epochs and shares of its sources",
+    )
     refuse(
         c.data.curriculum != "none" and c.train.max_staleness > 0,
         "data.curriculum follows each step's rewards, which a batch that runs ahead (train.max_staleness) may or may not have "

@@ -6,10 +6,14 @@ question in the form in which RL, evaluation and the engine put it. Rows are mad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lingshu_rl.data.mixing import Part, epoch_order, is_weighed
+from lingshu_rl.data.sources import Source
 from lingshu_rl.types import Prompt
 
 if TYPE_CHECKING:
@@ -27,23 +31,35 @@ class Examples(Sequence[Mapping[str, Any]]):
     """
 
     def __init__(
-        self, encoder: PromptEncoder, sources: Sequence[Prompts], kinds: Sequence[str], limit: int, target: str
+        self,
+        encoder: PromptEncoder,
+        sources: Sequence[tuple[Source, Prompts]],
+        kinds: Sequence[str],
+        limit: int,
+        target: str,
+        seed: int,
     ) -> None:
-        self.encoder, self.sources, self.target = encoder, sources, target
+        self.encoder, self.target = encoder, target
+        self.prompts = [prompts for _, prompts in sources]
+        self.ends = list(accumulate(map(len, self.prompts), initial=0))
+        parts = [
+            Part(source.label, range(start, end), source.epochs, source.share)
+            for (source, _), start, end in zip(sources, self.ends, self.ends[1:], strict=False)
+        ]
         self.end = encoder.end_of_turn()
         self.sees = False
-        self.places: list[tuple[int, int]] = []  # source, row
-        for place, prompt in self._chosen(kinds):
+        self.places: list[int] = []
+        for place in epoch_order(parts, seed, 0) if is_weighed(parts) else range(self.ends[-1]):
             if limit and len(self.places) == limit:
                 break
-            self.places.append(place)
-            self.sees |= bool(prompt.images)
+            prompt = self._prompt(place)
+            if not kinds or prompt.kind in kinds:
+                self.places.append(place)
+                self.sees |= bool(prompt.images)
 
-    def _chosen(self, kinds: Sequence[str]) -> Iterator[tuple[tuple[int, int], Prompt]]:
-        for number, prompts in enumerate(self.sources):
-            for row, prompt in enumerate(prompts):
-                if not kinds or prompt.kind in kinds:
-                    yield (number, row), prompt
+    def _prompt(self, place: int) -> Prompt:
+        source = bisect_right(self.ends, place) - 1
+        return self.prompts[source][place - self.ends[source]]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -51,8 +67,7 @@ class Examples(Sequence[Mapping[str, Any]]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        source, row = self.places[index]
-        prompt = self.sources[source][row]
+        prompt = self._prompt(self.places[index])
         text, completion = self.encoder.render(prompt), completion_of(prompt, self.target) + self.end
         if self.sees:
             return {"prompt": text, "completion": completion, "images": [p.pixels() for p in prompt.images]}

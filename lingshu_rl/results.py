@@ -29,10 +29,14 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float]) -
     members = [m for g in batch.groups for m in g.members]
     judged = [m.result.value for m in members if m.result.value is not None]
     by_kind: dict[str, list[float]] = defaultdict(list)
+    by_source: dict[str, list[float]] = defaultdict(list)
+    drawn = Counter(str(g.prompt.meta["source"]) for g in batch.groups if g.prompt.meta.get("source"))
     components: dict[str, list[float]] = defaultdict(list)
     for m in members:
         if m.result.value is not None:
             by_kind[m.rollout.prompt.kind].append(m.result.value)
+            if source := m.rollout.prompt.meta.get("source"):
+                by_source[str(source)].append(m.result.value)
             for name, value in m.result.components.items():
                 components[name].append(value)
     lengths = [len(m.rollout.token_ids) for m in members]
@@ -43,6 +47,8 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float]) -
         "reward/std": pstdev(judged) if judged else 0.0,
         "reward/masked": len(members) - len(judged),
         **{f"reward/kind/{kind}": fmean(v) for kind, v in sorted(by_kind.items())},
+        **{f"reward/source/{source}": fmean(v) for source, v in sorted(by_source.items())},
+        **{f"prompts/source/{source}": count for source, count in sorted(drawn.items())},
         **{f"reward/component/{name}": fmean(v) for name, v in sorted(components.items())},
         **{f"reward/status/{status}": n / len(members) for status, n in sorted(statuses.items())},
         "groups/zero_variance": sum(not any(a) for a in batch.advantages) / len(batch.groups),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.data.sources import is_demo
 from lingshu_rl.progress import Progress
 from lingshu_rl.types import Prompt
 from rewards.base import Reward, RewardInput, RewardResult
@@ -79,7 +80,7 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
     return Rewards(executor, weights)
 
 
-def reward_of(given: Mapping[str, Any], *sources: str) -> Reward:
+def reward_of(given: Mapping[str, Any], *sources: Any) -> Reward:
     """The reward of a spec, or where none is given that of these sources. Raises ConfigError for one that cannot be built."""
     try:
         return build(given or default_spec(*sources))
@@ -87,9 +88,9 @@ def reward_of(given: Mapping[str, Any], *sources: str) -> Reward:
         raise ConfigError(f"rewards.{error}") from None
 
 
-def default_spec(*sources: str) -> Mapping[str, Any]:
+def default_spec(*sources: Any) -> Mapping[str, Any]:
     """By the rows' kinds, as the demo's rows have them if one of the sources is the demo."""
-    if any(source.startswith("demo:") for source in sources):
+    if any(map(is_demo, sources)):
         from lingshu_rl.demo.reward import demo_spec
 
         return demo_spec()

@@ -281,7 +281,9 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     stop.between_steps = True
     run.timeline, run.test = timeline, test
     run.state.data = seen(loaded)
-    run.stream = make_stream(prompts, config.data.curriculum, config.seed, config.train.group_size)
+    run.stream = make_stream(
+        prompts, config.data.curriculum, config.seed, config.train.group_size, loaded["train"].parts
+    )
     run.encoder = encoder
     policy.know(ById(prompts, test), run.encoder)
     if rewards is not None:

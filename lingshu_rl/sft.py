@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from lingshu_rl.config import ConfigError, read_config, to_yaml
+from lingshu_rl.config import ConfigError, checked_sources, read_config, to_yaml
+from lingshu_rl.data.sources import Source, is_demo, layout_of, paths_in, sources_of
 from lingshu_rl.eval.stats import gain_between, mean_ci
 from lingshu_rl.examples import TARGETS, Examples, completion_fault
 from lingshu_rl.fingerprint import Fingerprints, text_hash
@@ -51,7 +52,7 @@ _LANGUAGE = {"language_model", "lm_head", "embed_tokens", "text_model"}
 
 @dataclass
 class StageConfig:
-    data: list[str] = field(default_factory=list)  # sources as data.train of a run: demo:train, rows.jsonl, ...
+    data: list[Any] = field(default_factory=list)  # sources as data.train of a run, mixed by their epochs or share
     kinds: list[str] = field(default_factory=list)  # only rows of these kinds; empty = all
     limit: int = 0  # only the first rows; 0 = all
     instruction: str = "full"  # last line of the prompt: full | short | your own text, "" for none
@@ -67,7 +68,7 @@ class StageConfig:
 
 @dataclass
 class HeldOutConfig:
-    data: str = ""  # source of held-out questions; "" = stages are not measured
+    data: Any = ""  # source of held-out questions, as data.test of a run; "" = stages are not measured
     instruction: str = "full"
     limit: int = 0  # questions; 0 = all
     batch: int = 16
@@ -143,8 +144,7 @@ def _check_stage(name: str, stage: StageConfig, trainer: Mapping[str, Any]) -> N
     where = f"stages.{name}"
     if name == START or not name.replace("-", "_").isidentifier():
         raise ConfigError(f"{where}: a stage's name is letters, digits, - and _, and not {START!r}")
-    if not stage.data:
-        raise ConfigError(f"{where}.data is empty: name at least one source of rows")
+    checked_sources(stage.data, f"{where}.data")
     if not stage.lr:
         raise ConfigError(f"{where}.lr is empty, so nothing would be trained: give e.g. lr: {{projector: 1.0e-5}}")
     for part, lr in stage.lr.items():
@@ -188,7 +188,7 @@ def run_sft(config: SftConfig, only: str = "") -> dict[str, Any]:
     if test:
         measure(config, START, model, before, test, folder, progress)
     for name, stage in stages.items():
-        key = text_hash([before, asdict(stage), config.trainer, config.optimizer, config.optimizer_args, config.seed, config.dtype, config.system, config.parts, asdict(config.budget), [_source_hash(s) for s in stage.data]])  # fmt: skip
+        key = text_hash([before, asdict(stage), config.trainer, config.optimizer, config.optimizer_args, config.seed, config.dtype, config.system, config.parts, asdict(config.budget), [_source_hash(s) for s in sources_of(stage.data)]])  # fmt: skip
         model = train_stage(config, name, stage, model, key, folder / name, progress)
         before = key
         if test:
@@ -423,14 +423,16 @@ def stage_examples(config: SftConfig, name: str, stage: StageConfig, encoder: Pr
             return None
         return encoder.fault(prompt) or completion_fault(encoder, prompt, stage.target)
 
-    sources = [_load(config, source, stage.instruction, fault).prompts for source in stage.data]
-    examples = Examples(encoder, sources, stage.kinds, stage.limit, stage.target)
+    sources = checked_sources(stage.data, f"stages.{name}.data")
+    loaded = [(source, _load(config, source, stage.instruction, fault).prompts) for source in sources]
+    examples = Examples(encoder, loaded, stage.kinds, stage.limit, stage.target, config.seed)
     if not examples:
-        raise ConfigError(f"stages.{name}: no row of {', '.join(stage.data)} is of kind {', '.join(stage.kinds)}")
+        named = ", ".join(paths_in(stage.data))
+        raise ConfigError(f"stages.{name}: no row of {named} is of kind {', '.join(stage.kinds)}")
     return examples
 
 
-def _load(config: SftConfig, source: str, instruction: str, fault: Fault, check: LabelCheck | None = None) -> Loaded:
+def _load(config: SftConfig, source: Any, instruction: str, fault: Fault, check: LabelCheck | None = None) -> Loaded:
     from lingshu_rl.data.load import load
 
     return load(
@@ -644,11 +646,14 @@ def _model_hash(model: str) -> str:
     return Fingerprints().of(path) if path.is_dir() else text_hash(model)
 
 
-def _source_hash(source: str) -> str:
-    """Of a file's content; of a demo split, the code that makes it; of anything else, its name."""
-    if source.startswith("demo:"):
+def _source_hash(source: Source) -> str:
+    """Of a file's content; of a demo split, the code that makes it; of anything else, its name; and of how it is read."""
+    path = Path(source.path).expanduser()
+    if is_demo(source.path):
         from lingshu_rl.demo.build import version
 
-        return text_hash([source, version()])
-    path = Path(source).expanduser()
-    return Fingerprints().of(path) if path.exists() else text_hash(source)
+        content = version()
+    else:
+        content = Fingerprints().of(path) if path.exists() else ""
+    how = {k: v for k, v in asdict(source).items() if k != "path" or not path.exists()}
+    return text_hash([how, asdict(layout_of(source)), content])

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any, Generic, TypeVar
 
 from lingshu_rl.data.load import Prompts
+from lingshu_rl.data.mixing import Part, draws, epoch_order
 from lingshu_rl.types import Group, Prompt
 
 Item = TypeVar("Item")
@@ -20,17 +21,22 @@ class PromptStream(Generic[Item]):
         if not items:
             raise ValueError("there are no training prompts")
         self.items, self.seed = items, seed
+        self.size = len(items)  # of an epoch
 
     def take(self, position: int, n: int) -> list[Item]:
         """The n prompts from `position` on, counted over all epochs. A batch may cross into the next epoch."""
-        size = len(self.items)
+        size = self.size
         return [self.items[self._order(p // size)[p % size]] for p in range(position, position + n)]
 
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_cached_epoch", None) != epoch:
-            self._cached_epoch, self._cached_order = epoch, list(range(len(self.items)))
-            random.Random(f"{self.seed}/{epoch}").shuffle(self._cached_order)
+            self._cached_epoch, self._cached_order = epoch, self._shuffled(epoch)
         return self._cached_order
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        order = list(range(len(self.items)))
+        random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        return order
 
     def observe(self, groups: Sequence[Group], position: int) -> None:
         """What became of the prompts before `position`. This order does not depend on it."""
@@ -41,6 +47,17 @@ class PromptStream(Generic[Item]):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
+
+
+class MixedStream(PromptStream[Item]):
+    """Several sources by their epochs or shares; see `mixing.epoch_order`. As pure a function of the position."""
+
+    def __init__(self, items: Sequence[Item], seed: int, parts: Sequence[Part]) -> None:
+        super().__init__(items, seed)
+        self.parts, self.size = parts, sum(draws(parts))
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        return epoch_order(self.parts, self.seed, epoch)
 
 
 class CurriculumStream(PromptStream[Prompt]):
@@ -105,5 +122,10 @@ def start_rate(prompt: Prompt) -> float:
     return float(rate)
 
 
-def make_stream(prompts: Sequence[Prompt], curriculum: str, seed: int, group_size: int) -> PromptStream[Prompt]:
-    return CurriculumStream(prompts, seed, group_size) if curriculum == "pass_rate" else PromptStream(prompts, seed)
+def make_stream(
+    prompts: Sequence[Prompt], curriculum: str, seed: int, group_size: int, parts: Sequence[Part] = ()
+) -> PromptStream[Prompt]:
+    """parts: the sources of a mixture, () for one."""
+    if curriculum == "pass_rate":
+        return CurriculumStream(prompts, seed, group_size)
+    return MixedStream(prompts, seed, parts) if parts else PromptStream(prompts, seed)

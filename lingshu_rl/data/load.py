@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -32,7 +32,7 @@ DECODED_AT_LOAD = 1000  # images; of a larger set the headers are read at load, 
 BATCH = 512  # rows whose images are looked at together
 
 # What `data.train` may be: a source's text or mapping, a list of those; or rows in memory.
-Given = str | Path | Mapping[str, Any] | Sequence[Any] | Iterable[Mapping[str, Any]]
+Given = str | Path | Source | Mapping[str, Any] | Sequence[Any] | Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -204,14 +204,11 @@ def parts_of(sources: Sequence[Source], rows: Rows, prompts: Prompts) -> tuple[P
     """Where the prompts of each of several sources stand."""
     if not isinstance(rows, Chain) or len(sources) < 2:
         return ()
-    bounds = [bisect_right(prompts.numbers, end) for end in rows.ends]
-    empty = next((s for s, a, b in zip(sources, bounds, bounds[1:], strict=True) if a == b), None)
-    if empty is not None:
-        raise DataError(f"{_told(empty)}: no usable row is left of this source; leave it out")
-    return tuple(
-        Part(source.label, range(start, stop), source.epochs, source.share)
-        for source, start, stop in zip(sources, bounds, bounds[1:], strict=True)
-    )
+    spans = [range(*pair) for pair in pairwise(bisect_right(prompts.numbers, end) for end in rows.ends)]
+    for source, span in zip(sources, spans, strict=True):
+        if not span:
+            raise DataError(f"{_told(source)}: no usable row is left of this source; leave it out")
+    return tuple(Part(s.label, span, s.epochs, s.share) for s, span in zip(sources, spans, strict=True))
 
 
 def broken_rows(prompts: Prompts) -> Iterator[Refused]:
@@ -312,7 +309,7 @@ def _row_id(row: Any) -> str | None:
 
 def _open(given: Given, base_dir: str | Path | None) -> tuple[str, tuple[Source, ...], Rows]:
     """What is loaded in a word, its sources and their rows one after another. Rows in memory have no source."""
-    if not isinstance(given, str | Path | Mapping) and not _names_sources(given):
+    if not isinstance(given, str | Path | Mapping | Source) and not _names_sources(given):
         return "rows", (), RowList.of(given)
     try:
         sources = sources_of(given, "source")

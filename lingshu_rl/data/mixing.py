@@ -17,6 +17,11 @@ class Part:
     share: float | None = None
 
 
+def is_weighed(parts: Sequence[Part]) -> bool:
+    """Whether some source comes more or less often than once an epoch."""
+    return any(part.epochs is not None or part.share is not None for part in parts)
+
+
 def draws(parts: Sequence[Part]) -> list[int]:
     """How many prompts of each part an epoch of the mixture has.
 

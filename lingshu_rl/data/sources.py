@@ -131,7 +131,20 @@ def sources_of(given: Any, key: str = "data.train") -> tuple[Source, ...]:
     return made
 
 
+def paths_in(given: Any) -> list[str]:
+    """The paths that a source or a list of them names, without a look at anything else in it."""
+    several = given if isinstance(given, list | tuple) else [given]
+    return [str(one.get("path", "")) if isinstance(one, Mapping) else str(one) for one in several]
+
+
+def is_demo(given: Any) -> bool:
+    """Whether the demo's rows are among them."""
+    return any(path.startswith("demo:") for path in paths_in(given))
+
+
 def _source(given: Any, key: str) -> Source:
+    if isinstance(given, Source):
+        return given
     if isinstance(given, str | Path):
         return _split(Source(str(given)))
     if not isinstance(given, Mapping):

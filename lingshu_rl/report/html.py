@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.data.sources import paths_in
 from lingshu_rl.eval.scoring import UNREAD
 from lingshu_rl.eval.stats import gain_between, mean_ci, split_by, summarise
 from lingshu_rl.report import plots
@@ -232,8 +233,9 @@ def headline(run: RunData) -> dict[str, Any]:
 def facts(run: RunData) -> list[tuple[str, str]]:
     """The run in short: model, data, settings, cost, checks of the first batch."""
     s, config = run.stored, run.config
-    out = [("Model", _dig(config, "model")), ("Training data", _dig(config, "data.train"))]
-    out.append(("Test data", _dig(config, "data.test")))
+    out = [("Model", _dig(config, "model"))]
+    for name, key in (("Training data", "data.train"), ("Test data", "data.test")):
+        out.append((name, ", ".join(paths_in(_dig(config, key) or ""))))
     if prompts := _dig(config, "train.prompts_per_step"):
         out.append(("Batch", f"{prompts} prompts × {_dig(config, 'train.group_size')} completions"))
     out += [("Learning rate", _dig(config, "train.lr")), ("KL weight", _dig(config, "loss.kl_coef"))]

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.data.sources import is_demo
 from lingshu_rl.eval.seeds import Difference, aligned, difference, items_needed, seeds_needed, smallest_visible
 from lingshu_rl.eval.stats import holm
 from lingshu_rl.report.alarms import find_alarms
@@ -292,14 +293,14 @@ def regrade(data: RunData, config: Mapping[str, Any]) -> Values:
     return {row["id"]: result.value for row, result in zip(rows, graded, strict=True)}
 
 
-_loaded: dict[tuple[str, str, bool], Any] = {}  # test prompts by id: a sweep grades after every run
+_loaded: dict[str, Any] = {}  # test prompts by id: a sweep grades after every run
 
 
-def _prompts(source: str, instruction: str, skip_bad_rows: bool) -> Any:
+def _prompts(source: Any, instruction: str, skip_bad_rows: bool) -> Any:
     from lingshu_rl.data.load import load
     from rewards.rows import unchecked
 
-    key = (source, instruction, skip_bad_rows)
+    key = json.dumps([source, instruction, skip_bad_rows])
     if key not in _loaded:
         # The run whose answers are graded has checked the labels with its own reward.
         prompts = load(source, instruction=instruction, skip_bad_rows=skip_bad_rows, check=unchecked).prompts
@@ -313,7 +314,9 @@ def _spec(group: Sequence[Member]) -> Any:
         if m.data is not None and m.data.config:
             spec = (m.data.config.get("rewards") or {}).get("spec")
             train = (m.data.config.get("data") or {}).get("train", "")
-            return json.dumps(spec, sort_keys=True) if spec else f"default for {'the demo' if str(train).startswith('demo:') else 'data'}"  # fmt: skip
+            return (
+                json.dumps(spec, sort_keys=True) if spec else f"default for {'the demo' if is_demo(train) else 'data'}"
+            )
     return None
 
 
