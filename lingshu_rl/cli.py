@@ -73,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     pipeline.add_argument("--force", action="append", default=[], metavar="STEP", help="run this step again")
     pipeline.add_argument("settings", nargs="*", metavar="name=value")
     pipeline.set_defaults(run=_pipeline)
+    from lingshu_rl.look import add_arguments as add_look
+
+    data = commands.add_parser("data", help="see how a source of rows is read, before a run is given it")
+    add_look(data)
+    data.set_defaults(run=_data)
     # argparse takes a command's key=value words only where its other words stand; they may stand after options as well.
     arguments, rest = parser.parse_known_args(argv)
     if rest and not (hasattr(arguments, "settings") and all("=" in w and not w.startswith("-") for w in rest)):
@@ -123,6 +128,15 @@ def _sft(arguments: argparse.Namespace) -> int:
             run_sft(config, arguments.stage)
 
     return exit_code(tune, "tuning", wrong=(ConfigError, DataError), goes_on="from the last checkpoint")
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.config import ConfigError
+    from lingshu_rl.data.load import DataError
+    from lingshu_rl.failures import RunStopped
+    from lingshu_rl.look import run
+
+    return exit_code(lambda: run(arguments), "the look", wrong=(ConfigError, DataError, RunStopped))
 
 
 def _pipeline(arguments: argparse.Namespace) -> int:

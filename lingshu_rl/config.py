@@ -288,6 +288,12 @@ def read_config(schema: type[T], path: str | Path | None = None, overrides: Sequ
     return _built(schema, _changes(path, overrides))
 
 
+def read_words(words: Sequence[str]) -> dict[str, Any]:
+    """Settings given as key=value, nested. Raises ConfigError."""
+    found: Any = OmegaConf.to_container(OmegaConf.merge({}, *(change.values for change in _changes(None, words))))
+    return dict(found)
+
+
 def _built(schema: type[T], changes: Iterable[Change]) -> T:
     config = OmegaConf.structured(schema)
     for change in changes:

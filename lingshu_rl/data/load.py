@@ -18,7 +18,7 @@ from typing import Any, overload
 from lingshu_rl.data.mixing import Part
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.data.sources import Source, SourceError, guess_preset, open_rows, sources_of
-from lingshu_rl.data.tables import Chain, RowList, Rows
+from lingshu_rl.data.tables import Chain, Head, RowList, Rows
 from lingshu_rl.images import DEFAULT_BUDGET, Budget, Picture
 from lingshu_rl.types import Prompt
 from rewards.rows import LabelCheck
@@ -32,7 +32,7 @@ DECODED_AT_LOAD = 1000  # images; of a larger set the headers are read at load, 
 BATCH = 512  # rows whose images are looked at together
 
 # What `data.train` may be: a source's text or mapping, a list of those; or rows in memory.
-Given = str | Path | Source | Mapping[str, Any] | Sequence[Any] | Iterable[Mapping[str, Any]]
+Given = str | Path | Source | Head | Mapping[str, Any] | Sequence[Any] | Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -309,6 +309,8 @@ def _row_id(row: Any) -> str | None:
 
 def _open(given: Given, base_dir: str | Path | None) -> tuple[str, tuple[Source, ...], Rows]:
     """What is loaded in a word, its sources and their rows one after another. Rows in memory have no source."""
+    if isinstance(given, Head):
+        return "rows", (), given
     if not isinstance(given, str | Path | Mapping | Source) and not _names_sources(given):
         return "rows", (), RowList.of(given)
     try:

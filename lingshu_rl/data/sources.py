@@ -156,6 +156,7 @@ def _source(given: Any, key: str) -> Source:
     if not given.get("path"):
         raise SourceError(f"{key}: `path` is missing: {FORMS}")
     source = Source(**{k: v for k, v in given.items() if v is not None})
+    source = replace(source, map=_dotted(source.map))
     for name in ("epochs", "share"):
         value = getattr(source, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
@@ -169,6 +170,15 @@ def _source(given: Any, key: str) -> Source:
     except (MappingError, TypeError) as error:
         raise SourceError(f"{key}.{error}") from None
     return _split(source)
+
+
+def _dotted(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """{meta: {modality: column}} as {meta.modality: column}."""
+    out: dict[str, Any] = {}
+    for name, given in fields.items():
+        inner = name in ("meta", "tolerance") and isinstance(given, Mapping)
+        out |= {f"{name}.{key}": value for key, value in given.items()} if inner else {name: given}
+    return out
 
 
 def _split(source: Source) -> Source:

@@ -19,6 +19,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -223,6 +224,23 @@ class Chain:
         """Its part, also while that is still being read, and its number there."""
         part = min(bisect_right(self.ends, number - 1), len(self.parts)) - 1
         return part, number - self.ends[part]
+
+
+@dataclass
+class Head:
+    """The first rows of others."""
+
+    rows: Rows
+    count: int
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        return islice(self.rows, self.count) if self.count else iter(self.rows)
+
+    def row(self, number: int) -> Any:
+        return self.rows.row(number)
+
+    def place(self, number: int) -> str:
+        return self.rows.place(number)
 
 
 def json_row(line: bytes) -> Any:
