@@ -135,6 +135,8 @@ def load_sft_config(path: str | Path | None, overrides: Sequence[str] = ()) -> S
         raise ConfigError(
             f"parts names {', '.join(sorted(set(config.parts) - set(PARTS)))}; parts are {', '.join(PARTS)}"
         )
+    if config.test.data:
+        checked_sources(config.test.data, "test.data")
     for name, stage in config.stages.items():
         _check_stage(name, stage, {**config.trainer, **stage.trainer})
     return config

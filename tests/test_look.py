@@ -69,7 +69,7 @@ def test_what_cannot_be_guessed_is_asked_for(folder: Path, capsys: Any) -> None:
     assert (
         code == 2 and "# add question and answer: a column under map" in out and "begin with the mapping above" in err
     )
-    code, out, _ = looked(capsys, str(folder / "a.jsonl"), "map.images=scan", "map.answer={from: grade, base: 0}", "values={question: Which grade?, options: [none, mild]}")  # fmt: skip
+    code, out, _ = looked(capsys, str(folder / "a.jsonl"), "map.images=scan", "map.answer={from: grade, base: 0}", "values.question='Which grade?'", "values.options=[none, mild]")  # fmt: skip
     assert code == 0 and "gold: 'B'" in out
 
 

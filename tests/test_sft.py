@@ -147,6 +147,28 @@ def test_rows_of_a_stage_are_chosen_by_kind_and_number(tmp_path):
         stage_examples(config, "a", stage, encoder)
 
 
+def test_a_stage_mixes_sources_of_any_layout(tmp_path):
+    """By their epochs; two sources may hold the same questions, say with and without chains."""
+    rows = [{"id": str(n), "images": [], "question": "Q", "kind": "yesno", "answer": "yes"} for n in range(4)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "s.jsonl").write_text(
+        "".join(json.dumps({"instruction": f"Q{n}", "output": "no"}) + "\n" for n in range(4))
+    )
+    sources = [{"path": str(tmp_path / "r.jsonl"), "epochs": 1.5}, {"path": str(tmp_path / "r.jsonl"), "name": "again", "epochs": 0.5},
+               {"path": str(tmp_path / "s.jsonl"), "format": "alpaca"}]  # fmt: skip
+    config = load_sft_config(None, ["model=demo", f"stages.a.data={json.dumps(sources)}", "stages.a.lr.language=1e-4"])
+    examples = stage_examples(config, "a", config.stages["a"], PromptEncoder("demo"))
+    texts = [examples.encoder.tokenizer.decode(example["input_ids"]) for example in examples]
+    assert len(examples) == 6 + 2 + 4 and sum("<answer> no" in text for text in texts) == 4
+    assert min(sum(f"Q{n}" in text for text in texts) for n in range(4)) == 1
+    with pytest.raises(ConfigError, match=r"stages.a.data\[0\].fromat: unknown key"):
+        load_sft_config(None, ["model=demo", "stages.a.data=[{path: x, fromat: llava}]", "stages.a.lr.language=1e-4"])
+    with pytest.raises(ConfigError, match="test.data.format: no preset"):
+        load_sft_config(
+            None, ["model=demo", "stages.a.data=[x]", "stages.a.lr.language=1", "test.data={path: x, format: y}"]
+        )
+
+
 @pytest.mark.parametrize("seen", [True, False])
 def test_a_stage_teaches_the_prompt_that_a_run_would_ask(tmp_path, seen):
     """System turn, history and all: what TRL's own collator makes of a row is the run's prompt and then the answer."""
