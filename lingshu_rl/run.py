@@ -18,6 +18,7 @@ from lingshu_rl.agreement import Agreement, judge
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import ById, Loaded, load
 from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused
+from lingshu_rl.folders import own
 from lingshu_rl.launches import launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
@@ -250,6 +251,8 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     if is_main:
         check_packages(config)
     folder, progress = RunFolder(config.run.dir), Progress(quiet=not is_main)
+    if is_main:
+        closing.enter_context(own(folder.path, "a run", "run.dir", afresh=config.resume == "never"))
     checkpoint = folder.open(config) if is_main else None
     encoder = PromptEncoder(config.model)
     loaded = load_prompts(config, folder, is_main, encoder)

@@ -12,6 +12,7 @@ of the stage before, ends with an ordinary Hugging Face folder, and is measured 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from lingshu_rl.data.sources import Source, is_demo, layout_of, paths_in, source
 from lingshu_rl.eval.stats import gain_between, mean_ci
 from lingshu_rl.examples import TARGETS, Examples, completion_fault
 from lingshu_rl.fingerprint import Fingerprints, text_hash
+from lingshu_rl.folders import own
 from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget
 from lingshu_rl.optimizers import Place, build_optimizer, check_optimizer
 from lingshu_rl.progress import Progress
@@ -181,10 +183,25 @@ def run_sft(config: SftConfig, only: str = "") -> dict[str, Any]:
     state = PartialState()
     progress = Progress(quiet=not state.is_main_process)
     folder = Path(config.dir)
-    if state.is_main_process:
-        _open_folder(folder, config)
-    state.wait_for_everyone()
     stages = {only: config.stages[only]} if only else config.stages
+    with contextlib.ExitStack() as closing:
+        if state.is_main_process:
+            closing.enter_context(own(folder, "fine-tuning", "dir", afresh=config.resume == "never"))
+            write_text(folder / "config.yaml", to_yaml(config))
+        state.wait_for_everyone()
+        summary = _run_stages(config, stages, folder, progress)
+        if state.is_main_process:
+            write_text(folder / "summary.json", json.dumps(summary, indent=1))
+            write_text(folder / "table.md", table(summary["rows"]))
+            progress.say(f"the model after {summary['stages'][-1]}: {summary['model']}")
+            if config.test.data:
+                print(table(summary["rows"]))
+    return summary
+
+
+def _run_stages(
+    config: SftConfig, stages: Mapping[str, StageConfig], folder: Path, progress: Progress
+) -> dict[str, Any]:
     test = _test_prompts(config)
     model, before = config.model, _model_hash(config.model)
     if test:
@@ -197,14 +214,7 @@ def run_sft(config: SftConfig, only: str = "") -> dict[str, Any]:
             measure(config, name, model, before, test, folder, progress)
     if test and config.test.blank:
         measure(config, f"{name}_blank", model, before, _blank(test), folder, progress)
-    summary = summarise(folder, list(stages)) | {"model": model, "stages": list(stages)}
-    if state.is_main_process:
-        write_text(folder / "summary.json", json.dumps(summary, indent=1))
-        write_text(folder / "table.md", table(summary["rows"]))
-        if test:
-            print(table(summary["rows"]))
-        progress.say(f"the model after {name}: {model}")
-    return summary
+    return summarise(folder, list(stages)) | {"model": model, "stages": list(stages)}
 
 
 def train_stage(
@@ -630,15 +640,6 @@ def _test_prompts(config: SftConfig) -> list[Prompt]:
 
 def _blank(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [replace(p, images=tuple(picture.blank() for picture in p.images)) for p in prompts]
-
-
-def _open_folder(folder: Path, config: SftConfig) -> None:
-    if config.resume == "never" and folder.exists():
-        folder.rename(
-            next(p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{n}")).exists())
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", to_yaml(config))
 
 
 def _model_hash(model: str) -> str:
