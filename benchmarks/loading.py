@@ -22,7 +22,7 @@ def write_images(folder: Path, count: int) -> None:
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    with (folder / "images.jsonl").open("w") as rows:
+    with (folder / "images.jsonl").open("w") as rows, (folder / "llava.json").open("w") as others:
         for n in range(count):
             sub = folder / "png" / f"{n // 1000:04d}"
             if n % 1000 == 0:
@@ -30,6 +30,8 @@ def write_images(folder: Path, count: int) -> None:
             Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(sub / f"{n}.png")
             image = str((sub / f"{n}.png").relative_to(folder))
             rows.write(json.dumps({**row(n), "images": [image]}) + "\n")
+            others.write(f"{',' if n else '['}\n{json.dumps(as_llava(n, image))}")
+        others.write("]")
 
 
 def write_texts(folder: Path, count: int) -> None:
@@ -60,13 +62,23 @@ def row(n: int) -> dict[str, object]:
     }
 
 
+def as_llava(n: int, image: str) -> dict[str, object]:
+    """The same question as a conversation, its options in the text."""
+    one = row(n)
+    options = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", one["options"], strict=True))  # type: ignore[call-overload]
+    asked, answered = f"<image>\n{one['question']}\n{options}", str(one["answer"])
+    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]
+    return {"id": one["id"], "image": image, "conversations": turns}
+
+
 def measure(source: str) -> dict[str, float]:
     """In this process: seconds, rows, and the greatest resident memory in MB above that of the imports."""
     from lingshu_rl.data.load import load
 
     load([row(0)])
     before, start = peak_mb(), time.perf_counter()
-    prompts = load(source).prompts
+    other = {"path": source, "format": "llava"}
+    prompts = load(other if source.endswith(".json") else source).prompts
     seconds = time.perf_counter() - start
     peak = peak_mb()
     places = random.Random(0).sample(range(len(prompts)), 100)
@@ -103,7 +115,7 @@ def main() -> None:
         folder = Path(name)
         write_images(folder, arguments.images)
         write_texts(folder, arguments.texts)
-        for file in ("images.jsonl", "texts.jsonl", "texts.parquet"):
+        for file in ("images.jsonl", "llava.json", "texts.jsonl", "texts.parquet"):
             done = subprocess.run(
                 [sys.executable, "-P", __file__, "--only", str(folder / file)], capture_output=True, text=True
             )

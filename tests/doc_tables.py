@@ -1,4 +1,4 @@
-"""The tables of docs/training.md and docs/coming_from.md, made of the settings' own comments and of `lingshu_rl.names`.
+"""The tables of docs/training.md, data.md and coming_from.md, made of the settings' own comments, presets and `names`.
 
 `python tests/doc_tables.py` writes them between their markers.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from lingshu_rl import config, names, objective
 from lingshu_rl.config import REAL_RUN, Config
+from lingshu_rl.data import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def comments() -> dict[tuple[str, str], str]:
     """(class, field) -> the comment beside or above the field."""
     found = {}
-    for module in (config, objective):
+    for module in (config, objective, sources):
         source = Path(str(module.__file__)).read_text()
         said: dict[int, str] = {
             token.start[0]: token.string.lstrip("# ")
@@ -56,7 +57,20 @@ def settings_table() -> str:
     rows = ["| setting | default | another model's | what it is |", "|---|---|---|---|"]
     for key, value, told in settings():
         own = f"`{REAL_RUN[key]}`" if key in REAL_RUN else ""
-        rows.append(f"| `{key}` | {_shown(value)} | {own} | {told.replace('|', chr(92) + '|')} |")
+        rows.append(f"| `{key}` | {_shown(value)} | {own} | {_cell(told)} |")
+    return "\n".join(rows)
+
+
+def source_table() -> str:
+    rows = ["| key | what it is |", "|---|---|"]
+    told = comments()
+    rows += [f"| `{f.name}` | {_cell(told['Source', f.name])} |" for f in fields(sources.Source)]
+    return "\n".join(rows)
+
+
+def presets_table() -> str:
+    rows = ["| `format` | whose layout |", "|---|---|"]
+    rows += [f"| `{name}` | {_cell(preset.about)} |" for name, preset in sources.presets().items()]
     return "\n".join(rows)
 
 
@@ -66,11 +80,16 @@ def names_table(known: dict[str, names.Ours]) -> str:
     return "\n".join(rows)
 
 
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
 def _shown(value: Any) -> str:
     return "empty" if value in ("", [], {}) else f"`{value}`"
 
 
 TABLES = {
+    "docs/data.md": {"source": source_table, "presets": presets_table},
     "docs/training.md": {"settings": settings_table},
     "docs/coming_from.md": {"trl": lambda: names_table(names.TRL), "verl": lambda: names_table(names.VERL)},
 }
