@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -14,7 +14,7 @@ from lingshu_rl.progress import step_line
 from lingshu_rl.report import write_report
 from lingshu_rl.run import Run
 from lingshu_rl.runfolder import versions, write_text
-from lingshu_rl.types import Experience
+from lingshu_rl.types import Experience, Group
 
 
 def log_step(run: Run, step: int, batch: Experience, update: dict[str, float]) -> None:
@@ -29,14 +29,10 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float]) -
     members = [m for g in batch.groups for m in g.members]
     judged = [m.result.value for m in members if m.result.value is not None]
     by_kind: dict[str, list[float]] = defaultdict(list)
-    by_source: dict[str, list[float]] = defaultdict(list)
-    drawn = Counter(str(g.prompt.meta["source"]) for g in batch.groups if g.prompt.meta.get("source"))
     components: dict[str, list[float]] = defaultdict(list)
     for m in members:
         if m.result.value is not None:
             by_kind[m.rollout.prompt.kind].append(m.result.value)
-            if source := m.rollout.prompt.meta.get("source"):
-                by_source[str(source)].append(m.result.value)
             for name, value in m.result.components.items():
                 components[name].append(value)
     lengths = [len(m.rollout.token_ids) for m in members]
@@ -47,8 +43,7 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float]) -
         "reward/std": pstdev(judged) if judged else 0.0,
         "reward/masked": len(members) - len(judged),
         **{f"reward/kind/{kind}": fmean(v) for kind, v in sorted(by_kind.items())},
-        **{f"reward/source/{source}": fmean(v) for source, v in sorted(by_source.items())},
-        **{f"prompts/source/{source}": count for source, count in sorted(drawn.items())},
+        **by_source(batch.groups, run.source_of),
         **{f"reward/component/{name}": fmean(v) for name, v in sorted(components.items())},
         **{f"reward/status/{status}": n / len(members) for status, n in sorted(statuses.items())},
         "groups/zero_variance": sum(not any(a) for a in batch.advantages) / len(batch.groups),
@@ -72,6 +67,19 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float]) -
     run.policy.accelerator.log(figures, step=step)
     run.progress.advance(note=f"reward {metrics['reward/mean']:.3f}")
     run.progress.say(step_line(step, run.config.train.steps, metrics))
+
+
+def by_source(groups: Sequence[Group], source_of: Callable[[str], str]) -> dict[str, float]:
+    """For each source of a mixture: how many of its prompts were drawn, and the mean of their judged rewards."""
+    rewards: dict[str, list[float]] = defaultdict(list)
+    drawn: Counter[str] = Counter()
+    for group in groups:
+        if source := source_of(group.prompt.id):
+            drawn[source] += 1
+            rewards[source] += [m.result.value for m in group.members if m.result.value is not None]
+    return {f"prompts/source/{source}": float(count) for source, count in sorted(drawn.items())} | {
+        f"reward/source/{source}": fmean(values) for source, values in sorted(rewards.items()) if values
+    }
 
 
 async def finish(run: Run) -> dict[str, Any]:

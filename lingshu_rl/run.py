@@ -63,6 +63,7 @@ class Run:
     encoder: PromptEncoder
     stream: PromptStream[Prompt]
     test: Sequence[Prompt]
+    source_of: Callable[[str], str]  # of a mixture, by a prompt's id
 
     def __init__(
         self, config: Config, policy: Policy, folder: RunFolder, *, fleet: Fleet, stop: Stop, progress: Progress
@@ -287,6 +288,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     run.stream = make_stream(
         prompts, config.data.curriculum, config.seed, config.train.group_size, loaded["train"].parts
     )
+    run.source_of = loaded["train"].source_of
     run.encoder = encoder
     policy.know(ById(prompts, test), run.encoder)
     if rewards is not None:

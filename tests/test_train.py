@@ -11,6 +11,8 @@ import pytest
 from launching import launch
 from short_runs import SHORT, engines_of, metrics_of, started
 
+from lingshu_rl.demo.build import build_demo
+
 pytestmark = pytest.mark.slow
 REFILLS = "train.max_refills=1"
 
@@ -150,15 +152,29 @@ def test_two_policy_ranks_train_and_do_what_one_does(stage, whole_run, servers, 
 LORA = ["train.lora={r: 4, target_modules: [q_proj, v_proj]}", "loss.kl_coef=0", "run.trackers=[]"]
 
 
-def test_lora_freezing_checkpointing_and_several_optimizer_steps(servers, tmp_path):
+def as_llava(folder):
+    """Some of the demo's rows as another project would have them."""
+    demo = build_demo()
+    rows = [json.loads(line) for line in (demo / "train.jsonl").read_text().splitlines()]
+    records = [
+        {"id": n, "image": str(demo / row["images"][0]), "conversations": [{"from": "human", "value": f"<image>\n{row['question']}"}, {"from": "gpt", "value": row["answer"]}]}
+        for n, row in enumerate(row for row in rows if row["kind"] == "yesno")
+    ]  # fmt: skip
+    (folder / "others.json").write_text(json.dumps(records[:20]))
+    return {"path": str(folder / "others.json"), "name": "others", "format": "llava", "share": 1}
+
+
+def test_lora_freezing_checkpointing_and_several_optimizer_steps_on_a_mixture(servers, tmp_path):
     folder = tmp_path / "run"
-    settings = [*LORA, "train.gradient_checkpointing=true", "train.optimizer_steps=2", "advantage.variant=gdpo",
+    mixture = json.dumps([{"path": "demo:train", "share": 1}, as_llava(tmp_path)])
+    settings = [*LORA, f"data.train={mixture}", "data.test=demo:test", "data.curriculum=none", "train.gradient_checkpointing=true", "train.optimizer_steps=2", "advantage.variant=gdpo",
                 "train.lr_schedule=cosine", "train.weight_decay=0.01"]  # fmt: skip
     done = launch([*SHORT, f"rollout.urls=[{servers.rollout}]", *settings, f"run.dir={folder}"], env=servers.env)
     assert done.returncode == 0, done.stdout
     rows = metrics_of(folder)
     assert rows[1]["policy/rollout_gap_max"] < 1e-3  # the merged adapters reached the engine
     assert "policy/kl" not in rows[0] and rows[0]["lr"] > rows[1]["lr"] * 0.5
+    assert sum(row.get("prompts/source/others", 0) for row in rows) > 0
 
 
 def test_adapters_alone_reach_the_engine_also_when_it_was_started_again(tmp_path):

@@ -129,6 +129,11 @@ class Loaded:
     fingerprint: str
     parts: tuple[Part, ...] = ()
 
+    def source_of(self, name: str) -> str:
+        """The source that a prompt of a mixture is from, by its id; "" where there is one source."""
+        rows = self.prompts.rows
+        return rows.part_of(self.prompts.ids[name]) if self.parts and isinstance(rows, Chain) else ""
+
 
 class DataError(ValueError):
     """A source that cannot be used. refused: every bad row, where rows are the matter."""

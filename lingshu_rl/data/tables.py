@@ -220,6 +220,9 @@ class Chain:
         part, own = self._find(number)
         return f"{self.parts[part][0]}, {self.parts[part][1].place(own)}"
 
+    def part_of(self, number: int) -> str:
+        return self.parts[self._find(number)[0]][0]
+
     def _find(self, number: int) -> tuple[int, int]:
         """Its part, also while that is still being read, and its number there."""
         part = min(bisect_right(self.ends, number - 1), len(self.parts)) - 1

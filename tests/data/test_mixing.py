@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launching import ROOT
 
 from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.mixing import Part, draws, epoch_order
+from lingshu_rl.data.sources import sources_of
+from lingshu_rl.results import by_source
 from lingshu_rl.stream import MixedStream, make_stream
+from lingshu_rl.types import Group, Prompt, Scored
+from rewards.base import RewardResult
 
 A, B = range(10), range(10, 40)
 
@@ -56,9 +61,22 @@ def test_a_mixture_is_loaded_with_its_sources_apart(tmp_path: Path) -> None:
     assert [p.id for p in loaded.prompts][-2:] == ["b3", "c:a0"]  # other people's ids may be anything
     assert [p.meta["source"] for p in loaded.prompts] == ["a"] * 3 + ["b"] * 4 + ["c"]
     assert loaded.prompts.place("b0") == "b, line 1"
+    assert [loaded.source_of(p.id) for p in loaded.prompts] == ["a"] * 3 + ["b"] * 4 + ["c"]
     stream = make_stream(loaded.prompts, "none", 0, 8, loaded.parts)
     assert Counter(p.meta["source"] for p in stream.take(0, 11)) == {"a": 6, "b": 4, "c": 1}
     assert load(told[0]).parts == () and "source" not in load(told[0]).prompts[0].meta
+
+
+def test_rewards_are_told_by_source() -> None:
+    def group(source: str, *values: float | None) -> Group:
+        prompt = Prompt(source, (), (), "A", (), "option", {})
+        results = (RewardResult(v, "error" if v is None else "ok") for v in values)
+        return Group(prompt, tuple(Scored(None, result) for result in results))  # type: ignore[arg-type]
+
+    told = by_source(
+        [group("slake", 1.0, 0.0), group("slake", 1.0, None), group("rad", None, None), group("", 1.0)], str
+    )
+    assert told == {"prompts/source/rad": 1, "prompts/source/slake": 2, "reward/source/slake": pytest.approx(2 / 3)}
 
 
 def test_rows_say_themselves_where_they_are_from(tmp_path: Path) -> None:
@@ -79,6 +97,14 @@ def test_what_cannot_be_mixed_is_refused(tmp_path: Path) -> None:
     Path(b["path"]).write_text("{}\n")
     with pytest.raises(DataError, match=r"b\.jsonl: no usable row is left of this source"):
         load([a, b], skip_bad_rows=True)
+
+
+def test_the_pages_example_is_a_mixture(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "data.md").read_text()
+    example = page.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "run.yaml").write_text(example)
+    config = load_config(tmp_path / "run.yaml", ["model=demo"])
+    assert draws([Part(s.label, range(10), s.epochs, s.share) for s in sources_of(config.data.train)]) == [15, 8, 8]
 
 
 def test_a_run_names_the_key_of_a_source_that_is_no_good(tmp_path: Path) -> None:
