@@ -394,16 +394,19 @@ def _choice(answer: Any, options: Sequence[str], base: int | None) -> Any:
     return number
 
 
-_MARK = r"^\(?{}\s*[.:、)．：]\s*"
+_MARK = r"^\(?{}(?:\s*[.:、)．：]\s*|\s+(?=\S))"  # all options must carry theirs: "A vitamin" may be an option's text
 
 
 def texts_of(options: Any) -> list[str]:
     """Options from a list of texts or of {{letter, text}} mappings, a mapping by letter, or one of these in a cell."""
     options = plain(options)
     if isinstance(options, str):
-        found = _literal(options.strip()) if options.strip()[:1] in "[{" else inline_options("\n" + options)[1]
-        options = found if not isinstance(found, str) else None
-        if not options:
+        options = (
+            _literal(options.strip())
+            if options.strip()[:1] in "[{"
+            else inline_options("\n" + options)[1] or options.split("\n")
+        )
+        if isinstance(options, str) or len(options) < 2:
             raise RowError(
                 "options are a text without A, B, ... marks; say at what to split it: {from: COLUMN, split: ;}"
             )

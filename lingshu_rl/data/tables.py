@@ -30,6 +30,8 @@ IN_MEMORY = (
     4 << 30
 )  # bytes of parquet, unpacked; more goes through the cache of `datasets`, which all ranks share on disk
 CELL = 1 << 30  # characters a cell of a table may hold: base64 images
+# Keys of a JSON object under which its records stand, beside the splits' names.
+CONTAINERS = ("data", "samples", "logs", "rows", "examples", "instances", "questions", "annotations")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 
 
@@ -379,7 +381,7 @@ def _records_in(whole: Any, path: Path, split: str) -> Iterable[Any]:
         return [whole]
     lists = {key: v for key, v in whole.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
     parts = {key: v for key, v in lists.items() if split and key == split} or {
-        key: v for key, v in lists.items() if key in (*SPLITS, "data")
+        key: v for key, v in lists.items() if key in (*SPLITS, *CONTAINERS)
     }
     if len(parts) == 1:
         return next(iter(parts.values()))

@@ -6,7 +6,6 @@ Every raw row ends as a prompt or in `excluded` with its reason; none is dropped
 from __future__ import annotations
 
 import ast
-import csv
 import hashlib
 import json
 import re
@@ -15,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.data.rows import LETTERS, RowError, row_to_prompt
+from lingshu_rl.data.mapping import labelled, texts_of
+from lingshu_rl.data.rows import RowError, row_to_prompt
+from lingshu_rl.data.sources import Source, SourceError, open_records
 from lingshu_rl.eval.benchmarks import MEDCALC_UNITS, Benchmark, EvalError, prompt_line
 from lingshu_rl.images import Picture
 from lingshu_rl.types import Prompt
@@ -210,30 +211,13 @@ def _answers_beside(benchmark: Benchmark, folder: Path) -> dict[str, Any] | None
 
 
 def _read(file: Path) -> Iterator[Row]:
-    """Rows of .json (a list, a mapping by id, or an object a line), .jsonl, .csv, .tsv and .parquet."""
+    """The records of a file, of a JSON file by splits those of "test"."""
     try:
-        if file.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            with pq.ParquetFile(file) as table:
-                for batch in table.iter_batches(batch_size=256):
-                    yield from batch.to_pylist()
-        elif file.suffix in (".csv", ".tsv"):
-            csv.field_size_limit(2**30)
-            with file.open(encoding="utf-8-sig", newline="") as lines:
-                yield from csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
-        else:
-            text = file.read_text(encoding="utf-8-sig")
-            try:
-                content = json.loads(text)
-            except json.JSONDecodeError:
-                content = [json.loads(line) for line in text.splitlines() if line.strip()]
-            if isinstance(content, dict):
-                split = next((content[k] for k in ("test", "data") if isinstance(content.get(k), list)), None)
-                content = split if split is not None else [{"id": k, **v} for k, v in content.items()]
-            for row in content:
-                yield dict(row)
-    except (OSError, ValueError, TypeError) as error:
+        for number, record in (records := open_records(Source(str(file), split="test"))[0]):
+            if isinstance(record, RowError):
+                raise EvalError(f"{file}, {records.place(number)}: {record}")
+            yield dict(record)
+    except SourceError as error:
         raise EvalError(f"{file} cannot be read: {error}") from error
 
 
@@ -398,73 +382,16 @@ def read_path_vqa(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
 
 
 def read_choice(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
-    """A question with options in any of the usual forms; several right options become `meta.multi`."""
+    """A question with options in any of the usual forms, in its text too; several right options become `meta.multi`."""
     out = _base(benchmark, row)
     question, answer = str(_need(benchmark, row, "question")), _need(benchmark, row, "answer")
     options = _get(benchmark, row, "options")
-    if options is None or options == []:
-        question, options = _inline_options(question)
-    texts = _options(options)
-    out["meta"] |= {"multi": True} if _is_multi(row, answer, texts) else {}
-    # MedXpertQA repeats the options in the question, which would show them twice.
-    question = re.split(r"\n\s*Answer Choices:", question)[0].strip()
-    yield {**out, "question": question, "options": texts, "answer": _letters(benchmark, row, answer, texts), "kind": "option"}  # fmt: skip
-
-
-def _options(options: Any) -> list[str]:
-    """A mapping by letter, a list of texts or of {letter/key: .., content/value: ..}, a list as text, or "A x\\nB y"."""
-    if isinstance(options, str):
-        text = options.strip()
-        if text.startswith("["):
-            options = ast.literal_eval(text)
-        else:
-            options = [line for line in text.splitlines() if line.strip()]
-    if isinstance(options, Mapping):
-        options = [options[key] for key in sorted(options) if not _missing(options[key])]
-    texts = []
-    for number, option in enumerate(options):
-        if isinstance(option, Mapping):
-            option = option.get("content", option.get("value"))
-        text = str(option).strip()
-        texts.append(re.sub(rf"^\(?{LETTERS[number]}\s*[.:、)．：]\s*|^{LETTERS[number]}\s+(?=\S)", "", text).strip() if number < 26 else text)  # fmt: skip
-    # "A vitamin" is an option's text, not a mark, unless all options carry theirs.
-    raw = [str(o.get("content", o.get("value")) if isinstance(o, Mapping) else o).strip() for o in options]
-    return texts if all(a != b for a, b in zip(texts, raw, strict=True)) else raw
-
-
-def _inline_options(question: str) -> tuple[str, list[str]]:
-    """ "Which? A)x, B)y, C)z": how Med-R1 writes OmniMedVQA."""
-    marks = list(re.finditer(r"(?:^|[\s,])([A-J])\)", question))
-    if len(marks) < 2 or [m.group(1) for m in marks] != list(LETTERS[: len(marks)]):
-        raise RowError("has no options")
-    ends = [*(m.start() for m in marks[1:]), len(question)]
-    texts = [question[m.end() : end].strip().rstrip(",").strip() for m, end in zip(marks, ends, strict=True)]
-    return question[: marks[0].start()].strip(), texts
-
-
-def _is_multi(row: Row, answer: Any, texts: Sequence[str]) -> bool:
+    text = isinstance(answer, str) and answer in texts_of(options)  # a number that is an option's text is no index
+    first = None if text else int(benchmark.one_based and not row.get("_hub"))
+    made = labelled({**out, "question": question, "options": options, "answer": answer, "kind": "option"}, first)
     if str(row.get("question_type", "")).startswith("多"):
-        return True
-    if isinstance(answer, list):
-        return len(answer) > 1
-    return isinstance(answer, str) and len(answer) > 1 and set(answer) <= set(LETTERS[: len(texts)]) and answer not in texts  # fmt: skip
-
-
-def _letters(benchmark: Benchmark, row: Row, answer: Any, texts: Sequence[str]) -> Any:
-    """The right letter (a list of them where several are right) from letters, an index or an option's text."""
-    if isinstance(answer, list):
-        return [str(a) for a in answer] if len(answer) > 1 else str(answer[0])
-    if isinstance(answer, int) or (isinstance(answer, str) and answer.isdigit() and answer not in texts):
-        index = int(answer) - (1 if benchmark.one_based and not row.get("_hub") else 0)
-        if not 0 <= index < len(texts):
-            raise RowError(f"answer index {answer} is outside the {len(texts)} options")
-        return LETTERS[index]
-    text = re.sub(r"</?answer>", "", str(answer)).strip()
-    if _is_multi(row, text, texts):
-        return list(dict.fromkeys(text.replace(",", "").replace(" ", "")))
-    if text in texts:
-        return LETTERS[list(texts).index(text)]
-    return text[0] if re.fullmatch(r"[A-Z][.:]\s*\S.*", text) else text
+        made["meta"]["multi"] = True
+    yield made
 
 
 def read_mmmu(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.data.mapping import labelled
 from lingshu_rl.data.rows import FIELDS, LETTERS, RowError, row_to_prompt
+from lingshu_rl.data.sources import Source, SourceError, open_records
 from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.eval.engines import Reply
-from lingshu_rl.eval.loading import _options
 from lingshu_rl.eval.scoring import Row, make_row, reward_input, score
 from lingshu_rl.eval.tables import percent, text
 from lingshu_rl.runfolder import write_text
@@ -19,7 +19,7 @@ from rewards import build
 from rewards.base import RewardResult
 from rewards.compose import DEFAULT_SPEC
 from rewards.executor import judge
-from rewards.kinds import KindError, find, guess
+from rewards.kinds import KindError, find
 
 OUTPUTS = ("completion", "response", "output", "prediction", "pred", "model_answer")
 ANSWERS = ("answer", "gold", "gt_answer", "target", "label", "correct_answer", "answer_idx")
@@ -85,25 +85,16 @@ def rescore(file: Path, kind: str | None = None, out: Path | None = None) -> dic
 
 def read_outputs(file: Path) -> tuple[str, list[dict[str, Any]]]:
     """(form, rows): "medevalkit" (a list with `response`), "lmms-eval" (`doc`, `resps`), "plain" (an output and a label)."""
-    if not file.is_file():
-        raise EvalError(f"{file}: no such file")
-    content = file.read_text(encoding="utf-8-sig")
     try:
-        found = json.loads(content)
-        found = found if isinstance(found, list) else found.get("samples") or found.get("logs") or [found]
-    except ValueError:
-        found = []
-        for number, line in enumerate(content.splitlines(), start=1):
-            if line.strip():
-                try:
-                    found.append(json.loads(line))
-                except ValueError as error:
-                    raise EvalError(f"{file}, line {number}: not JSON: {error}") from None
-    except AttributeError:
-        found = []
-    rows = [row for row in found if isinstance(row, dict)]
-    if not rows or len(rows) != len(found):
-        raise EvalError(f"{file}: no list of outputs: a JSON list of objects, or one object a line, is wanted")
+        records, _ = open_records(Source(str(file)))
+        found = [(number, record) for number, record in records]
+    except SourceError as error:
+        raise EvalError(str(error)) from None
+    if bad := next(((number, record) for number, record in found if isinstance(record, RowError)), None):
+        raise EvalError(f"{file}, {records.place(bad[0])}: {bad[1]}")
+    if not found:
+        raise EvalError(f"{file}: it holds no outputs")
+    rows = [record for _, record in found]
     first = rows[0]
     if "resps" in first or "filtered_resps" in first:
         return "lmms-eval", rows
@@ -134,32 +125,20 @@ def plain(form: str, record: Mapping[str, Any], number: int, kind: str | None) -
         raise RowError(
             f"has no {'output' if completion is None else 'label'} (fields {', '.join(sorted(fields)[:12])})"
         )
-    options = next((fields[k] for k in OPTIONS if fields.get(k)), None)
-    options = _options(options) if options is not None else _lettered(fields)
-    if options and isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
-        answer = LETTERS[answer]
     row: dict[str, Any] = {
         "id": str(next((fields[k] for k in ("id", "qid", "question_id") if fields.get(k) is not None), number)),
         "question": str(next((fields[k] for k in QUESTIONS if fields.get(k)), "?")),
+        "options": next((fields[k] for k in OPTIONS if fields.get(k)), None) or _lettered(fields),
         "answer": answer,
-        "kind": kind or str(fields.get("kind") or "") or guess(answer, options),
-        "completion": completion,
-        "before": _verdict(fields),
+        **({"kind": kind or str(fields["kind"])} if kind or fields.get("kind") else {}),
+        **{name: fields[name] for name in ("unit", "tolerance") if name in fields},
     }
-    if row["kind"] == "option":
-        if not options:
-            raise RowError("is of kind option but has no options")
-        row["options"] = options
-        if isinstance(answer, str):
-            row["answer"] = re.sub(r"^\(?([A-Z])[.):]\s*\S.*$", r"\1", answer.strip()) if answer.strip() not in options else answer  # fmt: skip
-            if (letters := row["answer"].replace(",", "").replace(" ", "")) and len(letters) > 1 and set(letters) <= set(LETTERS[: len(options)]) and row["answer"] not in options:  # fmt: skip
-                row |= {"answer": list(letters), "meta": {"multi": True}}
-    elif not isinstance(answer, str | int | float) or row["kind"] in ("open", "report"):
-        row["answer"] = str(answer)
-    for name in ("unit", "tolerance"):
-        if name in fields and row["kind"] == "numeric":
-            row[name] = fields[name]
-    return row
+    row = labelled(row, 0 if row["options"] and isinstance(answer, int) else None)
+    if row["kind"] != "numeric":
+        row = {name: value for name, value in row.items() if name not in ("unit", "tolerance")}
+    if row["kind"] != "option":
+        row.pop("options", None)
+    return {**row, "completion": completion, "before": _verdict(fields)}
 
 
 def _lettered(fields: Mapping[str, Any]) -> list[str]:

@@ -131,7 +131,7 @@ def test_files_of_another_form_are_refused(tmp_path, capsys):
     assert main(["eval", "rescore", str(tmp_path / "a.json")]) == 2
     assert "hold none of completion" in capsys.readouterr().err
     (tmp_path / "b.json").write_text("[1, 2]")
-    with pytest.raises(EvalError, match="no list of outputs"):
+    with pytest.raises(EvalError, match="a record is a JSON object, this one a int"):
         rescore(tmp_path / "b.json")
     with pytest.raises(EvalError, match="--kind: unknown kind 'tetx'"):
         rescore(tmp_path / "a.json", "tetx")
