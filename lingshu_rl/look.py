@@ -14,7 +14,7 @@ from typing import Any
 
 from lingshu_rl.config import checked_sources, read_words
 from lingshu_rl.data.load import DataError, Loaded, Refused, load
-from lingshu_rl.data.mapping import at_path, is_missing
+from lingshu_rl.data.mapping import at_path, images_of, is_missing
 from lingshu_rl.data.sources import (
     PICTURES,
     Source,
@@ -35,6 +35,15 @@ SAMPLE = 200  # records that are guessed by
 COUNTED = 100  # rows whose tokens are counted, evenly taken
 REASONS = 10  # of refusals that are shown
 WIDE = 160  # characters of a line
+# Columns that hold a report or a caption, and what then is the answer.
+REPORTS = {
+    "report": "report",
+    "report_text": "report_text",
+    "caption": "caption",
+    "Caption": "Caption",
+    "findings": "{findings}\n{impression}|findings|impression",
+    "impression": "impression",
+}
 _OPTION_COLUMN = re.compile(r"(?:(?:option|choice|opt|op)[ _]?)?([a-jA-J])", re.IGNORECASE)
 
 
@@ -78,7 +87,9 @@ def look(source: Source, rows: int, limit: int, model: str, instruction: str) ->
         if not error.refused:
             raise
         yield from ("", *refusals(error.refused))
-        raise DataError(f"{source.path}: no row can be used so; begin with the mapping above (docs/data.md)") from None
+        lost = all(one.reason.startswith("image file not found") for one in error.refused)
+        do = "say where the images are with image_dir=FOLDER" if lost else "begin with the mapping above (docs/data.md)"
+        raise DataError(f"{source.path}: no row can be used so; {do}") from None
     for prompt in loaded.prompts[:rows]:
         yield from ("", *shown(prompt))
     yield from ("", *counts(loaded))
@@ -94,7 +105,11 @@ def settled(source: Source, records: Sequence[Mapping[str, Any]]) -> Source:
         return source
     if found := guess_preset(records[:3]):
         return replace(source, format=found)
-    return replace(source, map=guessed_map(records))
+    columns = guessed_map(records)
+    report = next((text for column, text in REPORTS.items() if not is_missing(records[0].get(column))), "")
+    if report and "answer" not in columns:
+        return replace(source, map={**columns, "answer": report}, values={"question": "Write the report.", "kind": "report", **source.values})  # fmt: skip
+    return replace(source, map=columns)
 
 
 def _is_ours(record: Mapping[str, Any]) -> bool:
@@ -111,7 +126,7 @@ def guessed_map(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if columns.keys() & set(others)
     }
     picture = next((name for name, value in records[0].items() if _is_picture(value)), "")
-    if "images" not in found and picture:
+    if picture and not any(map(_is_picture, images_of(at_path(records[0], str(found.get("images")))))):
         found["images"] = picture
     by_letter = {m[1].upper(): name for name in columns.values() if (m := _OPTION_COLUMN.fullmatch(name.strip()))}
     if "options" not in found and {"A", "B"} <= by_letter.keys():

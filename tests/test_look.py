@@ -73,6 +73,20 @@ def test_what_cannot_be_guessed_is_asked_for(folder: Path, capsys: Any) -> None:
     assert code == 0 and "gold: 'B'" in out
 
 
+def test_reports_are_guessed_and_lost_images_are_asked_for(folder: Path, capsys: Any) -> None:
+    record = {
+        "uid": 1,
+        "image": "Chest PA",
+        "view": "p.png",
+        "findings": "The lungs are clear.",
+        "impression": "Normal.",
+    }
+    _, out, _ = looked(capsys, write(folder / "a.jsonl", record))
+    assert pasted(out)["values"]["kind"] == "report" and "gold: 'The lungs are clear.\\nNormal.'" in out
+    _, _, err = looked(capsys, write(folder / "a.jsonl", {**record, "view": "gone.png"}))
+    assert "say where the images are with image_dir=FOLDER" in err
+
+
 def test_rows_of_this_library_are_shown_as_they_are(folder: Path, capsys: Any) -> None:
     rows = [{"id": n, "images": ["p.png"], "question": "Which side?", "options": SIDES, "answer": "A", "kind": "option"} for n in range(30)]  # fmt: skip
     _, out, _ = looked(capsys, write(folder / "a.jsonl", *rows), "--rows", "2", "--limit", "20")

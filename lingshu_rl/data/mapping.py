@@ -250,6 +250,8 @@ class Mapper:
         self.meant = condition(layout.where)
         answer = layout.map.get("answer")
         self.base = answer.get("base") if isinstance(answer, Mapping) else None
+        if self.base not in (None, 0, 1) or isinstance(self.base, bool):
+            raise MappingError(f"map.answer.base: {self.base!r} is not where an index may start: 0 or 1")
         self.seen: set[str] = set()
 
     def __call__(self, record: Any) -> list[Any]:

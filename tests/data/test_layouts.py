@@ -378,6 +378,10 @@ def test_places_and_later_reading_name_the_same_rows(folder: Path) -> None:
         ({"map": {"qeustion": "a"}}, "'qeustion' is no field of a row.*did you mean 'question'"),
         ({"map": {"answer": {"form": "a"}}}, "map.answer.*constants belong under values"),
         ({"map": {"answer": {"from": "a", "bsae": 1}}}, "map.answer: unknown 'bsae'"),
+        (
+            {"map": {"answer": {"from": "a", "base": "B"}}},
+            "map.answer.base: 'B' is not where an index may start",
+        ),
         ({"turns": "first"}, "turns: 'first' is not one of each, last"),
         ({"share": 0}, "share=0 must be a number above 0"),
         ({"path": ""}, "`path` is missing"),

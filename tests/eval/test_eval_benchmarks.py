@@ -101,7 +101,9 @@ def test_rows_that_cannot_be_used_are_listed_or_end_it(tmp_path):
     assert len(found.prompts) == 4 and found.total == 5
     assert found.excluded == (("row 5 (id twins)", "option 'aspirin' stands twice in the list"),)
     file.write_text(file.read_text() + "".join(json.dumps({**row, "id": f"t{i}", "cop": 9}) + "\n" for i in range(3)))
-    with pytest.raises(EvalError, match=r"(?s)4 of 8 rows .*answer 9 is outside the 4 options when they are counted from 1"):
+    with pytest.raises(
+        EvalError, match=r"(?s)4 of 8 rows .*answer 9 is outside the 4 options when they are counted from 1"
+    ):
         load_benchmark(BENCHMARKS["medmcqa"], tmp_path)
 
 
