@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ def is_missing(value: Any) -> bool:
 
 def at_path(value: Any, path: str) -> Any:
     """What stands at "column", "column.key.0" or "column.*.key" (all of a list), or None. JSON in a cell is looked into."""
-    if isinstance(value, Mapping) and path in value:
+    if isinstance(value, dict) and path in value:
         return value[path]
     head, _, rest = path.partition(".")
     if isinstance(value, str) and value[:1] in "[{":
@@ -259,16 +260,15 @@ class Mapper:
         if isinstance(record, RowError):
             return [record]
         try:
-            if not self.meant(record):
-                return []
-            rows = [row for part in self._parts(record) for row in self._rows(part)]
+            parts = list(self._parts(record)) if self.meant(record) else []
         except RowError as error:
             return [error]
-        known: dict[str, int] = {}
+        rows = [row for part in parts for row in self._rows(part)]
+        known: Counter[str] = Counter()
         for row in rows:
-            if "id" in row:  # the record's id is that of its first row
-                known[row["id"]] = count = known.get(row["id"], 0) + 1
-                row["id"] = row["id"] if count == 1 else f"{row['id']}/{count}"
+            if isinstance(row, dict) and "id" in row:  # the record's id is that of its first row
+                known[row["id"]] += 1
+                row["id"] += f"/{known[row['id']]}" if known[row["id"]] > 1 else ""
         return rows
 
     def _parts(self, record: Record) -> Iterator[Record]:
@@ -284,7 +284,19 @@ class Mapper:
         for items in zip(*map(plain, lists.values()), strict=True):
             yield {**record, **dict(zip(lists, items, strict=True))}
 
-    def _rows(self, record: Record) -> list[dict[str, Any]]:
+    def _rows(self, record: Record) -> list[dict[str, Any] | RowError]:
+        """One row, or one for each answer of a conversation, of which some may be faulty."""
+        try:
+            row = self._fields(record)
+            conversation = row.pop("messages", None)
+            asked = [row]
+            if conversation is not None:
+                asked = [row | one for one in _asked(conversation, row["images"], self.layout.turns, "answer" in row)]
+        except RowError as error:
+            return [error]
+        return [self._row(one) for one in asked]
+
+    def _fields(self, record: Record) -> dict[str, Any]:
         found = {}
         for name, get in self.fields.items():
             value = get(record)
@@ -292,17 +304,16 @@ class Mapper:
                 found[name] = value
                 self.seen.add(name)
         row = {**self.layout.values, **found}
-        row["images"] = images_of(row.pop("images", None))
-        conversation = row.pop("messages", None)
-        if conversation is None:
-            return [self._row(row)]
-        return [self._row(row | one) for one in _asked(conversation, row["images"], self.layout.turns, "answer" in row)]
+        return {**row, "images": images_of(row.get("images"))}
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _row(self, row: dict[str, Any]) -> dict[str, Any] | RowError:
         images = row["images"]
         if "question" in row:
             row |= _placed(_told(row.pop("question")), len(images))
-        row = labelled(row | groups_of(row), self.base)
+        try:
+            row = labelled(row | groups_of(row), self.base)
+        except RowError as error:
+            return error
         if "id" in row:
             row["id"] = str(row["id"])
         row["images"] = [self.find_image(image) if isinstance(image, str) else image for image in images]

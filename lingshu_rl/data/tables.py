@@ -17,7 +17,7 @@ import tempfile
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -161,15 +161,15 @@ class TarShards:
     def __post_init__(self) -> None:
         self.file = unpacked(self.path) if self.path.suffix in PACKED else self.path.open("rb")
         samples: dict[str, dict[str, tuple[int, int]]] = {}
-        with tarfile.open(fileobj=self.file, mode="r:") as shard:
-            for member in shard:
-                if member.isfile():
+        try:
+            with tarfile.open(fileobj=self.file, mode="r:") as shard:
+                for member in filter(tarfile.TarInfo.isfile, shard):
                     folder, _, name = member.name.rpartition("/")
                     key, _, ending = name.partition(".")
-                    samples.setdefault(f"{folder}/{key}".lstrip("/"), {})[ending.lower()] = (
-                        member.offset_data,
-                        member.size,
-                    )
+                    sample = samples.setdefault(f"{folder}/{key}".lstrip("/"), {})
+                    sample[ending.lower()] = member.offset_data, member.size
+        except tarfile.TarError as error:
+            raise UnreadableSource(f"{self.path}: is no whole tar file: {error}") from error
         self.samples = list(samples.items())
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
@@ -349,9 +349,18 @@ def unpacked(path: Path) -> IO[bytes]:
     return file
 
 
-def _text(path: Path) -> Any:
-    opened = PACKED.get(path.suffix, open)
-    return closing(opened(path, "rt", encoding="utf-8-sig", newline=""))
+@contextmanager
+def _text(path: Path) -> Iterator[Any]:
+    """The file's text. Raises UnreadableSource where it cannot be unpacked or is no UTF-8."""
+    try:
+        with PACKED.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise UnreadableSource(
+            f"{path}: is not UTF-8 ({error}); write it anew, for example iconv -f latin1 -t utf-8 (gbk for Chinese)"
+        ) from error
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise UnreadableSource(f"{path}: cannot be read: {error}") from error
 
 
 def _objects(file: Any, path: Path, split: str) -> Iterator[Any]:

@@ -288,6 +288,38 @@ def test_every_answer_of_a_conversation_is_a_row_with_what_was_said_before(folde
     assert last.gold == "yes" and last.id == "c"
 
 
+def test_a_faulty_answer_costs_its_own_row(folder: Path) -> None:
+    record = {"id": "c", "image": "p.png", "conversations": turns(Q, "B", Q, "liver")}
+    path = str(write(folder / "a.json", json.dumps([record])))
+    loaded = load({"path": path, "format": "llava"}, skip_bad_rows=True)
+    assert [p.id for p in loaded.prompts] == ["c"] and loaded.refused[0].place == "row 1"
+    parts = {"image": "p.png", "qa": [{"q": Q, "a": 3, "o": SIDES}, {"q": Q, "a": "liver", "o": SIDES}]}
+    source = {"each": ["qa"], "map": {"images": "image", "question": "qa.q", "answer": "qa.a", "options": "qa.o"}}
+    loaded = load({"path": str(write(folder / "b.jsonl", lines(parts))), **source}, skip_bad_rows=True)
+    assert [p.gold for p in loaded.prompts] == ["B"] and "is an index" in loaded.refused[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "image,question,answer\np.png,Où ?,là\n".encode("latin1"), "is not UTF-8.*iconv"),
+        ("a.json", b'[{"a": 1}, {"a": ', "not JSON"),
+        ("a.json.gz", gzip.compress(b'[{"a": 1}]')[:-9], "cannot be read"),
+        ("a.jsonl.gz", b"no gzip", "cannot be unpacked"),
+        ("a.tar", b"no tar", "is no whole tar file"),
+        ("a.csv", b"image,image\na,b\n", "two columns have one name"),
+        ("a.txt", b"a|b\n", "name its columns"),
+        ("a.json", b'{"train": [{"a": 1}], "test": [{"a": 1}]}', "name one of its splits, train, test"),
+        ("a.pkl", b"", "a pickle runs code"),
+        ("a.bin", b"", "a source is demo:train"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_what_to_do(folder: Path, name: str, content: bytes, said: str) -> None:  # fmt: skip
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"(?s){name}.*{said}"):
+        load({"path": str(folder / name), "format": "vqa"})
+
+
 def test_an_earlier_answer_is_asked_for_with_the_images_shown_by_then(folder: Path) -> None:
     record = {"image": ["p.png", "q.png"], "conversations": turns(f"<image>{Q}", "liver", f"<image>{Q}", "colon")}
     path = str(write(folder / "a.json", json.dumps([record])))
