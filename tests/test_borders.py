@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lingshu_rl.config import Config
+from lingshu_rl.data.sources import Source
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,6 +36,14 @@ def test_importing_loads_no_torch(module):
 def test_rewards_do_not_import_the_trainer():
     code = "import rewards, rewards.compose, rewards.executor, sys; sys.exit(any(m.startswith('lingshu_rl') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_no_key_of_a_source_is_dead_or_untried():
+    library = "\n".join(p.read_text() for p in (ROOT / "lingshu_rl").rglob("*.py"))
+    tests = "\n".join((ROOT / "tests" / "data" / f"test_{name}.py").read_text() for name in ("layouts", "mixing"))
+    keys = [field.name for field in fields(Source)]
+    assert [key for key in keys if not re.search(rf"(source|self|\bs)\.{key}\b", library)] == []
+    assert [key for key in keys if f'"{key}"' not in tests and f"{key}=" not in tests] == []
 
 
 def leaves(node, prefix=""):

@@ -34,16 +34,8 @@ from rewards.imports import hint
 
 DEMO_SPLITS = ("train", "validation", "test")
 PRESETS_FILE = Path(__file__).with_name("presets.yaml")
-DATA_ENDINGS = (
-    ".parquet",
-    ".tar",
-    ".jsonl",
-    ".ndjson",
-    ".csv",
-    ".tsv",
-    ".json",
-    ".txt",
-)  # of a folder's files the first
+# How a file is read is said by its ending; of a folder's files those of the first of these are its records.
+DATA_ENDINGS = (".parquet", ".tar", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".txt")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FORMS = "demo:train, a .jsonl, .json, .parquet, .csv, .tsv, .txt or .tar file (also packed as .gz), a folder of them or one made by save_to_disk, or a Hub id such as org/name:train"  # fmt: skip
 
@@ -155,7 +147,13 @@ def _source(given: Any, key: str) -> Source:
             raise SourceError(f"{key}.{name}: unknown key{hint(str(name), known)}; a source has {', '.join(known)}")
     if not given.get("path"):
         raise SourceError(f"{key}: `path` is missing: {FORMS}")
-    source = Source(**{k: v for k, v in given.items() if v is not None})
+    told: dict[str, Any] = {
+        name: [v] if name in ("each", "columns") and isinstance(v, str) else v for name, v in given.items()
+    }
+    for name, kind in {"map": dict, "values": dict, "each": list, "columns": list}.items():
+        if not isinstance(told.get(name) or kind(), kind):
+            raise SourceError(f"{key}.{name} must be a {'list' if kind is list else 'mapping'}, got {told[name]!r}")
+    source = Source(**{name: v for name, v in told.items() if v is not None})
     source = replace(source, map=_dotted(source.map))
     for name in ("epochs", "share"):
         value = getattr(source, name)

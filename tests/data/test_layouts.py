@@ -369,6 +369,25 @@ def test_large_parquet_files_go_through_the_cache_of_datasets(folder: Path, monk
     assert first({"path": str(path), "format": "vqa"}) == WORD
 
 
+def test_a_set_of_the_hub_is_asked_for_by_its_subset_and_split(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load_dataset(*names: Any, split: Any) -> Any:
+        asked.append((*names, split))
+        features = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string"), "answer": datasets.Value("string")})  # fmt: skip
+        data = datasets.Dataset.from_list([{"image": CELL, "question": Q, "answer": "liver"}], features=features)
+        return data if split else datasets.DatasetDict({"train": data, "test": data})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert first({"path": "org/name:test", "subset": "english", "format": "vqa"}) == WORD
+    assert asked == [("org/name", "english", "test")]
+    assert "name one of its splits, train, test, after a colon: org/name:train" in refusal(
+        {"path": "org/name", "format": "vqa"}
+    )
+
+
 def test_pictures_in_folders_by_class(folder: Path) -> None:
     for n, name in enumerate(("NORMAL", "PNEUMONIA")):
         (folder / "train" / name).mkdir(parents=True)
@@ -414,6 +433,8 @@ def test_places_and_later_reading_name_the_same_rows(folder: Path) -> None:
             {"map": {"answer": {"from": "a", "base": "B"}}},
             "map.answer.base: 'B' is not where an index may start",
         ),
+        ({"map": "question"}, "map must be a mapping, got 'question'"),
+        ({"each": {"a": 1}}, "each must be a list"),
         ({"turns": "first"}, "turns: 'first' is not one of each, last"),
         ({"share": 0}, "share=0 must be a number above 0"),
         ({"path": ""}, "`path` is missing"),
