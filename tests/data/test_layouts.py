@@ -388,6 +388,15 @@ def test_a_set_of_the_hub_is_asked_for_by_its_subset_and_split(folder: Path, mon
     )
 
 
+def test_images_are_looked_for_in_their_folder(folder: Path) -> None:
+    (folder / "far" / "img").mkdir(parents=True)
+    (folder / "far" / "img" / "r.jpeg").write_bytes(PNG)
+    source = {"path": str(write(folder / "a.jsonl", lines({"image": "r", "question": Q, "answer": "liver"}))), "format": "vqa"}  # fmt: skip
+    assert "image file not found" in refusal(source)
+    (prompt,) = load({**source, "image_dir": str(folder / "far")}).prompts
+    assert prompt.images[0].source == str((folder / "far" / "img" / "r.jpeg").resolve())
+
+
 def test_pictures_in_folders_by_class(folder: Path) -> None:
     for n, name in enumerate(("NORMAL", "PNEUMONIA")):
         (folder / "train" / name).mkdir(parents=True)
