@@ -21,7 +21,7 @@ DEFAULT_PACKS = ("general", "chest_xray", "skeleton", "head_ct", "abdomen")
 TERMS = ""  # trie key of what ends at a node; no word is empty
 PACK_KEYS = frozenset(
     {
-        *("name", "about", "source", "licence", "needs", "irregular", "abbreviations", "sections", "cues", "sides"),
+        *("name", "about", "source", "licence", "needs", "irregular", "abbreviations", "sections", "answers", "cues", "sides"),
         *("severity", "change", "qualifiers", "normal", "abnormal", "abnormal_states", "states", "open_states"),
         *("open_suffixes", "not_findings", "grammar", "groups", "mains", "anatomy", "findings", "pairs"),
     }
@@ -74,8 +74,9 @@ class Lexicon:
     related: Mapping[tuple[str, str], float]  # both orders
     stem: Callable[[str], str]
     abbreviations: Mapping[str, str]
-    skip_sections: frozenset[str]
-    keep_sections: frozenset[str]
+    headings: Mapping[str, str]  # phrase of stems -> skip, findings or impression
+    organ_words: frozenset[str]  # single words that name an organ
+    answers: tuple[tuple[str, tuple[str, ...]], ...]  # (yes | no | unsaid, the words for it)
     grammar: Mapping[str, frozenset[str]]  # small word classes: prepositions, separators, predicates ...
     open_states: frozenset[str]
     open_suffixes: tuple[str, ...]
@@ -216,15 +217,17 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
     findings: dict[str, Finding] = {}
     anatomy: dict[str, Anatomy] = {}
     pairs: dict[tuple[str, str], str] = {}
-    sections: dict[str, set[str]] = {"skip": set(), "keep": set()}
+    headings: dict[str, str] = {}
+    answers: dict[str, list[str]] = {}
     states: set[str] = set()
     abnormal_states: set[str] = set()
     for pack in packs:
         name = pack["name"]
         for role, templates in pack.get("sections", {}).items():
-            sections[role].update(
-                " ".join(stem(word, irregular) for word in words) for item in templates for words in expand(item)
-            )
+            for words in (words for item in templates for words in expand(item)):
+                headings[" ".join(stem(word, irregular) for word in words)] = role
+        for answer, forms in pack.get("answers", {}).items():
+            answers.setdefault(answer, []).extend(forms)
         for kind in ("cues", "sides", "severity", "change", "states"):
             for value, templates in pack.get(kind, {}).items():
                 for template in templates:
@@ -267,8 +270,11 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
         related=related,
         stem=lru_cache(maxsize=32768)(partial(stem, irregular=irregular)),
         abbreviations=merged["abbreviations"],
-        skip_sections=frozenset(sections["skip"]),
-        keep_sections=frozenset(sections["keep"]),
+        headings=headings,
+        organ_words=frozenset(
+            word for word, node in build.trie.items() if any(kind == "anatomy" for kind, _ in node.get(TERMS, ()))
+        ),
+        answers=tuple((answer, tuple(forms)) for answer, forms in answers.items()),
         grammar=grammar,
         open_states=frozenset(listed["open_states"]),
         open_suffixes=tuple(sorted(listed["open_suffixes"])),

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from rewards.report.fields import spell_out
 from rewards.report.lexicon import Lexicon
+from rewards.report.sections import SKIP, split
 
 MAX_WORDS = 1200  # a long whole-body CT report has about 900; what is longer is no report and is not read
 MAX_CHARS = 12_000
@@ -80,79 +82,76 @@ def read(text: str, lexicon: Lexicon) -> Text:
     """Split a report. Sections that only ask (indication, technique, comparison ...) are left out."""
     too_long = len(text) > MAX_CHARS
     text = clean(text[:MAX_CHARS])
-    shouted = text.upper() == text
-    shorts = _abbreviation_pattern(tuple(lexicon.abbreviations))
-    sentences: list[Sentence] = []
-    words: list[str] = []
-    lines: list[int] = []
-    section, skipping, count = 0, "", 0
+    splitter = _Splitter(lexicon, shouted=text.upper() == text)
+    for number, section in enumerate(split(text, lexicon)):
+        if section.kind != SKIP:
+            splitter.section = number
+            splitter.take(spell_out(section.text, lexicon))
+    return Text(tuple(splitter.sentences), too_long or splitter.count > MAX_WORDS)
 
-    def close(question: bool = False) -> None:
-        nonlocal skipping
-        while words and words[-1] in (",", ":"):
-            words.pop()
-        if words and not skipping:
-            sentences.append(Sentence(tuple(words), tuple(lines), section, question))
-        words.clear()
-        lines.clear()
-        if skipping == "sentence":
-            skipping = ""
 
-    for line, starts in _lines(text, shouted):
+class _Splitter:
+    """Collects words until a sentence ends."""
+
+    def __init__(self, lexicon: Lexicon, shouted: bool) -> None:
+        self.lexicon, self.shouted = lexicon, shouted
+        self.shorts = _abbreviation_pattern(tuple(lexicon.abbreviations))
+        self.sentences: list[Sentence] = []
+        self.words: list[str] = []
+        self.lines: list[int] = []
+        self.section = self.count = 0
+
+    def take(self, text: str) -> None:
+        """The sentences of one section; the last of them ends with it."""
+        for line, starts in _lines(text, self.shouted):
+            tokens = [self.lexicon.stem(word) for word in _TOKEN.findall(self.plain(line))]
+            if starts:
+                self.close()
+            elif self.words:
+                self.lines.append(len(self.words))
+            for i, token in enumerate(tokens):
+                self.count += 1
+                if self.count > MAX_WORDS:
+                    self.close()
+                    return
+                self.add(token, last=i + 1 == len(tokens))
+        self.close()
+
+    def plain(self, line: str) -> str:
+        """Lower case, without markup, short forms written out."""
         line = line.lower().translate(_MARKUP)
         if "?" in line:
             line = _LEADING_QUESTION.sub(r"\1 possible ", line)
-        if any(short in line for short in lexicon.abbreviations):
-            line = shorts.sub(lambda match: f" {lexicon.abbreviations[match[0]]} ", line)
+        if any(short in line for short in self.lexicon.abbreviations):
+            line = self.shorts.sub(lambda match: f" {self.lexicon.abbreviations[match[0]]} ", line)
         if "n't" in line:
             line = _NOT.sub(
                 lambda m: {"can": "can not", "ca": "can not", "wo": "will not"}.get(m[1], f"{m[1]} not"), line
             )
         if "cannot" in line:
             line = _CAN_NOT.sub("can not", line)
-        line = _DASH.sub(" , ", line)
-        tokens = [lexicon.stem(word) for word in _TOKEN.findall(line)]
-        if starts:
-            close()
-            skipping = ""
-        elif words:
-            lines.append(len(words))
-        phrase = " ".join(tokens)
-        if phrase in lexicon.keep_sections or phrase in lexicon.skip_sections:
-            close()
-            section += 1
-            skipping = "lines" if phrase in lexicon.skip_sections else ""
-            continue
-        last_kept = max(
-            (i for i in range(1, len(tokens)) if tokens[i] == ":" and tokens[i - 1] in lexicon.keep_sections),
-            default=-1,
-        )
-        for i, token in enumerate(tokens):
-            count += 1
-            if count > MAX_WORDS:
-                close()
-                return Text(tuple(sentences), True)
-            if token in _ENDS:
-                if token != "." or not words or words[-1] not in _NO_END or i + 1 == len(tokens):
-                    close(token == "?")
-            elif token == ":":
-                kept = next(
-                    (n for n in (1, 2, 3) if n <= len(words) and " ".join(words[-n:]) in lexicon.keep_sections), 0
-                )
-                if kept:
-                    del words[-kept:]
-                    close()
-                    section, skipping = section + 1, ""
-                elif words and len(words) <= 5 and " ".join(words) in lexicon.skip_sections:
-                    words.clear()
-                    skipping = "line" if last_kept > i else "sentence"
-                elif words:
-                    words.append(":")
-            elif token in ("/", "|"):
-                words.append(",")
-            elif not _REDACTED.match(token):
-                if len(words) >= MAX_SENTENCE:
-                    close()
-                words.append(token)
-    close()
-    return Text(tuple(sentences), too_long)
+        return _DASH.sub(" , ", line)
+
+    def add(self, token: str, last: bool) -> None:
+        words = self.words
+        if token in _ENDS:
+            if token != "." or not words or words[-1] not in _NO_END or last:
+                self.close(token == "?")
+        elif token == ":":
+            if words:
+                words.append(":")
+        elif token in ("/", "|"):
+            words.append(",")
+        elif not _REDACTED.match(token):
+            if len(words) >= MAX_SENTENCE:
+                self.close()
+            words.append(token)
+
+    def close(self, question: bool = False) -> None:
+        words = self.words
+        while words and words[-1] in (",", ":"):
+            words.pop()
+        if words:
+            self.sentences.append(Sentence(tuple(words), tuple(self.lines), self.section, question))
+        words.clear()
+        self.lines.clear()

@@ -1,0 +1,114 @@
+"""A report to its sections: what was asked, done and compared is left out, what was found is kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rewards.report.lexicon import Lexicon
+
+SKIP, FINDINGS, IMPRESSION, ORGAN = "skip", "findings", "impression", "organ"
+
+_WORD = re.compile(r"[^\W_]+")
+_LABEL = re.compile(r"[^\n.;!?:|]{1,64}(?=:)")  # what stands before a colon, back to the last border
+_LINE = re.compile(r"^[ \t*_#>-]*([^\n:.,;|]{3,48}?)[ \t*_]*$", re.MULTILINE)
+_BLANK = re.compile(r"\S[^\n]*\n[ \t]*\n")
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+_NOTHING = re.compile(r"\s*(?:none|no|not? available|n/a|nil|unavailable)\b", re.IGNORECASE)
+_LONGEST = 6  # words of a heading
+
+
+@dataclass(frozen=True)
+class Heading:
+    """text[begin:end] is the heading with its colon."""
+
+    begin: int
+    end: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """`kind`: "" (no heading), findings, impression, organ or skip."""
+
+    kind: str
+    text: str
+
+
+def split(text: str, lexicon: Lexicon) -> list[Section]:
+    """The sections of a report in order, the skipped ones too."""
+    found = sorted(_headings(text, lexicon), key=lambda heading: heading.begin)
+    if not found:
+        return [Section("", text)]
+    sections = [Section("", text[: found[0].begin])]
+    for i, heading in enumerate(found):
+        later = found[i + 1] if i + 1 < len(found) else Heading(len(text), len(text), "")
+        body = text[heading.end : later.begin]
+        cut = _skipped(body, later.kind) if heading.kind == SKIP else 0
+        if cut:
+            sections += [Section(SKIP, body[:cut]), Section("", body[cut:])]
+        else:
+            sections.append(Section(heading.kind, body))
+    return [section for section in sections if section.text.strip()]
+
+
+def _headings(text: str, lexicon: Lexicon) -> Iterator[Heading]:
+    skipping = False
+    for match in _LABEL.finditer(text) if ":" in text else ():
+        words = list(_WORD.finditer(match[0]))
+        heading = _named(match, words, lexicon)
+        if heading is None and skipping and _begins_line(text, match.start()) and _names_organ(words, lexicon):
+            heading = Heading(match.start(), match.end() + 1, ORGAN)
+        if heading is not None:
+            skipping = heading.kind == SKIP
+            yield heading
+    for match in _LINE.finditer(text):
+        kind = lexicon.headings.get(_phrase(_WORD.findall(match[1]), lexicon))
+        if kind:
+            yield Heading(match.start(), match.end(), kind)
+
+
+def _named(match: re.Match[str], words: list[re.Match[str]], lexicon: Lexicon) -> Heading | None:
+    """A known heading at the end of a label; one that skips has to be the whole label or stand out in capitals."""
+    for count in range(min(_LONGEST, len(words)), 0, -1):
+        kind = lexicon.headings.get(_phrase([word[0] for word in words[-count:]], lexicon))
+        if kind is None:
+            continue
+        begin = match.start() + words[-count].start()
+        label = match.string[begin : match.end()]
+        if kind == SKIP and count < len(words) and not (label.isupper() and not match.string.isupper()):
+            return None
+        return Heading(begin, match.end() + 1, kind)
+    return None
+
+
+def _phrase(words: list[str], lexicon: Lexicon) -> str:
+    return " ".join(lexicon.stem(word.lower()) for word in words[: _LONGEST + 1])
+
+
+def _begins_line(text: str, at: int) -> bool:
+    return not text[text.rfind("\n", 0, at) + 1 : at].strip(" \t*_#>-")
+
+
+def _names_organ(words: list[re.Match[str]], lexicon: Lexicon) -> bool:
+    return len(words) <= _LONGEST and any(lexicon.stem(word[0].lower()) in lexicon.organ_words for word in words)
+
+
+def _skipped(body: str, then: str) -> int:
+    """How much of a skipped section's text belongs to it; 0 for all.
+
+    Where findings have a heading of their own, everything before it was asked or done. Where they have none, they begin
+    after a blank line, after the line, or after the first sentence.
+    """
+    if then in (FINDINGS, SKIP, ORGAN):
+        return 0
+    lead = len(body) - len(body.lstrip(" \t*_"))
+    own_line = body[lead : lead + 1] == "\n"
+    blank = _BLANK.search(body)
+    if blank:
+        return blank.end()
+    if own_line or (then == IMPRESSION and not _NOTHING.match(body)):
+        return 0
+    end = _SENTENCE_END.search(body, lead) if "\n" not in body.strip() else re.search(r"\S[^\n]*\n", body)
+    return end.end() if end else 0
