@@ -25,6 +25,8 @@ def clause_starts(marks: Marks, lines: Sequence[int]) -> list[int]:
             comma = next((i for i in range(end, n) if words[i] == ","), n)
             starts.add(comma + 1)
     starts.update(i for i in range(1, n) if words[i] == "none" and words[i - 1] == ",")
+    starts.update(i for i in range(1, n) if words[i] in grammar["asserting"] and words[i - 1] == "and")
+    starts.update(i for i in range(1, n) if words[i] == "positive" and words[i - 1] == ",")
     joins = grammar["separators"] | grammar["prepositions"]
     for i in lines:
         if 0 < i < n and words[i] not in joins:
@@ -162,13 +164,15 @@ def reaches(
         elif role == "negate_next":
             denied.append((end, _next_head(words, after, hi)))
         elif role == "negate_after":
-            denied.append((_backward(words, denied, lo, begin), begin))
+            denied.append((_backward(marks, denied, lo, begin), begin))
+        elif role == "negate_last" and before:
+            denied.append((before[-1][0], begin))  # "pneumothorax after chest tube removal"
         elif role == "doubt_before":
             doubted.append((end, _forward(marks, cues[index + 1 :], end, hi, "")))
         elif role == "doubt_next":
             doubted.append((end, _next_head(words, after, hi)))
         elif role == "doubt_after":
-            reopened.append((_backward(words, [], lo, begin), begin))
+            reopened.append((_backward(marks, [], lo, begin), begin))
         elif role == "doubt_both":
             if before:
                 doubted.append((before[-1][0], begin))
@@ -259,13 +263,26 @@ def _next_head(words: Sequence[str], after: Sequence[tuple[int, int]], hi: int) 
     return end
 
 
-def _backward(words: Sequence[str], taken: Sequence[tuple[int, int]], lo: int, hi: int) -> int:
-    """Where a cue that acts on what stands before it ("... is not seen") begins to act."""
+def _backward(marks: Marks, taken: Sequence[tuple[int, int]], lo: int, hi: int) -> int:
+    """Where a cue that acts on what stands before it ("... is not seen") begins to act: at the start of its list."""
+    words = marks.words
     begin = max([lo, *(end for _, end in taken if end <= hi)])
-    joined = any(words[i] in ("and", "or", "nor") for i in range(begin, hi))
-    for i in range(hi - 1, begin - 1, -1):
-        if (words[i] == "," and not joined) or words[i] in ("with", "without"):
-            if words[i] == "," and i == hi - 1:
-                continue
+    if words[hi - 1] == ":":
+        return begin  # "nodule, mass: none"
+    for i in range(hi - 2, begin - 1, -1):
+        if words[i] in ("with", "without"):
+            return i + 1
+        if words[i] == "," and _stands_alone(marks, begin, i):
             return i + 1
     return begin
+
+
+def _stands_alone(marks: Marks, begin: int, end: int) -> bool:
+    """Whether the list item before a comma is told of as seen: with a verb, an article, a grade, a size or a change."""
+    words = marks.words
+    begin = max((i + 1 for i in range(begin, end) if words[i] == ","), default=begin)
+    if any(words[i] in ("a", "an", "there", "known") or i in marks.verbs for i in range(begin, end)):
+        return True
+    if not any(begin <= b < end for b, _, _ in (*marks.heads, *marks.states, *marks.organs)):
+        return True
+    return any(begin <= m[0] < end and m[2] in ("severity", "size", "change") for m in marks.modifiers)

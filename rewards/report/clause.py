@@ -45,17 +45,20 @@ def read_clause(marks: Marks, subject: tuple[int, int, str] | None, lexicon: Lex
     """The findings of words[lo:hi]. `subject`: the organ spoken of before, for a clause that names none."""
     words = marks.words
     inside = _Clause(marks, subject, lexicon, lo, hi)
+    inside.place_things()
+    inside.share_noun()
     inside.pair_states()
     inside.pair_borderline()
     inside.specialise()
     denied, doubted, unasserted = reaches(marks, lo, hi)
     inside.say_normal()
     inside.say_abnormal(denied)
+    inside.say_things()
     heads = sorted(inside.heads, key=lambda h: (h.begin, h.end, h.finding))
     if not heads:
         return []
     inside.attach(heads, denied)
-    either_or = _either_or(words, heads)
+    either_or = _either_or(marks, heads)
     entities = []
     for head in heads:
         at = head.begin
@@ -71,8 +74,21 @@ def read_clause(marks: Marks, subject: tuple[int, int, str] | None, lexicon: Lex
             assertion = "uncertain"
         else:
             assertion = "present"
-        entities += [entity_of(part, assertion, words, lexicon) for part in _parts(head)]
+        for part in _parts(head):
+            entities += _as_said(entity_of(part, assertion, words, lexicon), lexicon)
     return entities
+
+
+def _as_said(entity: Entity, lexicon: Lexicon) -> list[Entity]:
+    """The finding by its size, or the findings that its word stands for; denied, the word speaks of the first."""
+    if entity.group:
+        return [entity]
+    known = lexicon.finding(entity.finding)
+    for grown, size in known.grows.items():
+        if (entity.size_mm or 0.0) >= size:
+            entity = replace(entity, finding=grown)
+    parts = known.means or (entity.finding,)
+    return [replace(entity, finding=part) for part in (parts[:1] if entity.assertion == "absent" else parts)]
 
 
 def _parts(head: Head) -> list[Head]:
@@ -102,11 +118,21 @@ def _parts(head: Head) -> list[Head]:
     ]
 
 
-def _either_or(words: Sequence[str], heads: list[Head]) -> list[Head]:
-    """Findings offered as alternatives: "atelectasis or pneumonia"."""
+def _either_or(marks: Marks, heads: list[Head]) -> list[Head]:
+    """Findings offered as alternatives: "atelectasis or pneumonia", with nothing but places and adjectives between.
+
+    After "no change in" the "or" only lists.
+    """
+    words, apart = marks.words, marks.lexicon.grammar["apart"]
+    unchanged = min(
+        (m[0] for m in marks.modifiers if m[2] == "change" and words[m[0]] in ("no", "not", "without")), default=-1
+    )
     found = []
     for a, b in pairwise(heads):
-        if not (a.group or b.group) and "or" in words[a.end : b.begin] and "," not in words[a.end : b.begin]:
+        between = words[a.end : b.begin]
+        if a.group or b.group or "or" not in between or not apart.isdisjoint(between) or 0 <= unchanged < b.begin:
+            continue
+        if not any(a.end <= v < b.begin for v in marks.verbs) and not any(w[0].isdigit() for w in between):
             found += [a, b]
     return found
 
@@ -133,6 +159,8 @@ class _Clause:
         self.verbs = [v for v in marks.verbs if lo <= v < hi]
         self.cue_starts = {c[0]: c[2] for c in marks.cues if lo <= c[0] < hi}
         self.used: set[tuple[int, int, str]] = set()  # organs that are part of a finding, so no place of it
+        self.where: set[tuple[int, int, str]] = set()  # organs that only say where a thing is
+        self.listing = lexicon.grammar["listing"]
         self.normal_heads: list[Head] = []
         self.paired: list[Head] = []
         self.segment = [0] * (hi - lo + 1)
@@ -142,6 +170,56 @@ class _Clause:
                 current += 1
             self.segment[i - lo] = current
         self.segment[hi - lo] = current
+
+    def known(self, organ: tuple[int, int, str]) -> Anatomy:
+        return self.lexicon.anatomy.get(organ[2]) or Anatomy(organ[2])
+
+    def place_things(self) -> None:
+        """ "enlarged hilar and mediastinal lymph nodes": beside a thing that lies in organs, the organs only say where."""
+        for thing in [organ for organ in self.organs if self.known(organ).inside]:
+            reach = thing[0]
+            for organ in sorted((o for o in self.organs if o[1] <= thing[0]), reverse=True):
+                between = self.words[organ[1] : reach]
+                if not all(w in self.listing or self.is_modifier(organ[1] + i) for i, w in enumerate(between)):
+                    break
+                self.where.add(organ)
+                reach = organ[0]
+            end = thing[1]
+            for organ in sorted(o for o in self.organs if o[0] >= thing[1]):
+                between = self.words[end : organ[0]]
+                if any(v in range(end, organ[0]) for v in self.verbs) or not (
+                    end > thing[1] or self.marks.says_where(end, organ[0])
+                ):
+                    break
+                if end > thing[1] and not all(w in self.listing for w in between):
+                    break
+                self.where.add(organ)
+                end = organ[1]
+
+    def is_modifier(self, i: int) -> bool:
+        return any(m[0] <= i < m[1] for m in self.modifiers)
+
+    def share_noun(self) -> None:
+        """ "pleural or pericardial effusion": the adjective before "or" has the noun of the finding after it."""
+        for head in list(self.heads):
+            noun = self.lexicon.bare_finding(self.words[head.end - 1])
+            at = head.begin
+            while noun and at - 2 >= self.lo and self.words[at - 1] in ("or", "and", ","):
+                organ = next((o for o in self.organs if o[1] == at - 1), None)
+                finding = organ and self.pair_for(organ[2], noun)
+                if organ is None or finding is None or finding == head.finding:
+                    break
+                self.heads.append(Head(organ[0], organ[1], finding))
+                self.used.add(organ)
+                at = organ[0]
+
+    def say_things(self) -> None:
+        """ "a lymph node is seen": a thing named without any state is a finding by its mention."""
+        for organ in self.organs:
+            finding = self.known(organ).finding
+            if finding and organ not in self.used and organ not in self.where:
+                self.heads.append(Head(organ[0], organ[1], finding))
+                self.used.add(organ)
 
     def seg(self, i: int) -> int:
         return self.segment[min(max(i, self.lo), self.hi) - self.lo]
@@ -168,9 +246,11 @@ class _Clause:
     def pair_states(self) -> None:
         """ "the heart is enlarged": a state and the nearest organ that has a finding for it, whichever comes first."""
         for begin, end, state in self.states:
+            if self.is_attribute(begin, end):
+                continue
             options = []
             for organ in self.organs:
-                if abs(organ[0] - begin) > 14:
+                if abs(organ[0] - begin) > 14 or organ in self.where:
                     continue
                 finding = self.pair_for(organ[2], state)
                 if finding:
@@ -193,6 +273,13 @@ class _Clause:
                 if near and min(near)[0] <= 2.5 and not any(self.seg(h.begin) == self.seg(begin) for h in self.heads):
                     organ = min(near)[1]
                     self.add_pair(begin, end, f"{state} {organ[2]}", organ)
+
+    def is_attribute(self, begin: int, end: int) -> bool:
+        """ "increased opacity": a word that is a change as well belongs to the finding right behind it."""
+        if not any(m[0] == begin and m[2] == "change" for m in self.modifiers):
+            return False
+        behind = [i for i in range(end, min(end + 3, self.hi)) if any(h.begin == i for h in self.heads)]
+        return bool(behind) and self.seg(behind[0]) == self.seg(begin)
 
     def is_list(self, lo: int, hi: int) -> bool:
         between = self.words[lo:hi]
@@ -228,6 +315,9 @@ class _Clause:
     def specialise(self) -> None:
         """ "edema" of the lungs is pulmonary edema: the organ in the same phrase names the general finding."""
         for head in self.heads:
+            home = self.lexicon.finding(head.finding).home
+            if home and head.end - head.begin > 1:
+                continue  # "pleural effusion" names its organ itself
             best: tuple[float, str, tuple[int, int, str]] | None = None
             for organ in self.organs:
                 if abs(organ[0] - head.begin) > 8 or self.seg(organ[0]) != self.seg(head.begin):
@@ -243,12 +333,26 @@ class _Clause:
                 known = self.lexicon.anatomy.get(best[2][2])
                 if known is not None and known.parent is None and best[1] not in self.lexicon.many_organs:
                     self.used.add(best[2])
+            elif home:
+                self.away(head, home)
+
+    def away(self, head: Head, home: Sequence[str]) -> None:
+        """ "density of the liver" is no lung opacity: a bare word said of an organ elsewhere is a finding of that organ."""
+        for organ in self.organs:
+            if organ[1] <= head.begin:
+                near = all(self.is_modifier(i) for i in range(organ[1], head.begin))
+            else:
+                between = self.words[head.end : organ[0]]
+                near = bool(between) and between[0] in ("in", "of", "within") and self.listing.issuperset(between[1:])
+            group = self.known(organ).group
+            if near and group and not any(h in self.lexicon.group_chain(group) for h in home):
+                head.finding = f"{head.finding} {organ[2]}"
+                self.used.add(organ)
+                return
 
     def say_normal(self) -> None:
         """ "the heart and mediastinum are normal", "clear lungs": organs called normal are absent groups."""
-        groups = [
-            o for o in self.organs if o[2] in self.lexicon.anatomy and self.lexicon.anatomy[o[2]].group is not None
-        ]
+        groups = [o for o in self.organs if self.known(o).group is not None and o not in self.where]
         borders = sorted([s[0] for s in self.states] + [n[0] for n in self.normals] + [h.begin for h in self.heads])
         for begin, end in self.normals:
             following = [o for o in groups if o[0] >= end and o not in self.used]
@@ -283,8 +387,7 @@ class _Clause:
 
     def say_abnormal(self, denied: list[tuple[int, int]]) -> None:
         """ "no acute cardiopulmonary abnormality": general words for anything wrong, with the organs they speak of."""
-        known = self.lexicon.anatomy
-        groups = [o for o in self.organs if o[2] in known and known[o[2]].group is not None]
+        groups = [o for o in self.organs if self.known(o).group is not None and o not in self.where]
         for begin, end in self.abnormals:
             if any(h.begin <= begin < h.end for h in self.heads):
                 continue

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,13 +21,25 @@ DEFAULT_PACKS = ("general", "chest_xray", "skeleton", "head_ct", "abdomen")
 TERMS = ""  # trie key of what ends at a node; no word is empty
 PACK_KEYS = frozenset(
     {
-        *("name", "about", "source", "licence", "needs", "irregular", "abbreviations", "sections", "answers", "cues", "sides"),
+        *(
+            "name",
+            "about",
+            "source",
+            "licence",
+            "needs",
+            "irregular",
+            "abbreviations",
+            "sections",
+            "answers",
+            "cues",
+            "sides",
+        ),
         *("severity", "change", "qualifiers", "normal", "abnormal", "abnormal_states", "states", "open_states"),
         *("open_suffixes", "not_findings", "grammar", "groups", "mains", "anatomy", "findings", "pairs"),
     }
 )
-FINDING_KEYS = frozenset(("terms", "group", "weight", "sided", "related"))
-ANATOMY_KEYS = frozenset(("terms", "group", "parent", "side", "same", "broad"))
+FINDING_KEYS = frozenset(("terms", "group", "weight", "sided", "related", "home", "grows", "means", "evidence_of"))
+ANATOMY_KEYS = frozenset(("terms", "group", "parent", "side", "same", "broad", "inside", "finding"))
 
 _PLURAL_KEPT = ("ss", "us", "is")
 _ISE = re.compile(r"(?<!w)is(e|es|ed|ing|ation)$")  # not otherwise, likewise
@@ -35,20 +47,30 @@ _ISE = re.compile(r"(?<!w)is(e|es|ed|ing|ation)$")  # not otherwise, likewise
 
 @dataclass(frozen=True)
 class Finding:
-    """`weight`: what missing it costs, 1 for an ordinary one. `related`: how much of it another finding may stand for."""
+    """`weight`: what missing it costs, 1 for an ordinary one. `related`: how much of it another finding may stand for.
+
+    `home`: groups in whose organs its bare word means this finding; elsewhere ("effusion of the testis") it is another.
+    `grows`: the finding it is from so many millimetres on. `means`: the findings its word stands for ("hydropneumothorax").
+    `evidence_of`: findings that it shows, beside which it costs nothing (blunting beside an effusion).
+    """
 
     id: str
     group: str = ""
     weight: float = 1.0
     sided: bool = True
     related: Mapping[str, float] = field(default_factory=dict)
+    home: Sequence[str] = ()
+    grows: Mapping[str, float] = field(default_factory=dict)
+    means: Sequence[str] = ()
+    evidence_of: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """`group`: the organ system for which a "normal" said of it speaks, None where it is only a place.
 
-    `same`: the place that it names by another word.
+    `same`: the place that it names by another word. `inside`: a thing found in other organs (a lymph node), which then
+    only say where it is. `finding`: the finding that its mere mention is.
     """
 
     id: str
@@ -57,6 +79,8 @@ class Anatomy:
     side: str = ""
     same: str = ""
     broad: bool = False  # too wide to say where a finding is: "lung" beside "left base"
+    inside: bool = False
+    finding: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +110,11 @@ class Lexicon:
     def finding(self, id: str) -> Finding:
         """The finding of this id; one met by its suffix or by an organ's state alone weighs a little less."""
         return self.findings.get(id) or Finding(id, weight=0.8)
+
+    def bare_finding(self, word: str) -> str | None:
+        """The finding that this word alone means."""
+        ends = self.trie.get(word, {}).get(TERMS, ())
+        return next((value for kind, value in ends if kind == "finding"), None)
 
     def group_chain(self, group: str) -> Iterator[str]:
         """The group and all that hold it, the root "" last."""
@@ -224,8 +253,8 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
     for pack in packs:
         name = pack["name"]
         for role, templates in pack.get("sections", {}).items():
-            for words in (words for item in templates for words in expand(item)):
-                headings[" ".join(stem(word, irregular) for word in words)] = role
+            for phrase in (phrase for item in templates for phrase in expand(item)):
+                headings[" ".join(stem(word, irregular) for word in phrase)] = role
         for answer, forms in pack.get("answers", {}).items():
             answers.setdefault(answer, []).extend(forms)
         for kind in ("cues", "sides", "severity", "change", "states"):
@@ -303,10 +332,14 @@ def _check(
     for finding in findings.values():
         if finding.group not in known_groups:
             wrong.append(f"finding {finding.id}: unknown group {finding.group!r}")
-        wrong += [f"finding {finding.id}: unknown related {o!r}" for o in finding.related if o not in findings]
+        named = (*finding.related, *finding.grows, *finding.means, *finding.evidence_of)
+        wrong += [f"finding {finding.id}: unknown finding {o!r}" for o in named if o not in findings]
+        wrong += [f"finding {finding.id}: unknown group {g!r}" for g in finding.home if g not in known_groups]
     for organ in anatomy.values():
         if organ.group is not None and organ.group not in known_groups:
             wrong.append(f"anatomy {organ.id}: unknown group {organ.group!r}")
+        if organ.finding and organ.finding not in findings:
+            wrong.append(f"anatomy {organ.id}: unknown finding {organ.finding!r}")
     wrong += [f"main {g} = {f}: define both" for g, f in mains.items() if g not in groups or f not in findings]
     for (organ_id, head), result in pairs.items():
         if organ_id not in anatomy or result not in findings or not (head in states or head in findings):

@@ -18,6 +18,7 @@ MAX_SENTENCE = 100  # words; a longer run is cut, which bounds the work on text 
 
 _TOKEN = re.compile(r"\d+(?:st|nd|rd|th)\b|\d+(?:\.\d+)?|(?<![\w.])\.\d+|[^\W\d_]+\d*|[.;:,!?/|]")
 _NOT = re.compile(r"\b(can|ca|wo|\w{1,12})n't\b")
+_OPTIONAL_PLURAL = re.compile(r"(?<=\w)\(e?s\)", re.IGNORECASE)  # diagnosis(es)
 _CAN_NOT = re.compile(r"\bcannot\b")
 _DASH = re.compile(r"\s[-–—]+\s|—|\s\|\s")
 _LEADING_QUESTION = re.compile(r"(^|[\s,(])\?+\s*(?=[a-z])", re.MULTILINE)
@@ -56,7 +57,7 @@ def _abbreviation_pattern(shorts: tuple[str, ...]) -> re.Pattern[str]:
 
 def clean(text: str) -> str:
     """NFKC, without zero-width, direction and other invisible characters."""
-    text = unicodedata.normalize("NFKC", text)
+    text = _OPTIONAL_PLURAL.sub("", unicodedata.normalize("NFKC", text))
     return text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
