@@ -46,6 +46,7 @@ def read_clause(marks: Marks, subject: tuple[int, int, str] | None, lexicon: Lex
     words = marks.words
     inside = _Clause(marks, subject, lexicon, lo, hi)
     inside.place_things()
+    inside.drop_attributes()
     inside.share_noun()
     inside.pair_states()
     inside.pair_borderline()
@@ -199,6 +200,18 @@ class _Clause:
     def is_modifier(self, i: int) -> bool:
         return any(m[0] <= i < m[1] for m in self.modifiers)
 
+    def drop_attributes(self) -> None:
+        """ "size and density of the liver are normal", "density is decreased": a bare attribute is no finding."""
+        grammar = self.lexicon.grammar
+        for head in list(self.heads):
+            if head.end - head.begin > 1 or self.words[head.begin] not in grammar["attributes"]:
+                continue
+            later = min((n[0] for n in self.normals if n[0] >= head.end), default=None)
+            normal = later is not None and not any(head.end <= h.begin < later for h in self.heads)
+            near = self.words[max(self.lo, head.begin - 3) : min(self.hi, head.end + 4)]
+            if normal or not grammar["lessened"].isdisjoint(near):
+                self.heads.remove(head)
+
     def share_noun(self) -> None:
         """ "pleural or pericardial effusion": the adjective before "or" has the noun of the finding after it."""
         for head in list(self.heads):
@@ -314,8 +327,8 @@ class _Clause:
 
     def specialise(self) -> None:
         """ "edema" of the lungs is pulmonary edema: the organ in the same phrase names the general finding."""
-        for head in self.heads:
-            home = self.lexicon.finding(head.finding).home
+        for head in list(self.heads):
+            general, home = head.finding, self.lexicon.finding(head.finding).home
             if home and head.end - head.begin > 1:
                 continue  # "pleural effusion" names its organ itself
             best: tuple[float, str, tuple[int, int, str]] | None = None
@@ -333,8 +346,19 @@ class _Clause:
                 known = self.lexicon.anatomy.get(best[2][2])
                 if known is not None and known.parent is None and best[1] not in self.lexicon.many_organs:
                     self.used.add(best[2])
+                self.spread(head, best[2], general)
             elif home:
                 self.away(head, home)
+
+    def spread(self, head: Head, organ: tuple[int, int, str], general: str) -> None:
+        """ "plaques in the aorta and the coronary arteries": a list of organs makes one finding in each."""
+        for other in self.organs:
+            a, b = sorted((organ, other))
+            finding = self.pair_for(other[2], general)
+            if a is b or finding in (None, head.finding) or not self.is_list(a[1], b[0]):
+                continue
+            self.heads.append(replace(head, finding=str(finding)))
+            self.used.add(other)
 
     def away(self, head: Head, home: Sequence[str]) -> None:
         """ "density of the liver" is no lung opacity: a bare word said of an organ elsewhere is a finding of that organ."""

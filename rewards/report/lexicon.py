@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 PACK_FOLDER = Path(__file__).parent / "packs"
-DEFAULT_PACKS = ("general", "chest_xray", "skeleton", "head_ct", "abdomen")
+DEFAULT_PACKS = ("general", "chest_xray", "skeleton", "head_ct", "abdomen", "chest_ct")
 TERMS = ""  # trie key of what ends at a node; no word is empty
 PACK_KEYS = frozenset(
     {
@@ -122,6 +122,14 @@ class Lexicon:
             yield group
             group = self.groups.get(group, "")
         yield ""
+
+    def place_group(self, place: str) -> str | None:
+        """The organ system that a place, or the organ that holds it, belongs to; None for a mere direction."""
+        for organ in self.place_chain(place.partition(" ")[0]):
+            known = self.anatomy.get(organ)
+            if known is not None and known.group:
+                return known.group
+        return None
 
     def place_chain(self, place: str) -> Iterator[str]:
         """The place and all that hold it."""
