@@ -39,6 +39,7 @@ class Head:
     qualifiers: tuple[tuple[str, str], ...] = ()
     levels: tuple[str, ...] = ()
     spots: list[Spot] = field(default_factory=list)
+    sites: frozenset[str] = frozenset()
 
 
 def read_clause(marks: Marks, subject: tuple[int, int, str] | None, lexicon: Lexicon, lo: int, hi: int) -> list[Entity]:
@@ -339,6 +340,8 @@ class _Clause:
                 if finding is None:
                     continue
                 cost = self.gap(organ, head.begin, head.end)
+                if organ[0] >= head.end and self.marks.says_where(head.end, organ[0]):
+                    cost = min(cost, 5.0)  # "plaques are observed in the walls of the aorta"
                 if cost <= 5 and (best is None or cost < best[0]):
                     best = (cost, finding, organ)
             if best is not None:
@@ -529,7 +532,7 @@ class _Clause:
     def share_cause(self, own: list[Head]) -> None:
         """ "opacity in the left base, likely pneumonia": what a finding is taken for lies where the finding lies."""
         for a, b in pairwise(own):
-            if b.side or b.places:
+            if (b.side or b.places) and (a.side or a.places):
                 continue
             linked = any(
                 role in ("link", "doubt_before", "doubt_either") and a.end <= begin < b.begin
@@ -537,7 +540,10 @@ class _Clause:
             )
             between = self.words[a.end : b.begin]
             if (linked and "and" not in between) or tuple(between) == ("or",):
-                b.side, b.places = a.side, a.places
+                where = b if b.side or b.places else a
+                a.side = b.side = where.side
+                a.places = b.places = where.places
+                a.sites = b.sites = a.sites | b.sites
 
     def choose(self, before: list[Head], after: list[Head], border: str, at: int, segment_begin: int) -> Head:
         if not after:
@@ -586,6 +592,8 @@ def give(
         head.levels = (*head.levels, str(value))
     elif kind == "place" and lexicon is not None:
         organ = lexicon.anatomy.get(str(value))
+        group = lexicon.place_group(str(value))
+        head.sites |= {group} if group else frozenset()
         if organ is not None and organ.broad:
             return
         spot = _spot(head, segment)
@@ -627,5 +635,6 @@ def entity_of(head: Head, assertion: str, words: Sequence[str], lexicon: Lexicon
         size_mm=max(head.sizes) if head.sizes else None,
         qualifiers=tuple(qualifiers.items()),
         group=head.group,
+        sites=head.sites,
         text=" ".join(words[max(0, head.begin - 4) : head.end + 4]),
     )

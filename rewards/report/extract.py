@@ -57,7 +57,7 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
 def _read_sentence(words: tuple[str, ...], lines: tuple[int, ...], lexicon: Lexicon) -> tuple[Entity, ...]:
     """The findings of one sentence. Cached: reports share most of their sentences, the members of a group above all."""
     marks = find(words, lexicon)
-    if not (marks.heads or marks.states or marks.normals or marks.abnormals or marks.modifiers):
+    if not (marks.heads or marks.states or marks.normals or marks.abnormals or marks.modifiers or marks.organs):
         return ()
     starts = clause_starts(marks, lines)
     results: list[Entity] = []
@@ -179,4 +179,5 @@ def _joined(a: Entity, b: Entity) -> Entity | None:
         change=a.change or b.change,
         size_mm=a.size_mm or b.size_mm,
         qualifiers=tuple(sorted(qualifiers.items())),
+        sites=a.sites | b.sites,
     )

@@ -38,8 +38,9 @@ class Label:
         said = dict(entity.qualifiers)
         if any(said.get(family) == value for family, value in (self.unless or {}).items()):
             return False
-        groups = [g for g in map(lexicon.place_group, entity.places) if g is not None]
-        return not self.site or not groups or any(s in lexicon.group_chain(g) for g in groups for s in self.site)
+        return not (self.site and entity.sites) or any(
+            s in lexicon.group_chain(group) for group in entity.sites for s in self.site
+        )
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ PACK_KEYS = frozenset(
 FINDING_KEYS = frozenset(("terms", "group", "weight", "sided", "related", "home", "grows", "means", "evidence_of"))
 ANATOMY_KEYS = frozenset(("terms", "group", "parent", "side", "same", "broad", "inside", "finding"))
 
+_SPINE = {"c": "c_spine", "t": "t_spine", "l": "l_spine", "s": "spine"}  # of a level such as "t12"
 _PLURAL_KEPT = ("ss", "us", "is")
 _ISE = re.compile(r"(?<!w)is(e|es|ed|ing|ation)$")  # not otherwise, likewise
 
@@ -137,7 +138,7 @@ class Lexicon:
         while place and seen < 8:
             yield place
             known = self.anatomy.get(place)
-            place = (known.parent or "") if known else ""
+            place = (known.parent or "") if known else _SPINE.get(place[:1], "") if place[1:].isdigit() else ""
             seen += 1
 
 
@@ -279,11 +280,13 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
                 build.add(template, kind, "", name)
         abnormal_states.update(stem(word, irregular) for word in pack.get("abnormal_states", ()))
         for id, entry in pack.get("anatomy", {}).items():
-            anatomy[id] = Anatomy(id, **{key: value for key, value in entry.items() if key != "terms"})
+            if id not in anatomy or entry.keys() != {"terms"}:
+                anatomy[id] = Anatomy(id, **{key: value for key, value in entry.items() if key != "terms"})
             for template in entry["terms"]:
                 build.add(template, "anatomy", id, name)
         for id, entry in pack.get("findings", {}).items():
-            findings[id] = Finding(id, **{key: value for key, value in entry.items() if key != "terms"})
+            if id not in findings or entry.keys() != {"terms"}:  # terms alone extend a finding of an earlier pack
+                findings[id] = Finding(id, **{key: value for key, value in entry.items() if key != "terms"})
             for template in entry["terms"]:
                 build.add(template, "finding", id, name)
         for rule in pack.get("pairs", ()):

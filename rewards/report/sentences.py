@@ -18,6 +18,7 @@ MAX_SENTENCE = 100  # words; a longer run is cut, which bounds the work on text 
 
 _TOKEN = re.compile(r"\d+(?:st|nd|rd|th)\b|\d+(?:\.\d+)?|(?<![\w.])\.\d+|[^\W\d_]+\d*|[.;:,!?/|]")
 _NOT = re.compile(r"\b(can|ca|wo|\w{1,12})n't\b")
+_TIMES = re.compile(r"(\d)\s?[x×](?=\s?\d)")
 _OPTIONAL_PLURAL = re.compile(r"(?<=\w)\(e?s\)", re.IGNORECASE)  # diagnosis(es)
 _CAN_NOT = re.compile(r"\bcannot\b")
 _DASH = re.compile(r"\s[-–—]+\s|—|\s\|\s")
@@ -125,6 +126,7 @@ class _Splitter:
             line = _LEADING_QUESTION.sub(r"\1 possible ", line)
         if any(short in line for short in self.lexicon.abbreviations):
             line = self.shorts.sub(lambda match: f" {self.lexicon.abbreviations[match[0]]} ", line)
+        line = _TIMES.sub(r"\1 x ", line)
         if "n't" in line:
             line = _NOT.sub(
                 lambda m: {"can": "can not", "ca": "can not", "wo": "will not"}.get(m[1], f"{m[1]} not"), line

@@ -104,7 +104,8 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
             else:
                 marks.modifiers.append((i, best, kind, value))
         i = best
-    marks.organs = [organ for organ in marks.organs if not _only_says_where(organ, marks)]
+    vague = {before for organ in marks.organs for before in [_held_by(organ, marks)] if before is not None}
+    marks.organs = [organ for organ in marks.organs if organ not in vague]
     return marks
 
 
@@ -152,10 +153,18 @@ def _other_word(marks: Marks, i: int, word: str, lexicon: Lexicon) -> None:
         marks.heads.append((i, i + 1, word))
 
 
-def _only_says_where(organ: tuple[int, int, str], marks: Marks) -> bool:
-    """ "structures of the thorax": the organ after "of" only places the organ before it."""
-    begin, words = organ[0], marks.words
-    at = begin - 1
-    while at > 0 and words[at] in ("the", "left", "right"):
+def _held_by(organ: tuple[int, int, str], marks: Marks) -> tuple[int, int, str] | None:
+    """Which of two organs joined by "of" says nothing of its own.
+
+    "the structures of the thorax": the second, which is too wide; "the right lobe of the thyroid": the first.
+    """
+    at, words = organ[0] - 1, marks.words
+    while at > 0 and words[at] in ("the", "left", "right", "both"):
         at -= 1
-    return at > 0 and words[at] == "of" and any(end == at for _, end, _ in marks.organs)
+    if at <= 0 or words[at] != "of":
+        return None
+    before = next((other for other in marks.organs if other[1] == at), None)
+    if before is None:
+        return None
+    wide = [marks.lexicon.anatomy[o[2]].broad if o[2] in marks.lexicon.anatomy else False for o in (before, organ)]
+    return before if wide == [True, False] else organ
