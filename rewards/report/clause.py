@@ -209,7 +209,7 @@ class _Clause:
                 continue
             later = min((n[0] for n in self.normals if n[0] >= head.end), default=None)
             normal = later is not None and not any(head.end <= h.begin < later for h in self.heads)
-            near = self.words[max(self.lo, head.begin - 3) : min(self.hi, head.end + 4)]
+            near = self.words[max(self.lo, head.begin - 5) : min(self.hi, head.end + 4)]
             if normal or not grammar["lessened"].isdisjoint(near):
                 self.heads.remove(head)
 
@@ -330,7 +330,7 @@ class _Clause:
         """ "edema" of the lungs is pulmonary edema: the organ in the same phrase names the general finding."""
         for head in list(self.heads):
             general, home = head.finding, self.lexicon.finding(head.finding).home
-            if home and head.end - head.begin > 1:
+            if home and not self.lexicon.organ_words.isdisjoint(self.words[head.begin : head.end]):
                 continue  # "pleural effusion" names its organ itself
             best: tuple[float, str, tuple[int, int, str]] | None = None
             for organ in self.organs:
