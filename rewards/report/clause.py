@@ -334,7 +334,7 @@ class _Clause:
                 continue  # "pleural effusion" names its organ itself
             best: tuple[float, str, tuple[int, int, str]] | None = None
             for organ in self.organs:
-                if abs(organ[0] - head.begin) > 8 or self.seg(organ[0]) != self.seg(head.begin):
+                if abs(organ[0] - head.begin) > 12 or self.seg(organ[0]) != self.seg(head.begin):
                     continue
                 finding = self.pair_for(organ[2], head.finding)
                 if finding is None:

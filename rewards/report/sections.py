@@ -11,8 +11,9 @@ from rewards.report.lexicon import Lexicon
 SKIP, FINDINGS, IMPRESSION, ORGAN = "skip", "findings", "impression", "organ"
 
 _WORD = re.compile(r"[^\W_]+")
-_LABEL = re.compile(r"[^\n.;!?:|]{1,64}(?=:)")  # what stands before a colon, back to the last border
-_LINE = re.compile(r"^[ \t*_#>-]*([^\n:.,;|]{3,48}?)[ \t*_]*$", re.MULTILINE)
+_BORDERS = "\n.;!?:|"  # what a heading cannot reach across
+_LABEL_CHARS = 64
+_LINE_CHARS = 48
 _BLANK = re.compile(r"\S[^\n]*\n[ \t]*\n")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
 _NOTHING = re.compile(r"\s*(?:none|no|not? available|n/a|nil|unavailable)\b", re.IGNORECASE)
@@ -55,31 +56,37 @@ def split(text: str, lexicon: Lexicon) -> list[Section]:
 
 def _headings(text: str, lexicon: Lexicon) -> Iterator[Heading]:
     skipping = False
-    for match in _LABEL.finditer(text) if ":" in text else ():
-        words = list(_WORD.finditer(match[0]))
-        heading = _named(match, words, lexicon)
-        if heading is None and skipping and _begins_line(text, match.start()) and _names_organ(words, lexicon):
-            heading = Heading(match.start(), match.end() + 1, ORGAN)
+    colon = text.find(":")
+    while colon >= 0:
+        near = text[max(0, colon - _LABEL_CHARS) : colon]
+        begin = colon - len(near) + 1 + max(near.rfind(border) for border in _BORDERS)
+        words = list(_WORD.finditer(text, begin, colon))
+        heading = _named(text, colon, words, lexicon)
+        if heading is None and skipping and _begins_line(text, begin) and _names_organ(words, lexicon):
+            heading = Heading(begin, colon + 1, ORGAN)
         if heading is not None:
             skipping = heading.kind == SKIP
             yield heading
-    for match in _LINE.finditer(text):
-        kind = lexicon.headings.get(_phrase(_WORD.findall(match[1]), lexicon))
-        if kind:
-            yield Heading(match.start(), match.end(), kind)
+        colon = text.find(":", colon + 1)
+    end = -1
+    for line in text.split("\n"):
+        begin, end = end + 1, end + 1 + len(line)
+        if 3 <= len(line) <= _LINE_CHARS and ":" not in line:
+            kind = lexicon.headings.get(_phrase(_WORD.findall(line), lexicon))
+            if kind and line.strip(" \t*_#>-").count(".") == 0:
+                yield Heading(begin, end, kind)
 
 
-def _named(match: re.Match[str], words: list[re.Match[str]], lexicon: Lexicon) -> Heading | None:
-    """A known heading at the end of a label; one that skips has to be the whole label or stand out in capitals."""
+def _named(text: str, colon: int, words: list[re.Match[str]], lexicon: Lexicon) -> Heading | None:
+    """A known heading right before a colon; one that skips has to be the whole label or stand out in capitals."""
     for count in range(min(_LONGEST, len(words)), 0, -1):
         kind = lexicon.headings.get(_phrase([word[0] for word in words[-count:]], lexicon))
         if kind is None:
             continue
-        begin = match.start() + words[-count].start()
-        label = match.string[begin : match.end()]
-        if kind == SKIP and count < len(words) and not (label.isupper() and not match.string.isupper()):
+        begin = words[-count].start()
+        if kind == SKIP and count < len(words) and not (text[begin:colon].isupper() and not text.isupper()):
             return None
-        return Heading(begin, match.end() + 1, kind)
+        return Heading(begin, colon + 1, kind)
     return None
 
 

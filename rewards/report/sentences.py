@@ -58,7 +58,9 @@ def _abbreviation_pattern(shorts: tuple[str, ...]) -> re.Pattern[str]:
 
 def clean(text: str) -> str:
     """NFKC, without zero-width, direction and other invisible characters."""
-    text = _OPTIONAL_PLURAL.sub("", unicodedata.normalize("NFKC", text))
+    text = unicodedata.normalize("NFKC", text)
+    if "s)" in text:
+        text = _OPTIONAL_PLURAL.sub("", text)
     return text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
@@ -126,7 +128,8 @@ class _Splitter:
             line = _LEADING_QUESTION.sub(r"\1 possible ", line)
         if any(short in line for short in self.lexicon.abbreviations):
             line = self.shorts.sub(lambda match: f" {self.lexicon.abbreviations[match[0]]} ", line)
-        line = _TIMES.sub(r"\1 x ", line)
+        if "x" in line or "×" in line:
+            line = _TIMES.sub(r"\1 x ", line)
         if "n't" in line:
             line = _NOT.sub(
                 lambda m: {"can": "can not", "ca": "can not", "wo": "will not"}.get(m[1], f"{m[1]} not"), line
