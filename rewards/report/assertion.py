@@ -278,10 +278,12 @@ def _backward(marks: Marks, taken: Sequence[tuple[int, int]], lo: int, hi: int) 
 
 
 def _stands_alone(marks: Marks, begin: int, end: int) -> bool:
-    """Whether the list item before a comma is told of as seen: with a verb, an article, a grade, a size or a change."""
+    """Whether the list item before a comma is told of as seen: with a verb, an article, a place, a grade, a size or a change."""
     words = marks.words
     begin = max((i + 1 for i in range(begin, end) if words[i] == ","), default=begin)
     if any(words[i] in ("a", "an", "there", "known") or i in marks.verbs for i in range(begin, end)):
+        return True
+    if any(begin <= b < end and marks.says_where(begin, b) for b, _, _ in marks.organs):
         return True
     if not any(begin <= b < end for b, _, _ in (*marks.heads, *marks.states, *marks.organs)):
         return True
