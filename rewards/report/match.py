@@ -219,6 +219,10 @@ class _Denials:
             found += [contradicts(absent, entity, self.lexicon) for absent in self.groups]
         return max(found, default=0.0)
 
+    def deny_side(self, entity: Entity) -> bool:
+        """Whether the finding is denied on its very side: "none on the left"."""
+        return any(absent.side == entity.side for absent in self.named.get(entity.finding, ()))
+
 
 def _key(entity: Entity) -> tuple[object, ...]:
     return (
@@ -343,7 +347,7 @@ class _OtherSide:
     def forbids(self, ours: Entity, theirs: Entity) -> bool:
         if not opposite_sides(ours, theirs):
             return False
-        return self.said.strength(ours, groups=False) == 1.0 or self.gold.strength(theirs, groups=False) == 1.0
+        return self.said.deny_side(ours) or self.gold.deny_side(theirs)
 
 
 def _pay(
