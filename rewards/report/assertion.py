@@ -236,7 +236,8 @@ def _item_asserts(marks: Marks, begin: int, hi: int) -> bool:
         return False
     if not any(begin <= b < end for b, _, _ in marks.heads):
         return False
-    graded = sided = measured = new = False
+    graded = sided = measured = False
+    new = words[begin] == "known"
     stated = end > begin and words[end - 1] in grammar["perceived"]
     for b, _, kind, value in marks.modifiers:
         if begin <= b < end:

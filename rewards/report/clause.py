@@ -50,6 +50,7 @@ def read_clause(marks: Marks, subject: tuple[int, int, str] | None, lexicon: Lex
     inside.drop_attributes()
     inside.share_noun()
     inside.pair_states()
+    inside.share_adjective()
     inside.pair_borderline()
     inside.specialise()
     denied, doubted, unasserted = reaches(marks, lo, hi)
@@ -226,6 +227,17 @@ class _Clause:
                 self.heads.append(Head(organ[0], organ[1], finding))
                 self.used.add(organ)
                 at = organ[0]
+
+    def share_adjective(self) -> None:
+        """ "pleural effusion and thickening": a bare state after "and" has the organ of the finding before it."""
+        for begin, end, state in self.states:
+            if self.words[begin - 1] not in ("and", "or", ","):
+                continue
+            for head in [h for h in self.heads if h.end == begin - 1]:
+                organ = self.lexicon.bare_organ(self.words[head.begin])
+                finding = organ and self.pair_for(organ, state)
+                if finding and not any(h.begin == begin for h in self.heads):
+                    self.heads.append(Head(begin, end, finding))
 
     def say_things(self) -> None:
         """ "a lymph node is seen": a thing named without any state is a finding by its mention."""

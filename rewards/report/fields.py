@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards.report.lexicon import Lexicon
+from rewards.report.lexicon import Lexicon, expand
 
-_BOX_FIRST = re.compile(r"^([ \t]*(?:[-*•][ \t]+)?)[\[(]([xX✓✔ ]?)[\])][ \t]*([^\n]*)$", re.MULTILINE)
-_BOX_LAST = re.compile(r"(?<=[\w*_\"]) ?[ \t]*(?:\[[ \t]*([xX✓✔]?)[ \t]*\]|\([ \t]*([+-])[ \t]*\))")
+_YES, _NO = "xX✓✔✅☑+", "✗✘❌☐-"
+_BOX_FIRST = re.compile(
+    rf"^([ \t]*(?:[-*•][ \t]+)?)(?:[\[(]([{_YES} ]?)[\])]|([✓✔✅☑✗✘❌☐☒]))[ \t]*(?=\w)([^\n]*)$", re.MULTILINE
+)
+_BOX_LAST = re.compile(rf"(?<=[\w*_\"]) ?[ \t]*(?:\[[ \t]*([{_YES}]?)[ \t]*\]|\([ \t]*([+-])[ \t]*\)|([✓✔✅☑✗✘❌☐☒]))")
 _MORE = re.compile(r"[ \t]*[,|][ \t]*(?=\w)([^\n;.|]*)")
-_HINT = re.compile(r"[:=|?\[(]|\byes\b|[-–—]\s", re.IGNORECASE)
+_HINT = re.compile(r"[:=|?\[(→✓✔✅☑✗✘❌☐☒]|\.\.|\byes\b|[-–—]\s|->|=>", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Patterns:
+    """`beside`: an answer after a separator or in brackets. `bare`: a plain yes or no. `none_of`: what heads a list."""
+
+    beside: re.Pattern[str]
+    bare: re.Pattern[str]
+    none_of: re.Pattern[str]
 
 
 @lru_cache(maxsize=8)
-def _patterns(answers: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    words = sorted((w for _, listed in answers for w in listed), key=lambda w: (-len(w), w))
-    bare = "|".join(re.escape(listed[0]) for _, listed in answers)
+def _patterns(answers: tuple[tuple[str, tuple[str, ...]], ...]) -> _Patterns:
+    lists = dict(answers)
+    none_of = [" ".join(words) for template in lists.pop("none_of", ()) for words in expand(template)]
+    words = sorted((w for listed in lists.values() for w in listed), key=lambda w: (-len(w), w))
     answer = "|".join(map(re.escape, words))
+    bare = "|".join(re.escape(listed[0]) for listed in lists.values())
     ends = r"(?=[\"']?[ \t]*(?:[,;.|}\]]|\n|$))"
-    separated = rf"(?<=[\w\"')*])[ \t]*(?:[:=|?]|[ \t][-–—]+[ \t])[ \t]*[\"'*]*({answer})(?![\w/]){ends}[\"']?[*]*"
-    return (
-        re.compile(separated, re.IGNORECASE),
+    apart = r"(?:[:=|?→]|->|=>|\.{2,}|[ \t][-–—]+[ \t])"
+    beside = rf"[ \t]*{apart}[ \t]*[\"'*]*({answer})(?![\w/]){ends}[\"']?[*]*"
+    return _Patterns(
+        re.compile(rf"(?<=[\w\"')*])(?:{beside}|[ \t]*\([ \t]*({answer})[ \t]*\))", re.IGNORECASE),
         re.compile(rf"(?<=\w)[ \t]+({bare})(?=[ \t]*(?:[,;.]|\n|$))", re.IGNORECASE),
+        re.compile(rf"\b(?:{'|'.join(map(re.escape, none_of)) or '(?!)'})[ \t]*:[^\n.]*;[^\n.]*", re.IGNORECASE),
     )
 
 
@@ -30,20 +47,21 @@ def spell_out(text: str, lexicon: Lexicon) -> str:
     """The text with every such answer as a sentence of its own; text without any comes back as it is."""
     if not lexicon.answers or not _HINT.search(text):
         return text
-    separated, bare = _patterns(lexicon.answers)
-    meaning = {word: value for value, words in lexicon.answers for word in words}
-    text = _BOX_FIRST.sub(lambda m: f"{m[1]}{m[3]}: {_ticked(m[2])}.", text)
-    text = _BOX_LAST.sub(lambda m: f": {_ticked(m[1] or (m[2] or '').replace('-', ''))}.", text)
+    patterns = _patterns(lexicon.answers)
+    meaning = {word: value for value, words in lexicon.answers if value != "none_of" for word in words}
+    text = _BOX_FIRST.sub(lambda m: f"{m[1]}{m[4]}: {_ticked(m[2] or m[3] or '')}.", text)
+    text = _BOX_LAST.sub(lambda m: f": {_ticked(m[1] or m[2] or m[3] or '')}.", text)
+    text = patterns.none_of.sub(lambda m: m[0].replace(";", ","), text)
 
     def sentence(match: re.Match[str]) -> str:
-        value = meaning[match[1].lower()]
+        value = meaning[next(group for group in match.groups() if group).lower()]
         more = _MORE.match(match.string, match.end())
-        if value == "yes" and more and not _HINT.search(more[1]) and not bare.search(more[1] + "\n"):
+        if value == "yes" and more and not _HINT.search(more[1]) and not patterns.bare.search(more[1] + "\n"):
             return ": "  # "Effusion: yes, small": what follows describes it
         return {"yes": ": yes. ", "no": ": no. "}.get(value, ": not assessed. ")
 
-    return bare.sub(sentence, separated.sub(sentence, text))
+    return patterns.bare.sub(sentence, patterns.beside.sub(sentence, text))
 
 
 def _ticked(mark: str) -> str:
-    return "yes" if mark.strip() else "no"
+    return "yes" if mark and mark in _YES + "☒" else "no"

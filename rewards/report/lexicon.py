@@ -99,9 +99,9 @@ class Lexicon:
     related: Mapping[tuple[str, str], float]  # both orders
     stem: Callable[[str], str]
     abbreviations: Mapping[str, str]
-    headings: Mapping[str, str]  # phrase of stems -> skip, findings or impression
+    headings: Mapping[str, str]  # phrase of stems -> skip, closing, findings or impression
     organ_words: frozenset[str]  # single words that name an organ
-    answers: tuple[tuple[str, tuple[str, ...]], ...]  # (yes | no | unsaid, the words for it)
+    answers: tuple[tuple[str, tuple[str, ...]], ...]  # (yes | no | unsaid | none_of, the words for it)
     grammar: Mapping[str, frozenset[str]]  # small word classes: prepositions, separators, predicates ...
     open_states: frozenset[str]
     open_suffixes: tuple[str, ...]
@@ -114,8 +114,15 @@ class Lexicon:
 
     def bare_finding(self, word: str) -> str | None:
         """The finding that this word alone means."""
+        return self._bare(word, "finding")
+
+    def bare_organ(self, word: str) -> str | None:
+        """The organ that this word alone names."""
+        return self._bare(word, "anatomy")
+
+    def _bare(self, word: str, wanted: str) -> str | None:
         ends = self.trie.get(word, {}).get(TERMS, ())
-        return next((value for kind, value in ends if kind == "finding"), None)
+        return next((value for kind, value in ends if kind == wanted), None)
 
     def group_chain(self, group: str) -> Iterator[str]:
         """The group and all that hold it, the root "" last."""

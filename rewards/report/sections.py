@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from rewards.report.lexicon import Lexicon
 
-SKIP, FINDINGS, IMPRESSION, ORGAN = "skip", "findings", "impression", "organ"
+SKIP, CLOSING, FINDINGS, IMPRESSION, ORGAN = "skip", "closing", "findings", "impression", "organ"
+LEFT_OUT = (SKIP, CLOSING)  # what was asked and done, and what should be done next
 
 _WORD = re.compile(r"[^\W_]+")
 _BORDERS = "\n.;!?:|"  # what a heading cannot reach across
@@ -31,7 +32,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Section:
-    """`kind`: "" (no heading), findings, impression, organ or skip."""
+    """`kind`: "" (no heading), findings, impression, organ, skip or closing."""
 
     kind: str
     text: str
@@ -65,7 +66,7 @@ def _headings(text: str, lexicon: Lexicon) -> Iterator[Heading]:
         if heading is None and skipping and _begins_line(text, begin) and _names_organ(words, lexicon):
             heading = Heading(begin, colon + 1, ORGAN)
         if heading is not None:
-            skipping = heading.kind == SKIP
+            skipping = heading.kind in LEFT_OUT
             yield heading
         colon = text.find(":", colon + 1)
     end = -1
@@ -84,7 +85,7 @@ def _named(text: str, colon: int, words: list[re.Match[str]], lexicon: Lexicon) 
         if kind is None:
             continue
         begin = words[-count].start()
-        if kind == SKIP and count < len(words) and not (text[begin:colon].isupper() and not text.isupper()):
+        if kind in LEFT_OUT and count < len(words) and not (text[begin:colon].isupper() and not text.isupper()):
             return None
         return Heading(begin, colon + 1, kind)
     return None
@@ -108,7 +109,7 @@ def _skipped(body: str, then: str) -> int:
     Where findings have a heading of their own, everything before it was asked or done. Where they have none, they begin
     after a blank line, after the line, or after the first sentence.
     """
-    if then in (FINDINGS, SKIP, ORGAN):
+    if then in (FINDINGS, ORGAN, *LEFT_OUT):
         return 0
     lead = len(body) - len(body.lstrip(" \t*_"))
     own_line = body[lead : lead + 1] == "\n"

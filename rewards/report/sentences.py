@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from rewards.report.fields import spell_out
 from rewards.report.lexicon import Lexicon
-from rewards.report.sections import SKIP, split
+from rewards.report.sections import LEFT_OUT, split
 
 MAX_WORDS = 1200  # a long whole-body CT report has about 900; what is longer is no report and is not read
 MAX_CHARS = 12_000
@@ -88,7 +88,7 @@ def read(text: str, lexicon: Lexicon) -> Text:
     text = clean(text[:MAX_CHARS])
     splitter = _Splitter(lexicon, shouted=text.upper() == text)
     for number, section in enumerate(split(text, lexicon)):
-        if section.kind != SKIP:
+        if section.kind not in LEFT_OUT:
             splitter.section = number
             splitter.take(spell_out(section.text, lexicon))
     return Text(tuple(splitter.sentences), too_long or splitter.count > MAX_WORDS)
