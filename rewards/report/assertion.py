@@ -51,6 +51,7 @@ def _new_subjects(marks: Marks, starts: set[int]) -> list[int]:
         if role in ("negate_after", "doubt_after"):
             verb_at[begin] = True
     organ_at = {begin: end for begin, end, _ in marks.organs}
+    organ_ends = set(organ_at.values())
     sides_at = {begin: end for begin, end, kind, _ in marks.modifiers if kind == "side"}
     head_at = [False] * (n + 1)
     for begin, _, _ in marks.heads:
@@ -115,6 +116,8 @@ def _new_subjects(marks: Marks, starts: set[int]) -> list[int]:
             and not (under_denial and perceived and words[new] != "there")
         ):
             split = True
+        elif perceived and verb < 0 and s in organ_ends and not denied:
+            split = False  # "enlarged hilar and mediastinal lymph nodes are seen"
         elif organ in organ_at and said and not head_at[organ] and (next_verb >= 0 or next_said):
             split = (next_verb >= 0 and not (under_denial and perceived)) or normal_said or (next_said and not denied)
         elif verb >= 0 and next_verb >= 0 and subject:

@@ -282,7 +282,8 @@ class _Clause:
                 if finding:
                     options.append((self.gap(organ, begin, end), organ, finding))
             if options:
-                cost, organ, finding = min(options)
+                things = [option for option in options if self.known(option[1]).inside]
+                cost, organ, finding = min(things or options)
                 if cost > 14:
                     continue
                 self.add_pair(begin, end, finding, organ)
