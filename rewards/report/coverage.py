@@ -81,16 +81,11 @@ def measure(texts: Sequence[str], lexicon: Lexicon, top: int = 40) -> Coverage:
 
 def _unread(marks: Marks, lexicon: Lexicon) -> set[int]:
     """Positions of words that belong to no term and to no small word class."""
-    spans = [
-        *marks.heads,
-        *marks.organs,
-        *marks.states,
-        *marks.modifiers,
-        *marks.cues,
-        *marks.normals,
-        *marks.abnormals,
-    ]
-    covered = {i for span in spans for i in range(span[0], span[1])}
+    covered: set[int] = set()
+    for begin, end, *_ in (*marks.heads, *marks.organs, *marks.states, *marks.modifiers, *marks.cues):
+        covered.update(range(int(begin), int(end)))
+    for begin, end in (*marks.normals, *marks.abnormals):
+        covered.update(range(begin, end))
     small = _small(lexicon)
     return {
         i
@@ -109,7 +104,7 @@ def _phrases(words: Sequence[str], unread: set[int], lexicon: Lexicon) -> Iterat
     small = _small(lexicon)
     for i in unread:
         for length in range(1, _LONGEST + 1):
-            for begin in {i, i - length + 1}:
+            for begin in sorted({i, i - length + 1}):
                 run = words[max(0, begin) : begin + length]
                 if begin >= 0 and len(run) == length and all(map(str.isalpha, run)) and not small & {run[0], run[-1]}:
                     yield " ".join(run)
