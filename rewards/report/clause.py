@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from rewards.report.assertion import reaches
 from rewards.report.entity import ROOT_GROUP, Entity
 from rewards.report.lexicon import Anatomy, Lexicon
-from rewards.report.terms import Marks
+from rewards.report.stance import Reach, reaches
+from rewards.report.terms import Marks, Mention, Modifier
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Head:
     sites: frozenset[str] = frozenset()
 
 
-def read_clause(marks: Marks, subject: tuple[int, int, str] | None, lexicon: Lexicon, lo: int, hi: int) -> list[Entity]:
+def read_clause(marks: Marks, subject: Mention | None, lexicon: Lexicon, lo: int, hi: int) -> list[Entity]:
     """The findings of words[lo:hi]. `subject`: the organ spoken of before, for a clause that names none."""
     words = marks.words
     inside = _Clause(marks, subject, lexicon, lo, hi)
@@ -53,27 +53,27 @@ def read_clause(marks: Marks, subject: tuple[int, int, str] | None, lexicon: Lex
     inside.share_adjective()
     inside.pair_borderline()
     inside.specialise()
-    denied, doubted, unasserted = reaches(marks, lo, hi)
+    reach = reaches(marks, lo, hi)
     inside.say_normal()
-    inside.say_abnormal(denied)
+    inside.say_abnormal(reach)
     inside.say_things()
     heads = sorted(inside.heads, key=lambda h: (h.begin, h.end, h.finding))
     if not heads:
         return []
-    inside.attach(heads, denied)
+    inside.attach(heads, reach)
     either_or = _either_or(marks, heads)
     entities = []
     for head in heads:
         at = head.begin
-        if any(a <= at < b for a, b in unasserted):
+        if any(span.holds(at) for span in reach.unasserted):
             continue
-        no = any(a <= at < b for a, b in denied)
+        no = any(span.holds(at) for span in reach.denied)
         if head.group:
             # A normal organ is an absent group; "not clear" makes it present.
             assertion = "absent" if (head in inside.normal_heads) != no else "present"
         elif no:
             assertion = "absent"
-        elif any(a <= at < b for a, b in doubted) or head in either_or:
+        elif any(span.holds(at) for span in reach.doubted) or head in either_or:
             assertion = "uncertain"
         else:
             assertion = "present"
@@ -128,7 +128,8 @@ def _either_or(marks: Marks, heads: list[Head]) -> list[Head]:
     """
     words, apart = marks.words, marks.lexicon.grammar["apart"]
     unchanged = min(
-        (m[0] for m in marks.modifiers if m[2] == "change" and words[m[0]] in ("no", "not", "without")), default=-1
+        (m.begin for m in marks.modifiers if m.kind == "change" and words[m.begin] in ("no", "not", "without")),
+        default=-1,
     )
     found = []
     for a, b in pairwise(heads):
@@ -143,26 +144,26 @@ def _either_or(marks: Marks, heads: list[Head]) -> list[Head]:
 class _Clause:
     """One clause while its findings are put together."""
 
-    def __init__(self, marks: Marks, subject: tuple[int, int, str] | None, lexicon: Lexicon, lo: int, hi: int) -> None:
+    def __init__(self, marks: Marks, subject: Mention | None, lexicon: Lexicon, lo: int, hi: int) -> None:
         self.marks, self.words, self.lexicon, self.lo, self.hi = marks, marks.words, lexicon, lo, hi
         self.separators = lexicon.grammar["separators"]
-        self.heads = [Head(b, e, f) for b, e, f in marks.heads if lo <= b < hi]
-        self.organs = [o for o in marks.organs if lo <= o[0] < hi]
-        self.states = [s for s in marks.states if lo <= s[0] < hi]
-        self.normals = [s for s in marks.normals if lo <= s[0] < hi]
-        self.abnormals = [s for s in marks.abnormals if lo <= s[0] < hi]
-        self.modifiers = [m for m in marks.modifiers if lo <= m[0] < hi]
+        self.heads = [Head(m.begin, m.end, m.name) for m in marks.heads if lo <= m.begin < hi]
+        self.organs = [o for o in marks.organs if lo <= o.begin < hi]
+        self.states = [s for s in marks.states if lo <= s.begin < hi]
+        self.normals = [s for s in marks.normals if lo <= s.begin < hi]
+        self.abnormals = [s for s in marks.abnormals if lo <= s.begin < hi]
+        self.modifiers = [m for m in marks.modifiers if lo <= m.begin < hi]
         if (
             subject
             and (self.states or self.normals)
             and not (self.organs or self.heads)
             and marks.words[lo] != "otherwise"
         ):
-            self.organs = [(lo, lo, subject[2])]
+            self.organs = [Mention(lo, lo, subject.name)]
         self.verbs = [v for v in marks.verbs if lo <= v < hi]
-        self.cue_starts = {c[0]: c[2] for c in marks.cues if lo <= c[0] < hi}
-        self.used: set[tuple[int, int, str]] = set()  # organs that are part of a finding, so no place of it
-        self.where: set[tuple[int, int, str]] = set()  # organs that only say where a thing is
+        self.cue_starts = {c.begin: c.name for c in marks.cues if lo <= c.begin < hi}
+        self.used: set[Mention] = set()  # organs that are part of a finding, so no place of it
+        self.where: set[Mention] = set()  # organs that only say where a thing is
         self.listing = lexicon.grammar["listing"]
         self.normal_heads: list[Head] = []
         self.paired: list[Head] = []
@@ -174,33 +175,33 @@ class _Clause:
             self.segment[i - lo] = current
         self.segment[hi - lo] = current
 
-    def known(self, organ: tuple[int, int, str]) -> Anatomy:
-        return self.lexicon.anatomy.get(organ[2]) or Anatomy(organ[2])
+    def known(self, organ: Mention) -> Anatomy:
+        return self.lexicon.organ(organ.name)
 
     def place_things(self) -> None:
         """ "enlarged hilar and mediastinal lymph nodes": beside a thing that lies in organs, the organs only say where."""
         for thing in [organ for organ in self.organs if self.known(organ).inside]:
-            reach = thing[0]
-            for organ in sorted((o for o in self.organs if o[1] <= thing[0]), reverse=True):
-                between = self.words[organ[1] : reach]
-                if not all(w in self.listing or self.is_modifier(organ[1] + i) for i, w in enumerate(between)):
+            reach = thing.begin
+            for organ in sorted((o for o in self.organs if o.end <= thing.begin), reverse=True):
+                between = self.words[organ.end : reach]
+                if not all(w in self.listing or self.is_modifier(organ.end + i) for i, w in enumerate(between)):
                     break
                 self.where.add(organ)
-                reach = organ[0]
-            end = thing[1]
-            for organ in sorted(o for o in self.organs if o[0] >= thing[1]):
-                between = self.words[end : organ[0]]
-                if any(v in range(end, organ[0]) for v in self.verbs) or not (
-                    end > thing[1] or self.marks.says_where(end, organ[0])
+                reach = organ.begin
+            end = thing.end
+            for organ in sorted(o for o in self.organs if o.begin >= thing.end):
+                between = self.words[end : organ.begin]
+                if any(v in range(end, organ.begin) for v in self.verbs) or not (
+                    end > thing.end or self.marks.says_where(end, organ.begin)
                 ):
                     break
-                if end > thing[1] and not all(w in self.listing for w in between):
+                if end > thing.end and not all(w in self.listing for w in between):
                     break
                 self.where.add(organ)
-                end = organ[1]
+                end = organ.end
 
     def is_modifier(self, i: int) -> bool:
-        return any(m[0] <= i < m[1] for m in self.modifiers)
+        return any(m.begin <= i < m.end for m in self.modifiers)
 
     def drop_attributes(self) -> None:
         """ "size and density of the liver are normal", "density is decreased": a bare attribute is no finding."""
@@ -208,7 +209,7 @@ class _Clause:
         for head in list(self.heads):
             if head.end - head.begin > 1 or self.words[head.begin] not in grammar["attributes"]:
                 continue
-            later = min((n[0] for n in self.normals if n[0] >= head.end), default=None)
+            later = min((n.begin for n in self.normals if n.begin >= head.end), default=None)
             normal = later is not None and not any(head.end <= h.begin < later for h in self.heads)
             near = self.words[max(self.lo, head.begin - 5) : min(self.hi, head.end + 4)]
             if normal or not grammar["lessened"].isdisjoint(near):
@@ -220,17 +221,18 @@ class _Clause:
             noun = self.lexicon.bare_finding(self.words[head.end - 1])
             at = head.begin
             while noun and at - 2 >= self.lo and self.words[at - 1] in ("or", "and", ","):
-                organ = next((o for o in self.organs if o[1] == at - 1), None)
-                finding = organ and self.pair_for(organ[2], noun)
+                organ = next((o for o in self.organs if o.end == at - 1), None)
+                finding = self.pair_for(organ.name, noun) if organ else None
                 if organ is None or finding is None or finding == head.finding:
                     break
-                self.heads.append(Head(organ[0], organ[1], finding))
+                self.heads.append(Head(organ.begin, organ.end, finding))
                 self.used.add(organ)
-                at = organ[0]
+                at = organ.begin
 
     def share_adjective(self) -> None:
         """ "pleural effusion and thickening": a bare state after "and" has the organ of the finding before it."""
-        for begin, end, state in self.states:
+        for mention in self.states:
+            begin, end, state = mention.begin, mention.end, mention.name
             if self.words[begin - 1] not in ("and", "or", ","):
                 continue
             for head in [h for h in self.heads if h.end == begin - 1]:
@@ -244,7 +246,7 @@ class _Clause:
         for organ in self.organs:
             finding = self.known(organ).finding
             if finding and organ not in self.used and organ not in self.where:
-                self.heads.append(Head(organ[0], organ[1], finding))
+                self.heads.append(Head(organ.begin, organ.end, finding))
                 self.used.add(organ)
 
     def seg(self, i: int) -> int:
@@ -259,26 +261,27 @@ class _Clause:
                 return found
         return None
 
-    def gap(self, organ: tuple[int, int, str], begin: int, end: int) -> float:
+    def gap(self, organ: Mention, begin: int, end: int) -> float:
         """How far an organ is from a state: words between, more across list borders and verbs the wrong way."""
-        if organ[1] <= begin:
-            between = range(organ[1], begin)
+        if organ.end <= begin:
+            between = range(organ.end, begin)
             cost = 0.5
         else:
-            between = range(end, organ[0])
+            between = range(end, organ.begin)
             cost = 6.0 if any(v in between for v in self.verbs) else 0.0
         return cost + len(between) + sum(3.0 for i in between if self.words[i] in self.separators)
 
     def pair_states(self) -> None:
         """ "the heart is enlarged": a state and the nearest organ that has a finding for it, whichever comes first."""
-        for begin, end, state in self.states:
+        for mention in self.states:
+            begin, end, state = mention.begin, mention.end, mention.name
             if self.is_attribute(begin, end):
                 continue
             options = []
             for organ in self.organs:
-                if abs(organ[0] - begin) > 14 or organ in self.where:
+                if abs(organ.begin - begin) > 14 or organ in self.where:
                     continue
-                finding = self.pair_for(organ[2], state)
+                finding = self.pair_for(organ.name, state)
                 if finding:
                     options.append((self.gap(organ, begin, end), organ, finding))
             if options:
@@ -288,22 +291,22 @@ class _Clause:
                     continue
                 self.add_pair(begin, end, finding, organ)
                 for other_cost, other, other_finding in options:
-                    subjects = other is not organ and other[1] <= organ[0] and organ[1] <= begin
+                    subjects = other is not organ and other.end <= organ.begin and organ.end <= begin
                     if not subjects or other_cost >= 14 or other_finding == finding:
                         continue
-                    if self.is_list(other[1], organ[0]) and any(v >= organ[1] for v in self.verbs):
+                    if self.is_list(other.end, organ.begin) and any(v >= organ.end for v in self.verbs):
                         self.add_pair(begin, end, other_finding, other)
                 continue
             same_mention = any(h.begin == begin for h in self.heads)
             if state in self.lexicon.open_states and not same_mention:
-                near = [(self.gap(o, begin, end), o) for o in self.organs if self.seg(o[0]) == self.seg(begin)]
+                near = [(self.gap(o, begin, end), o) for o in self.organs if self.seg(o.begin) == self.seg(begin)]
                 if near and min(near)[0] <= 2.5 and not any(self.seg(h.begin) == self.seg(begin) for h in self.heads):
                     organ = min(near)[1]
-                    self.add_pair(begin, end, f"{state} {organ[2]}", organ)
+                    self.add_pair(begin, end, f"{state} {organ.name}", organ)
 
     def is_attribute(self, begin: int, end: int) -> bool:
         """ "increased opacity": a word that is a change as well belongs to the finding right behind it."""
-        if not any(m[0] == begin and m[2] == "change" for m in self.modifiers):
+        if not any(m.begin == begin and m.kind == "change" for m in self.modifiers):
             return False
         behind = [i for i in range(end, min(end + 3, self.hi)) if any(h.begin == i for h in self.heads)]
         return bool(behind) and self.seg(behind[0]) == self.seg(begin)
@@ -312,31 +315,32 @@ class _Clause:
         between = self.words[lo:hi]
         return bool(between) and all(w in (",", "and", "the", "or", "left", "right", "both") for w in between)
 
-    def add_pair(self, begin: int, end: int, finding: str, organ: tuple[int, int, str]) -> None:
+    def add_pair(self, begin: int, end: int, finding: str, organ: Mention) -> None:
         self.heads = [h for h in self.heads if h.begin != begin or h.group or h in self.paired]
         head = Head(begin, end, finding)
         self.heads.append(head)
         self.paired.append(head)
         self.used.add(organ)
-        known = self.lexicon.anatomy.get(organ[2], Anatomy(organ[2]))
+        known = self.known(organ)
         head.side = (known.side,) if known.side else ()
         if known.parent is not None or (finding in self.lexicon.many_organs and not known.broad):
             head.places = (known.same or known.id,)
-        self.modifiers = [m for m in self.modifiers if m[0] != begin or m[2] == "severity"]
+        self.modifiers = [m for m in self.modifiers if m.begin != begin or m.kind == "severity"]
 
     def pair_borderline(self) -> None:
         """ "heart size is at the upper limit of normal", "the heart is large": a grade that says the state itself."""
         if self.heads:
             return
-        for begin, end, kind, value in self.modifiers:
+        for grade in self.modifiers:
+            begin, end, kind, value = grade.begin, grade.end, grade.kind, grade.value
             if kind == "severity" and (value == 0.5 or self.words[begin] in ("large", "huge")):
                 for organ in self.organs:
-                    finding = self.pair_for(organ[2], "enlarged")
+                    finding = self.pair_for(organ.name, "enlarged")
                     if finding:
                         self.add_pair(begin, end, finding, organ)
-                        if value != 0.5 and any(m[2] == "severity" and m[0] < begin for m in self.modifiers):
-                            self.modifiers = [m for m in self.modifiers if m[0] != begin]  # "slightly large"
-                        self.normals = [n for n in self.normals if n[0] < end and n[0] < begin]
+                        if value != 0.5 and any(m.kind == "severity" and m.begin < begin for m in self.modifiers):
+                            self.modifiers = [m for m in self.modifiers if m.begin != begin]  # "slightly large"
+                        self.normals = [n for n in self.normals if n.begin < end and n.begin < begin]
                         return
 
     def specialise(self) -> None:
@@ -345,33 +349,33 @@ class _Clause:
             general, home = head.finding, self.lexicon.finding(head.finding).home
             if home and not self.lexicon.organ_words.isdisjoint(self.words[head.begin : head.end]):
                 continue  # "pleural effusion" names its organ itself
-            best: tuple[float, str, tuple[int, int, str]] | None = None
+            best: tuple[float, str, Mention] | None = None
             for organ in self.organs:
-                if abs(organ[0] - head.begin) > 12 or self.seg(organ[0]) != self.seg(head.begin):
+                if abs(organ.begin - head.begin) > 12 or self.seg(organ.begin) != self.seg(head.begin):
                     continue
-                finding = self.pair_for(organ[2], head.finding)
+                finding = self.pair_for(organ.name, head.finding)
                 if finding is None:
                     continue
                 cost = self.gap(organ, head.begin, head.end)
-                if organ[0] >= head.end and self.marks.says_where(head.end, organ[0]):
+                if organ.begin >= head.end and self.marks.says_where(head.end, organ.begin):
                     cost = min(cost, 5.0)  # "plaques are observed in the walls of the aorta"
                 if cost <= 5 and (best is None or cost < best[0]):
                     best = (cost, finding, organ)
             if best is not None:
                 head.finding = best[1]
-                known = self.lexicon.anatomy.get(best[2][2])
+                known = self.lexicon.anatomy.get(best[2].name)
                 if known is not None and known.parent is None and best[1] not in self.lexicon.many_organs:
                     self.used.add(best[2])
                 self.spread(head, best[2], general)
             elif home:
                 self.away(head, home)
 
-    def spread(self, head: Head, organ: tuple[int, int, str], general: str) -> None:
+    def spread(self, head: Head, organ: Mention, general: str) -> None:
         """ "plaques in the aorta and the coronary arteries": a list of organs makes one finding in each."""
         for other in self.organs:
             a, b = sorted((organ, other))
-            finding = self.pair_for(other[2], general)
-            if a is b or finding in (None, head.finding) or not self.is_list(a[1], b[0]):
+            finding = self.pair_for(other.name, general)
+            if a is b or finding in (None, head.finding) or not self.is_list(a.end, b.begin):
                 continue
             self.heads.append(replace(head, finding=str(finding)))
             self.used.add(other)
@@ -379,44 +383,47 @@ class _Clause:
     def away(self, head: Head, home: Sequence[str]) -> None:
         """ "density of the liver" is no lung opacity: a bare word said of an organ elsewhere is a finding of that organ."""
         for organ in self.organs:
-            if organ[1] <= head.begin:
-                near = all(self.is_modifier(i) for i in range(organ[1], head.begin))
+            if organ.end <= head.begin:
+                near = all(self.is_modifier(i) for i in range(organ.end, head.begin))
             else:
-                between = self.words[head.end : organ[0]]
+                between = self.words[head.end : organ.begin]
                 near = bool(between) and between[0] in ("in", "of", "within") and self.listing.issuperset(between[1:])
             group = self.known(organ).group
             if near and group and not any(h in self.lexicon.group_chain(group) for h in home):
-                head.finding = f"{head.finding} {organ[2]}"
+                head.finding = f"{head.finding} {organ.name}"
                 self.used.add(organ)
                 return
 
     def say_normal(self) -> None:
         """ "the heart and mediastinum are normal", "clear lungs": organs called normal are absent groups."""
         groups = [o for o in self.organs if self.known(o).group is not None and o not in self.where]
-        borders = sorted([s[0] for s in self.states] + [n[0] for n in self.normals] + [h.begin for h in self.heads])
-        for begin, end in self.normals:
-            following = [o for o in groups if o[0] >= end and o not in self.used]
-            leading = [o for o in groups if o[1] <= begin and o not in self.used]
+        borders = sorted(
+            [s.begin for s in self.states] + [n.begin for n in self.normals] + [h.begin for h in self.heads]
+        )
+        for mention in self.normals:
+            begin, end = mention.begin, mention.end
+            following = [o for o in groups if o.begin >= end and o not in self.used]
+            leading = [o for o in groups if o.end <= begin and o not in self.used]
             says_of = any(begin - 4 <= v < begin for v in self.verbs) and bool(leading)
-            attributive = bool(following) and following[0][0] - end <= 4 and not says_of
-            if attributive and leading and self.seg(following[0][0]) != self.seg(begin):
+            attributive = bool(following) and following[0].begin - end <= 4 and not says_of
+            if attributive and leading and self.seg(following[0].begin) != self.seg(begin):
                 attributive = False
-            if attributive and any(h.begin < following[0][0] and h.begin >= end for h in self.heads):
+            if attributive and any(h.begin < following[0].begin and h.begin >= end for h in self.heads):
                 attributive = False
             if attributive:
                 stop = min([b for b in borders if b > begin] + [v for v in self.verbs if v > begin] + [self.hi])
-                chosen = [o for o in following if o[0] < stop]
+                chosen = [o for o in following if o.begin < stop]
             else:
                 since = max([b for b in borders if b < begin], default=self.lo)
-                chosen = [o for o in leading if o[0] >= since] or leading[-1:] or self.last_subject(groups, begin)
+                chosen = [o for o in leading if o.begin >= since] or leading[-1:] or self.last_subject(groups, begin)
             for organ in chosen:
                 self.add_group(begin, end, organ, normal=True)
             if not chosen and not self.organs and not self.heads and self.is_bare(begin, end):
                 self.add_root(begin, end, normal=True)
 
-    def last_subject(self, groups: list[tuple[int, int, str]], begin: int) -> list[tuple[int, int, str]]:
+    def last_subject(self, groups: list[Mention], begin: int) -> list[Mention]:
         """ "the lungs are hyperexpanded and clear": an organ that already has a state may have a second predicate."""
-        last = [o for o in groups if o[1] <= begin][-1:]
+        last = [o for o in groups if o.end <= begin][-1:]
         return last if last and self.words[begin - 1] in ("and", "but", ",") else []
 
     def is_bare(self, begin: int, end: int) -> bool:
@@ -425,19 +432,20 @@ class _Clause:
         light = self.lexicon.grammar["study"]
         return light.issuperset(rest) and (len(rest) > 0 or self.hi - self.lo <= 3)
 
-    def say_abnormal(self, denied: list[tuple[int, int]]) -> None:
+    def say_abnormal(self, reach: Reach) -> None:
         """ "no acute cardiopulmonary abnormality": general words for anything wrong, with the organs they speak of."""
         groups = [o for o in self.organs if self.known(o).group is not None and o not in self.where]
-        for begin, end in self.abnormals:
+        for mention in self.abnormals:
+            begin, end = mention.begin, mention.end
             if any(h.begin <= begin < h.end for h in self.heads):
                 continue
-            reach = next(((a, b) for a, b in denied if a <= begin < b), None)
-            if reach is None:
+            denial = next((span for span in reach.denied if span.holds(begin)), None)
+            if denial is None:
                 if self.words[begin] not in self.lexicon.abnormal_states or any(
                     self.seg(h.begin) == self.seg(begin) for h in self.heads
                 ):
                     continue
-                near = [o for o in groups if self.seg(o[0]) == self.seg(begin) and o not in self.used]
+                near = [o for o in groups if self.seg(o.begin) == self.seg(begin) and o not in self.used]
                 for organ in near[:1]:
                     self.add_group(begin, end, organ, normal=False)
                 continue
@@ -447,32 +455,32 @@ class _Clause:
                 and any(h.begin >= end for h in self.heads)
             ):
                 continue
-            scope = [o for o in groups if reach[0] <= o[0] < reach[1] and o not in self.used]
-            chosen = [o for o in scope if o[1] <= begin and not any(o[1] <= h.begin < begin for h in self.heads)]
-            chosen = chosen or [o for o in scope if end <= o[0] <= end + 5]
-            chosen = chosen or [o for o in groups if o[1] <= reach[0] and o not in self.used]
+            scope = [o for o in groups if denial.holds(o.begin) and o not in self.used]
+            chosen = [o for o in scope if o.end <= begin and not any(o.end <= h.begin < begin for h in self.heads)]
+            chosen = chosen or [o for o in scope if end <= o.begin <= end + 5]
+            chosen = chosen or [o for o in groups if o.end <= denial.begin and o not in self.used]
             for organ in chosen:
                 self.add_group(begin, end, organ, normal=False)
-            if not chosen and not [o for o in self.organs if self.seg(o[0]) == self.seg(begin)]:
+            if not chosen and not [o for o in self.organs if self.seg(o.begin) == self.seg(begin)]:
                 self.add_root(begin, end, normal=False)
 
-    def add_group(self, begin: int, end: int, organ: tuple[int, int, str], normal: bool) -> None:
-        known = self.lexicon.anatomy[organ[2]]
+    def add_group(self, begin: int, end: int, organ: Mention, normal: bool) -> None:
+        known = self.known(organ)
         head = Head(begin, end, known.group or ROOT_GROUP, group=True)
         head.side = (known.side,) if known.side else ()
         if known.id != known.group and not known.broad:
             head.places = (known.same or known.id,)
         # A side in the phrase of the organ limits what is called normal; the side of another organ does not.
         for m in self.modifiers:
-            if m[2] == "side" and self.seg(m[0]) == self.seg(organ[0]):
-                head.side = (*head.side, str(m[3]))
+            if m.kind == "side" and self.seg(m.begin) == self.seg(organ.begin):
+                head.side = (*head.side, str(m.value))
             if (
-                m[2] == "qualifier"
-                and isinstance(m[3], tuple)
-                and m[3][0] == "age"
-                and self.seg(m[0]) == self.seg(begin)
+                m.kind == "qualifier"
+                and isinstance(m.value, tuple)
+                and m.value[0] == "age"
+                and self.seg(m.begin) == self.seg(begin)
             ):
-                head.qualifiers = (m[3],)
+                head.qualifiers = (m.value,)
         self.used.add(organ)
         self.heads.append(head)
         if normal:
@@ -484,7 +492,7 @@ class _Clause:
         if normal:
             self.normal_heads.append(head)
 
-    def attach(self, heads: list[Head], denied: list[tuple[int, int]]) -> None:
+    def attach(self, heads: list[Head], reach: Reach) -> None:
         """Give every modifier and place to one finding: of its phrase, else the one before, else the one after."""
         own = [h for h in heads if not h.group]
         if not own:
@@ -495,15 +503,15 @@ class _Clause:
         segment_begin: dict[int, int] = {}
         for i in range(self.lo, self.hi):
             segment_begin.setdefault(self.seg(i), i)
-        things: list[tuple[int, int, str, object]] = list(self.modifiers)
-        things += [(b, e, "place", o) for b, e, o in self.organs if (b, e, o) not in self.used]
+        things = list(self.modifiers)
+        things += [Modifier(o.begin, o.end, "place", o.name) for o in self.organs if o not in self.used]
         spoken_for = {self.seg(h.begin) for h in heads if h.group}
         # "large mass, 3 cm": what is said between the words of a term already belongs to the term.
-        for thing in sorted(things, key=lambda t: (t[0], t[1], t[2], str(t[3]))):
-            begin = thing[0]
+        for thing in sorted(things, key=lambda t: (t.begin, t.end, t.kind, str(t.value))):
+            begin = thing.begin
             segment = self.seg(begin)
             mine = by_segment.get(segment)
-            if not mine and segment in spoken_for and thing[2] in ("side", "place"):
+            if not mine and segment in spoken_for and thing.kind in ("side", "place"):
                 continue  # "clear right lung and opacified left lung": the right belongs to what is clear
             if mine:
                 before = [h for h in mine if h.begin <= begin]
@@ -513,19 +521,19 @@ class _Clause:
                 elif not after:
                     head = before[-1]
                 else:
-                    where = self.marks.says_where(before[-1].end, begin) or thing[2] == "size"
+                    where = self.marks.says_where(before[-1].end, begin) or thing.kind == "size"
                     head = before[-1] if where else after[0]
                 late = head.begin < begin and self.marks.says_where(head.end, begin)
             else:
                 before = [h for h in own if h.begin < begin]
                 after = [h for h in own if h.begin > begin]
                 border = self.words[segment_begin[segment]]
-                if border == "," and before and thing[2] in ("size", "severity", "change", "qualifier"):
+                if border == "," and before and thing.kind in ("size", "severity", "change", "qualifier"):
                     after = []
                 head = self.choose(before, after, border, begin, segment_begin[segment])
                 late = head.begin < begin
             # "without tension", "on the left, not on the right": what is denied of a finding is no part of it.
-            if any(a <= begin < b and not a <= head.begin < b for a, b in denied):
+            if any(span.holds(begin) and not span.holds(head.begin) for span in reach.denied):
                 continue
             give(head, thing, late, self.lexicon, segment)
         for head in own:
@@ -583,11 +591,9 @@ class _Clause:
                 own[i].side = own[last].side
 
 
-def give(
-    head: Head, thing: tuple[int, int, str, object], late: bool, lexicon: Lexicon | None = None, segment: int = -1
-) -> None:
+def give(head: Head, thing: Modifier, late: bool, lexicon: Lexicon | None = None, segment: int = -1) -> None:
     """Add a modifier or a place to a finding. `late`: it stands behind the finding, after a preposition."""
-    kind, value = thing[2], thing[3]
+    kind, value = thing.kind, thing.value
     if kind == "side":
         head.side = (*head.side, str(value))
         _spot(head, segment).sides.append(str(value))

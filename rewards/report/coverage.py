@@ -81,11 +81,9 @@ def measure(texts: Sequence[str], lexicon: Lexicon, top: int = 40) -> Coverage:
 
 def _unread(marks: Marks, lexicon: Lexicon) -> set[int]:
     """Positions of words that belong to no term and to no small word class."""
-    covered: set[int] = set()
-    for begin, end, *_ in (*marks.heads, *marks.organs, *marks.states, *marks.modifiers, *marks.cues):
-        covered.update(range(int(begin), int(end)))
-    for begin, end in (*marks.normals, *marks.abnormals):
-        covered.update(range(begin, end))
+    mentions = (*marks.heads, *marks.organs, *marks.states, *marks.cues, *marks.normals, *marks.abnormals)
+    covered = {i for span in mentions for i in range(span.begin, span.end)}
+    covered |= {i for span in marks.modifiers for i in range(span.begin, span.end)}
     small = _small(lexicon)
     return {
         i

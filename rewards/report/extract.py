@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
-from rewards.report.assertion import clause_starts
 from rewards.report.clause import Head, entity_of, give, read_clause
+from rewards.report.clauses import clause_starts
 from rewards.report.entity import Entity, Reading
 from rewards.report.lexicon import Lexicon
 from rewards.report.sentences import read
@@ -62,7 +62,7 @@ def _read_sentence(words: tuple[str, ...], lines: tuple[int, ...], lexicon: Lexi
     starts = clause_starts(marks, lines)
     results: list[Entity] = []
     for lo, hi in zip(starts, [*starts[1:], len(words)], strict=True):
-        subject = next((organ for organ in reversed(marks.organs) if organ[1] <= lo), None)
+        subject = next((organ for organ in reversed(marks.organs) if organ.end <= lo), None)
         entities = read_clause(marks, subject, lexicon, lo, hi)
         if not entities and results:
             other = _other_side(words[lo:hi], lexicon, results[-1])
@@ -83,8 +83,8 @@ def _continued(words: Sequence[str], lexicon: Lexicon, last: Entity) -> Entity |
     for mod in marks.modifiers:
         give(head, mod, False)
     more = entity_of(head, last.assertion, marks.words)
-    denied = any(role.startswith("negate") for _, _, role in marks.cues)
-    doubted = any(role.startswith("doubt") for _, _, role in marks.cues)
+    denied = any(cue.name.startswith("negate") for cue in marks.cues)
+    doubted = any(cue.name.startswith("doubt") for cue in marks.cues)
     assertion = "absent" if denied else "uncertain" if doubted and last.assertion == "present" else last.assertion
     return replace(
         last,
@@ -106,9 +106,9 @@ def _other_side(words: Sequence[str], lexicon: Lexicon, last: Entity) -> Entity 
         return None
     head = Head(0, 0, last.finding)
     for mod in marks.modifiers:
-        if mod[3] != ("number", "single"):
+        if mod.value != ("number", "single"):
             give(head, mod, False)
-    denied = any(role.startswith("negate") for _, _, role in marks.cues)
+    denied = any(cue.name.startswith("negate") for cue in marks.cues)
     if not (denied or head.grades or head.sizes or "one" in words):
         return None
     return entity_of(head, "absent" if denied else "present", words, lexicon)

@@ -112,6 +112,10 @@ class Lexicon:
         """The finding of this id; one met by its suffix or by an organ's state alone weighs a little less."""
         return self.findings.get(id) or Finding(id, weight=0.8)
 
+    def organ(self, id: str) -> Anatomy:
+        """The organ of this id; a vertebral level is one of its own."""
+        return self.anatomy.get(id) or Anatomy(id)
+
     def bare_finding(self, word: str) -> str | None:
         """The finding that this word alone means."""
         return self._bare(word, "finding")

@@ -34,21 +34,38 @@ _ORDINAL_WORDS = {
 }
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Mention:
+    """words[begin:end] is a term: `name` is its finding, organ, state or cue role; "" for normal and abnormal."""
+
+    begin: int
+    end: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Modifier:
+    """words[begin:end] is an attribute. `kind`: side, severity, change, qualifier, level, size (mm) or place."""
+
+    begin: int
+    end: int
+    kind: str
+    value: object
+
+
 @dataclass
 class Marks:
     """The mentions of one sentence by kind; positions are word indices, ends exclusive."""
 
     words: Sequence[str]
     lexicon: Lexicon
-    heads: list[tuple[int, int, str]] = field(default_factory=list)  # findings
-    organs: list[tuple[int, int, str]] = field(default_factory=list)
-    states: list[tuple[int, int, str]] = field(default_factory=list)
-    normals: list[tuple[int, int]] = field(default_factory=list)
-    abnormals: list[tuple[int, int]] = field(default_factory=list)
-    modifiers: list[tuple[int, int, str, object]] = field(
-        default_factory=list
-    )  # side, severity, change, qualifier, size
-    cues: list[tuple[int, int, str]] = field(default_factory=list)
+    heads: list[Mention] = field(default_factory=list)  # findings
+    organs: list[Mention] = field(default_factory=list)
+    states: list[Mention] = field(default_factory=list)
+    normals: list[Mention] = field(default_factory=list)
+    abnormals: list[Mention] = field(default_factory=list)
+    modifiers: list[Modifier] = field(default_factory=list)
+    cues: list[Mention] = field(default_factory=list)
     verbs: list[int] = field(default_factory=list)
 
     def says_where(self, lo: int, hi: int) -> bool:
@@ -78,7 +95,7 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
         if not best:
             whole = _elided(words, i, root) if i + 3 < n else None
             if whole is not None:
-                marks.organs.append((i, i + 1, whole))
+                marks.organs.append(Mention(i, i + 1, whole))
             elif word in predicates:
                 marks.verbs.append(i)
             else:
@@ -87,22 +104,22 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
             continue
         for kind, value in meanings:
             if kind == "finding":
-                marks.heads.append((i, best, value))
+                marks.heads.append(Mention(i, best, value))
                 _inner_sides(marks, i, best)
             elif kind == "anatomy":
-                marks.organs.append((i, best, value))
+                marks.organs.append(Mention(i, best, value))
                 if not value.startswith(("left_", "right_")):
                     _inner_sides(marks, i, best)
             elif kind == "state":
-                marks.states.append((i, best, value))
+                marks.states.append(Mention(i, best, value))
             elif kind == "cue":
-                marks.cues.append((i, best, value))
+                marks.cues.append(Mention(i, best, value))
             elif kind == "normal":
-                marks.normals.append((i, best))
+                marks.normals.append(Mention(i, best))
             elif kind == "abnormal":
-                marks.abnormals.append((i, best))
+                marks.abnormals.append(Mention(i, best))
             else:
-                marks.modifiers.append((i, best, kind, value))
+                marks.modifiers.append(Modifier(i, best, kind, value))
         i = best
     vague = {before for organ in marks.organs for before in [_held_by(organ, marks)] if before is not None}
     marks.organs = [organ for organ in marks.organs if organ not in vague]
@@ -128,7 +145,7 @@ def _inner_sides(marks: Marks, begin: int, end: int) -> None:
     if end - begin > 2:
         for i in range(begin, end):
             if marks.words[i] in ("left", "right"):
-                marks.modifiers.append((i, i + 1, "side", marks.words[i]))
+                marks.modifiers.append(Modifier(i, i + 1, "side", marks.words[i]))
 
 
 def _other_word(marks: Marks, i: int, word: str, lexicon: Lexicon) -> None:
@@ -136,35 +153,35 @@ def _other_word(marks: Marks, i: int, word: str, lexicon: Lexicon) -> None:
     if word[0].isdigit() or word[0] == ".":
         ordinal = _ORDINAL.match(word)
         if ordinal:
-            marks.modifiers.append((i, i + 1, "level", ordinal[1]))
+            marks.modifiers.append(Modifier(i, i + 1, "level", ordinal[1]))
             return
         for j in range(i + 1, min(i + 5, len(words))):
             scale = _UNITS.get(words[j])
             if scale is not None:
-                marks.modifiers.append((i, i + 1, "size", float(word) * scale))
+                marks.modifiers.append(Modifier(i, i + 1, "size", float(word) * scale))
                 return
             if words[j] not in ("x", "by", "to", ",") and not words[j][0].isdigit():
                 return
     elif word in _ORDINAL_WORDS:
-        marks.modifiers.append((i, i + 1, "level", _ORDINAL_WORDS[word]))
+        marks.modifiers.append(Modifier(i, i + 1, "level", _ORDINAL_WORDS[word]))
     elif _LEVEL.match(word):
-        marks.organs.append((i, i + 1, word))
+        marks.organs.append(Mention(i, i + 1, word))
     elif len(word) > 6 and word.endswith(lexicon.open_suffixes) and word not in lexicon.not_findings and word.isascii():
-        marks.heads.append((i, i + 1, word))
+        marks.heads.append(Mention(i, i + 1, word))
 
 
-def _held_by(organ: tuple[int, int, str], marks: Marks) -> tuple[int, int, str] | None:
+def _held_by(organ: Mention, marks: Marks) -> Mention | None:
     """Which of two organs joined by "of" says nothing of its own.
 
     "the structures of the thorax": the second, which is too wide; "the right lobe of the thyroid": the first.
     """
-    at, words = organ[0] - 1, marks.words
+    at, words = organ.begin - 1, marks.words
     while at > 0 and words[at] in ("the", "left", "right", "both"):
         at -= 1
     if at <= 0 or words[at] != "of":
         return None
-    before = next((other for other in marks.organs if other[1] == at), None)
+    before = next((other for other in marks.organs if other.end == at), None)
     if before is None:
         return None
-    wide = [marks.lexicon.anatomy[o[2]].broad if o[2] in marks.lexicon.anatomy else False for o in (before, organ)]
+    wide = [marks.lexicon.organ(o.name).broad for o in (before, organ)]
     return before if wide == [True, False] else organ
