@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
-from rewards.report.clause import Head, entity_of, give, read_clause
+from rewards.report.clause import read_clause
 from rewards.report.clauses import clause_starts
 from rewards.report.entity import Entity, Reading
+from rewards.report.head import Head, entity_of, give
 from rewards.report.lexicon import Lexicon
 from rewards.report.sentences import read
 from rewards.report.terms import find

@@ -1,0 +1,196 @@
+"""The body site of findings: organs and states become findings, and an organ names the general ones beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rewards.report.frame import Frame
+from rewards.report.head import Head
+from rewards.report.terms import Mention
+
+
+def place_things(frame: Frame) -> None:
+    """ "enlarged hilar and mediastinal lymph nodes": beside a thing that lies in organs, the organs only say where."""
+    for thing in [organ for organ in frame.organs if frame.known(organ).inside]:
+        reach = thing.begin
+        for organ in sorted((o for o in frame.organs if o.end <= thing.begin), reverse=True):
+            between = frame.words[organ.end : reach]
+            if not all(w in frame.listing or frame.is_modifier(organ.end + i) for i, w in enumerate(between)):
+                break
+            frame.where.add(organ)
+            reach = organ.begin
+        end = thing.end
+        for organ in sorted(o for o in frame.organs if o.begin >= thing.end):
+            between = frame.words[end : organ.begin]
+            if any(v in range(end, organ.begin) for v in frame.verbs) or not (
+                end > thing.end or frame.marks.says_where(end, organ.begin)
+            ):
+                break
+            if end > thing.end and not all(w in frame.listing for w in between):
+                break
+            frame.where.add(organ)
+            end = organ.end
+
+
+def drop_attributes(frame: Frame) -> None:
+    """ "size and density of the liver are normal", "density is decreased": a bare attribute is no finding."""
+    grammar = frame.lexicon.grammar
+    for head in list(frame.heads):
+        if head.end - head.begin > 1 or frame.words[head.begin] not in grammar["attributes"]:
+            continue
+        later = min((n.begin for n in frame.normals if n.begin >= head.end), default=None)
+        normal = later is not None and not any(head.end <= h.begin < later for h in frame.heads)
+        near = frame.words[max(frame.lo, head.begin - 5) : min(frame.hi, head.end + 4)]
+        if normal or not grammar["lessened"].isdisjoint(near):
+            frame.heads.remove(head)
+
+
+def share_noun(frame: Frame) -> None:
+    """ "pleural or pericardial effusion": the adjective before "or" has the noun of the finding after it."""
+    for head in list(frame.heads):
+        noun = frame.lexicon.bare_finding(frame.words[head.end - 1])
+        at = head.begin
+        while noun and at - 2 >= frame.lo and frame.words[at - 1] in ("or", "and", ","):
+            organ = next((o for o in frame.organs if o.end == at - 1), None)
+            finding = frame.pair_for(organ.name, noun) if organ else None
+            if organ is None or finding is None or finding == head.finding:
+                break
+            frame.heads.append(Head(organ.begin, organ.end, finding))
+            frame.used.add(organ)
+            at = organ.begin
+
+
+def share_adjective(frame: Frame) -> None:
+    """ "pleural effusion and thickening": a bare state after "and" has the organ of the finding before it."""
+    for mention in frame.states:
+        begin, end, state = mention.begin, mention.end, mention.name
+        if frame.words[begin - 1] not in ("and", "or", ","):
+            continue
+        for head in [h for h in frame.heads if h.end == begin - 1]:
+            organ = frame.lexicon.bare_organ(frame.words[head.begin])
+            finding = organ and frame.pair_for(organ, state)
+            if finding and not any(h.begin == begin for h in frame.heads):
+                frame.heads.append(Head(begin, end, finding))
+
+
+def pair_states(frame: Frame) -> None:
+    """ "the heart is enlarged": a state and the nearest organ that has a finding for it, whichever comes first."""
+    for mention in frame.states:
+        begin, end, state = mention.begin, mention.end, mention.name
+        if _is_attribute(frame, begin, end):
+            continue
+        options = []
+        for organ in frame.organs:
+            if abs(organ.begin - begin) > 14 or organ in frame.where:
+                continue
+            finding = frame.pair_for(organ.name, state)
+            if finding:
+                options.append((frame.gap(organ, begin, end), organ, finding))
+        if options:
+            things = [option for option in options if frame.known(option[1]).inside]
+            cost, organ, finding = min(things or options)
+            if cost > 14:
+                continue
+            frame.add_pair(begin, end, finding, organ)
+            for other_cost, other, other_finding in options:
+                subjects = other is not organ and other.end <= organ.begin and organ.end <= begin
+                if not subjects or other_cost >= 14 or other_finding == finding:
+                    continue
+                if frame.is_list(other.end, organ.begin) and any(v >= organ.end for v in frame.verbs):
+                    frame.add_pair(begin, end, other_finding, other)
+            continue
+        same_mention = any(h.begin == begin for h in frame.heads)
+        if state in frame.lexicon.open_states and not same_mention:
+            near = [(frame.gap(o, begin, end), o) for o in frame.organs if frame.seg(o.begin) == frame.seg(begin)]
+            if near and min(near)[0] <= 2.5 and not any(frame.seg(h.begin) == frame.seg(begin) for h in frame.heads):
+                organ = min(near)[1]
+                frame.add_pair(begin, end, f"{state} {organ.name}", organ)
+
+
+def _is_attribute(frame: Frame, begin: int, end: int) -> bool:
+    """ "increased opacity": a word that is a change as well belongs to the finding right behind it."""
+    if not any(m.begin == begin and m.kind == "change" for m in frame.modifiers):
+        return False
+    behind = [i for i in range(end, min(end + 3, frame.hi)) if any(h.begin == i for h in frame.heads)]
+    return bool(behind) and frame.seg(behind[0]) == frame.seg(begin)
+
+
+def pair_borderline(frame: Frame) -> None:
+    """ "heart size is at the upper limit of normal", "the heart is large": a grade that says the state itframe."""
+    if frame.heads:
+        return
+    for grade in frame.modifiers:
+        begin, end, kind, value = grade.begin, grade.end, grade.kind, grade.value
+        if kind == "severity" and (value == 0.5 or frame.words[begin] in ("large", "huge")):
+            for organ in frame.organs:
+                finding = frame.pair_for(organ.name, "enlarged")
+                if finding:
+                    frame.add_pair(begin, end, finding, organ)
+                    if value != 0.5 and any(m.kind == "severity" and m.begin < begin for m in frame.modifiers):
+                        frame.modifiers = [m for m in frame.modifiers if m.begin != begin]  # "slightly large"
+                    frame.normals = [n for n in frame.normals if n.begin < end and n.begin < begin]
+                    return
+
+
+def specialise(frame: Frame) -> None:
+    """ "edema" of the lungs is pulmonary edema: the organ in the same phrase names the general finding."""
+    for head in list(frame.heads):
+        general, home = head.finding, frame.lexicon.finding(head.finding).home
+        if home and not frame.lexicon.organ_words.isdisjoint(frame.words[head.begin : head.end]):
+            continue  # "pleural effusion" names its organ itself
+        best: tuple[float, str, Mention] | None = None
+        for organ in frame.organs:
+            if abs(organ.begin - head.begin) > 12 or frame.seg(organ.begin) != frame.seg(head.begin):
+                continue
+            finding = frame.pair_for(organ.name, head.finding)
+            if finding is None:
+                continue
+            cost = frame.gap(organ, head.begin, head.end)
+            if organ.begin >= head.end and frame.marks.says_where(head.end, organ.begin):
+                cost = min(cost, 5.0)  # "plaques are observed in the walls of the aorta"
+            if cost <= 5 and (best is None or cost < best[0]):
+                best = (cost, finding, organ)
+        if best is not None:
+            head.finding = best[1]
+            known = frame.lexicon.anatomy.get(best[2].name)
+            if known is not None and known.parent is None and best[1] not in frame.lexicon.many_organs:
+                frame.used.add(best[2])
+            _spread(frame, head, best[2], general)
+        elif home:
+            _away(frame, head, home)
+
+
+def _spread(frame: Frame, head: Head, organ: Mention, general: str) -> None:
+    """ "plaques in the aorta and the coronary arteries": a list of organs makes one finding in each."""
+    for other in frame.organs:
+        a, b = sorted((organ, other))
+        finding = frame.pair_for(other.name, general)
+        if a is b or finding in (None, head.finding) or not frame.is_list(a.end, b.begin):
+            continue
+        frame.heads.append(replace(head, finding=str(finding)))
+        frame.used.add(other)
+
+
+def _away(frame: Frame, head: Head, home: Sequence[str]) -> None:
+    """ "density of the liver" is no lung opacity: a bare word said of an organ elsewhere is a finding of that organ."""
+    for organ in frame.organs:
+        if organ.end <= head.begin:
+            near = all(frame.is_modifier(i) for i in range(organ.end, head.begin))
+        else:
+            between = frame.words[head.end : organ.begin]
+            near = bool(between) and between[0] in ("in", "of", "within") and frame.listing.issuperset(between[1:])
+        group = frame.known(organ).group
+        if near and group and not any(h in frame.lexicon.group_chain(group) for h in home):
+            head.finding = f"{head.finding} {organ.name}"
+            frame.used.add(organ)
+            return
+
+
+def say_things(frame: Frame) -> None:
+    """ "a lymph node is seen": a thing named without any state is a finding by its mention."""
+    for organ in frame.organs:
+        finding = frame.known(organ).finding
+        if finding and organ not in frame.used and organ not in frame.where:
+            frame.heads.append(Head(organ.begin, organ.end, finding))
+            frame.used.add(organ)
