@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -225,9 +225,27 @@ def _with_needs(names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 class _Builder:
-    def __init__(self, irregular: Mapping[str, str]) -> None:
+    """Collects packs in order; what a later one says of a finding or an organ stands."""
+
+    def __init__(self, packs: Sequence[Mapping[str, Any]]) -> None:
+        self.packs = packs
+        self.irregular: Mapping[str, str] = self.table("irregular")
         self.trie: dict[str, Any] = {}
-        self.irregular = irregular
+        self.findings: dict[str, Finding] = {}
+        self.anatomy: dict[str, Anatomy] = {}
+        for pack in packs:
+            self.add_vocabulary(pack)
+            self.add_entries(pack, "anatomy", self.anatomy, Anatomy)
+            self.add_entries(pack, "findings", self.findings, Finding)
+
+    def table(self, key: str) -> dict[str, Any]:
+        return {word: value for pack in self.packs for word, value in pack.get(key, {}).items()}
+
+    def listed(self, key: str) -> frozenset[str]:
+        return frozenset(word for pack in self.packs for word in pack.get(key, ()))
+
+    def stems(self, words: Iterable[str]) -> frozenset[str]:
+        return frozenset(stem(word, self.irregular) for word in words)
 
     def add(self, template: str, kind: str, value: Any, origin: str) -> None:
         for words in expand(template.lower()):
@@ -242,6 +260,66 @@ class _Builder:
             if (kind, value) not in held:
                 node[TERMS] = (*held, (kind, value))
 
+    def add_vocabulary(self, pack: Mapping[str, Any]) -> None:
+        """Cues, sides, grades, changes, states, qualifiers, and what says normal or abnormal."""
+        meanings = [
+            (*_meaning(kind, value), templates)
+            for kind in ("cues", "sides", "severity", "change", "states")
+            for value, templates in pack.get(kind, {}).items()
+        ]
+        for family, values in pack.get("qualifiers", {}).items():
+            meanings += [("qualifier", (family, value), templates) for value, templates in values.items()]
+        meanings += [(kind, "", pack.get(kind, ())) for kind in ("normal", "abnormal")]
+        for kind, value, templates in meanings:
+            for template in templates:
+                self.add(template, kind, value, pack["name"])
+
+    def add_entries(self, pack: Mapping[str, Any], part: str, known: dict[str, Any], make: Callable[..., Any]) -> None:
+        """Findings or organs. An entry of terms alone extends one of an earlier pack."""
+        for id, entry in pack.get(part, {}).items():
+            if id not in known or entry.keys() != {"terms"}:
+                known[id] = make(id, **{key: value for key, value in entry.items() if key != "terms"})
+            for template in entry["terms"]:
+                self.add(template, part.removesuffix("s"), id, pack["name"])
+
+    def headings(self) -> dict[str, str]:
+        phrases = (
+            (phrase, role)
+            for pack in self.packs
+            for role, templates in pack.get("sections", {}).items()
+            for template in templates
+            for phrase in expand(template)
+        )
+        return {" ".join(stem(word, self.irregular) for word in phrase): role for phrase, role in phrases}
+
+    def answers(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        forms: dict[str, tuple[str, ...]] = {}
+        for pack in self.packs:
+            for answer, words in pack.get("answers", {}).items():
+                forms[answer] = (*forms.get(answer, ()), *words)
+        return tuple(forms.items())
+
+    def grammar(self) -> dict[str, frozenset[str]]:
+        roles = dict.fromkeys(role for pack in self.packs for role in pack.get("grammar", {}))
+        return {r: self.stems(w for pack in self.packs for w in pack.get("grammar", {}).get(r, ())) for r in roles}
+
+    def pairs(self) -> dict[tuple[str, str], str]:
+        rules = (re.split(r" [+=] ", rule) for pack in self.packs for rule in pack.get("pairs", ()))
+        return {(organ, head): finding for organ, head, finding in rules}
+
+    def related(self) -> dict[tuple[str, str], float]:
+        shares: dict[tuple[str, str], float] = {}
+        for one in self.findings.values():
+            for other, share in one.related.items():
+                for both in ((one.id, other), (other, one.id)):
+                    shares[both] = max(share, shares.get(both, 0.0))
+        return shares
+
+    def organ_words(self) -> frozenset[str]:
+        return frozenset(
+            word for word, node in self.trie.items() if any(kind == "anatomy" for kind, _ in node.get(TERMS, ()))
+        )
+
 
 @lru_cache(maxsize=8)
 def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
@@ -249,88 +327,29 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
 
     Raises FileNotFoundError for an unknown pack, ValueError for a broken one (naming the pack, the entry and the term).
     """
-    packs = _with_needs(("general", *names))
-    merged: dict[str, dict[str, Any]] = {"irregular": {}, "abbreviations": {}, "groups": {}, "mains": {}}
-    listed: dict[str, set[str]] = {key: set() for key in ("open_states", "not_findings", "open_suffixes")}
-    for pack in packs:
-        for key, table in merged.items():
-            table.update(pack.get(key, {}))
-        for key, words in listed.items():
-            words.update(pack.get(key, ()))
-    irregular = merged["irregular"]
-    grammar: dict[str, frozenset[str]] = {}
-    for pack in packs:
-        for role, words in pack.get("grammar", {}).items():
-            grammar[role] = grammar.get(role, frozenset()) | {stem(word, irregular) for word in words}
-    build = _Builder(irregular)
-    findings: dict[str, Finding] = {}
-    anatomy: dict[str, Anatomy] = {}
-    pairs: dict[tuple[str, str], str] = {}
-    headings: dict[str, str] = {}
-    answers: dict[str, list[str]] = {}
-    states: set[str] = set()
-    abnormal_states: set[str] = set()
-    for pack in packs:
-        name = pack["name"]
-        for role, templates in pack.get("sections", {}).items():
-            for phrase in (phrase for item in templates for phrase in expand(item)):
-                headings[" ".join(stem(word, irregular) for word in phrase)] = role
-        for answer, forms in pack.get("answers", {}).items():
-            answers.setdefault(answer, []).extend(forms)
-        for kind in ("cues", "sides", "severity", "change", "states"):
-            for value, templates in pack.get(kind, {}).items():
-                for template in templates:
-                    build.add(template, *_meaning(kind, value), name)
-        states.update(pack.get("states", {}))
-        for family, values in pack.get("qualifiers", {}).items():
-            for value, templates in values.items():
-                for template in templates:
-                    build.add(template, "qualifier", (family, value), name)
-        for kind in ("normal", "abnormal"):
-            for template in pack.get(kind, ()):
-                build.add(template, kind, "", name)
-        abnormal_states.update(stem(word, irregular) for word in pack.get("abnormal_states", ()))
-        for id, entry in pack.get("anatomy", {}).items():
-            if id not in anatomy or entry.keys() != {"terms"}:
-                anatomy[id] = Anatomy(id, **{key: value for key, value in entry.items() if key != "terms"})
-            for template in entry["terms"]:
-                build.add(template, "anatomy", id, name)
-        for id, entry in pack.get("findings", {}).items():
-            if id not in findings or entry.keys() != {"terms"}:  # terms alone extend a finding of an earlier pack
-                findings[id] = Finding(id, **{key: value for key, value in entry.items() if key != "terms"})
-            for template in entry["terms"]:
-                build.add(template, "finding", id, name)
-        for rule in pack.get("pairs", ()):
-            organ, head, finding = re.split(r" [+=] ", rule)
-            pairs[organ, head] = finding
-    _check(findings, anatomy, merged["groups"], merged["mains"], pairs, states, names)
-    related: dict[tuple[str, str], float] = {}
-    for one in findings.values():
-        for other, share in one.related.items():
-            for both in ((one.id, other), (other, one.id)):
-                related[both] = max(share, related.get(both, 0.0))
+    build = _Builder(_with_needs(("general", *names)))
+    groups, mains, pairs = build.table("groups"), build.table("mains"), build.pairs()
+    _check(build.findings, build.anatomy, groups, mains, pairs, set(build.table("states")), names)
     return Lexicon(
         packs=names,
         trie=build.trie,
-        findings=findings,
-        anatomy=anatomy,
-        groups=merged["groups"],
-        mains=merged["mains"],
+        findings=build.findings,
+        anatomy=build.anatomy,
+        groups=groups,
+        mains=mains,
         pairs=pairs,
         many_organs=frozenset(f for f, count in Counter(pairs.values()).items() if count >= 4),
-        related=related,
-        stem=lru_cache(maxsize=32768)(partial(stem, irregular=irregular)),
-        abbreviations=merged["abbreviations"],
-        headings=headings,
-        organ_words=frozenset(
-            word for word, node in build.trie.items() if any(kind == "anatomy" for kind, _ in node.get(TERMS, ()))
-        ),
-        answers=tuple((answer, tuple(forms)) for answer, forms in answers.items()),
-        grammar=grammar,
-        open_states=frozenset(listed["open_states"]),
-        open_suffixes=tuple(sorted(listed["open_suffixes"])),
-        not_findings=frozenset(stem(word, irregular) for word in listed["not_findings"]),
-        abnormal_states=frozenset(abnormal_states),
+        related=build.related(),
+        stem=lru_cache(maxsize=32768)(partial(stem, irregular=build.irregular)),
+        abbreviations=build.table("abbreviations"),
+        headings=build.headings(),
+        organ_words=build.organ_words(),
+        answers=build.answers(),
+        grammar=build.grammar(),
+        open_states=build.listed("open_states"),
+        open_suffixes=tuple(sorted(build.listed("open_suffixes"))),
+        not_findings=build.stems(build.listed("not_findings")),
+        abnormal_states=build.stems(build.listed("abnormal_states")),
     )
 
 

@@ -74,38 +74,57 @@ def share_adjective(frame: Frame) -> None:
                 frame.heads.append(Head(begin, end, finding))
 
 
+_FAR = 14  # words or their worth in list borders: no organ farther away has the state
+_BESIDE = 2.5
+
+
 def pair_states(frame: Frame) -> None:
     """ "the heart is enlarged": a state and the nearest organ that has a finding for it, whichever comes first."""
-    for mention in frame.states:
-        begin, end, state = mention.begin, mention.end, mention.name
-        if _is_attribute(frame, begin, end):
+    for state in frame.states:
+        if _is_attribute(frame, state.begin, state.end):
             continue
-        options = []
-        for organ in frame.organs:
-            if abs(organ.begin - begin) > 14 or organ in frame.where:
-                continue
-            finding = frame.pair_for(organ.name, state)
-            if finding:
-                options.append((frame.gap(organ, begin, end), organ, finding))
+        options = _owners(frame, state)
         if options:
-            things = [option for option in options if frame.known(option[1]).inside]
-            cost, organ, finding = min(things or options)
-            if cost > 14:
-                continue
-            frame.add_pair(begin, end, finding, organ)
-            for other_cost, other, other_finding in options:
-                subjects = other is not organ and other.end <= organ.begin and organ.end <= begin
-                if not subjects or other_cost >= 14 or other_finding == finding:
-                    continue
-                if frame.is_list(other.end, organ.begin) and any(v >= organ.end for v in frame.verbs):
-                    frame.add_pair(begin, end, other_finding, other)
+            _pair_nearest(frame, state, options)
+        else:
+            _pair_by_name(frame, state)
+
+
+def _owners(frame: Frame, state: Mention) -> list[tuple[float, Mention, str]]:
+    """(distance, organ, finding) of every organ near enough that has a finding for the state."""
+    options = []
+    for organ in frame.organs:
+        if abs(organ.begin - state.begin) <= _FAR and organ not in frame.where:
+            finding = frame.pair_for(organ.name, state.name)
+            if finding:
+                options.append((frame.gap(organ, state.begin, state.end), organ, finding))
+    return options
+
+
+def _pair_nearest(frame: Frame, state: Mention, options: list[tuple[float, Mention, str]]) -> None:
+    """With the nearest organ, and with those listed before it: "the heart and mediastinum are enlarged"."""
+    things = [option for option in options if frame.known(option[1]).inside]
+    cost, organ, finding = min(things or options)
+    if cost > _FAR:
+        return
+    frame.add_pair(state.begin, state.end, finding, organ)
+    for other_cost, other, other_finding in options:
+        subjects = other is not organ and other.end <= organ.begin and organ.end <= state.begin
+        if not subjects or other_cost >= _FAR or other_finding == finding:
             continue
-        same_mention = any(h.begin == begin for h in frame.heads)
-        if state in frame.lexicon.open_states and not same_mention:
-            near = [(frame.gap(o, begin, end), o) for o in frame.organs if frame.seg(o.begin) == frame.seg(begin)]
-            if near and min(near)[0] <= 2.5 and not any(frame.seg(h.begin) == frame.seg(begin) for h in frame.heads):
-                organ = min(near)[1]
-                frame.add_pair(begin, end, f"{state} {organ.name}", organ)
+        if frame.is_list(other.end, organ.begin) and any(verb >= organ.end for verb in frame.verbs):
+            frame.add_pair(state.begin, state.end, other_finding, other)
+
+
+def _pair_by_name(frame: Frame, state: Mention) -> None:
+    """A state that any organ may have makes a finding of its own name: "thickened esophagus"."""
+    if state.name not in frame.lexicon.open_states or any(h.begin == state.begin for h in frame.heads):
+        return
+    phrase = frame.seg(state.begin)
+    near = [(frame.gap(o, state.begin, state.end), o) for o in frame.organs if frame.seg(o.begin) == phrase]
+    if near and min(near)[0] <= _BESIDE and not any(frame.seg(h.begin) == phrase for h in frame.heads):
+        organ = min(near)[1]
+        frame.add_pair(state.begin, state.end, f"{state.name} {organ.name}", organ)
 
 
 def _is_attribute(frame: Frame, begin: int, end: int) -> bool:

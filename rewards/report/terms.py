@@ -73,57 +73,62 @@ class Marks:
         return not self.lexicon.grammar["prepositions"].isdisjoint(self.words[lo:hi])
 
 
+_LISTS = {"finding": "heads", "anatomy": "organs", "state": "states", "cue": "cues"}
+_PLAIN = {"normal": "normals", "abnormal": "abnormals"}
+
+
 def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
     """All terms, longest first from the left; besides them sizes, vertebral levels and words that end like a disease."""
     marks = Marks(words, lexicon)
-    root, n, i = lexicon.trie, len(words), 0
-    predicates = lexicon.grammar["predicates"]
-    while i < n:
-        word = words[i]
-        node = root.get(word)
-        best = 0
-        meanings: tuple[tuple[str, Any], ...] = ()
-        j = i + 1
-        while node is not None:
-            ends = node.get(TERMS)
-            if ends:
-                best, meanings = j, ends
-            if j >= n:
-                break
-            node = node.get(words[j])
-            j += 1
-        if not best:
-            whole = _elided(words, i, root) if i + 3 < n else None
-            if whole is not None:
-                marks.organs.append(Mention(i, i + 1, whole))
-            elif word in predicates:
-                marks.verbs.append(i)
-            else:
-                _other_word(marks, i, word, lexicon)
-            i += 1
-            continue
+    i = 0
+    while i < len(words):
+        end, meanings = _longest_term(words, i, lexicon.trie)
         for kind, value in meanings:
-            if kind == "finding":
-                marks.heads.append(Mention(i, best, value))
-                _inner_sides(marks, i, best)
-            elif kind == "anatomy":
-                marks.organs.append(Mention(i, best, value))
-                if not value.startswith(("left_", "right_")):
-                    _inner_sides(marks, i, best)
-            elif kind == "state":
-                marks.states.append(Mention(i, best, value))
-            elif kind == "cue":
-                marks.cues.append(Mention(i, best, value))
-            elif kind == "normal":
-                marks.normals.append(Mention(i, best))
-            elif kind == "abnormal":
-                marks.abnormals.append(Mention(i, best))
-            else:
-                marks.modifiers.append(Modifier(i, best, kind, value))
-        i = best
-    vague = {before for organ in marks.organs for before in [_held_by(organ, marks)] if before is not None}
+            _mark(marks, i, end, kind, value)
+        if not meanings:
+            _mark_word(marks, i, words[i])
+        i = end
+    vague = {_held_by(organ, marks) for organ in marks.organs}  # and None, which no organ is
     marks.organs = [organ for organ in marks.organs if organ not in vague]
     return marks
+
+
+def _longest_term(words: Sequence[str], i: int, trie: Mapping[str, Any]) -> tuple[int, tuple[tuple[str, Any], ...]]:
+    """(its end, its meanings) of the longest term at i; (i + 1, nothing) where none begins."""
+    best, meanings = i + 1, ()
+    node = trie.get(words[i])
+    j, count = i + 1, len(words)
+    while node is not None:
+        ends = node.get(TERMS)
+        if ends:
+            best, meanings = j, ends
+        if j >= count:
+            break
+        node = node.get(words[j])
+        j += 1
+    return best, meanings
+
+
+def _mark(marks: Marks, begin: int, end: int, kind: str, value: Any) -> None:
+    if kind in _LISTS:
+        getattr(marks, _LISTS[kind]).append(Mention(begin, end, value))
+        if kind == "finding" or (kind == "anatomy" and not value.startswith(("left_", "right_"))):
+            _inner_sides(marks, begin, end)
+    elif kind in _PLAIN:
+        getattr(marks, _PLAIN[kind]).append(Mention(begin, end))
+    else:
+        marks.modifiers.append(Modifier(begin, end, kind, value))
+
+
+def _mark_word(marks: Marks, i: int, word: str) -> None:
+    """A word that begins no term: a shared noun left out, a verb, a number, a level or the name of a disease."""
+    whole = _elided(marks.words, i, marks.lexicon.trie) if i + 3 < len(marks.words) else None
+    if whole is not None:
+        marks.organs.append(Mention(i, i + 1, whole))
+    elif word in marks.lexicon.grammar["predicates"]:
+        marks.verbs.append(i)
+    else:
+        _other_word(marks, i, word, marks.lexicon)
 
 
 def _elided(words: Sequence[str], i: int, root: Mapping[str, Any]) -> str | None:
