@@ -154,7 +154,9 @@ def _organ_has_a_predicate(marks: Marks, roles: _Roles, behind: _Behind, ahead: 
     if organ not in roles.organs or organ in roles.heads or not behind.said or not (ahead.verb or ahead.said):
         return None
     own_verb = ahead.verb and not (behind.denied and not behind.verb and ahead.perceived)
-    return own_verb or ahead.normal or (ahead.said and not behind.denied)
+    after = roles.organs[organ]
+    enlarged = after in roles.said and marks.words[after].endswith("ed")  # "no effusion, heart enlarged"
+    return own_verb or ahead.normal or enlarged or (ahead.said and not behind.denied)
 
 
 def _second_verb(marks: Marks, roles: _Roles, behind: _Behind, ahead: _Ahead) -> bool | None:

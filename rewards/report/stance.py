@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rewards.report.terms import Marks, Mention
@@ -97,13 +97,7 @@ def _act(clause: _Clause, cue: _Cue, role: str) -> None:
         whole = {"before": Span(cue.end, clause.hi), "after": Span(clause.lo, cue.begin)}
         clause.unasserted.append(whole[direction])
         return
-    spans = {
-        "before": _all_behind,
-        "next": _next_behind,
-        "after": _all_before,
-        "last": _last_before,
-        "both": _neighbours,
-    }.get(direction)
+    spans = DIRECTIONS.get(direction)
     if act not in ("negate", "doubt") or spans is None:
         return
     chosen = clause.denied if act == "negate" else clause.reopened if direction == "after" else clause.doubted
@@ -140,6 +134,16 @@ def _last_before(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
 def _neighbours(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
     """ "atelectasis versus pneumonia" """
     return [*_last_before(clause, cue, act), *(Span(cue.end, target.end) for target in cue.after[:1])]
+
+
+# What a cue acts on, by the second half of its role.
+DIRECTIONS: dict[str, Callable[[_Clause, _Cue, str], list[Span]]] = {
+    "before": _all_behind,
+    "next": _next_behind,
+    "after": _all_before,
+    "last": _last_before,
+    "both": _neighbours,
+}
 
 
 def _within_limits(clause: _Clause) -> None:
