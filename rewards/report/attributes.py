@@ -19,8 +19,8 @@ def attach(frame: Frame, heads: list[Head], reach: Reach) -> None:
     for head in own:
         by_segment.setdefault(frame.seg(head.begin), []).append(head)
     segment_begin: dict[int, int] = {}
-    for i in range(frame.lo, frame.hi):
-        segment_begin.setdefault(frame.seg(i), i)
+    for offset, segment in enumerate(frame.segment[:-1]):
+        segment_begin.setdefault(segment, frame.lo + offset)
     things = list(frame.modifiers)
     things += [Modifier(o.begin, o.end, "place", o.name) for o in frame.organs if o not in frame.used]
     spoken_for = {frame.seg(h.begin) for h in heads if h.group}

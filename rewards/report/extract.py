@@ -21,6 +21,8 @@ _MAX_ALIKE = 16  # differing mentions of one finding that a new one is compared 
 def extract(text: str, lexicon: Lexicon) -> Reading:
     """Read a whole report. Never raises on any text; the work is bounded by `sentences.MAX_WORDS`."""
     parsed = read(text, lexicon)
+    if parsed.too_long:
+        return Reading((), sum(len(sentence.words) for sentence in parsed.sentences), too_long=True)
     found: list[tuple[int, Entity]] = []
     seen: dict[tuple[int, tuple[str, ...]], int] = {}
     total = repeated = 0

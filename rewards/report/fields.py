@@ -13,6 +13,8 @@ _BOX_FIRST = re.compile(
     rf"^([ \t]*(?:[-*•][ \t]+)?)(?:[\[(]([{_YES} ]?)[\])]|([✓✔✅☑✗✘❌☐☒]))[ \t]*(?=\w)([^\n]*)$", re.MULTILINE
 )
 _BOX_LAST = re.compile(rf"(?<=[\w*_\"]) ?[ \t]*(?:\[[ \t]*([{_YES}]?)[ \t]*\]|\([ \t]*([+-])[ \t]*\)|([✓✔✅☑✗✘❌☐☒]))")
+_BOX = re.compile(r"\[|\([ \t]*[+-]|[✓✔✅☑✗✘❌☐☒]")
+_LABEL_END = re.compile(r"[\w\"')*][ \t]{0,3}$")
 _MORE = re.compile(r"[ \t]*[,|][ \t]*(?=\w)([^\n;.|]*)")
 _HINT = re.compile(r"[:=|?\[(→✓✔✅☑✗✘❌☐☒]|\.\.|\byes\b|[-–—]\s|->|=>", re.IGNORECASE)
 
@@ -34,11 +36,11 @@ def _patterns(answers: tuple[tuple[str, tuple[str, ...]], ...]) -> _Patterns:
     answer = "|".join(map(re.escape, words))
     bare = "|".join(re.escape(listed[0]) for listed in lists.values())
     ends = r"(?=[\"']?[ \t]*(?:[,;.|}\]]|\n|$))"
-    apart = r"(?:[:=|?→]|->|=>|\.{2,}|[ \t][-–—]+[ \t])"
-    beside = rf"[ \t]*{apart}[ \t]*[\"'*]*({answer})(?![\w/]){ends}[\"']?[*]*"
+    apart = r"(?:[:=|?→]|->|=>|\.{2,}|[-–—]+(?=[ \t]))"
+    beside = rf"{apart}[ \t]*[\"'*]*({answer})(?![\w/]){ends}[\"']?[*]*"
     return _Patterns(
-        re.compile(rf"(?<=[\w\"')*])(?:{beside}|[ \t]*\([ \t]*({answer})[ \t]*\))", re.IGNORECASE),
-        re.compile(rf"(?<=\w)[ \t]+({bare})(?=[ \t]*(?:[,;.]|\n|$))", re.IGNORECASE),
+        re.compile(rf"(?:{beside}|\([ \t]*({answer})[ \t]*\))", re.IGNORECASE),
+        re.compile(rf"\b({bare})(?=[ \t]*(?:[,;.]|\n|$))", re.IGNORECASE),
         re.compile(rf"\b(?:{'|'.join(map(re.escape, none_of)) or '(?!)'})[ \t]*:[^\n.]*;[^\n.]*", re.IGNORECASE),
     )
 
@@ -50,10 +52,14 @@ def spell_out(text: str, lexicon: Lexicon) -> str:
     patterns = _patterns(lexicon.answers)
     meaning = {word: value for value, words in lexicon.answers if value != "none_of" for word in words}
     text = _BOX_FIRST.sub(lambda m: f"{m[1]}{m[4]}: {_ticked(m[2] or m[3] or '')}.", text)
-    text = _BOX_LAST.sub(lambda m: f": {_ticked(m[1] or m[2] or m[3] or '')}.", text)
-    text = patterns.none_of.sub(lambda m: m[0].replace(";", ","), text)
+    if _BOX.search(text):
+        text = _BOX_LAST.sub(lambda m: f": {_ticked(m[1] or m[2] or m[3] or '')}.", text)
+    if ";" in text:
+        text = patterns.none_of.sub(lambda m: m[0].replace(";", ","), text)
 
     def sentence(match: re.Match[str]) -> str:
+        if not _LABEL_END.search(match.string[max(0, match.start() - 4) : match.start()]):
+            return match[0]  # nothing that it could be the answer to
         value = meaning[next(group for group in match.groups() if group).lower()]
         more = _MORE.match(match.string, match.end())
         if value == "yes" and more and not _HINT.search(more[1]) and not patterns.bare.search(more[1] + "\n"):

@@ -48,7 +48,7 @@ class Frame:
         return any(m.begin <= i < m.end for m in self.modifiers)
 
     def seg(self, i: int) -> int:
-        return self.segment[min(max(i, self.lo), self.hi) - self.lo]
+        return self.segment[(i if i < self.hi else self.hi) - self.lo if i > self.lo else 0]
 
     def pair_for(self, organ: str, head: str) -> str | None:
         """The finding that this organ, or a place that holds it, makes of a state or of a general finding."""

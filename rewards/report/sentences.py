@@ -12,12 +12,16 @@ from rewards.report.fields import spell_out
 from rewards.report.lexicon import Lexicon
 from rewards.report.sections import LEFT_OUT, split
 
-MAX_WORDS = 1200  # a long whole-body CT report has about 900; what is longer is no report and is not read
+MAX_WORDS = 1500  # with punctuation; a long whole-body CT report has about 1,400, what is longer is no report
 MAX_CHARS = 12_000
 MAX_SENTENCE = 100  # words; a longer run is cut, which bounds the work on text without full stops
 
 _TOKEN = re.compile(r"\d+(?:st|nd|rd|th)\b|\d+(?:\.\d+)?|(?<![\w.])\.\d+|[^\W\d_]+\d*|[.;:,!?/|]")
 _NOT = re.compile(r"\b(can|ca|wo|\w{1,12})n't\b")
+_INVISIBLE = re.compile(  # the category Cf
+    "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
+    "\ufff9-\ufffb\U000e0001\U000e0020-\U000e007f]"
+)
 _TIMES = re.compile(r"(\d)\s?[x×](?=\s?\d)")
 _OPTIONAL_PLURAL = re.compile(r"(?<=\w)\(e?s\)", re.IGNORECASE)  # diagnosis(es)
 _CAN_NOT = re.compile(r"\bcannot\b")
@@ -61,7 +65,7 @@ def clean(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     if "s)" in text:
         text = _OPTIONAL_PLURAL.sub("", text)
-    return text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return text if text.isascii() else _INVISIBLE.sub("", text)
 
 
 def _lines(text: str, shouted: bool) -> Iterator[tuple[str, bool]]:
@@ -104,9 +108,12 @@ class _Splitter:
         self.words: list[str] = []
         self.lines: list[int] = []
         self.section = self.count = 0
+        self.short = False  # whether a short form may stand in this section
 
     def take(self, text: str) -> None:
         """The sentences of one section; the last of them ends with it."""
+        lowered = text.lower()
+        self.short = any(short in lowered for short in self.lexicon.abbreviations)
         for line, starts in _lines(text, self.shouted):
             tokens = [self.lexicon.stem(word) for word in _TOKEN.findall(self.plain(line))]
             if starts:
@@ -126,7 +133,7 @@ class _Splitter:
         line = line.lower().translate(_MARKUP)
         if "?" in line:
             line = _LEADING_QUESTION.sub(r"\1 possible ", line)
-        if any(short in line for short in self.lexicon.abbreviations):
+        if self.short:
             line = self.shorts.sub(lambda match: f" {self.lexicon.abbreviations[match[0]]} ", line)
         if "x" in line or "×" in line:
             line = _TIMES.sub(r"\1 x ", line)
@@ -148,7 +155,7 @@ class _Splitter:
                 words.append(":")
         elif token in ("/", "|"):
             words.append(",")
-        elif not _REDACTED.match(token):
+        elif token[0] != "x" or not _REDACTED.match(token):
             if len(words) >= MAX_SENTENCE:
                 self.close()
             words.append(token)

@@ -10,6 +10,7 @@ from typing import Any
 from rewards.report.lexicon import TERMS, Lexicon
 
 _LEVEL = re.compile(r"[ctls]\d{1,2}$")
+_NUMBER_STARTS = frozenset("0123456789.")
 _ORDINAL = re.compile(r"(\d{1,2})(?:st|nd|rd|th)$")
 _UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0, "cms": 10.0, "mms": 1.0}
 _ORDINAL_WORDS = {
@@ -122,12 +123,15 @@ def _mark(marks: Marks, begin: int, end: int, kind: str, value: Any) -> None:
 
 def _mark_word(marks: Marks, i: int, word: str) -> None:
     """A word that begins no term: a shared noun left out, a verb, a number, a level or the name of a disease."""
-    whole = _elided(marks.words, i, marks.lexicon.trie) if i + 3 < len(marks.words) else None
-    if whole is not None:
-        marks.organs.append(Mention(i, i + 1, whole))
-    elif word in marks.lexicon.grammar["predicates"]:
+    if word in marks.lexicon.grammar["predicates"]:
         marks.verbs.append(i)
-    else:
+    elif word in marks.lexicon.trie:
+        whole = _elided(marks.words, i, marks.lexicon.trie) if i + 3 < len(marks.words) else None
+        if whole is not None:
+            marks.organs.append(Mention(i, i + 1, whole))
+        else:
+            _other_word(marks, i, word, marks.lexicon)
+    elif word[0] in _NUMBER_STARTS or word in _ORDINAL_WORDS or word[0] in "ctls" or len(word) > 6:
         _other_word(marks, i, word, marks.lexicon)
 
 
