@@ -80,8 +80,8 @@ def _as_said(entity: Entity, lexicon: Lexicon) -> list[Entity]:
     for grown, size in known.grows.items():
         if (entity.size_mm or 0.0) >= size:
             entity = replace(entity, finding=grown)
-    parts = known.means or (entity.finding,)
-    return [replace(entity, finding=part) for part in (parts[:1] if entity.assertion == "absent" else parts)]
+    meant = known.means[:1] if entity.assertion == "absent" else known.means
+    return [replace(entity, finding=part) for part in meant] or [entity]
 
 
 def _either_or(marks: Marks, heads: list[Head]) -> list[Head]:

@@ -177,12 +177,13 @@ _RULES: tuple[_Rule, ...] = (_opens_with_article, _shares_a_noun, _organ_has_a_p
 
 def _new_subjects(marks: Marks, starts: set[int]) -> list[int]:
     words = marks.words
-    if not any(border in words for border in _BORDERS):
+    last = next((i for i in range(len(words) - 1, -1, -1) if words[i] in _BORDERS), -1)
+    if last < 0:
         return []
     roles = _roles(marks)
     found: list[int] = []
     behind = _Behind()
-    for i, word in enumerate(words):
+    for i, word in enumerate(words[: last + 1]):
         if i in starts:
             behind = _Behind(i)
         behind.take(i, roles)

@@ -100,6 +100,7 @@ class Lexicon:
     stem: Callable[[str], str]
     abbreviations: Mapping[str, str]
     headings: Mapping[str, str]  # phrase of stems -> skip, closing, findings or impression
+    things: frozenset[str]  # organs that lie inside others
     organ_words: frozenset[str]  # single words that name an organ
     answers: tuple[tuple[str, tuple[str, ...]], ...]  # (yes | no | unsaid | none_of, the words for it)
     grammar: Mapping[str, frozenset[str]]  # small word classes: prepositions, separators, predicates ...
@@ -343,6 +344,7 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
         stem=lru_cache(maxsize=32768)(partial(stem, irregular=build.irregular)),
         abbreviations=build.table("abbreviations"),
         headings=build.headings(),
+        things=frozenset(organ.id for organ in build.anatomy.values() if organ.inside or organ.finding),
         organ_words=build.organ_words(),
         answers=build.answers(),
         grammar=build.grammar(),

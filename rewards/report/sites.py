@@ -12,7 +12,7 @@ from rewards.report.terms import Mention
 
 def place_things(frame: Frame) -> None:
     """ "enlarged hilar and mediastinal lymph nodes": beside a thing that lies in organs, the organs only say where."""
-    for thing in [organ for organ in frame.organs if frame.known(organ).inside]:
+    for thing in [organ for organ in frame.organs if organ.name in frame.lexicon.things]:
         reach = thing.begin
         for organ in sorted((o for o in frame.organs if o.end <= thing.begin), reverse=True):
             between = frame.words[organ.end : reach]
@@ -103,7 +103,7 @@ def _owners(frame: Frame, state: Mention) -> list[tuple[float, Mention, str]]:
 
 def _pair_nearest(frame: Frame, state: Mention, options: list[tuple[float, Mention, str]]) -> None:
     """With the nearest organ, and with those listed before it: "the heart and mediastinum are enlarged"."""
-    things = [option for option in options if frame.known(option[1]).inside]
+    things = [option for option in options if option[1].name in frame.lexicon.things]
     cost, organ, finding = min(things or options)
     if cost > _FAR:
         return
@@ -209,7 +209,7 @@ def _away(frame: Frame, head: Head, home: Sequence[str]) -> None:
 def say_things(frame: Frame) -> None:
     """ "a lymph node is seen": a thing named without any state is a finding by its mention."""
     for organ in frame.organs:
-        finding = frame.known(organ).finding
+        finding = frame.known(organ).finding if organ.name in frame.lexicon.things else ""
         if finding and organ not in frame.used and organ not in frame.where:
             frame.heads.append(Head(organ.begin, organ.end, finding))
             frame.used.add(organ)
