@@ -93,7 +93,7 @@ def test_sections_alone():
 
 
 def test_answer_forms_alone():
-    assert spell_out("Effusion - no\nNodule = true", LEXICON).split("\n") == ["Effusion: no. ", "Nodule: yes. "]
+    assert spell_out("Effusion: no\nNodule= true", LEXICON).split("\n") == ["Effusion: no. ", "Nodule: yes. "]
     plain = "A sentence without any of them."
     assert spell_out(plain, LEXICON) is plain
 
