@@ -62,16 +62,23 @@ def share_noun(frame: Frame) -> None:
 
 
 def share_adjective(frame: Frame) -> None:
-    """ "pleural effusion and thickening": a bare state after "and" has the organ of the finding before it."""
-    for mention in frame.states:
-        begin, end, state = mention.begin, mention.end, mention.name
-        if frame.words[begin - 1] not in ("and", "or", ","):
+    """A bare state in a list has the organ that the finding beside it names: "pleural effusion and thickening",
+    "tortuous, calcified aorta"."""
+    for state in frame.states:
+        if any(head.begin == state.begin for head in frame.heads):
             continue
-        for head in [h for h in frame.heads if h.end == begin - 1]:
-            organ = frame.lexicon.bare_organ(frame.words[head.begin])
-            finding = organ and frame.pair_for(organ, state)
-            if finding and not any(h.begin == begin for h in frame.heads):
-                frame.heads.append(Head(begin, end, finding))
+        for head in frame.heads:
+            if head.end == state.begin - 1:
+                joint, named = head.end, frame.words[head.begin]
+            elif state.end == head.begin - 1:
+                joint, named = state.end, frame.words[head.end - 1]
+            else:
+                continue
+            organ = frame.lexicon.bare_organ(named)
+            finding = frame.pair_for(organ, state.name) if organ else None
+            if finding and finding != head.finding and frame.words[joint] in ("and", "or", ","):
+                frame.heads.append(Head(state.begin, state.end, finding))
+                break
 
 
 _FAR = 14  # words or their worth in list borders: no organ farther away has the state
