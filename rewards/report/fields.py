@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards.report.lexicon import Lexicon, expand
+from rewards.report.lexicon import Lexicon
 
 _YES, _NO = "xX✓✔✅☑+", "✗✘❌☐-"
 _BOX_FIRST = re.compile(
@@ -29,9 +29,8 @@ class _Patterns:
 
 
 @lru_cache(maxsize=8)
-def _patterns(answers: tuple[tuple[str, tuple[str, ...]], ...]) -> _Patterns:
+def _patterns(answers: tuple[tuple[str, tuple[str, ...]], ...], none_of: tuple[str, ...]) -> _Patterns:
     lists = dict(answers)
-    none_of = [" ".join(words) for template in lists.pop("none_of", ()) for words in expand(template)]
     words = sorted((w for listed in lists.values() for w in listed), key=lambda w: (-len(w), w))
     answer = "|".join(map(re.escape, words))
     bare = "|".join(re.escape(listed[0]) for listed in lists.values())
@@ -41,7 +40,10 @@ def _patterns(answers: tuple[tuple[str, tuple[str, ...]], ...]) -> _Patterns:
     return _Patterns(
         re.compile(rf"(?:{beside}|\([ \t]*({answer})[ \t]*\))", re.IGNORECASE),
         re.compile(rf"\b({bare})(?=[ \t]*(?:[,;.]|\n|$))", re.IGNORECASE),
-        re.compile(rf"\b(?:{'|'.join(map(re.escape, none_of)) or '(?!)'})[ \t]*:[^\n.]*;[^\n.]*", re.IGNORECASE),
+        re.compile(
+            rf"(?:^|(?<=[.\n;]))([ \t*_-]*)(?:{'|'.join(map(re.escape, none_of)) or '(?!)'})[*_]*[ \t]*:([^\n.]*)",
+            re.IGNORECASE,
+        ),
     )
 
 
@@ -49,13 +51,13 @@ def spell_out(text: str, lexicon: Lexicon) -> str:
     """The text with every such answer as a sentence of its own; text without any comes back as it is."""
     if not lexicon.answers or not _HINT.search(text):
         return text
-    patterns = _patterns(lexicon.answers)
-    meaning = {word: value for value, words in lexicon.answers if value != "none_of" for word in words}
+    patterns = _patterns(lexicon.answers, lexicon.none_of)
+    meaning = {word: value for value, words in lexicon.answers for word in words}
     text = _BOX_FIRST.sub(lambda m: f"{m[1]}{m[4]}: {_ticked(m[2] or m[3] or '')}.", text)
     if _BOX.search(text):
         text = _BOX_LAST.sub(lambda m: f": {_ticked(m[1] or m[2] or m[3] or '')}.", text)
-    if ";" in text:
-        text = patterns.none_of.sub(lambda m: m[0].replace(";", ","), text)
+    if ":" in text:
+        text = patterns.none_of.sub(lambda m: f"{m[1]}No {m[2].replace(';', ',')}", text)
 
     def sentence(match: re.Match[str]) -> str:
         if not _LABEL_END.search(match.string[max(0, match.start() - 4) : match.start()]):

@@ -102,7 +102,8 @@ class Lexicon:
     headings: Mapping[str, str]  # phrase of stems -> skip, closing, findings or impression
     things: frozenset[str]  # organs that lie inside others
     organ_words: frozenset[str]  # single words that name an organ
-    answers: tuple[tuple[str, tuple[str, ...]], ...]  # (yes | no | unsaid | none_of, the words for it)
+    answers: tuple[tuple[str, tuple[str, ...]], ...]  # (yes | no | unsaid, the words for it)
+    none_of: tuple[str, ...]  # what heads a list of denied findings
     grammar: Mapping[str, frozenset[str]]  # small word classes: prepositions, separators, predicates ...
     open_states: frozenset[str]
     open_suffixes: tuple[str, ...]
@@ -293,12 +294,12 @@ class _Builder:
         )
         return {" ".join(stem(word, self.irregular) for word in phrase): role for phrase, role in phrases}
 
-    def answers(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    def answers(self) -> dict[str, tuple[str, ...]]:
         forms: dict[str, tuple[str, ...]] = {}
         for pack in self.packs:
             for answer, words in pack.get("answers", {}).items():
                 forms[answer] = (*forms.get(answer, ()), *words)
-        return tuple(forms.items())
+        return forms
 
     def grammar(self) -> dict[str, frozenset[str]]:
         roles = dict.fromkeys(role for pack in self.packs for role in pack.get("grammar", {}))
@@ -329,6 +330,8 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
     Raises FileNotFoundError for an unknown pack, ValueError for a broken one (naming the pack, the entry and the term).
     """
     build = _Builder(_with_needs(("general", *names)))
+    answers = build.answers()
+    none_of = answers.pop("none_of", ())
     groups, mains, pairs = build.table("groups"), build.table("mains"), build.pairs()
     _check(build.findings, build.anatomy, groups, mains, pairs, set(build.table("states")), names)
     return Lexicon(
@@ -346,7 +349,8 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
         headings=build.headings(),
         things=frozenset(organ.id for organ in build.anatomy.values() if organ.inside or organ.finding),
         organ_words=build.organ_words(),
-        answers=build.answers(),
+        answers=tuple(answers.items()),
+        none_of=tuple(" ".join(words) for template in none_of for words in expand(template)),
         grammar=build.grammar(),
         open_states=build.listed("open_states"),
         open_suffixes=tuple(sorted(build.listed("open_suffixes"))),

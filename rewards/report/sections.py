@@ -80,6 +80,8 @@ def _headings(text: str, lexicon: Lexicon) -> Iterator[Heading]:
 
 def _named(text: str, colon: int, words: list[re.Match[str]], lexicon: Lexicon) -> Heading | None:
     """A known heading right before a colon; one that skips has to be the whole label or stand out in capitals."""
+    if words and text[words[0].start() : colon].strip().lower() in lexicon.none_of:
+        return None  # "negative findings: ..." heads a list, not a section
     for count in range(min(_LONGEST, len(words)), 0, -1):
         kind = lexicon.headings.get(_phrase([word[0] for word in words[-count:]], lexicon))
         if kind is None:
