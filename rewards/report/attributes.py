@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from rewards.report.frame import Frame
@@ -15,49 +16,66 @@ def attach(frame: Frame, heads: list[Head], reach: Reach) -> None:
     own = [h for h in heads if not h.group]
     if not own:
         return
-    by_segment: dict[int, list[Head]] = {}
-    for head in own:
-        by_segment.setdefault(frame.seg(head.begin), []).append(head)
-    segment_begin: dict[int, int] = {}
-    for offset, segment in enumerate(frame.segment[:-1]):
-        segment_begin.setdefault(segment, frame.lo + offset)
+    spoken_for = {frame.seg(h.begin) for h in heads if h.group}
+    phrases = _phrases(frame, own)
     things = list(frame.modifiers)
     things += [Modifier(o.begin, o.end, "place", o.name) for o in frame.organs if o not in frame.used]
-    spoken_for = {frame.seg(h.begin) for h in heads if h.group}
     # "large mass, 3 cm": what is said between the words of a term already belongs to the term.
     for thing in sorted(things, key=lambda t: (t.begin, t.end, t.kind, str(t.value))):
-        begin = thing.begin
-        segment = frame.seg(begin)
-        mine = by_segment.get(segment)
-        if not mine and segment in spoken_for and thing.kind in ("side", "place"):
+        phrase = phrases[frame.seg(thing.begin)]
+        if not phrase.heads and phrase.number in spoken_for and thing.kind in ("side", "place"):
             continue  # "clear right lung and opacified left lung": the right belongs to what is clear
-        if mine:
-            before = [h for h in mine if h.begin <= begin]
-            after = [h for h in mine if h.begin > begin]
-            if not before:
-                head = after[0]
-            elif not after:
-                head = before[-1]
-            else:
-                where = frame.marks.says_where(before[-1].end, begin) or thing.kind == "size"
-                head = before[-1] if where else after[0]
-            late = head.begin < begin and frame.marks.says_where(head.end, begin)
-        else:
-            before = [h for h in own if h.begin < begin]
-            after = [h for h in own if h.begin > begin]
-            border = frame.words[segment_begin[segment]]
-            if border == "," and before and thing.kind in ("size", "severity", "change", "qualifier"):
-                after = []
-            head = _choose(frame, before, after, border, begin, segment_begin[segment])
-            late = head.begin < begin
+        head, late = _within(frame, thing, phrase) if phrase.heads else _across(frame, thing, phrase, own)
         # "without tension", "on the left, not on the right": what is denied of a finding is no part of it.
-        if any(span.holds(begin) and not span.holds(head.begin) for span in reach.denied):
+        if any(span.holds(thing.begin) and not span.holds(head.begin) for span in reach.denied):
             continue
-        give(head, thing, late, frame.lexicon, segment)
+        give(head, thing, late, frame.lexicon, phrase.number)
     for head in own:
         _specialise_by_place(frame, head)
     _share_late_side(frame, own)
     _share_cause(frame, own)
+
+
+@dataclass
+class _Phrase:
+    """The words between two borders of a list. `begin`: its first word, the border itself but for the first one."""
+
+    number: int
+    begin: int
+    heads: list[Head] = field(default_factory=list)
+
+
+def _phrases(frame: Frame, own: list[Head]) -> dict[int, _Phrase]:
+    phrases: dict[int, _Phrase] = {}
+    for offset, number in enumerate(frame.segment):
+        if number not in phrases:
+            phrases[number] = _Phrase(number, frame.lo + offset)
+    for head in own:
+        phrases[frame.seg(head.begin)].heads.append(head)
+    return phrases
+
+
+def _within(frame: Frame, thing: Modifier, phrase: _Phrase) -> tuple[Head, bool]:
+    """(the finding of its own phrase, whether it is said behind it)"""
+    before = [h for h in phrase.heads if h.begin <= thing.begin]
+    after = [h for h in phrase.heads if h.begin > thing.begin]
+    if before and after:
+        behind = thing.kind == "size" or frame.marks.says_where(before[-1].end, thing.begin)
+        head = before[-1] if behind else after[0]
+    else:
+        head = before[-1] if before else after[0]
+    return head, head.begin < thing.begin and frame.marks.says_where(head.end, thing.begin)
+
+
+def _across(frame: Frame, thing: Modifier, phrase: _Phrase, own: list[Head]) -> tuple[Head, bool]:
+    """(the finding of a phrase before or behind its own, whether it is one before)"""
+    before = [h for h in own if h.begin < thing.begin]
+    after = [h for h in own if h.begin > thing.begin]
+    border = frame.words[phrase.begin]
+    if border == "," and before and thing.kind in ("size", "severity", "change", "qualifier"):
+        after = []
+    head = _choose(frame, before, after, border, thing.begin, phrase.begin)
+    return head, head.begin < thing.begin
 
 
 def _specialise_by_place(frame: Frame, head: Head) -> None:

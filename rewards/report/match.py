@@ -113,49 +113,57 @@ def _share(a: object, b: object, missing: float, equal: bool, wrong: float) -> f
 
 def agreement(a: Entity, b: Entity, lexicon: Lexicon) -> float:
     """How far two positive findings say the same, in [0, 1]; 0 for different findings."""
-    if a.finding == b.finding:
-        value = 1.0
-    elif a.group or b.group:
-        part, whole = (a, b) if b.group else (b, a)
-        if part.group or not covers(whole, part.finding, lexicon):
-            return 0.0
-        value = 0.35
-    else:
-        value = lexicon.related.get((a.finding, b.finding), 0.0)
+    value = _same_finding(a, b, lexicon)
     if not value:
         return 0.0
     if a.assertion != b.assertion:
         value *= 0.5
-    if a.side != b.side:
-        value *= WRONG_SIDE if opposite_sides(a, b) else 0.88 if not a.side or not b.side else 0.8
-    value *= _place_factor(a.places, b.places, lexicon)
-    if a.severity and b.severity:
-        distance = max(abs(a.severity[0] - b.severity[0]), abs(a.severity[1] - b.severity[1]))
-        value *= max(0.35, 1.0 - 0.28 * distance)
-        if a.severity[1] - a.severity[0] > 1.2 and a.severity != b.severity:
-            value *= 0.5
-        if b.severity[1] - b.severity[0] > 1.2 and a.severity != b.severity:
-            value *= 0.5
-    elif a.severity or b.severity:
-        value *= 0.92
-    value *= _share(a.change, b.change, 0.93, a.change == b.change, 0.5)
-    if a.size_mm and b.size_mm:
-        ratio = min(a.size_mm, b.size_mm) / max(a.size_mm, b.size_mm)
-        value *= (
-            1.0
-            if ratio >= 0.88 or (abs(a.size_mm - b.size_mm) <= 2.0 and ratio > 0.6)
-            else 0.8
-            if ratio >= 0.7
-            else 0.4
-        )
-    elif a.size_mm or b.size_mm:
-        value *= 0.9
+    value *= _side_factor(a, b) * _place_factor(a.places, b.places, lexicon) * _grade_factor(a.severity, b.severity)
+    value *= _share(a.change, b.change, 0.93, a.change == b.change, 0.5) * _size_factor(a.size_mm, b.size_mm)
     ours, theirs = dict(a.qualifiers), dict(b.qualifiers)
     for family in {**ours, **theirs}:
-        mild = family in ("extent", "number", "margin")
-        wrong = 0.85 if mild else 0.5
+        wrong = 0.85 if family in _MILD_QUALIFIERS else 0.5
         value *= _share(ours.get(family), theirs.get(family), 0.97, ours.get(family) == theirs.get(family), wrong)
     return value
+
+
+_MILD_QUALIFIERS = ("extent", "number", "margin")
+
+
+def _same_finding(a: Entity, b: Entity, lexicon: Lexicon) -> float:
+    """1 for one finding, less for a related one or for a finding of the organ system that the other speaks of."""
+    if a.finding == b.finding:
+        return 1.0
+    if a.group or b.group:
+        part, whole = (a, b) if b.group else (b, a)
+        return 0.35 if not part.group and covers(whole, part.finding, lexicon) else 0.0
+    return lexicon.related.get((a.finding, b.finding), 0.0)
+
+
+def _side_factor(a: Entity, b: Entity) -> float:
+    if a.side == b.side:
+        return 1.0
+    if opposite_sides(a, b):
+        return WRONG_SIDE
+    return 0.88 if not a.side or not b.side else 0.8
+
+
+def _grade_factor(a: tuple[float, float] | None, b: tuple[float, float] | None) -> float:
+    if not a or not b:
+        return 0.92 if a or b else 1.0
+    factor = max(0.35, 1.0 - 0.28 * max(abs(a[0] - b[0]), abs(a[1] - b[1])))
+    if a != b:  # "mild to severe" meets every grade
+        factor *= 0.5 ** sum(high - low > 1.2 for low, high in (a, b))
+    return factor
+
+
+def _size_factor(a: float | None, b: float | None) -> float:
+    if not a or not b:
+        return 0.9 if a or b else 1.0
+    ratio = min(a, b) / max(a, b)
+    if ratio >= 0.88 or (abs(a - b) <= 2.0 and ratio > 0.6):
+        return 1.0
+    return 0.8 if ratio >= 0.7 else 0.4
 
 
 def covers(whole: Entity, finding: str, lexicon: Lexicon) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from rewards.report.frame import Frame
@@ -83,6 +83,7 @@ def share_adjective(frame: Frame) -> None:
 
 _FAR = 14  # words or their worth in list borders: no organ farther away has the state
 _BESIDE = 2.5
+_NAMES = 5.0  # an organ this near names a general finding
 
 
 def pair_states(frame: Frame) -> None:
@@ -165,26 +166,28 @@ def specialise(frame: Frame) -> None:
         general, home = head.finding, frame.lexicon.finding(head.finding).home
         if home and not frame.lexicon.organ_words.isdisjoint(frame.words[head.begin : head.end]):
             continue  # "pleural effusion" names its organ itself
-        best: tuple[float, str, Mention] | None = None
-        for organ in frame.organs:
-            if abs(organ.begin - head.begin) > 12 or frame.seg(organ.begin) != frame.seg(head.begin):
-                continue
-            finding = frame.pair_for(organ.name, head.finding)
-            if finding is None:
-                continue
-            cost = frame.gap(organ, head.begin, head.end)
-            if organ.begin >= head.end and frame.marks.says_where(head.end, organ.begin):
-                cost = min(cost, 5.0)  # "plaques are observed in the walls of the aorta"
-            if cost <= 5 and (best is None or cost < best[0]):
-                best = (cost, finding, organ)
-        if best is not None:
-            head.finding = best[1]
-            known = frame.lexicon.anatomy.get(best[2].name)
-            if known is not None and known.parent is None and best[1] not in frame.lexicon.many_organs:
-                frame.used.add(best[2])
-            _spread(frame, head, best[2], general)
+        nearest = min(_namers(frame, head), default=None)
+        if nearest is not None:
+            _, organ, head.finding = nearest
+            known = frame.known(organ)
+            if known.parent is None and head.finding not in frame.lexicon.many_organs:
+                frame.used.add(organ)
+            _spread(frame, head, organ, general)
         elif home:
             _away(frame, head, home)
+
+
+def _namers(frame: Frame, head: Head) -> Iterator[tuple[float, Mention, str]]:
+    """(distance, organ, finding) of the organs in the phrase of a general finding that make another one of it."""
+    for organ in frame.organs:
+        if abs(organ.begin - head.begin) > 12 or frame.seg(organ.begin) != frame.seg(head.begin):
+            continue
+        finding = frame.pair_for(organ.name, head.finding)
+        cost = frame.gap(organ, head.begin, head.end)
+        if organ.begin >= head.end and frame.marks.says_where(head.end, organ.begin):
+            cost = min(cost, _NAMES)  # "plaques are observed in the walls of the aorta"
+        if finding and cost <= _NAMES:
+            yield cost, organ, finding
 
 
 def _spread(frame: Frame, head: Head, organ: Mention, general: str) -> None:
