@@ -63,7 +63,7 @@ def _abbreviation_pattern(shorts: tuple[str, ...]) -> re.Pattern[str]:
 def clean(text: str) -> str:
     """NFKC, without zero-width, direction and other invisible characters."""
     text = unicodedata.normalize("NFKC", text)
-    if "s)" in text:
+    if "s)" in text or "S)" in text:
         text = _OPTIONAL_PLURAL.sub("", text)
     return text if text.isascii() else _INVISIBLE.sub("", text)
 
