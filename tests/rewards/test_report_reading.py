@@ -34,4 +34,5 @@ def test_a_text_is_read_as_it_is_meant(kind, text, expected):
 
 def test_every_kind_has_cases():
     kinds = [kind for kind, _, _ in CASES]
-    assert len(CASES) >= 350 and all(kinds.count(kind) >= 8 for kind in set(kinds))
+    assert len(CASES) >= 650 and all(kinds.count(kind) >= 8 for kind in set(kinds))
+    assert sum(kind.startswith(("ct_", "head_ct")) for kind in kinds) >= 250
