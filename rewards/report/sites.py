@@ -191,13 +191,24 @@ def _namers(frame: Frame, head: Head) -> Iterator[tuple[float, Mention, str]]:
 
 
 def _spread(frame: Frame, head: Head, organ: Mention, general: str) -> None:
-    """ "plaques in the aorta and the coronary arteries": a list of organs makes one finding in each."""
-    for other in frame.organs:
-        a, b = sorted((organ, other))
+    """ "plaques in the aortic arch, the aorta and the coronary arteries": a list of organs makes one finding in each."""
+    made = {head.finding}
+    last = organ
+    for other in (o for o in frame.organs if o.begin >= organ.end):
+        if not frame.is_list(last.end, other.begin):
+            break
+        last = other
         finding = frame.pair_for(other.name, general)
-        if a is b or finding in (None, head.finding) or not frame.is_list(a.end, b.begin):
-            continue
-        frame.heads.append(replace(head, finding=str(finding)))
+        if finding and finding not in made:
+            made.add(finding)
+            frame.heads.append(replace(head, finding=finding))
+            frame.used.add(other)
+    for other in reversed([o for o in frame.organs if o.end <= organ.begin]):
+        finding = frame.pair_for(other.name, general)
+        if not finding or finding in made or not frame.is_list(other.end, organ.begin):
+            break
+        made.add(finding)
+        frame.heads.append(replace(head, finding=finding))
         frame.used.add(other)
 
 
