@@ -12,7 +12,7 @@ from rewards.report.clauses import clause_starts
 from rewards.report.entity import Entity, Reading
 from rewards.report.head import Head, entity_of, give
 from rewards.report.lexicon import Lexicon
-from rewards.report.sentences import read
+from rewards.report.sentences import Sentence, read
 from rewards.report.terms import find
 
 _MAX_ALIKE = 16  # differing mentions of one finding that a new one is compared with
@@ -36,24 +36,30 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
             repeated += len(words)
             if seen[key] > 2:
                 continue
-        if sentence.question and words[0] in lexicon.grammar["asks"]:
-            continue
-        if words[0] in lexicon.grammar["pronouns"] and found:
-            continued = _continued(words, lexicon, found[-1][1])
-            if continued is not None:
-                found[-1] = (found[-1][0], continued)
-                continue
-        entities = _read_sentence(words, sentence.lines, lexicon)
-        if not entities and found and len(words) <= 9:
-            other = _other_side(words, lexicon, found[-1][1])
-            entities = (other,) if other is not None else ()
-        for entity in entities:
-            if sentence.question and entity.assertion == "present":
-                entity = replace(entity, assertion="uncertain")
-            found.append((sentence.section, entity))
+        _add(sentence, found, lexicon)
     entities_only, extra = _merge(found)
     share = min(1.0, repeated / total) if total else 0.0
     return Reading(entities_only, total, share, extra, parsed.too_long)
+
+
+def _add(sentence: Sentence, found: list[tuple[int, Entity]], lexicon: Lexicon) -> None:
+    """What a sentence says after those before it: "It is small." and "none on the right" speak of the finding before."""
+    words = sentence.words
+    if sentence.question and words[0] in lexicon.grammar["asks"]:
+        return
+    if words[0] in lexicon.grammar["pronouns"] and found:
+        continued = _continued(words, lexicon, found[-1][1])
+        if continued is not None:
+            found[-1] = (found[-1][0], continued)
+            return
+    entities = _read_sentence(words, sentence.lines, lexicon)
+    if not entities and found and len(words) <= 9:
+        other = _other_side(words, lexicon, found[-1][1])
+        entities = (other,) if other is not None else ()
+    for entity in entities:
+        if sentence.question and entity.assertion == "present":
+            entity = replace(entity, assertion="uncertain")
+        found.append((sentence.section, entity))
 
 
 @lru_cache(maxsize=16384)
