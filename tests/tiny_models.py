@@ -32,6 +32,13 @@ CLIP = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16,
     "patch_size": 4,
 }  # fmt: skip
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+EXPERTS = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+}  # fmt: skip
 
 WINDOW = 6  # shorter than every row, so that a wrong window shows
 
@@ -57,6 +64,13 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         }  # fmt: skip
         text = TEXT | {"rope_parameters": MROPE | {"mrope_interleaved": True}}
         return t.Qwen3VLConfig(text_config=text, vision_config=vision, **QWEN_IDS)
+    if family in ("qwen3_5", "qwen3_5_moe"):
+        vision = QWEN_VISION | {
+            "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "num_position_embeddings": 64,
+        }  # fmt: skip
+        rope = MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 1.0}
+        cls = t.Qwen3_5Config if family == "qwen3_5" else t.Qwen3_5MoeConfig
+        return cls(text_config=TEXT | LINEAR | EXPERTS | {"rope_parameters": rope}, vision_config=vision, **QWEN_IDS)
     if family == "llava":
         return t.LlavaConfig(
             text_config=t.LlamaConfig(**TEXT), vision_config=t.CLIPVisionConfig(**CLIP), image_token_index=IMAGE
@@ -84,6 +98,12 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         return t.Qwen2Config(**TEXT, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
     if family == "qwen3":
         return t.Qwen3Config(**TEXT)
+    if family == "qwen3_next":
+        return t.Qwen3NextConfig(**TEXT, **LINEAR, **EXPERTS)
+    if family == "olmo_hybrid":
+        return t.OlmoHybridConfig(**TEXT, **LINEAR)
+    if family == "lfm2":
+        return t.Lfm2Config(**TEXT, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False)
     raise KeyError(family)
 
 
@@ -92,12 +112,14 @@ VISION_FAMILIES = (
     "qwen2_5_vl",
     "qwen2_5_vl_window",
     "qwen3_vl",
+    "qwen3_5",
+    "qwen3_5_moe",
     "llava",
     "internvl",
     "gemma3",
     "paligemma",
 )
-TEXT_FAMILIES = ("llama", "mistral_window", "qwen2", "qwen2_window", "qwen3")
+TEXT_FAMILIES = ("llama", "mistral_window", "qwen2", "qwen2_window", "qwen3", "qwen3_next", "olmo_hybrid", "lfm2")
 
 
 def build(family: str, seed: int = 0, **changes: object) -> transformers.PreTrainedModel:

@@ -12,9 +12,13 @@ from typing import Any
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
+STATEFUL = frozenset({"linear_attention", "conv"})  # layers that carry state along the row
+
 
 # Rotary types whose angles depend on a token's position alone. `dynamic` and `longrope` also look at the row's length.
 _PLAIN_ROPE = {"default", "linear", "llama3", "yarn", "proportional", "mrope"}
+# Text models that take a mask for each layer type, and whose stateful layers go on from a cache by several tokens.
+_FORKED = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "lfm2"}
 # State that runs along the row cannot be forked by a mask. Most families name such layers in `layer_types`; not these.
 _RECURRENT = {"recurrent_gemma", "rwkv", "xlstm", "lfm2_moe"}
 # Multi-axis positions as in Qwen2-VL: an image spans rows and columns, text goes on after the longer side.
@@ -109,7 +113,7 @@ def supports_sharing(config: Any) -> tuple[bool, str]:
     ropes = _rope_parameters(text)
     if getattr(config, "is_encoder_decoder", False):
         reason = "the prompt is read by an encoder"
-    elif other := kinds - {FULL, SLIDING}:
+    elif other := kinds - {FULL, SLIDING} - (STATEFUL if text.model_type in _FORKED else set()):
         reason = f"no mask can keep completions apart in layers of type {', '.join(sorted(other))}"
     elif families & _RECURRENT and not kinds:
         reason = "its layers carry state along the row"

@@ -369,11 +369,9 @@ def tiny_config(model_type: str, **changes: object) -> transformers.PretrainedCo
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (tiny_config("qwen3_5"), "linear_attention"),
-        (tiny_config("qwen3_next"), "linear_attention"),
         (tiny_config("jamba"), "linear_attention"),
+        (tiny_config("kimi_linear"), "linear_attention"),
         (tiny_config("falcon_h1"), "hybrid"),
-        (tiny_config("lfm2", layer_types=["conv", "full_attention"], num_hidden_layers=2), "conv"),
         (tiny_config("lfm2_moe", layer_types=None), "state"),
         (tiny_config("recurrent_gemma"), "state"),
         (tiny_config("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "dynamic"),
