@@ -38,6 +38,7 @@ class ModelSpec:
     first_position: position of the first prompt token.
     mrope_merge: patches merged along a side of the image in multi-axis positions, 0 for ordinary positions.
     token_types: name of the per-token type input that the model wants in an ordinary row, "" for none.
+    rope_limit: length in tokens up to which rotary angles do not depend on it; None where they never do.
     shareable: whether completions can share the prompt's row; reason: why not.
     """
 
@@ -50,6 +51,7 @@ class ModelSpec:
     first_position: int
     mrope_merge: int
     token_types: str
+    rope_limit: int | None
     shareable: bool
     reason: str
 
@@ -100,6 +102,7 @@ def model_spec(model: Any) -> ModelSpec:
         first_position=1 if family == "paligemma" else 0,
         mrope_merge=config.vision_config.spatial_merge_size if family in _MROPE else 0,
         token_types="mm_token_type_ids" if _has_own_positions(config) else _TOKEN_TYPES.get(family, ""),
+        rope_limit=_rope_limit(text),
         shareable=shareable,
         reason=reason,
     )
@@ -174,6 +177,11 @@ def _has_own_positions(config: Any) -> bool:
     from transformers import AutoModel
 
     return hasattr(AutoModel._model_mapping.get(type(config), None), "get_rope_index")
+
+
+def _rope_limit(text: Any) -> int | None:
+    odd = [rope for rope in _rope_parameters(text) if rope.get("rope_type", "default") not in _PLAIN_ROPE]
+    return min((r.get("original_max_position_embeddings", text.max_position_embeddings) for r in odd), default=None)
 
 
 def _rope_parameters(text: Any) -> list[dict[str, Any]]:
