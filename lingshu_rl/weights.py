@@ -1,4 +1,4 @@
-"""The policy's weights as its Hugging Face checkpoint has them: by name, whole, adapters merged, one after another.
+"""The policy's weights as its published checkpoint has them: by name, whole, adapters merged, one after another.
 
 Under ZeRO-3 each rank holds a share of every tensor, so reading one is a collective: all ranks go through the same names in
 the same order. Nothing here writes to the model. LoRA adapters are merged in a float32 copy of their one layer, because
@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -146,84 +147,113 @@ def gathered(tensors: list[Any]) -> Iterator[None]:
 
 
 def weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in the model, full tensor on its device) of every tensor of the checkpoint. A collective under ZeRO-3.
+    """(name in the published checkpoint, full tensor on its device) of every tensor. A collective under ZeRO-3.
 
     Only the latest tensor is whole; one that is kept must be copied.
     """
+    yield from _published(_base(model), _names(model), _whole(model))
+
+
+def weight_shapes(model: Any) -> list[Shape]:
+    """What `weights` will yield, without gathering or merging anything."""
+    import torch
+
+    own = [shape for piece in pieces(model) for shape in piece.shapes()]
+    empty = ((name, torch.empty(shape, dtype=dtype, device="meta")) for name, dtype, shape in own)
+    published = _published(_base(model), _names(model), empty)
+    return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in published]
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _names(model: Any) -> list[str]:
+    return [name for piece in pieces(model) for name, _, _ in piece.shapes()]
+
+
+def _whole(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name in the model, full tensor), one after another."""
     for piece in pieces(model):
         with gathered(piece.parts):
             yield from piece.read()
 
 
-def weight_shapes(model: Any) -> list[Shape]:
-    """What `weights` will yield, without gathering or merging anything."""
-    return [shape for piece in pieces(model) for shape in piece.shapes()]
+def _published(
+    base: Any, names: list[str], tensors: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors as the checkpoint that the model was loaded from has them: what transformers does at loading, undone.
+
+    It renames most, and joins or divides some (experts). vLLM knows published names alone. names: of all `tensors`.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    together = _together(base, names)
+    missing = Counter(together.values())
+    waiting: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors:
+        joined = together[name]
+        missing[joined] -= 1
+        if missing[joined]:
+            waiting.setdefault(joined, {})[name] = tensor.clone()
+        else:
+            yield from revert_weight_conversion(base, {**waiting.pop(joined, {}), name: tensor}).items()
+
+
+def _together(base: Any, names: list[str]) -> dict[str, str]:
+    """What tensors that make one published tensor have in common, by name in the model."""
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    back = [conversion.reverse_transform() for conversion in reversed(getattr(base, "_weight_conversions", None) or [])]
+    joins = [conversion for conversion in back if isinstance(conversion, WeightConverter)]
+    renames = [conversion for conversion in back if not isinstance(conversion, WeightConverter)]
+    return {name: rename_source_key(name, renames, joins, reverse=True)[0] for name in names}
 
 
 def save(model: Any, folder: Path, *, main: bool, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write a checkpoint in Hugging Face form, file by file. All ranks call this; the main one writes and holds one file.
-
-    Each file goes through transformers' own `save_pretrained`, which gives the tensors the names of the published
-    checkpoints. That may join or divide tensors of one layer, so a layer is never divided between files.
-    """
+    """Write a checkpoint in Hugging Face form, file by file. All ranks call this; the main one writes and holds one file."""
     files = shard_files(weight_shapes(model), shard_bytes)
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    waiting: dict[str, dict[str, torch.Tensor]] = {}
-    left = {file: list(files.values()).count(file) for file in files.values()}
-    where: dict[str, str] = {}
+    waiting: dict[
+        str, dict[str, torch.Tensor]
+    ] = {}  # by file: a tensor that is too large for a shared one gets its own
+    left = Counter(files.values())
     total = 0
     for name, tensor in weights(model):
-        file = files[name]
-        left[file] -= 1
+        left[files[name]] -= 1
         if not main:
             continue
-        waiting.setdefault(file, {})[name] = tensor.to("cpu", copy=True)
+        waiting.setdefault(files[name], {})[name] = tensor.to("cpu", copy=True)
         total += tensor.numel() * tensor.element_size()
-        if not left[file]:
-            where |= _save_shard(base, folder, file, waiting.pop(file))
+        if not left[files[name]]:
+            _save_shard(_base(model), folder, files[name], waiting.pop(files[name]))
     if main and len(left) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
 def shard_files(shapes: list[Shape], shard_bytes: int) -> dict[str, str]:
-    """The file of every tensor, named as transformers names them; a layer stays whole."""
+    """The file of every tensor, named as transformers names them."""
     import math
 
     from huggingface_hub.serialization import split_state_dict_into_shards_factory
 
-    layer = {name: _layer(name) for name, _, _ in shapes}
-    sizes = dict.fromkeys(layer.values(), 0)
-    for name, dtype, shape in shapes:
-        sizes[layer[name]] += math.prod(shape) * dtype.itemsize
     split = split_state_dict_into_shards_factory(
-        sizes,
+        {name: math.prod(shape) * dtype.itemsize for name, dtype, shape in shapes},
         get_storage_size=lambda size: size,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=shard_bytes,
     )
-    return {name: split.tensor_to_filename[layer[name]] for name in layer}
+    return dict(split.tensor_to_filename)
 
 
-def _layer(name: str) -> str:
-    """`model.layers.3.mlp.experts.gate.weight` -> `model.layers.3`; the module's own name outside the layers."""
-    match = re.match(r".*?\.\d+(?=\.)", name)
-    return match[0] if match else name.rpartition(".")[0]
-
-
-def _save_shard(base: Any, folder: Path, file: str, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Write one file, with the configuration beside it; returns the file of every name it holds."""
-    from safetensors import safe_open
-
+def _save_shard(base: Any, folder: Path, file: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Write one file of published tensors, with the configuration beside it."""
     aside = folder / "writing"
-    base.save_pretrained(aside, state_dict=tensors, max_shard_size=1 << 62)
-    with safe_open(aside / "model.safetensors", framework="pt") as written:
-        names = list(written.keys())
+    base.save_pretrained(aside, state_dict=tensors, save_original_format=False, max_shard_size=1 << 62)
     (aside / "model.safetensors").rename(folder / file)
     for other in aside.iterdir():
         other.replace(folder / other.name)
     aside.rmdir()
-    return dict.fromkeys(names, file)
 
 
 def save_adapter(model: Any, folder: Path | None) -> None:

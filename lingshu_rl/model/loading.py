@@ -45,6 +45,8 @@ def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1, quantize
     bits = {"quantization_config": quantization(quantize, dtype)} if quantize else {}
     with reading_model(name):
         model = loader.from_pretrained(model_path(name), dtype=dtype, attn_implementation="sdpa", **sharding, **bits)
+    # What was renamed at loading is named back when weights leave. Under ZeRO-3 transformers notes what could have been, too.
+    model._weight_conversions = [used for used in model._weight_conversions or [] if used.was_used()]
     return model.eval()
 
 
