@@ -102,7 +102,6 @@ def ours(model: Path, data: Path, run_dir: Path, *, prompts: int, group: int, st
 
 def trl(model: Path, data: Path, *, prompts: int, group: int, steps: int) -> dict[str, Any]:
     from datasets import Dataset
-    from PIL import Image
     from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
@@ -110,7 +109,7 @@ def trl(model: Path, data: Path, *, prompts: int, group: int, steps: int) -> dic
     from rewards.adapters import to_trl
 
     asked = load(data, instruction="short").prompts
-    rows = [{"prompt": [{"role": "user", "content": p.text}], "image": Image.open(p.images[0]).convert("RGB"), "kind": p.kind,
+    rows = [{"prompt": [{"role": "user", "content": p.text}], "image": p.images[0].pixels(), "kind": p.kind,
              "answer": p.gold, "options": list(p.options)} for p in asked]  # fmt: skip
     seconds: dict[str, list[float]] = {"step": [], "rollout": [], "reference": [], "reward": []}
     tokens: list[float] = []

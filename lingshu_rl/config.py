@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget
 from lingshu_rl.names import known_elsewhere
 from lingshu_rl.objective import AdvantageConfig, LossConfig, PackingConfig
 
@@ -44,8 +45,14 @@ class DataConfig:
     curriculum: str = (
         "none"  # none | pass_rate: prompts that are sometimes right first (meta.pass_rate, kept up to date)
     )
+    max_pixels: int = MAX_PIXELS  # a larger image is reduced to so many, for everyone who sees it
+    min_pixels: int = MIN_PIXELS  # a smaller one is enlarged
     max_refused_share: float = 0.05  # above this share of drawn prompts that engine or reference refuse the run stops
     skip_bad_rows: bool = False  # go on without refused rows; they are listed in the run folder either way
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.max_pixels, self.min_pixels)
 
 
 @dataclass
@@ -420,6 +427,10 @@ def validate(config: Config) -> None:
     refuse(
         c.train.max_staleness > 0 and c.loss.importance_cap == 0,
         "train.max_staleness=1 samples from older weights, which loss.importance_cap must correct; set it above 0",
+    )
+    refuse(
+        not 1 <= c.data.min_pixels <= c.data.max_pixels,
+        f"data.min_pixels={c.data.min_pixels} must be at least 1 and at most data.max_pixels={c.data.max_pixels}",
     )
     refuse(c.train.max_refills < 0, f"train.max_refills={c.train.max_refills} must not be negative")
     refuse(c.train.lr <= 0, f"train.lr={c.train.lr} must be above 0")

@@ -89,7 +89,7 @@ def label_check(config: Config) -> LabelCheck:
 
 
 def default_spec(config: Config) -> Mapping[str, Any]:
-    if config.data.train.startswith("demo:"):
+    if any(source.startswith("demo:") for source in (config.data.train, config.data.test)):
         from lingshu_rl.demo.reward import demo_spec
 
         return demo_spec()

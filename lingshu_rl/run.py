@@ -384,6 +384,7 @@ def load_prompts(config: Config, folder: RunFolder, is_main: bool, encoder: Prom
             skip_bad_rows=config.data.skip_bad_rows,
             fault=encoder.fault,
             check=check,
+            budget=config.data.budget,
         )
         if sets[name].refused and is_main:
             folder.write_eval(f"refused_{name}", [asdict(r) for r in sets[name].refused])

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.config import Config, ConfigError, flat, to_yaml
+from lingshu_rl.images import Picture
 from lingshu_rl.state import RunState
 from lingshu_rl.types import Group
 
@@ -387,8 +388,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def image_name(images: Sequence[str | bytes]) -> str:
-    return images[0] if images and isinstance(images[0], str) else ""
+def image_name(images: Sequence[Picture]) -> str:
+    return images[0].source if images and isinstance(images[0].source, str) else ""
 
 
 def _rollout_schema(pa: Any) -> Any:

@@ -24,6 +24,7 @@ from omegaconf import MISSING
 from lingshu_rl.config import ConfigError, read_config, to_yaml
 from lingshu_rl.eval.stats import gain_between, mean_ci
 from lingshu_rl.fingerprint import Fingerprints, text_hash
+from lingshu_rl.images import DEFAULT_BUDGET, MAX_PIXELS, MIN_PIXELS, Budget, Picture
 from lingshu_rl.optimizers import Place, build_optimizer, check_optimizer
 from lingshu_rl.progress import Progress
 from lingshu_rl.runfolder import image_name, write_text
@@ -79,6 +80,8 @@ class SftConfig:
     seed: int = 0
     resume: str = "auto"  # auto: go on with what is in `dir` | never: the old folder is kept aside
     skip_bad_rows: bool = False
+    max_pixels: int = MAX_PIXELS  # of an image, as data.max_pixels of a run
+    min_pixels: int = MIN_PIXELS
     dtype: str = "auto"  # float32 | bfloat16 | auto: float32 with bf16 autocast on CUDA, bfloat16 under DeepSpeed
     attention: str = "sdpa"  # transformers' name: sdpa | flash_attention_2 | eager
     stages: dict[str, StageConfig] = field(default_factory=dict)  # in order
@@ -87,6 +90,10 @@ class SftConfig:
     optimizer: str = "adamw"  # as train.optimizer of a run
     optimizer_args: dict[str, Any] = field(default_factory=dict)  # over trainer.adam_beta1, adam_beta2, adam_epsilon
     trainer: dict[str, Any] = field(default_factory=dict)  # trl.SFTConfig arguments for all stages
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.max_pixels, self.min_pixels)
 
 
 # What the stage decides itself.
@@ -175,7 +182,7 @@ def run_sft(config: SftConfig, only: str = "") -> dict[str, Any]:
     if test:
         measure(config, START, model, before, test, folder, progress)
     for name, stage in stages.items():
-        key = text_hash([before, asdict(stage), config.trainer, config.optimizer, config.optimizer_args, config.seed, config.dtype, config.parts, [_source_hash(s) for s in stage.data]])  # fmt: skip
+        key = text_hash([before, asdict(stage), config.trainer, config.optimizer, config.optimizer_args, config.seed, config.dtype, config.parts, asdict(config.budget), [_source_hash(s) for s in stage.data]])  # fmt: skip
         model = train_stage(config, name, stage, model, key, folder / name, progress)
         before = key
         if test:
@@ -211,7 +218,7 @@ def train_stage(
         return str(final)
     if state.is_main_process:
         write_text(folder / "stage.json", json.dumps({"key": key, "start": start, **asdict(stage)}, indent=1))
-    rows = stage_rows(name, stage, config.skip_bad_rows)
+    rows = stage_rows(name, stage, config.skip_bad_rows, config.budget)
     arguments = sft_arguments(config, stage, folder, state.device.type == "cuda")
     checkpoint = newest_checkpoint(folder / "checkpoints")
     # transformers' own resume leaves the weights of a vision-language model as they are, without a word: its checkpoint
@@ -393,13 +400,16 @@ def parameter_groups(
     return groups
 
 
-def stage_rows(name: str, stage: StageConfig, skip_bad_rows: bool) -> list[dict[str, Any]]:
-    """What TRL trains on: prompt, completion, images. Raises ConfigError where nothing is left or a chain is missing."""
+def stage_rows(
+    name: str, stage: StageConfig, skip_bad_rows: bool, budget: Budget = DEFAULT_BUDGET
+) -> list[dict[str, Any]]:
+    """What TRL trains on: prompt, completion, images as Pictures. Raises ConfigError where nothing is left or a chain is missing."""
     from lingshu_rl.data.load import load
 
     rows = []
     for source in stage.data:
-        for prompt in load(source, instruction=stage.instruction, skip_bad_rows=skip_bad_rows).prompts:
+        loaded = load(source, instruction=stage.instruction, skip_bad_rows=skip_bad_rows, budget=budget)
+        for prompt in loaded.prompts:
             if not stage.kinds or prompt.kind in stage.kinds:
                 rows.append(
                     {
@@ -431,10 +441,23 @@ def as_dataset(rows: list[dict[str, Any]]) -> Any:
     """Images are decoded when a batch needs them. Without any image the column is left out, so that TRL may pack."""
     import datasets
 
-    if not any(row["images"] for row in rows):
+    pictures = [picture for row in rows for picture in row["images"]]
+    if not pictures:
         return datasets.Dataset.from_list([{k: v for k, v in row.items() if k != "images"} for row in rows])
-    stored = [{**row, "images": [{"bytes": i, "path": None} if isinstance(i, bytes) else {"bytes": None, "path": i} for i in row["images"]]} for row in rows]  # fmt: skip
-    return datasets.Dataset.from_list(stored).cast_column("images", datasets.List(datasets.Image(mode="RGB")))
+
+    budget = pictures[0].budget
+
+    def seen(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        stored = batch["images"]
+        return {**batch, "images": [[Picture(i["bytes"] or i["path"], budget).pixels() for i in row] for row in stored]}
+
+    stored = [{**row, "images": [_stored(picture.source) for picture in row["images"]]} for row in rows]
+    return datasets.Dataset.from_list(stored).with_transform(seen)
+
+
+def _stored(source: str | bytes) -> dict[str, Any]:
+    """An image as a column holds it."""
+    return {"bytes": source, "path": None} if isinstance(source, bytes) else {"bytes": None, "path": source}
 
 
 def decide_packing(
@@ -530,7 +553,6 @@ def answer(
     import torch
     from transformers import GenerationConfig
 
-    from lingshu_rl.images import open_image
     from lingshu_rl.model.families import model_spec
 
     ends = encoder.eos_ids
@@ -549,7 +571,7 @@ def answer(
         texts = [encoder.render(prompts[n]) for n in chosen]
         plain = {"padding": True, "padding_side": "left", "return_tensors": "pt", "add_special_tokens": False}
         if seeing:
-            images = [[open_image(image) for image in prompts[n].images] for n in chosen]
+            images = [[picture.pixels() for picture in prompts[n].images] for n in chosen]
             inputs = encoder.processor(text=texts, images=images, **plain)
         else:
             inputs = encoder.tokenizer(texts, **plain)
@@ -609,14 +631,13 @@ def _test_prompts(config: SftConfig) -> list[Prompt]:
 
     if not config.test.data:
         return []
-    loaded = load(config.test.data, instruction=config.test.instruction, skip_bad_rows=config.skip_bad_rows)
+    test = config.test
+    loaded = load(test.data, instruction=test.instruction, skip_bad_rows=config.skip_bad_rows, budget=config.budget)
     return list(loaded.prompts)[: config.test.limit or None]
 
 
 def _blank(prompts: Sequence[Prompt]) -> list[Prompt]:
-    from lingshu_rl.images import blank_image
-
-    return [replace(p, images=tuple(blank_image(image) for image in p.images)) for p in prompts]
+    return [replace(p, images=tuple(picture.blank() for picture in p.images)) for p in prompts]
 
 
 def _demo_spec() -> Mapping[str, Any]:

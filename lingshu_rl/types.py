@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lingshu_rl.images import Picture
 from rewards.base import RewardInput, RewardResult
 
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ class Prompt:
     """One question as the policy sees it.
 
     messages: chat messages; an image stands as `{"type": "image"}` in a content list, in the order of `images`.
-    images: file paths (str) or encoded image bytes; decoded only where pixels are needed.
+    images: decoded only where pixels are needed.
     """
 
     id: str
     messages: tuple[Mapping[str, Any], ...]
-    images: tuple[str | bytes, ...]
+    images: tuple[Picture, ...]
     gold: Any
     options: tuple[str, ...]
     kind: str
@@ -40,13 +41,13 @@ class Prompt:
         return "\n".join(part["text"] for part in content if part["type"] == "text")
 
     def reward_input(self, completion: str = "", truncated: bool = False) -> RewardInput:
-        """What a reward sees of this question and a completion of it."""
+        """What a reward sees of this question and a completion of it; images as the row gave them."""
         return RewardInput(
             completion=completion,
             gold=self.gold,
             options=self.options,
             prompt=self.text,
-            images=self.images,
+            images=tuple(picture.source for picture in self.images),
             kind=self.kind,
             truncated=truncated,
             meta=self.meta,

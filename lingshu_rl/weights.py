@@ -151,7 +151,7 @@ def weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
     Only the latest tensor is whole; one that is kept must be copied.
     """
-    yield from _published(_base(model), _names(model), _whole(model))
+    yield from _published(_base(model), _names(model), model_tensors(model))
 
 
 def weight_shapes(model: Any) -> list[Shape]:
@@ -172,8 +172,8 @@ def _names(model: Any) -> list[str]:
     return [name for piece in pieces(model) for name, _, _ in piece.shapes()]
 
 
-def _whole(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in the model, full tensor), one after another."""
+def model_tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name in the model, full tensor), one after another; else as `weights`."""
     for piece in pieces(model):
         with gathered(piece.parts):
             yield from piece.read()

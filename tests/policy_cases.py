@@ -1,6 +1,6 @@
 """Child of test_policy: one update of the policy for every case of a JSON file, in one process a rank.
 
-A case: `settings` of a run; `out`, where the tensors go; `kept`: "gradient" or, after the step, "weights". Marks:
+A case: `settings` of a run; `out`, where the tensors go; `kept`: "gradient" or, after the step, "weights", by the names of the model. Marks:
 `encode_always`: images go through the tower in every pass; `pixels`: they come with the groups, in place of being read by the
 rank that needs them; `late`: the main rank keeps the others waiting for twice as long as collectives may take; `again`: an
 update goes before; `text`: of the groups without images alone; `saved`: the state is, in a folder beside `out`.
@@ -29,6 +29,7 @@ from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.packing import without_pixels
 from lingshu_rl.policy import Policy
 from lingshu_rl.types import TokenGroup, TrainGroup
+from lingshu_rl.weights import model_tensors
 
 PROMPTS = load("demo:validation", instruction="short").prompts[:5]
 LIMIT_S = 2.0
@@ -81,7 +82,7 @@ def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) 
     message = len(policy.control.pack(groups))
     groups = policy.share(groups if policy.rank == 0 else None)
     weights = case["kept"] == "weights"
-    before = {name: tensor.clone() for name, tensor in policy.weights()} if weights else {}
+    before = {name: tensor.clone() for name, tensor in model_tensors(policy.module)} if weights else {}
     found: dict[str, torch.Tensor] = {}
     tower_passes: list[int] = []
 
@@ -102,7 +103,7 @@ def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) 
         policy.save_state(Path(case["out"]).with_suffix(""))
     moved = 0.0
     if weights:
-        found = {name: tensor.clone() for name, tensor in policy.weights()}
+        found = {name: tensor.clone() for name, tensor in model_tensors(policy.module)}
         moved = max(float((tensor - before[name]).abs().max()) for name, tensor in found.items())
     if policy.rank == 0:
         torch.save(found, case["out"])

@@ -232,3 +232,10 @@ def test_the_names_of_trl_are_trls():
 
     theirs = {f.name for c in (GRPOConfig, ModelConfig, ScriptArguments, GRPOScriptArguments) for f in fields(c)}
     assert set(TRL) - theirs <= {"batch_size", "warmup_ratio"}
+
+
+def test_the_pixel_budget_of_a_run_is_that_of_its_pictures():
+    budget = load_config(None, ["data.max_pixels=10000", "data.min_pixels=400"]).data.budget
+    assert budget.fit(400, 100) == (200, 50) and budget.fit(5, 5) == (20, 20) and budget.fit(90, 80) == (90, 80)
+    with pytest.raises(ConfigError, match=r"data\.min_pixels=3136 must be .* data\.max_pixels=100"):
+        load_config(None, ["data.max_pixels=100"])

@@ -3,11 +3,11 @@ import io
 from PIL import Image
 
 from lingshu_rl.eval.controls import blank, shuffled
-from lingshu_rl.images import open_image
+from lingshu_rl.images import Picture
 from lingshu_rl.types import Prompt
 
 
-def png(shade, size=(20, 10)):
+def png(shade, size=(80, 40)):
     buffer = io.BytesIO()
     Image.new("L", size, shade).save(buffer, "PNG")
     return buffer.getvalue()
@@ -15,14 +15,20 @@ def png(shade, size=(20, 10)):
 
 def prompt(name, task, *shades):
     return Prompt(
-        name, ({"role": "user", "content": "?"},), tuple(png(s) for s in shades), "A", (), "option", {"task": task}
+        name,
+        ({"role": "user", "content": "?"},),
+        tuple(Picture(png(s)) for s in shades),
+        "A",
+        (),
+        "option",
+        {"task": task},
     )
 
 
 def test_blank_images_keep_their_number_and_size():
     (only,) = blank([prompt("a", "plane", 3, 200)])
-    assert [open_image(i).size for i in only.images] == [(20, 10)] * 2
-    assert {open_image(i).getpixel((5, 5)) for i in only.images} == {(128, 128, 128)}
+    assert [i.size for i in only.images] == [i.pixels().size for i in only.images] == [(80, 40)] * 2
+    assert {i.pixels().getpixel((5, 5)) for i in only.images} == {(128, 128, 128)}
     assert only.gold == "A" and only.id == "a"
 
 
@@ -34,7 +40,7 @@ def test_shuffled_images_come_from_another_question_of_the_same_task():
         assert before.images != after.images
         same_task = {p.images for p in asked if p.meta["task"] == before.meta["task"]}
         assert after.images in same_task
-    assert sorted(p.images for p in mixed) == sorted(p.images for p in asked)
+    assert {p.images for p in mixed} == {p.images for p in asked}
     assert mixed == shuffled(asked)
 
 

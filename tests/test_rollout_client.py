@@ -1,23 +1,33 @@
 import asyncio
+import base64
 import inspect
+import io
 import json
 import pickle
 import tracemalloc
 
 import httpx
 import pytest
+from PIL import Image
 
 from lingshu_rl.failures import PromptRefused
+from lingshu_rl.images import Picture
 from lingshu_rl.rollout.client import RolloutClient, chat_messages, read_rollouts, tokens_counted, write_rollouts
 from lingshu_rl.rollout.sampler import RolloutError, request_seed
 from lingshu_rl.types import Prompt
 
-PNG = b"\x89PNG not really"
+
+def png(size=(60, 60), kind="PNG"):
+    buffer = io.BytesIO()
+    Image.effect_noise(size, 60).save(buffer, kind)
+    return buffer.getvalue()
 
 
 def prompt(name="q1", images=()):
     content = [*({"type": "image"} for _ in images), {"type": "text", "text": "Which?"}]
-    return Prompt(name, ({"role": "user", "content": content},), images, "A", ("x", "y"), "option", {})
+    return Prompt(
+        name, ({"role": "user", "content": content},), tuple(map(Picture, images)), "A", ("x", "y"), "option", {}
+    )
 
 
 def client(handler, urls=("http://a",), max_model_len=99, **changes):
@@ -53,7 +63,7 @@ def test_a_group_is_one_request_with_seed_bans_and_token():
         seen.append(request)
         return answer(request)
 
-    rollouts = asyncio.run(client(handler).sample(prompt(images=(PNG,)), 3, 40))
+    rollouts = asyncio.run(client(handler).sample(prompt(images=(png(),)), 3, 40))
     body = json.loads(seen[0].content)
     assert len(seen) == 1 and seen[0].headers["authorization"] == "Bearer t"
     assert (body["n"], body["seed"], body["logit_bias"], body["max_tokens"]) == (3, 40, {"7": -100.0}, 9)
@@ -217,9 +227,9 @@ def test_who_gives_up_in_the_queue_or_under_way_leaves_its_place():
 
 
 def test_images_are_encoded_when_their_turn_has_come_and_freed_after(tmp_path):
-    """A test set of 200 pictures of 1 MB is never in memory as a whole."""
+    """The requests of 200 pictures of 1 MB are never in memory as a whole."""
     file = tmp_path / "plate.png"
-    file.write_bytes(PNG + bytes(1 << 20))
+    file.write_bytes(png((1024, 1024)))
     choice = {"index": 0, "token_ids": [5], "logprobs": {"content": [{"logprob": -0.5}]}, "finish_reason": "stop"}
     routes = {
         "/v1/models": {"data": [{"max_model_len": 99}]},
@@ -346,7 +356,8 @@ def test_seeds_depend_on_run_step_and_prompt_alone_and_leave_room_for_members():
 
 def test_images_stand_where_their_placeholders_were(tmp_path):
     file = tmp_path / "x.jpg"
-    file.write_bytes(b"\xff\xd8jpeg")
-    parts = chat_messages(prompt(images=(PNG, str(file))))[0]["content"]
+    file.write_bytes(png(kind="JPEG"))
+    parts = chat_messages(prompt(images=(png((80, 60)), str(file))))[0]["content"]
     assert [p["type"] for p in parts] == ["image_url", "image_url", "text"]
-    assert "image/png" in parts[0]["image_url"]["url"] and "image/jpeg" in parts[1]["image_url"]["url"]
+    sent = [base64.b64decode(p["image_url"]["url"].removeprefix("data:image/png;base64,")) for p in parts[:2]]
+    assert [Image.open(io.BytesIO(data)).size for data in sent] == [(80, 60), (60, 60)]

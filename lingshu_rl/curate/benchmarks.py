@@ -29,5 +29,5 @@ def _row(prompt: Any) -> dict[str, Any]:
     """A row of a prompt that was made without an instruction: its text is the question and then a line an option."""
     lines = prompt.text.split("\n")
     question = "\n".join(lines[: len(lines) - len(prompt.options)])
-    return {"id": prompt.id, "images": list(prompt.images), "question": question, "options": list(prompt.options),
+    return {"id": prompt.id, "images": [picture.source for picture in prompt.images], "question": question, "options": list(prompt.options),
             "answer": prompt.gold, "kind": prompt.kind, "meta": dict(prompt.meta)}  # fmt: skip

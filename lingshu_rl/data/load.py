@@ -16,7 +16,7 @@ from typing import Any, overload
 
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.data.tables import JsonLines, ParquetTable, RowList, Rows
-from lingshu_rl.images import check_image, header_fault
+from lingshu_rl.images import DEFAULT_BUDGET, Budget, Picture
 from lingshu_rl.types import Prompt
 from rewards.rows import LabelCheck
 
@@ -142,24 +142,25 @@ def load(
     system: str = "",
     fault: Fault = lambda prompt: None,
     check: LabelCheck | None = None,
+    budget: Budget = DEFAULT_BUDGET,
 ) -> Loaded:
     """Prompts of a source: "demo:train", a .jsonl or .parquet file, a `save_to_disk` folder, a hub id, or rows.
 
     A folder or hub id takes its split after a colon ("org/name:train"). base_dir: where relative image paths start,
     by default the file's folder. instruction: see `rows.instruction_text`. system: see `rows.row_to_prompt`.
     fault: why the model cannot be asked a prompt, or None (`PromptEncoder.fault`). check: the `check_gold` of the
-    reward that will judge, by default that of each row's kind. Every row is checked, and every image's header; up to
+    reward that will judge, by default that of each row's kind. budget: see `Picture`. Every row is checked, and every image's header; up to
     DECODED_AT_LOAD images are decoded as well.
     Raises DataError with up to 20 bad rows and their total; with `skip_bad_rows` they are logged and returned instead.
     """
     name = str(source) if isinstance(source, str | Path) else "rows"
     rows, folder = _open(source)
     base = base_dir if base_dir is not None else folder
-    make = partial(row_to_prompt, base_dir=base, instruction=instruction, system=system, check=check)
+    make = partial(row_to_prompt, base_dir=base, instruction=instruction, system=system, check=check, budget=budget)
     ids: dict[str, int] = {}
     bad: list[tuple[int, Refused]] = []
     unusable: set[str] = set()  # ids of rows with a bad image; another row with that id is a duplicate all the same
-    headers = Faults(header_fault)
+    headers = Faults(Picture.fault_in_header)
     hashed = hashlib.blake2b(digest_size=8)
     total = 0
     for batch in _batches(rows):
@@ -191,7 +192,7 @@ def broken_rows(prompts: Prompts) -> Iterator[Refused]:
 
     For a thread of its own beside the run; it reads files and takes no lock.
     """
-    whole = Faults(check_image)
+    whole = Faults(Picture.fault)
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         whole.look(image for prompt in batch for image in prompt.images)
@@ -204,12 +205,12 @@ def broken_rows(prompts: Prompts) -> Iterator[Refused]:
 class Faults:
     """What a check says of images, each looked at once; those given as bytes are looked at again in another batch."""
 
-    def __init__(self, check: Callable[[str | bytes], str | None]) -> None:
+    def __init__(self, check: Callable[[Picture], str | None]) -> None:
         self.check = check
-        self.known: dict[str | bytes, str | None] = {}
+        self.known: dict[Picture, str | None] = {}
         self.count = 0
 
-    def look(self, images: Iterable[str | bytes]) -> None:
+    def look(self, images: Iterable[Picture]) -> None:
         new = [image for image in dict.fromkeys(images) if image not in self.known]
         self.count += len(new)
         with ThreadPoolExecutor(max_workers=4) as pool:
@@ -219,7 +220,7 @@ class Faults:
         return next((fault for image in prompt.images if (fault := self.known[image])), None)
 
     def forget_bytes(self) -> None:
-        self.known = {image: fault for image, fault in self.known.items() if isinstance(image, str)}
+        self.known = {image: fault for image, fault in self.known.items() if isinstance(image.source, str)}
 
 
 def _batches(rows: Rows) -> Iterator[list[tuple[int, Any]]]:
@@ -248,8 +249,10 @@ def _facts(prompt: Prompt) -> bytes:
     """What the fingerprint covers. An image is its bytes, or its file's name and size: folders may move."""
     told = (prompt.id, prompt.messages, prompt.gold, prompt.options, prompt.kind, prompt.meta)
     images = [
-        (os.path.basename(image), os.path.getsize(image)) if isinstance(image, str) else hashlib.sha256(image).digest()
-        for image in prompt.images
+        (os.path.basename(source), os.path.getsize(source))
+        if isinstance(source, str)
+        else hashlib.sha256(source).digest()
+        for source in (picture.source for picture in prompt.images)
     ]
     return repr((told, images)).encode()
 

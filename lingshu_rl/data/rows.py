@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.images import DEFAULT_BUDGET, Budget, Picture
 from lingshu_rl.types import Prompt
 from rewards.kinds import LETTERS, find
 from rewards.rows import FIELDS, LabelCheck, RowError, read_row
@@ -33,18 +34,19 @@ def row_to_prompt(
     instruction: str = "full",
     system: str = "",
     check: LabelCheck | None = None,
+    budget: Budget = DEFAULT_BUDGET,
 ) -> Prompt:
     """Check one row and make its prompt. Raises RowError with the first thing that is wrong; check: see `read_row`.
 
-    Relative image paths are taken from `base_dir`; whether the files exist and can be read is `check_image`'s task.
-    system: the first turn of every prompt whose row brings no system turn; "" for none.
+    Relative image paths are taken from `base_dir`; whether the files exist and can be read is `Picture.fault`'s task.
+    system: the first turn of every prompt whose row brings no system turn; "" for none. budget: of every image.
     """
     read = read_row(row, check)
     multi = read.meta.get("multi") is True
     lines = [f"{LETTERS[i]}. {text}" for i, text in enumerate(read.options)]
     if last := instruction_text(instruction, read.kind, multi):
         lines.append(last)
-    images = tuple(_image(image, base_dir) for image in read.images)
+    images = tuple(Picture(_image(image, base_dir), budget) for image in read.images)
     return Prompt(
         id=read.id,
         messages=_messages(read.turns, lines, system),

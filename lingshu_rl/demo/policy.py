@@ -96,20 +96,17 @@ def fine_tune(
 ) -> None:
     """One stage with TRL's SFTTrainer, the loss on the completion alone."""
     from datasets import Dataset
-    from PIL import Image
     from trl import SFTConfig, SFTTrainer
 
     rng = random.Random(recipe.seed)
     examples = []
     for row in rows:
         prompt = row_to_prompt(row, base_dir=folder, instruction="short")
-        with Image.open(str(prompt.images[0])) as image:
-            pixels = image.convert("RGB")
         examples.append(
             {
                 "prompt": [{"role": "user", "content": prompt.text}],
                 "completion": [{"role": "assistant", "content": careless_text(row, rng, stage.careless)}],
-                "image": pixels,
+                "image": prompt.images[0].pixels(),
             }
         )
     with tempfile.TemporaryDirectory() as output:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lingshu_rl.images import blank_image
 from lingshu_rl.types import Prompt
 from rewards.kinds import find_or_plain
 
@@ -25,7 +24,7 @@ NORMAL_REPORT = (
 
 def blank(prompts: Sequence[Prompt]) -> list[Prompt]:
     """Every image becomes a grey one of its size."""
-    return [replace(p, images=tuple(blank_image(image) for image in p.images)) for p in prompts]
+    return [replace(p, images=tuple(picture.blank() for picture in p.images)) for p in prompts]
 
 
 def shuffled(prompts: Sequence[Prompt]) -> list[Prompt]:

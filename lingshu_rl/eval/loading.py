@@ -17,7 +17,7 @@ from typing import Any
 
 from lingshu_rl.data.rows import LETTERS, RowError, row_to_prompt
 from lingshu_rl.eval.benchmarks import MEDCALC_UNITS, Benchmark, EvalError, prompt_line
-from lingshu_rl.images import check_image
+from lingshu_rl.images import Picture
 from lingshu_rl.types import Prompt
 
 Row = dict[str, Any]
@@ -90,7 +90,7 @@ def load_benchmark(benchmark: Benchmark, data: str | Path | None, *, limit: int 
     if limit and limit < len(kept):
         chosen = set(sorted(range(len(kept)), key=lambda i: _digest(kept[i].id))[:limit])
         kept = [p for i, p in enumerate(kept) if i in chosen]
-    kept = [replace(p, images=tuple(_found(image, folder) for image in p.images)) for p in kept]
+    kept = [replace(p, images=tuple(replace(i, source=_found(i.source, folder)) for i in p.images)) for p in kept]
     _check_images(benchmark, kept)
     return Loaded(tuple(kept), tuple(excluded), total, source, _data_hash(kept))
 
@@ -119,8 +119,8 @@ def _data_hash(prompts: Sequence[Prompt]) -> str:
     digest = hashlib.sha256()
     for p in prompts:
         digest.update(json.dumps([p.id, p.messages, p.options, p.gold, p.kind, dict(p.meta)], default=str, ensure_ascii=False, sort_keys=True).encode())  # fmt: skip
-        for image in p.images:
-            digest.update(Path(image).read_bytes() if isinstance(image, str) else image)
+        for source in (picture.source for picture in p.images):
+            digest.update(Path(source).read_bytes() if isinstance(source, str) else source)
     return digest.hexdigest()[:16]
 
 
@@ -289,10 +289,8 @@ def _found(image: str | bytes, folder: Path) -> str | bytes:
 
 
 def _check_images(benchmark: Benchmark, prompts: Sequence[Prompt]) -> None:
-    faults = {}
-    for image in dict.fromkeys(image for p in prompts for image in p.images):
-        if fault := check_image(image):
-            faults[image] = fault
+    pictures = dict.fromkeys(picture for p in prompts for picture in p.images)
+    faults: dict[Picture, str] = {picture: fault for picture in pictures if (fault := picture.fault())}
     if faults:
         lines = "\n".join(f"  {fault}" for fault in list(faults.values())[:SHOWN])
         raise EvalError(

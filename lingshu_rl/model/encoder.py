@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.failures import RunStopped
-from lingshu_rl.images import open_image
 from lingshu_rl.model.loading import model_path, reading_model
 from lingshu_rl.types import Prompt
 
@@ -71,7 +70,7 @@ class PromptEncoder:
             return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), {}
         if self.processor is None:
             raise TemplateError(f"prompt {prompt.id!r} has images, and this model reads text alone")
-        images = [open_image(image) for image in prompt.images]
+        images = [picture.pixels() for picture in prompt.images]
         try:
             encoded = self.processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
         except Exception as error:

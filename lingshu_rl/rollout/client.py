@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.failures import PromptRefused
+from lingshu_rl.images import Picture
 from lingshu_rl.processes.pool import Examine, Pool, unwatched
 from lingshu_rl.processes.pulse import Counter
 from lingshu_rl.rollout.sampler import RolloutError, Sampler
@@ -161,7 +162,5 @@ def readable_messages(prompt: Prompt) -> list[dict[str, Any]]:
         raise PromptRefused(f"an image of prompt {prompt.id!r} cannot be read: {error}", prompt.id) from error
 
 
-def data_uri(image: str | bytes) -> str:
-    data = Path(image).read_bytes() if isinstance(image, str) else image
-    kind = "jpeg" if data[:2] == b"\xff\xd8" else "png" if data[:4] == b"\x89PNG" else "*"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+def data_uri(picture: Picture) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.png()).decode()}"

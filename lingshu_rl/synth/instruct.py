@@ -13,9 +13,9 @@ from typing import Any
 
 from lingshu_rl.chat import Refused
 from lingshu_rl.data.rows import RowError
+from lingshu_rl.images import Picture
 from lingshu_rl.synth.captions import user
 from lingshu_rl.synth.rows import Dropped, Kept, Outcome, Record, as_prompt, provenance, training_row
-from lingshu_rl.synth.thoughts import load_images
 from lingshu_rl.synth.verify import Verifier, reason_of
 from lingshu_rl.synth.writer import Asker
 
@@ -44,7 +44,7 @@ class Instruct:
     async def __call__(self, record: Record, writer: Asker) -> list[Outcome]:
         name = str(record["id"])
         try:
-            images = load_images(record.get("images") or [])
+            images = [Picture(source).png() for source in record.get("images") or []]
         except OSError as error:
             return [Dropped(name, "unreadable record", str(error), record)]
         if not images:

@@ -7,7 +7,6 @@ the grader of training decides.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from lingshu_rl.chat import Refused
 from lingshu_rl.data.rows import FIELDS, RowError
@@ -42,7 +41,7 @@ class Thoughts:
         for seed in range(self.samples):
             try:
                 reply = await writer.ask(
-                    [{"role": "user", "content": prompt.text}], images=load_images(prompt.images), seed=seed, example=EXAMPLE
+                    [{"role": "user", "content": prompt.text}], images=[picture.png() for picture in prompt.images], seed=seed, example=EXAMPLE
                 )  # fmt: skip
             except Refused as error:
                 return [Dropped(name, "request refused", str(error), record)]
@@ -82,14 +81,3 @@ def concludes_otherwise(verifier: Verifier, prompt: Prompt, think: str) -> bool:
         return False
     verdict = verifier.judge(prompt, think)
     return verdict["status"] == "ok" and verdict["value"] == 0.0
-
-
-def load_images(images: Sequence[str | bytes]) -> list[bytes]:
-    out = []
-    for image in images:
-        if isinstance(image, bytes):
-            out.append(image)
-        else:
-            with open(image, "rb") as file:
-                out.append(file.read())
-    return out

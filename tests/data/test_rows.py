@@ -17,7 +17,7 @@ from PIL import Image
 
 from lingshu_rl.data.load import SHOWN, ById, DataError, broken_rows, load
 from lingshu_rl.data.rows import FIELDS, RowError, instruction_text, row_to_prompt
-from lingshu_rl.images import check_image
+from lingshu_rl.images import Budget, Picture
 
 
 def picture(path: Path, level: int = 90) -> Path:
@@ -57,7 +57,7 @@ def test_prompt_has_images_first_then_one_text_with_question_options_and_instruc
     (turn,) = prompt.messages
     assert [part["type"] for part in turn["content"]] == ["image", "image", "text"]
     assert prompt.text == "Which plane is this?\nA. axial\nB. coronal\nC. sagittal\nAnswer: letter."
-    assert prompt.images == (str(tmp_path / "scan.png"), str(tmp_path / "other.png"))
+    assert [p.source for p in prompt.images] == [str(tmp_path / "scan.png"), str(tmp_path / "other.png")]
     assert (prompt.gold, prompt.options, prompt.kind) == ("B", ("axial", "coronal", "sagittal"), "option")
 
 
@@ -99,12 +99,11 @@ def test_images_come_as_paths_bytes_or_pictures(tmp_path: Path) -> None:
     path = picture(tmp_path / "scan.png", level=77)
     data = path.read_bytes()
     given = [str(path), data, {"bytes": data, "path": "scan.png"}, {"bytes": None, "path": str(path)}, Image.open(path)]
-    images = row_to_prompt(row(images=given)).images
-    assert images[0] == images[3] == str(path) and images[1] == images[2] == data
-    for image in images:
-        assert check_image(image) is None
-        with Image.open(image if isinstance(image, str) else io.BytesIO(image)) as decoded:
-            assert decoded.size == (20, 16) and decoded.getpixel((3, 3)) == 77
+    pictures = row_to_prompt(row(images=given), budget=Budget(min_pixels=1)).images
+    assert [p.source for p in pictures[:4]] == [str(path), data, data, str(path)]
+    for picture_ in pictures:
+        assert picture_.fault() is None and picture_.size == (20, 16)
+        assert picture_.pixels().getpixel((3, 3)) == (77, 77, 77)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
@@ -112,16 +111,16 @@ def test_a_cut_off_or_broken_image_is_unreadable(format: str) -> None:
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 60).save(buffer, format=format)
     whole = buffer.getvalue()
-    assert check_image(whole) is None
+    assert Picture(whole).fault() is None
     for broken in (whole[: len(whole) // 2], whole[:20], b"no image", b""):
-        assert "unreadable image of" in str(check_image(broken))
+        assert "unreadable image of" in str(Picture(broken).fault())
 
 
 @pytest.mark.parametrize("mode", ["I;16", "F"])
 def test_deep_images_are_refused_because_rgb_would_turn_them_white(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "deep.tif"
     Image.new(mode, (8, 8), 4000).save(path)
-    assert "over 8 bits" in str(check_image(str(path)))
+    assert "over 8 bits" in str(Picture(str(path)).fault_in_header())
 
 
 def test_a_row_without_an_image_says_so_with_an_empty_list() -> None:
@@ -268,7 +267,7 @@ def test_a_hugging_face_folder_gives_equal_prompts_with_the_same_pixels(tmp_path
     loaded = load(f"{tmp_path / 'saved'}:train").prompts
     for ours, theirs in zip(from_jsonl, loaded, strict=True):
         assert replace(ours, images=()) == replace(theirs, images=())
-        assert (Path(str(ours.images[0])).read_bytes(),) == theirs.images
+        assert (Path(str(ours.images[0].source)).read_bytes(),) == tuple(p.source for p in theirs.images)
     with pytest.raises(DataError, match="name one of its splits, train, after a colon"):
         load(tmp_path / "saved")
 

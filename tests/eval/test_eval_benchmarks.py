@@ -162,7 +162,7 @@ def test_rubrics_keep_the_whole_conversation(tmp_path):
 
 def test_the_held_out_images_of_vqa_rad_are_a_fifth_and_whole(shared_data):
     found = load_benchmark(BENCHMARKS["vqa_rad_disjoint"], shared_data / "data")
-    images = {p.images[0] for p in found.prompts}
+    images = {p.images[0].source for p in found.prompts}
     everything = list((shared_data / "data" / "vqa_rad" / "images").glob("*.jpg"))
     assert 0.15 < len(images) / len(everything) < 0.25 and all(vqa_rad_held_out(i) for i in images)
     rows = [r for part in ("testset", "trainset") for r in json.loads((shared_data / "data" / "vqa_rad" / f"{part}.json").read_text())]  # fmt: skip

@@ -11,6 +11,7 @@ from lingshu_rl.eval.scoring import make_row
 from lingshu_rl.eval.stats import summarise
 from lingshu_rl.failures import PromptRefused
 from lingshu_rl.heldout import evaluate
+from lingshu_rl.images import Picture
 from lingshu_rl.report import write_report
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.state import RunState
@@ -21,7 +22,7 @@ from rewards import default_reward
 def prompts(count=6):
     content = [{"type": "image"}, {"type": "text", "text": "Is it bright?"}]
     return [
-        Prompt(f"q{i}", ({"role": "user", "content": content},), (png(250 if i % 3 else 5),), "yes" if i % 3 else "no", (), "yesno", {"task": "light"})
+        Prompt(f"q{i}", ({"role": "user", "content": content},), (Picture(png(250 if i % 3 else 5)),), "yes" if i % 3 else "no", (), "yesno", {"task": "light"})
         for i in range(count)
     ]  # fmt: skip
 
@@ -43,9 +44,7 @@ class FakeRun:
         assert (n, temperature) == (1, 0.0)
         if prompt.id in self.refuse:
             raise PromptRefused("refused: too long", prompt.id)
-        from lingshu_rl.images import open_image
-
-        shade = open_image(prompt.images[0]).getpixel((1, 1))[0] if prompt.images else 128
+        shade = prompt.images[0].pixels().getpixel((1, 1))[0] if prompt.images else 128
         text = "I am not sure." if shade == 128 else f"<answer>{'yes' if shade > 100 else 'no'}</answer>"
         return (Rollout(prompt, 0, text, (1,), (2,), (0.0,), "stop", 0),)
 

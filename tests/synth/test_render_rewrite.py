@@ -39,7 +39,7 @@ def test_the_picture_holds_the_question_and_the_row_its_answer(tmp_path):
     prompts = load(tmp_path / "o.jsonl").prompts
     assert OptionLetter().score(prompts[0].reward_input("<answer>A</answer>")).value == 1.0
     assert OptionLetter().score(prompts[0].reward_input("<answer>B</answer>")).value == 0.0
-    ink = np.asarray(Image.open(prompts[0].images[0]).convert("L")) < 128
+    ink = np.asarray(Image.open(prompts[0].images[0].source).convert("L")) < 128
     bands = np.diff(np.concatenate(([0], ink.any(1).astype(int)))) == 1
     assert bands.sum() == 4  # four lines of text, in their margins
     edge = MARGIN - 4
@@ -65,7 +65,7 @@ def test_options_may_stay_text_and_size_and_width_are_used(tmp_path):
     )
     (row,) = read(tmp_path / "o.jsonl")
     assert row["options"] == MCQ["options"] and row["meta"]["synth"]["text"] == MCQ["question"]
-    with Image.open(load(tmp_path / "o.jsonl").prompts[0].images[0]) as image:
+    with Image.open(load(tmp_path / "o.jsonl").prompts[0].images[0].source) as image:
         assert image.width == 300 and image.height > 3 * 30
     with pytest.raises(SynthError, match=r"--font nothing\.ttf"):
         Page(font="nothing.ttf").load()
