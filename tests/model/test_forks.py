@@ -26,7 +26,7 @@ class _Double:
     """torch, but that float32 is float64: layers cast to it by name."""
 
     def __getattr__(self, name: str) -> object:
-        return torch.float64 if name == "float32" else getattr(torch, name)
+        return torch.float64 if name in ("float", "float32") else getattr(torch, name)
 
 
 @pytest.fixture
@@ -34,13 +34,16 @@ def double(monkeypatch: pytest.MonkeyPatch):
     """A model whose arithmetic is all in float64."""
     torch.set_num_threads(1)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
 
     def made(family: str, **changes: object) -> transformers.PreTrainedModel:
         model = build(family, **changes).double()
+        model.set_experts_implementation("eager")  # grouped products take no float64
         monkeypatch.setattr(sys.modules[type(model).__module__], "torch", _Double())
         return model
 
-    return made
+    yield made
+    torch.set_default_dtype(torch.float32)
 
 
 def double_groups(family: str) -> list[TokenGroup]:
@@ -93,7 +96,7 @@ def test_forked_state_is_exact(family: str, checkpointing: bool, double) -> None
         assert not any(row.dense for row in rows) and (len(rows) == 1) == (budget == 4096)
         logprobs, found = score(model, rows, weights)
         assert logprob_gap(expected, logprobs) < 1e-11 and logprob_gap(dense[0], logprobs) < 1e-11
-        assert gradient_gap(gradients, found) < 1e-7 and gradient_gap(dense[1], found) < 1e-7
+        assert gradient_gap(gradients, found) < 1e-9 and gradient_gap(dense[1], found) < 1e-9
     assert all(logprob.dtype == torch.float64 for logprob in logprobs.values())
 
 
