@@ -102,8 +102,11 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         return t.Qwen3NextConfig(**TEXT, **LINEAR, **EXPERTS)
     if family == "olmo_hybrid":
         return t.OlmoHybridConfig(**TEXT, **LINEAR)
-    if family == "lfm2":
-        return t.Lfm2Config(**TEXT, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False)
+    if family in ("lfm2", "lfm2_moe"):
+        layers = {"layer_types": ["conv", "full_attention", "conv"]}
+        if family == "lfm2":
+            return t.Lfm2Config(**TEXT, **layers, block_auto_adjust_ff_dim=False)
+        return t.Lfm2MoeConfig(**TEXT, **layers, **EXPERTS, num_dense_layers=1)
     raise KeyError(family)
 
 
@@ -119,7 +122,7 @@ VISION_FAMILIES = (
     "gemma3",
     "paligemma",
 )
-TEXT_FAMILIES = ("llama", "mistral_window", "qwen2", "qwen2_window", "qwen3", "qwen3_next", "olmo_hybrid", "lfm2")
+TEXT_FAMILIES = ("llama", "mistral_window", "qwen2", "qwen2_window", "qwen3", "qwen3_next", "olmo_hybrid", "lfm2", "lfm2_moe")
 
 
 def build(family: str, seed: int = 0, **changes: object) -> transformers.PreTrainedModel:

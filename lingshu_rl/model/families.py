@@ -14,13 +14,12 @@ FULL = "full_attention"
 SLIDING = "sliding_attention"
 STATEFUL = frozenset({"linear_attention", "conv"})  # layers that carry state along the row
 
-
 # Rotary types whose angles depend on a token's position alone. `dynamic` and `longrope` also look at the row's length.
 _PLAIN_ROPE = {"default", "linear", "llama3", "yarn", "proportional", "mrope"}
 # Text models that take a mask for each layer type, and whose stateful layers go on from a cache by several tokens.
-_FORKED = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "lfm2"}
+_FORKED = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "lfm2", "lfm2_moe"}
 # State that runs along the row cannot be forked by a mask. Most families name such layers in `layer_types`; not these.
-_RECURRENT = {"recurrent_gemma", "rwkv", "xlstm", "lfm2_moe"}
+_RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
 # Multi-axis positions as in Qwen2-VL: an image spans rows and columns, text goes on after the longer side.
 _MROPE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
 # Models whose ordinary forward wants to be told which tokens are image (Gemma 3) or answer (PaliGemma).
