@@ -8,9 +8,8 @@ import pytest
 import torch
 import transformers as t
 from test_families import gradient_gap, logprob_gap, make_groups, own_forward, score, token_weights
-from tiny_models import CLIP, IMAGE, QWEN_IDS, QWEN_VISION, TEXT, WINDOW, build, config_of, redraw, words
+from tiny_models import CLIP, IMAGE, QWEN_IDS, QWEN_VISION, TEXT, WINDOW, redraw, words
 
-from lingshu_rl.model.families import model_spec
 from lingshu_rl.model.packing import pack
 from lingshu_rl.types import TokenGroup
 
@@ -27,7 +26,7 @@ def glm4v() -> t.PretrainedConfig:
 
 
 def paligemma2() -> t.PretrainedConfig:
-    text = t.Gemma2Config(**TEXT, sliding_window=WINDOW, layer_types=KINDS)
+    text = t.Gemma2Config(**TEXT, sliding_window=WINDOW, layer_types=KINDS, final_logit_softcapping=None)
     vision = t.SiglipVisionConfig(**CLIP, vision_use_head=False)
     return t.PaliGemmaConfig(text_config=text, vision_config=vision, projection_dim=64, image_token_index=IMAGE)
 
@@ -46,13 +45,15 @@ UNSHARED: dict[str, tuple[str, Callable[[], t.PretrainedConfig]]] = {
     ),
     "recurrence and windows": ("llama", lambda: t.RecurrentGemmaConfig(**TEXT, attention_window_size=WINDOW)),
     "chunks": ("llama", lambda: t.Llama4TextConfig(**TEXT, attention_chunk_size=WINDOW, num_local_experts=2)),
-    "sinks": ("llama", lambda: t.GptOssConfig(**TEXT, sliding_window=WINDOW, num_local_experts=2, layer_types=KINDS)),
+    "sinks": (
+        "llama",
+        lambda: t.GptOssConfig(
+            **TEXT, sliding_window=WINDOW, num_local_experts=2, num_experts_per_tok=1, layer_types=KINDS
+        ),
+    ),
     "dynamic": (
         "llama",
-        lambda: t.LlamaConfig(
-            **TEXT | {"max_position_embeddings": SHORT},
-            rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
-        ),
+        lambda: t.LlamaConfig(**TEXT, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
     ),
     "longrope": (
         "llama",
@@ -80,8 +81,22 @@ def test_a_family_that_cannot_share_runs_in_exact_batches(case: str) -> None:
     logprobs, gradients = own_forward(model, groups, weights)
     for budget in (4096, 100):
         rows = pack(groups, model, budget)
-        assert all(row.dense for row in rows) and 6 > len(rows)
-        assert (len(rows) == 1) == (budget == 4096 and model_spec(model).rope_limit is None)
+        assert all(row.dense for row in rows) and len(rows) < 6
+        assert (len(rows) == 1) == (budget == 4096 and case != "longrope")
         found = score(model, rows, weights)
         assert logprob_gap(logprobs, found[0]) < 1e-4
         assert gradient_gap(gradients, found[1]) < 1e-4
+
+
+def test_beyond_the_limit_of_its_rotary_angles_a_batch_has_one_length() -> None:
+    """Angles follow the longest sequence of a batch there, so that another one beside it would have the wrong ones."""
+    config = UNSHARED["longrope"][1]()
+    groups = [
+        TokenGroup(str(n), tuple(words(n)), tuple(tuple(words(length)) for length in (4, 4, 9, 1)), {})
+        for n in (2, 5, SHORT - 3, SHORT, SHORT)
+    ]
+    rows = pack(groups, config, 4096)
+    lengths = [[span.end - span.start for span in row.spans] for row in rows]
+    long, short = lengths[:-1], lengths[-1]
+    assert max(short) <= SHORT < min(map(min, long)) and all(len(set(one)) == 1 for one in long)
+    assert len(short) == 4 + 4 + 3 + 2 and sorted(map(len, long)) == [1, 2, 4]
