@@ -44,8 +44,6 @@ class Size:
 
 
 SIZES = {"3M": Size(128, 6, 96), "9M": Size(256, 6), "40M": Size(512, 8, 320), "93M": Size(768, 9, 384)}
-
-
 QWEN, HYBRID, OWN_POSITIONS, STATE_SPACE = FAMILIES = ("qwen2_5_vl", "qwen3_5", "glm4v", "bamba")
 SIGHTLESS = {STATE_SPACE}
 
@@ -122,9 +120,12 @@ def as_loaded(model: Any) -> Any:
 
 
 def make_groups(
-    prompts: int, image_side: int, text: int, completion: int, group: int, seed: int = 1
+    prompts: int, image_side: int, text: int, completion: int, group: int, seed: int = 1, ragged: bool = False
 ) -> list[TokenGroup]:
-    """Groups with one square image of image_side x image_side tokens (0 = none), `text` words and equal completions."""
+    """Groups with one square image of image_side x image_side tokens (0 = none), and `text` words.
+
+    Completions have `completion` tokens, or, `ragged`, 1 to that many, evenly spread.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def words(count: int) -> list[int]:
@@ -140,7 +141,8 @@ def make_groups(
             vision = {"pixel_values": pixels, "image_grid_thw": grid}
             ids = [VISION_START, *[IMAGE] * image_side**2, VISION_END]
         ids += words(text - 2 if image_side else text)
-        groups.append(TokenGroup(str(n), tuple(ids), tuple(tuple(words(completion)) for _ in range(group)), vision))
+        lengths = [max(completion * (member + 1) // group, 1) if ragged else completion for member in range(group)]
+        groups.append(TokenGroup(str(n), tuple(ids), tuple(tuple(words(length)) for length in lengths), vision))
     return groups
 
 
@@ -274,7 +276,7 @@ def point(
     found = {
         "prompt_tokens": prompt,
         "image_tokens": groups[0].prompt_ids.count(IMAGE),
-        "completion_tokens": len(groups[0].completions[0]),
+        "completion_tokens": max(map(len, groups[0].completions)),
         "group_size": size,
         "prompts": len(groups),
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -122,7 +122,17 @@ VISION_FAMILIES = (
     "gemma3",
     "paligemma",
 )
-TEXT_FAMILIES = ("llama", "mistral_window", "qwen2", "qwen2_window", "qwen3", "qwen3_next", "olmo_hybrid", "lfm2", "lfm2_moe")
+TEXT_FAMILIES = (
+    "llama",
+    "mistral_window",
+    "qwen2",
+    "qwen2_window",
+    "qwen3",
+    "qwen3_next",
+    "olmo_hybrid",
+    "lfm2",
+    "lfm2_moe",
+)
 
 
 def build(family: str, seed: int = 0, **changes: object) -> transformers.PreTrainedModel:
