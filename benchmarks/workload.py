@@ -44,7 +44,7 @@ class Size:
 
 
 SIZES = {"3M": Size(128, 6, 96), "9M": Size(256, 6), "40M": Size(512, 8, 320), "93M": Size(768, 9, 384)}
-QWEN, HYBRID, OWN_POSITIONS, STATE_SPACE = FAMILIES = ("qwen2_5_vl", "qwen3_5", "glm4v", "bamba")
+QWEN, HYBRID, OWN_POSITIONS, STATE_SPACE = ("qwen2_5_vl", "qwen3_5", "glm46v", "bamba")
 SIGHTLESS = {STATE_SPACE}
 
 
@@ -52,7 +52,7 @@ def build_model(size: Size, seed: int = 0, family: str = QWEN) -> transformers.P
     """A random model in train mode with a tied head, float32.
 
     family: Qwen2.5-VL; Qwen3.5, three of whose four layers are linear attention; or one that cannot share prompts:
-    GLM-4V, whose positions are its own, and Bamba, a text model of state-space layers with one of attention.
+    GLM-4.6V, whose positions are its own, and Bamba, a text model of state-space layers with one of attention.
     """
     torch.manual_seed(seed)
     config = _config(size, family)
@@ -62,7 +62,29 @@ def build_model(size: Size, seed: int = 0, family: str = QWEN) -> transformers.P
 
 def _config(size: Size, family: str) -> transformers.PretrainedConfig:
     heads = size.hidden // 64
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
+    linear = {"linear_num_key_heads": heads, "linear_key_head_dim": 64, "linear_value_head_dim": 64}
+    linear |= {"linear_num_value_heads": 2 * heads, "head_dim": 64}
+    state = {"mamba_n_heads": size.hidden // 32, "mamba_d_head": 64, "mamba_d_state": 64, "mamba_chunk_size": 64}
+    # Class, and what it asks for beside the sizes: of the text model, of the vision tower.
+    kind, more_text, more_vision = {
+        QWEN: (
+            transformers.Qwen2_5_VLConfig,
+            {},
+            {"fullatt_block_indexes": [size.vision_layers - 1], "window_size": 112},
+        ),
+        HYBRID: (
+            transformers.Qwen3_5Config,
+            linear | {"rope_parameters": rope | {"partial_rotary_factor": 1.0}},
+            {"patch_size": PATCH},
+        ),
+        OWN_POSITIONS: (transformers.Glm46VConfig, {}, {"patch_size": PATCH, "image_size": 24 * PATCH}),
+        STATE_SPACE: (
+            transformers.BambaConfig,
+            state | {"attn_layer_indices": [size.layers // 2], "rope_parameters": {"rope_theta": 10000.0}},
+            {},
+        ),
+    }[family]
     text: dict[str, Any] = {
         "vocab_size": VOCAB,
         "hidden_size": size.hidden,
@@ -71,36 +93,21 @@ def _config(size: Size, family: str) -> transformers.PretrainedConfig:
         "num_attention_heads": heads,
         "num_key_value_heads": max(heads // 2, 1),
         "max_position_embeddings": 4096,
-        "rope_parameters": rope if family in SIGHTLESS else rope | {"mrope_section": [8, 12, 12]},
+        "rope_parameters": rope,
         "pad_token_id": PAD,
         "bos_token_id": 1,
         "eos_token_id": EOS,
-    }
-    if family == STATE_SPACE:
-        state = {"mamba_n_heads": size.hidden // 32, "mamba_d_head": 64, "mamba_d_state": 64, "mamba_chunk_size": 64}
-        return transformers.BambaConfig(
-            **text, **state, attn_layer_indices=[size.layers // 2], tie_word_embeddings=True
-        )
-    vision: dict[str, Any] = {
+    } | more_text
+    if family in SIGHTLESS:
+        return kind(**text, tie_word_embeddings=True)
+    vision = {
         "depth": size.vision_layers,
         "hidden_size": size.vision_hidden,
         "intermediate_size": 2 * size.vision_hidden,
         "num_heads": size.vision_hidden // 32,
         "out_hidden_size": size.hidden,
-    }
-    if family == QWEN:
-        vision |= {"fullatt_block_indexes": [size.vision_layers - 1], "window_size": 112}
-    elif family == HYBRID:
-        linear = {"linear_num_key_heads": heads, "linear_num_value_heads": 2 * heads}
-        text |= linear | {"head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_dim": 64}
-        text["rope_parameters"] |= {"partial_rotary_factor": 1.0}
-        vision |= {"patch_size": PATCH}
-    else:
-        vision |= {"patch_size": PATCH, "image_size": 24 * PATCH}
-    classes = {
-        QWEN: transformers.Qwen2_5_VLConfig, HYBRID: transformers.Qwen3_5Config, OWN_POSITIONS: transformers.Glm4vConfig,
-    }  # fmt: skip
-    return classes[family](
+    } | more_vision
+    return kind(
         text_config=text,
         vision_config=vision,
         image_token_id=IMAGE,

@@ -79,7 +79,7 @@ def own_forward(
 
 
 def own_token_types(model, ids_1S: Tensor, prompt: int) -> dict[str, Tensor]:
-    """What processors return beside ids: which tokens are image (Qwen-VL, GLM-4V, Gemma 3) or answer (PaliGemma)."""
+    """What processors return beside ids: which tokens are image (Qwen-VL, GLM-4.6V, Gemma 3) or answer (PaliGemma)."""
     if model.config.model_type == "paligemma":
         return {"token_type_ids": (torch.arange(ids_1S.shape[1]) >= prompt).long()[None]}
     if model.config.model_type == "gemma3":
@@ -410,7 +410,7 @@ def tiny_config(model_type: str, **changes: object) -> transformers.PretrainedCo
         (tiny_config("t5"), "encoder"),
         (tiny_config("llama", attn_implementation="eager"), "eager"),
         (tiny_config("paligemma", text_config={"model_type": "gemma2", "num_hidden_layers": 2}), "sliding"),
-        (tiny_config("glm4v"), "multi-axis"),
+        (tiny_config("glm46v"), "multi-axis"),
     ],
 )
 def test_families_that_cannot_share_are_named(config: transformers.PretrainedConfig, reason: str) -> None:

@@ -19,10 +19,10 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
-def glm4v() -> t.PretrainedConfig:
+def glm46v() -> t.PretrainedConfig:
     vision = QWEN_VISION | {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "image_size": 16}
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
-    return t.Glm4vConfig(text_config=TEXT | {"rope_parameters": rope}, vision_config=vision, **QWEN_IDS)
+    return t.Glm46VConfig(text_config=TEXT | {"rope_parameters": rope}, vision_config=vision, **QWEN_IDS)
 
 
 def paligemma2() -> t.PretrainedConfig:
@@ -62,7 +62,7 @@ UNSHARED: dict[str, tuple[str, Callable[[], t.PretrainedConfig]]] = {
             rope_parameters=LONGROPE | {"original_max_position_embeddings": SHORT},
         ),
     ),
-    "positions of its own": ("qwen2_5_vl", glm4v),
+    "positions of its own": ("qwen2_5_vl", glm46v),
     "prefix and windows": ("paligemma", paligemma2),
 }  # fmt: skip
 
