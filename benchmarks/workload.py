@@ -44,7 +44,7 @@ class Size:
 
 
 SIZES = {"3M": Size(128, 6, 96), "9M": Size(256, 6), "40M": Size(512, 8, 320), "93M": Size(768, 9, 384)}
-QWEN, HYBRID, OWN_POSITIONS, STATE_SPACE = ("qwen2_5_vl", "qwen3_5", "glm46v", "bamba")
+QWEN, HYBRID, OWN_POSITIONS, STATE_SPACE = ("qwen2_5_vl", "qwen3_5", "glm46v", "falcon_h1")
 SIGHTLESS = {STATE_SPACE}
 
 
@@ -52,7 +52,7 @@ def build_model(size: Size, seed: int = 0, family: str = QWEN) -> transformers.P
     """A random model in train mode with a tied head, float32.
 
     family: Qwen2.5-VL; Qwen3.5, three of whose four layers are linear attention; or one that cannot share prompts:
-    GLM-4.6V, whose positions are its own, and Bamba, a text model of state-space layers with one of attention.
+    GLM-4.6V, whose positions are its own, and Falcon-H1, a text model whose layers are attention and state space at once.
     """
     torch.manual_seed(seed)
     config = _config(size, family)
@@ -65,7 +65,7 @@ def _config(size: Size, family: str) -> transformers.PretrainedConfig:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
     linear = {"linear_num_key_heads": heads, "linear_key_head_dim": 64, "linear_value_head_dim": 64}
     linear |= {"linear_num_value_heads": 2 * heads, "head_dim": 64}
-    state = {"mamba_n_heads": size.hidden // 32, "mamba_d_head": 64, "mamba_d_state": 64, "mamba_chunk_size": 64}
+    state = {"mamba_n_heads": heads, "mamba_d_head": 64, "mamba_d_ssm": size.hidden, "mamba_d_state": 64}
     # Class, and what it asks for beside the sizes: of the text model, of the vision tower.
     kind, more_text, more_vision = {
         QWEN: (
@@ -80,8 +80,8 @@ def _config(size: Size, family: str) -> transformers.PretrainedConfig:
         ),
         OWN_POSITIONS: (transformers.Glm46VConfig, {}, {"patch_size": PATCH, "image_size": 24 * PATCH}),
         STATE_SPACE: (
-            transformers.BambaConfig,
-            state | {"attn_layer_indices": [size.layers // 2], "rope_parameters": {"rope_theta": 10000.0}},
+            transformers.FalconH1Config,
+            state | {"mamba_chunk_size": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
             {},
         ),
     }[family]

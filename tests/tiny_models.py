@@ -36,6 +36,7 @@ LINEAR = {
     "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_num_key_heads": 2,
     "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4,
 }  # fmt: skip
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8}
 EXPERTS = {
     "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
 }  # fmt: skip
@@ -102,6 +103,12 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         return t.Qwen3NextConfig(**TEXT, **LINEAR, **EXPERTS)
     if family == "olmo_hybrid":
         return t.OlmoHybridConfig(**TEXT, **LINEAR)
+    if family == "bamba":
+        return t.BambaConfig(**TEXT, **MAMBA, attn_layer_indices=[1])
+    if family == "granitemoehybrid":
+        layers = {"layer_types": ["mamba", "attention", "mamba"], "position_embedding_type": "rope"}
+        experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32}
+        return t.GraniteMoeHybridConfig(**TEXT, **MAMBA, **layers, **experts)
     if family in ("lfm2", "lfm2_moe"):
         layers = {"layer_types": ["conv", "full_attention", "conv"]}
         if family == "lfm2":
@@ -132,6 +139,8 @@ TEXT_FAMILIES = (
     "olmo_hybrid",
     "lfm2",
     "lfm2_moe",
+    "bamba",
+    "granitemoehybrid",
 )
 
 

@@ -17,7 +17,10 @@ STATEFUL = frozenset({"linear_attention", "conv"})  # layers that carry state al
 # Rotary types whose angles depend on a token's position alone. `dynamic` and `longrope` also look at the row's length.
 _PLAIN_ROPE = {"default", "linear", "llama3", "yarn", "proportional", "mrope"}
 # Text models that take a mask for each layer type, and whose stateful layers go on from a cache by several tokens.
-_FORKED = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "lfm2", "lfm2_moe"}
+_FORKED = {
+    *("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "lfm2", "lfm2_moe"),
+    *("bamba", "granitemoehybrid"),
+}
 # State that runs along the row cannot be forked by a mask. Most families name such layers in `layer_types`; not these.
 _RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
 # Multi-axis positions as in Qwen2-VL: an image spans rows and columns, text goes on after the longer side.

@@ -19,7 +19,16 @@ from lingshu_rl.model.logprobs import completion_logprobs
 from lingshu_rl.model.packing import pack
 from lingshu_rl.types import TokenGroup
 
-HYBRIDS = ("qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid", "lfm2", "lfm2_moe")
+HYBRIDS = (
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_next",
+    "olmo_hybrid",
+    "lfm2",
+    "lfm2_moe",
+    "bamba",
+    "granitemoehybrid",
+)
 
 
 class _Double:

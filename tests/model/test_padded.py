@@ -8,13 +8,12 @@ import pytest
 import torch
 import transformers as t
 from test_families import gradient_gap, logprob_gap, make_groups, own_forward, score, token_weights
-from tiny_models import CLIP, IMAGE, QWEN_IDS, QWEN_VISION, TEXT, WINDOW, redraw, words
+from tiny_models import CLIP, IMAGE, MAMBA, QWEN_IDS, QWEN_VISION, TEXT, WINDOW, redraw, words
 
 from lingshu_rl.model.packing import pack
 from lingshu_rl.types import TokenGroup
 
 SHORT = 16  # tokens up to which rotary angles are fixed; the groups have shorter sequences and longer ones
-MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [1.5] * 8}
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 
@@ -36,7 +35,6 @@ UNSHARED: dict[str, tuple[str, Callable[[], t.PretrainedConfig]]] = {
     "state in every layer": (
         "llama", lambda: t.FalconH1Config(**TEXT, mamba_d_ssm=64, **MAMBA | {"mamba_n_heads": 4}),
     ),
-    "state in some layers": ("llama", lambda: t.BambaConfig(**TEXT, attn_layer_indices=[1], **MAMBA)),
     "state and experts": (
         "llama",
         lambda: t.JambaConfig(
