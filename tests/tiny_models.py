@@ -41,6 +41,7 @@ EXPERTS = {
     "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
 }  # fmt: skip
 
+SIGLIP2_PATCHES = 16
 WINDOW = 6  # shorter than every row, so that a wrong window shows
 
 
@@ -109,11 +110,14 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         layers = {"layer_types": ["mamba", "attention", "mamba"], "position_embedding_type": "rope"}
         experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32}
         return t.GraniteMoeHybridConfig(**TEXT, **MAMBA, **layers, **experts)
-    if family in ("lfm2", "lfm2_moe"):
+    if family in ("lfm2", "lfm2_vl", "lfm2_moe"):
         layers = {"layer_types": ["conv", "full_attention", "conv"]}
-        if family == "lfm2":
-            return t.Lfm2Config(**TEXT, **layers, block_auto_adjust_ff_dim=False)
-        return t.Lfm2MoeConfig(**TEXT, **layers, **EXPERTS, num_dense_layers=1)
+        if family == "lfm2_moe":
+            return t.Lfm2MoeConfig(**TEXT, **layers, **EXPERTS, num_dense_layers=1)
+        text = t.Lfm2Config(**TEXT, **layers, block_auto_adjust_ff_dim=False)
+        vision = t.Siglip2VisionConfig(**CLIP, num_patches=SIGLIP2_PATCHES, vision_use_head=False)
+        vl = {"vision_config": vision, "image_token_id": IMAGE, "projector_hidden_size": 32}
+        return text if family == "lfm2" else t.Lfm2VlConfig(text_config=text, **vl)
     raise KeyError(family)
 
 
@@ -124,6 +128,7 @@ VISION_FAMILIES = (
     "qwen3_vl",
     "qwen3_5",
     "qwen3_5_moe",
+    "lfm2_vl",
     "llava",
     "internvl",
     "gemma3",
@@ -178,6 +183,12 @@ def image_of(family: str, height: int = 4, width: int = 4) -> tuple[list[int], d
         pixels = torch.randn(int(grid.prod()), 3 * 2 * 4 * 4)
         ids = [VISION_START, *[IMAGE] * (height * width), VISION_END]
         return ids, {"pixel_values": pixels, "image_grid_thw": grid}
+    if family == "lfm2_vl":
+        rows = min(2 * height - 2, 4)  # of four patches; the rest of the tensor is padding
+        held = (torch.arange(SIGLIP2_PATCHES) < 4 * rows).long()[None]
+        pixels = torch.randn(1, SIGLIP2_PATCHES, 3 * 4 * 4)
+        sizes = {"spatial_shapes": torch.tensor([[rows, 4]]), "pixel_attention_mask": held}
+        return [VISION_START, *[IMAGE] * rows, VISION_END], {"pixel_values": pixels} | sizes
     tokens = {"llava": 16, "internvl": 4, "gemma3": 4, "paligemma": 16}[family]
     return [VISION_START, *[IMAGE] * tokens, VISION_END], {"pixel_values": torch.randn(1, 3, 16, 16)}
 
