@@ -30,6 +30,7 @@ _LEADING_QUESTION = re.compile(r"(^|[\s,(])\?+\s*(?=[a-z])", re.MULTILINE)
 _BULLET = re.compile(r"^\s*(?:[-•*–—+]+\s|\(?\d{1,2}[.)]\s|[a-z][.)]\s|#+\s*)", re.IGNORECASE)
 _MARKUP = str.maketrans({c: " " for c in '*_`#"“”[]{}<>()'} | {"’": "'", "‘": "'"})
 _ENDS = frozenset(".;!?")
+_SIGNS = frozenset(".;!?:/|x")  # what such a token begins with may be no word; "x" begins a redaction
 _NO_END = frozenset(("dr", "e", "g", "i", "eg", "ie", "etc", "fig", "al"))
 _REDACTED = re.compile(r"^x{2,}$")
 _GOES_ON = frozenset(
@@ -120,12 +121,15 @@ class _Splitter:
                 self.close()
             elif self.words:
                 self.lines.append(len(self.words))
+            self.count += len(tokens)
+            if self.count > MAX_WORDS:
+                break
+            last = len(tokens) - 1
             for i, token in enumerate(tokens):
-                self.count += 1
-                if self.count > MAX_WORDS:
-                    self.close()
-                    return
-                self.add(token, last=i + 1 == len(tokens))
+                if token[0] not in _SIGNS and len(self.words) < MAX_SENTENCE:
+                    self.words.append(token)
+                else:
+                    self.add(token, last=i == last)
         self.close()
 
     def plain(self, line: str) -> str:
