@@ -49,7 +49,7 @@ class PictureTokens:
         self.encoder = encoder
         self.known: dict[Size, StandIn | str] = {}  # or why the processor cannot read such a picture
         self.placeholder = ""
-        self.encoded = 0  # blank pictures that the processor was given
+        self.around = 0  # tokens that the processor puts around any text with images, as PaliGemma's does
         self._runs = re.compile(rf"({encoder.special.pattern})\1+")
         self._probe = ""
         self._extremes: dict[str, float] = {}
@@ -96,7 +96,6 @@ class PictureTokens:
 
     def _encode(self, size: Size) -> StandIn | str:
         """The stand-in as the processor makes it of a blank picture, or why it makes none."""
-        self.encoded += 1
         try:
             found, total = self._measured(size)
         except Exception as error:
@@ -127,8 +126,8 @@ class PictureTokens:
             found = self._shortened(replaced[0]["replacement"])
             assert found.text is not None
             (short,) = self.encoder.text_lengths([self._probe.replace(self.placeholder, found.text)])
-            if short + found.more == total:
-                return found, total
+            self.around = total - short - found.more
+            return found, total
         (plain,) = self.encoder.text_lengths([self._probe])
         return StandIn(None, total - plain, total - plain + 1), total
 
@@ -270,7 +269,8 @@ class Lengths:
                 )
             instead = [placeholder if f.text is None else f.text for f in found]
             text = "".join(part for pair in zip(texts, [*instead, ""], strict=True) for part in pair)
-        return Counted(prompt.id, text, sum(f.more for f in found), sum(f.tokens for f in found))
+        more = self.pictures.around + sum(f.more for f in found)
+        return Counted(prompt.id, text, more, sum(f.tokens for f in found))
 
     def _read(self, counted: Sequence[Counted]) -> list[Length]:
         lengths = self.encoder.text_lengths([c.text for c in counted]) if counted else []

@@ -24,7 +24,10 @@ CHATML = (
 QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
 BLANK_LINES = tuple("\n" * n for n in range(1, 5))  # tokens of Gemma's vocabularies that its processors' texts merge with
 GEMMA3 = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-GEMMA4 = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>"}
+GEMMA4 = {
+    "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>", "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+}  # fmt: skip
 INTERNVL = {
     "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>",
 }  # fmt: skip
@@ -87,6 +90,7 @@ def paligemma(tokenizer, **kwargs):
 
 
 def smolvlm(tokenizer, **kwargs):
+    pytest.importorskip("num2words")  # spells the times of frames in its prompts
     images = t.SmolVLMImageProcessor(size={"longest_edge": 1536}, max_image_size={"longest_edge": 512})
     films = t.SmolVLMVideoProcessor(size={"longest_edge": 512}, max_image_size={"longest_edge": 512})
     return t.SmolVLMProcessor(images, tokenizer, films, image_seq_len=64, **kwargs)
@@ -113,7 +117,7 @@ FAMILIES = {
     "gemma3": (gemma3, "<start_of_image>", GEMMA3, (), BLANK_LINES),
     "gemma3_crops": (partial(gemma3, crops=True), "<start_of_image>", GEMMA3, (), BLANK_LINES),
     "gemma4": (gemma4, "<|image|>", GEMMA4, ("<|video|>",), BLANK_LINES),
-    "paligemma": (paligemma, "<image>", {}, ("<image>",), BLANK_LINES),
+    "paligemma": (paligemma, "<image>", {"bos_token": "<bos>"}, ("<image>",), BLANK_LINES),
     "smolvlm": (smolvlm, "<image>", {}, IDEFICS, ()),
     "idefics3": (idefics3, "<image>", {}, IDEFICS, ()),
     "glm4v": (glm4v, "<|begin_of_image|><|image|><|end_of_image|>", {}, GLM, ()),
