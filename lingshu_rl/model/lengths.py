@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
-from lingshu_rl.images import Picture
 from lingshu_rl.model.encoder import PROBE, PromptEncoder, TemplateError
 from lingshu_rl.types import Prompt
 
@@ -55,7 +53,9 @@ class PictureTokens:
         self._extremes: dict[str, float] = {}
         self._by_count: dict[tuple[int, int], StandIn] = {}
         self._texts: set[str | None] = set()
-        self._beside: set[int] = set()  # tokens of the probe that the arithmetic does not count: one number if it is right
+        self._beside: set[int] = (
+            set()
+        )  # tokens of the probe that the arithmetic does not count: one number if it is right
 
     def look(self, sizes: Iterable[Size]) -> None:
         new = [size for size in dict.fromkeys(sizes) if size not in self.known]
@@ -193,6 +193,11 @@ class Lengths:
 
     Without a limit, and for prompts that are within it whatever their text holds, only the KEPT of most bytes are read.
     """
+
+    advice = (
+        "Rows that are too long: shorten their text, lower data.max_pixels or rollout.max_tokens, raise the engine's "
+        "max_model_len (rollout.vllm.max_model_len), or leave them out with data.too_long=drop."
+    )
 
     def __init__(self, encoder: PromptEncoder, limit: Limit | None = None) -> None:
         self.encoder, self.limit = encoder, limit

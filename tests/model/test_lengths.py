@@ -2,7 +2,6 @@
 
 import io
 import json
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,10 +9,8 @@ import transformers as t
 from PIL import Image
 
 from lingshu_rl.data.rows import row_to_prompt
-from lingshu_rl.images import Picture
-from lingshu_rl.model import lengths
 from lingshu_rl.model.encoder import PromptEncoder
-from lingshu_rl.model.lengths import Lengths, Limit
+from lingshu_rl.model.lengths import Lengths
 from lingshu_rl.model.loading import model_path
 
 CHATML = (
@@ -22,7 +19,9 @@ CHATML = (
     "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
-BLANK_LINES = tuple("\n" * n for n in range(1, 5))  # tokens of Gemma's vocabularies that its processors' texts merge with
+BLANK_LINES = tuple(
+    "\n" * n for n in range(1, 5)
+)  # tokens of Gemma's vocabularies that its processors' texts merge with
 GEMMA3 = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
 GEMMA4 = {
     "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>", "boa_token": "<|audio>",
@@ -35,7 +34,9 @@ IDEFICS = (
     "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>",
     *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
 )  # fmt: skip
-GLM = tuple(f"<|{part}|>" for part in ("image", "video", "begin_of_image", "end_of_image", "begin_of_video", "end_of_video"))
+GLM = tuple(
+    f"<|{part}|>" for part in ("image", "video", "begin_of_image", "end_of_image", "begin_of_video", "end_of_video")
+)
 
 
 def qwen(cls, tokenizer, **kwargs):
@@ -73,7 +74,11 @@ def internvl(tokenizer, **kwargs):
 
 
 def gemma3(tokenizer, crops=False, **kwargs):
-    pan = {"pan_and_scan_min_crop_size": 256, "pan_and_scan_max_num_crops": 4, "pan_and_scan_min_ratio_to_activate": 1.2}
+    pan = {
+        "pan_and_scan_min_crop_size": 256,
+        "pan_and_scan_max_num_crops": 4,
+        "pan_and_scan_min_ratio_to_activate": 1.2,
+    }
     images = t.Gemma3ImageProcessor(size={"height": 896, "width": 896}, do_pan_and_scan=crops, **pan)
     return t.Gemma3Processor(images, tokenizer, **kwargs)
 
@@ -136,7 +141,9 @@ def encoder_of(tmp_path_factory):
             build, image, names, special, plain = FAMILIES[name]
             folder = tmp_path_factory.mktemp(name)
             tokenizer = t.AutoTokenizer.from_pretrained(model_path("demo"), **names)
-            tokenizer.add_special_tokens({"additional_special_tokens": list(special)}, replace_extra_special_tokens=False)
+            tokenizer.add_special_tokens(
+                {"additional_special_tokens": list(special)}, replace_extra_special_tokens=False
+            )
             tokenizer.add_tokens(list(plain))
             template = CHATML.replace("IMAGE", repr(image))
             tokenizer.chat_template = template

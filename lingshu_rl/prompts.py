@@ -1,0 +1,155 @@
+"""A run's prompts before anything starts: loaded, held against what model and engine can take, their lengths known.
+
+What the engine is started with follows from them: its `max_model_len` is the longest prompt and a completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+
+from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.data.load import Loaded, load
+from lingshu_rl.model.encoder import PromptEncoder
+from lingshu_rl.model.lengths import Length, Lengths, Limit
+from lingshu_rl.model.loading import DEMO_MODEL, model_context
+from lingshu_rl.rewarding import label_check
+from lingshu_rl.rollout.client import served_context
+from lingshu_rl.runfolder import RunFolder
+
+SETS = ("train", "test")
+NOTHING: Mapping[str, Lengths] = MappingProxyType({})
+SWAPPED = "shuffled"  # the control that puts one question's images before another's text
+
+
+@dataclass(frozen=True)
+class Context:
+    """Most tokens of prompt and completion together. by: who says so, for messages."""
+
+    tokens: int
+    by: str
+
+
+@dataclass(frozen=True)
+class RunPrompts:
+    """sets: "train" and "test". lengths: theirs; empty where nothing was counted. context: None where nothing limits it."""
+
+    sets: Mapping[str, Loaded]
+    lengths: Mapping[str, Lengths]
+    context: Context | None
+
+    def longest(self) -> tuple[str, Length]:
+        """The longest prompt and its set."""
+        found = {name: length for name, lengths in self.lengths.items() if (length := lengths.longest()) is not None}
+        name = max(found, key=lambda name: found[name].total)
+        return name, found[name]
+
+    def needed(self, config: Config) -> int:
+        """Tokens of context that every request of the run fits in."""
+        longest = max(self.longest()[1].total, *(lengths.bound for lengths in self.lengths.values()))
+        if SWAPPED in config.eval.controls:
+            longest = max(longest, self.lengths["test"].most_text + self.lengths["test"].most_images)
+        needed = longest + config.rollout.max_tokens
+        return min(needed, self.context.tokens) if self.context is not None else needed
+
+
+def count_prompts(
+    config: Config, encoder: PromptEncoder, folder: RunFolder | None, wait_s: float, token: str
+) -> RunPrompts:
+    """The run's prompts, each within what the engine can take. folder: where rows that are left out are listed.
+
+    Raises DataError for rows that cannot be used, ConfigError, and RolloutError for given servers that do not answer
+    within wait_s.
+    """
+    context = engine_context(config, encoder, lambda: served_context(config.rollout.urls, token, wait_s))
+    limit = prompt_limit(config, context)
+    lengths = {name: Lengths(encoder, limit) for name in SETS}
+    return RunPrompts(load_prompts(config, encoder, lengths, folder), lengths, context)
+
+
+def load_prompts(
+    config: Config, encoder: PromptEncoder, lengths: Mapping[str, Lengths] = NOTHING, folder: RunFolder | None = None
+) -> dict[str, Loaded]:
+    """Training and held-out prompts, as "train" and "test", counted by `lengths` of the same names, if any.
+
+    Refused rows are listed in the run folder, or end the run.
+    """
+    instruction = config.data.instruction
+    if instruction == "auto":
+        instruction = "short" if config.model == DEMO_MODEL else "full"
+    sets, check = {}, label_check(config)
+    for name, source in zip(SETS, (config.data.train, config.data.test), strict=True):
+        counting = lengths.get(name)
+        one = sets[name] = load(
+            source,
+            instruction=instruction,
+            system=config.data.system,
+            skip_bad_rows=config.data.skip_bad_rows,
+            fault=encoder.fault if counting is None else counting.fault,
+            check=check,
+            budget=config.data.budget,
+            lengths=counting,
+            drop_long=config.data.too_long == "drop",
+        )
+        if folder is not None and (left_out := [*one.refused, *one.too_long]):
+            folder.write_eval(f"refused_{name}", [asdict(r) for r in left_out])
+    shared = sets["train"].prompts.ids.keys() & sets["test"].prompts.ids.keys()
+    if shared:
+        raise ConfigError(f"data.train and data.test share {len(shared)} row ids, for example {sorted(shared)[0]!r}")
+    return sets
+
+
+def engine_context(config: Config, encoder: PromptEncoder, served: Callable[[], int]) -> Context | None:
+    """What the engine takes of prompt and completion together: the given servers' own, as set, or the model's most."""
+    if config.rollout.urls:
+        tokens = served()
+        return Context(tokens, f"max_model_len={tokens} of the servers in rollout.urls")
+    given = config.rollout.vllm.get("max_model_len")
+    if isinstance(given, int) and given > 0:
+        return Context(given, f"rollout.vllm.max_model_len={given}")
+    most = model_context(config.model, encoder.tokenizer)
+    return Context(most, f"the model's context of {most:,} tokens") if most else None
+
+
+def prompt_limit(config: Config, context: Context | None) -> Limit | None:
+    """Raises ConfigError when a completion would leave nothing to the prompt."""
+    if context is None:
+        return None
+    completion = config.rollout.max_tokens
+    if context.tokens <= completion:
+        raise ConfigError(f"rollout.max_tokens={completion} leaves nothing to the prompt of {context.by}: lower it")
+    return Limit(context.tokens - completion, f"{context.by} leaves beside rollout.max_tokens={completion}")
+
+
+def with_context(config: Config, tokens: int) -> Config:
+    """The config with the engine's max_model_len, unless it is given or the servers run already."""
+    if config.rollout.urls or "max_model_len" in config.rollout.vllm:
+        return config
+    return replace(config, rollout=replace(config.rollout, vllm={**config.rollout.vllm, "max_model_len": tokens}))
+
+
+def told(config: Config, found: RunPrompts) -> Iterator[str]:
+    """For a reader: pixels, rows, the longest prompt with its row, and what the engine is started with."""
+    data = config.data
+    yield f"images: {data.min_pixels:,} to {data.max_pixels:,} pixels each (data.min_pixels, data.max_pixels)"
+    rows = ", ".join(f"{len(one.prompts):,} to {name} on" for name, one in found.sets.items())
+    yield f"prompts: {rows}"
+    for name, one in found.sets.items():
+        if one.too_long:
+            yield f"data.{name}: {len(one.too_long):,} rows are left out as too long (data.too_long=drop), the first: {one.too_long[0]}"
+    name, longest = found.longest()
+    at_most = max(lengths.bound for lengths in found.lengths.values())
+    unread = f"; those that were not read have at most {at_most:,}" if at_most > longest.total else ""
+    yield f"longest prompt: {longest}, {found.sets[name].prompts.place(longest.id)} (id {longest.id}) of data.{name}{unread}"
+    ours = with_context(config, found.needed(config)).rollout.vllm.get("max_model_len")
+    if config.rollout.urls:
+        assert found.context is not None
+        yield f"context: {found.context.by}"
+    else:
+        given = (
+            "as given"
+            if "max_model_len" in config.rollout.vllm
+            else f"with rollout.max_tokens={config.rollout.max_tokens}"
+        )
+        yield f"context: the engine starts with max_model_len={ours}, {given}"
