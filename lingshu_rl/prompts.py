@@ -5,7 +5,8 @@ What the engine is started with follows from them: its `max_model_len` is the lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
@@ -13,9 +14,13 @@ from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import Loaded, load
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.lengths import Length, Lengths, Limit
-from lingshu_rl.model.loading import DEMO_MODEL, model_context
+from lingshu_rl.model.loading import DEMO_MODEL, has_tokenizer, model_context
+from lingshu_rl.model.shape import is_published
+from lingshu_rl.optimizers import check_arguments
+from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.rewarding import label_check
 from lingshu_rl.rollout.client import served_context
+from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.runfolder import RunFolder
 
 SETS = ("train", "test")
@@ -55,14 +60,12 @@ class RunPrompts:
 
 
 def count_prompts(
-    config: Config, encoder: PromptEncoder, folder: RunFolder | None, wait_s: float, token: str
+    config: Config, encoder: PromptEncoder, context: Context | None, folder: RunFolder | None = None
 ) -> RunPrompts:
-    """The run's prompts, each within what the engine can take. folder: where rows that are left out are listed.
+    """The run's prompts, each within the context. folder: where rows that are left out are listed.
 
-    Raises DataError for rows that cannot be used, ConfigError, and RolloutError for given servers that do not answer
-    within wait_s.
+    Raises DataError for rows that cannot be used, and ConfigError.
     """
-    context = engine_context(config, encoder, lambda: served_context(config.rollout.urls, token, wait_s))
     limit = prompt_limit(config, context)
     lengths = {name: Lengths(encoder, limit) for name in SETS}
     return RunPrompts(load_prompts(config, encoder, lengths, folder), lengths, context)
@@ -100,10 +103,13 @@ def load_prompts(
     return sets
 
 
-def engine_context(config: Config, encoder: PromptEncoder, served: Callable[[], int]) -> Context | None:
-    """What the engine takes of prompt and completion together: the given servers' own, as set, or the model's most."""
+def engine_context(config: Config, encoder: PromptEncoder, token: str, wait_s: float) -> Context | None:
+    """What the engine takes of prompt and completion together: the given servers' own, as set, or the model's most.
+
+    token: of the given servers. Raises RolloutError for those that do not answer within wait_s.
+    """
     if config.rollout.urls:
-        tokens = served()
+        tokens = served_context(config.rollout.urls, token, wait_s)
         return Context(tokens, f"max_model_len={tokens} of the servers in rollout.urls")
     given = config.rollout.vllm.get("max_model_len")
     if isinstance(given, int) and given > 0:
@@ -131,8 +137,7 @@ def with_context(config: Config, tokens: int) -> Config:
 
 def told(config: Config, found: RunPrompts) -> Iterator[str]:
     """For a reader: pixels, rows, the longest prompt with its row, and what the engine is started with."""
-    data = config.data
-    yield f"images: {data.min_pixels:,} to {data.max_pixels:,} pixels each (data.min_pixels, data.max_pixels)"
+    yield _pixels(config)
     rows = ", ".join(f"{len(one.prompts):,} to {name} on" for name, one in found.sets.items())
     yield f"prompts: {rows}"
     for name, one in found.sets.items():
@@ -142,14 +147,39 @@ def told(config: Config, found: RunPrompts) -> Iterator[str]:
     at_most = max(lengths.bound for lengths in found.lengths.values())
     unread = f"; those that were not read have at most {at_most:,}" if at_most > longest.total else ""
     yield f"longest prompt: {longest}, {found.sets[name].prompts.place(longest.id)} (id {longest.id}) of data.{name}{unread}"
-    ours = with_context(config, found.needed(config)).rollout.vllm.get("max_model_len")
+    yield f"context: {_context_told(config, found)}"
+
+
+def _pixels(config: Config) -> str:
+    data = config.data
+    return f"images: {data.min_pixels:,} to {data.max_pixels:,} pixels each (data.min_pixels, data.max_pixels)"
+
+
+def _context_told(config: Config, found: RunPrompts) -> str:
     if config.rollout.urls:
-        assert found.context is not None
-        yield f"context: {found.context.by}"
-    else:
-        given = (
-            "as given"
-            if "max_model_len" in config.rollout.vllm
-            else f"with rollout.max_tokens={config.rollout.max_tokens}"
-        )
-        yield f"context: the engine starts with max_model_len={ours}, {given}"
+        return found.context.by if found.context is not None else "that of the servers in rollout.urls"
+    tokens = with_context(config, found.needed(config)).rollout.vllm["max_model_len"]
+    why = (
+        "as given" if "max_model_len" in config.rollout.vllm else f"with rollout.max_tokens={config.rollout.max_tokens}"
+    )
+    return f"the engine starts with max_model_len={tokens}, {why}"
+
+
+def foreseen(config: Config) -> tuple[Config, list[str]]:
+    """For `--dry-run`: the config as the engine is started with, and what `told` says. Loads no model.
+
+    A model that is here by its published sizes alone is planned for without its prompts. Raises ConfigError for one that
+    cannot be read, DataError, and what else would end the run before its engines start.
+    """
+    check_arguments("train.optimizer", config.train.optimizer, config.train.optimizer_args)
+    if is_published(config.model) and not has_tokenizer(config.model):
+        return config, [_pixels(config), f"prompts: not counted, as the files of {config.model} are not on this machine"]
+    encoder = PromptEncoder(config.model)
+    lines = []
+    try:
+        context = engine_context(config, encoder, os.environ.get(TOKEN_ENV, ""), wait_s=0.0)
+    except RolloutError as error:
+        context = None
+        lines.append(f"no prompt is held against the servers' max_model_len: {error}")
+    found = count_prompts(config, encoder, context)
+    return with_context(config, found.needed(config)), [*told(config, found), *lines]

@@ -22,7 +22,7 @@ from lingshu_rl.launches import launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import model_path
-from lingshu_rl.optimizers import OPTIMIZERS, check_package
+from lingshu_rl.optimizers import OPTIMIZERS, check_arguments, check_package
 from lingshu_rl.plan import Plan, plan_here
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Fleet
@@ -30,7 +30,7 @@ from lingshu_rl.processes.placement import Ranks
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Worker, address_towards
 from lingshu_rl.progress import Progress
-from lingshu_rl.prompts import count_prompts, load_prompts, told, with_context
+from lingshu_rl.prompts import count_prompts, engine_context, load_prompts, told, with_context
 from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.rewarding import Rewards, build_rewards
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
@@ -257,7 +257,8 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     token = os.environ.get(TOKEN_ENV) or secrets.token_urlsafe(24)
     context = 0
     if is_main:  # only this rank asks the engine, so only its prompts have to be within the engine's limit
-        counted = count_prompts(config, encoder, folder, config.rollout.start_timeout_s, token)
+        limit = engine_context(config, encoder, token, config.rollout.start_timeout_s)
+        counted = count_prompts(config, encoder, limit, folder)
         loaded, context = counted.sets, counted.needed(config)
         for line in told(config, counted):
             progress.say(line)
@@ -393,9 +394,11 @@ def reference_model(config: Config, folder: RunFolder, checkpoint: Path | None) 
 
 
 def check_packages(config: Config) -> None:
-    """Raises ConfigError for a package that the optimiser or the quantisation needs and this environment lacks."""
+    """Raises ConfigError for a package that the optimiser or the quantisation needs and this environment lacks, and for
+    arguments that the optimiser refuses."""
     t = config.train
     check_package(OPTIMIZERS[t.optimizer].package, f"train.optimizer={t.optimizer}")
+    check_arguments("train.optimizer", t.optimizer, t.optimizer_args)
     check_package("bitsandbytes" if t.quantize else "", f"train.quantize={t.quantize}")
 
 

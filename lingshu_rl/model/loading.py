@@ -70,6 +70,15 @@ def empty_model(name: str) -> Any:
             deepspeed.set_hf_deepspeed_config(sharing())
 
 
+def has_tokenizer(name: str) -> bool:
+    """Whether the model's tokenizer is on this machine."""
+    from transformers.utils.hub import cached_file
+
+    kept = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    kept["_raise_exceptions_for_connection_errors"] = False
+    return cached_file(model_path(name), "tokenizer_config.json", **kept) is not None
+
+
 def model_context(name: str, tokenizer: Any) -> int:
     """Most tokens that vLLM lets the model have, by its configuration and tokenizer; 0 where neither says so.
 
