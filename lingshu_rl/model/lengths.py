@@ -21,6 +21,7 @@ Size = tuple[int, int]  # width, height
 # Texts of each set that are read in full when no limit asks for it, those of most bytes: some seconds' work. No token is
 # shorter than a byte, so the others are known to have at most so many tokens.
 KEPT = 20_000
+AT_ONCE = 512  # texts in the tokenizer's hands
 SLACK = 8  # tokens over a text's bytes: a vocabulary may put a space before the text, or spell a character longer
 
 
@@ -278,7 +279,9 @@ class Lengths:
         return Counted(prompt.id, text, more, sum(f.tokens for f in found))
 
     def _read(self, counted: Sequence[Counted]) -> list[Length]:
-        lengths = self.encoder.text_lengths([c.text for c in counted]) if counted else []
+        lengths: list[int] = []
+        for start in range(0, len(counted), AT_ONCE):
+            lengths += self.encoder.text_lengths([c.text for c in counted[start : start + AT_ONCE]])
         return [Length(c.id, n + c.more, c.images) for c, n in zip(counted, lengths, strict=True)]
 
     def _judge(self, length: Length) -> None:
