@@ -5,7 +5,9 @@ What the engine is started with follows from them: its `max_model_len` is the lo
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
@@ -18,8 +20,8 @@ from lingshu_rl.model.loading import DEMO_MODEL, has_tokenizer, model_context
 from lingshu_rl.model.shape import is_published
 from lingshu_rl.optimizers import check_arguments
 from lingshu_rl.processes.token import TOKEN_ENV
-from lingshu_rl.rewarding import label_check
-from lingshu_rl.rollout.client import served_context
+from lingshu_rl.rewarding import reward_of
+from lingshu_rl.rollout.client import SilentServer, served_context
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.runfolder import RunFolder
 
@@ -81,7 +83,7 @@ def load_prompts(
     instruction = config.data.instruction
     if instruction == "auto":
         instruction = "short" if config.model == DEMO_MODEL else "full"
-    sets, check = {}, label_check(config)
+    sets, check = {}, reward_of(config.rewards.spec, config.data.train, config.data.test).check_gold
     for name, source in zip(SETS, (config.data.train, config.data.test), strict=True):
         counting = lengths.get(name)
         one = sets[name] = load(
@@ -103,13 +105,25 @@ def load_prompts(
     return sets
 
 
-def engine_context(config: Config, encoder: PromptEncoder, token: str, wait_s: float) -> Context | None:
+async def awaited_context(config: Config, encoder: PromptEncoder, token: str) -> Context | None:
+    """`engine_context`; given servers may take rollout.start_timeout_s to answer."""
+    deadline = time.monotonic() + config.rollout.start_timeout_s
+    while True:
+        try:
+            return engine_context(config, encoder, token)
+        except SilentServer:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(1.0)
+
+
+def engine_context(config: Config, encoder: PromptEncoder, token: str) -> Context | None:
     """What the engine takes of prompt and completion together: the given servers' own, as set, or the model's most.
 
-    token: of the given servers. Raises RolloutError for those that do not answer within wait_s.
+    token: of the given servers. Raises RolloutError for what they answer, or that they do not.
     """
     if config.rollout.urls:
-        tokens = served_context(config.rollout.urls, token, wait_s)
+        tokens = served_context(config.rollout.urls, token)
         return Context(tokens, f"max_model_len={tokens} of the servers in rollout.urls")
     given = config.rollout.vllm.get("max_model_len")
     if isinstance(given, int) and given > 0:
@@ -173,11 +187,14 @@ def foreseen(config: Config) -> tuple[Config, list[str]]:
     """
     check_arguments("train.optimizer", config.train.optimizer, config.train.optimizer_args)
     if is_published(config.model) and not has_tokenizer(config.model):
-        return config, [_pixels(config), f"prompts: not counted, as the files of {config.model} are not on this machine"]
+        return config, [
+            _pixels(config),
+            f"prompts: not counted, as the files of {config.model} are not on this machine",
+        ]
     encoder = PromptEncoder(config.model)
     lines = []
     try:
-        context = engine_context(config, encoder, os.environ.get(TOKEN_ENV, ""), wait_s=0.0)
+        context = engine_context(config, encoder, os.environ.get(TOKEN_ENV, ""))
     except RolloutError as error:
         context = None
         lines.append(f"no prompt is held against the servers' max_model_len: {error}")

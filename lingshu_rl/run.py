@@ -18,6 +18,7 @@ from lingshu_rl.agreement import Agreement, judge
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import ById
 from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused
+from lingshu_rl.folders import own
 from lingshu_rl.launches import launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
@@ -30,7 +31,7 @@ from lingshu_rl.processes.placement import Ranks
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Worker, address_towards
 from lingshu_rl.progress import Progress
-from lingshu_rl.prompts import count_prompts, engine_context, load_prompts, told, with_context
+from lingshu_rl.prompts import awaited_context, count_prompts, load_prompts, told, with_context
 from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.rewarding import Rewards, build_rewards
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
@@ -251,13 +252,15 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     if is_main:
         check_packages(config)
     folder, progress = RunFolder(config.run.dir), Progress(quiet=not is_main)
+    if is_main:
+        closing.enter_context(own(folder.path, "a run", "run.dir", afresh=config.resume == "never"))
     checkpoint = folder.open(config) if is_main else None
     encoder = PromptEncoder(config.model)
     # Servers that run elsewhere were started with a token (and folder) that the user put into both environments.
     token = os.environ.get(TOKEN_ENV) or secrets.token_urlsafe(24)
     context = 0
     if is_main:  # only this rank asks the engine, so only its prompts have to be within the engine's limit
-        limit = engine_context(config, encoder, token, config.rollout.start_timeout_s)
+        limit = await awaited_context(config, encoder, token)
         counted = count_prompts(config, encoder, limit, folder)
         loaded, context = counted.sets, counted.needed(config)
         for line in told(config, counted):

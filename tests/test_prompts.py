@@ -1,5 +1,6 @@
 """What is known of a run's prompts before anything starts, and what the engine is started with for it."""
 
+import asyncio
 import io
 import json
 import re
@@ -15,8 +16,8 @@ from lingshu_rl.data.load import DataError
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.processes.placement import DeviceSet
 from lingshu_rl.processes.workers import free_port
-from lingshu_rl.prompts import count_prompts, engine_context, with_context
-from lingshu_rl.rollout.client import served_context
+from lingshu_rl.prompts import awaited_context, count_prompts, engine_context, with_context
+from lingshu_rl.rollout.client import SilentServer, served_context
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.rollout.server import vllm_command
 from lingshu_rl.runfolder import RunFolder
@@ -53,7 +54,7 @@ def sources(folder, train=(3, 40, 9), test=(5, 20), images=()):
 
 def counted(encoder, settings, **more):
     config = load_config(None, settings)
-    return config, count_prompts(config, encoder, engine_context(config, encoder, "t", 0.0), **more)
+    return config, count_prompts(config, encoder, engine_context(config, encoder, "t"), **more)
 
 
 def length(encoder, found, name):
@@ -143,18 +144,23 @@ def test_given_servers_say_themselves_what_they_take(encoder, tmp_path, serve):
     with pytest.raises(DataError, match=r"over the 50 that max_model_len=80 of the servers in rollout.urls leaves"):
         counted(encoder, settings)
     with pytest.raises(RolloutError, match=r"/v1/models answers 401.*LINGSHU_RL_TOKEN"):
-        served_context([serve(80)], "another", 0.0)
+        served_context([serve(80)], "another")
 
 
-def test_a_server_that_is_still_starting_is_waited_for(serve):
+def test_a_server_that_is_still_starting_is_waited_for(encoder, serve):
     port = free_port("127.0.0.1")
-    url = f"http://127.0.0.1:{port}"
-    with pytest.raises(RolloutError, match=rf"{url}/v1/models does not answer"):
-        served_context([url], "t", 0.0)
+    config = load_config(None, [f"rollout.urls=[http://127.0.0.1:{port}]"])
+    with pytest.raises(SilentServer, match=rf"http://127.0.0.1:{port}/v1/models does not answer"):
+        engine_context(config, encoder, "t")
     later = threading.Timer(0.3, serve, (70, port))
     later.start()
-    assert served_context([url], "t", 60.0) == 70
+    assert asyncio.run(awaited_context(config, encoder, "t")).tokens == 70
     later.join()
+    with pytest.raises(SilentServer):
+        gone = load_config(
+            None, [f"rollout.urls=[http://127.0.0.1:{free_port('127.0.0.1')}]", "rollout.start_timeout_s=0"]
+        )
+        asyncio.run(awaited_context(gone, encoder, "t"))
 
 
 def dry(capsys, *settings):

@@ -9,7 +9,6 @@ import asyncio
 import base64
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,32 +117,28 @@ def tokens_counted(metrics: str, names: Sequence[str]) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
-def served_context(urls: Sequence[str], token: str, wait_s: float) -> int:
-    """max_model_len of the server that takes the fewest tokens. Waits for servers that are still starting, for wait_s in all.
+class SilentServer(RolloutError):
+    """A given server that does not answer: it is not there, or not yet."""
 
-    Raises RolloutError.
-    """
-    deadline = time.monotonic() + wait_s
+
+def served_context(urls: Sequence[str], token: str) -> int:
+    """max_model_len of the server that takes the fewest tokens. Raises RolloutError, SilentServer among others."""
     with httpx.Client(headers=bearer(token), timeout=10.0) as http:
-        return min(_max_model_len(_answer(http, url.rstrip("/") + "/v1/models", deadline)) for url in urls)
+        return min(_max_model_len(_answer(http, url.rstrip("/") + "/v1/models")) for url in urls)
 
 
-def _answer(http: httpx.Client, url: str, deadline: float) -> str:
-    """The text of a 200 answer; a refused connection is tried again until the deadline."""
-    while True:
-        try:
-            return http.get(url).raise_for_status().text
-        except httpx.TransportError as error:
-            if time.monotonic() >= deadline:
-                raise RolloutError(
-                    f"{url} does not answer ({type(error).__name__}: {error}); is the server running?"
-                ) from error
-        except httpx.HTTPStatusError as error:
-            raise RolloutError(
-                f"{url} answers {error.response.status_code}: {error.response.text[:200]}; check rollout.urls, and that "
-                f"{TOKEN_ENV} is the same here and there"
-            ) from error
-        time.sleep(1.0)
+def _answer(http: httpx.Client, url: str) -> str:
+    try:
+        return http.get(url).raise_for_status().text
+    except httpx.HTTPStatusError as error:
+        raise RolloutError(
+            f"{url} answers {error.response.status_code}: {error.response.text[:200]}; check rollout.urls, and that "
+            f"{TOKEN_ENV} is the same here and there"
+        ) from error
+    except httpx.HTTPError as error:
+        raise SilentServer(
+            f"{url} does not answer ({type(error).__name__}: {error}); check rollout.urls, and whether the server runs"
+        ) from error
 
 
 def _max_model_len(models: str) -> int:
