@@ -91,9 +91,9 @@ def measure(source: str, model: str) -> dict[str, float]:
 
 def counted_by(model: str) -> dict[str, Any]:
     from lingshu_rl.model.encoder import PromptEncoder
-    from lingshu_rl.model.lengths import Lengths
+    from lingshu_rl.model.lengths import Lengths, PictureTokens
 
-    lengths = Lengths(PromptEncoder(model))
+    lengths = Lengths(PictureTokens(PromptEncoder(model)))
     return {"fault": lengths.fault, "lengths": lengths}
 
 

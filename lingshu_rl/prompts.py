@@ -15,7 +15,7 @@ from types import MappingProxyType
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import Loaded, load
 from lingshu_rl.model.encoder import PromptEncoder
-from lingshu_rl.model.lengths import Length, Lengths, Limit
+from lingshu_rl.model.lengths import Length, Lengths, Limit, PictureTokens
 from lingshu_rl.model.loading import DEMO_MODEL, has_tokenizer, model_context
 from lingshu_rl.model.shape import is_published
 from lingshu_rl.optimizers import check_arguments
@@ -69,7 +69,8 @@ def count_prompts(
     Raises DataError for rows that cannot be used, and ConfigError.
     """
     limit = prompt_limit(config, context)
-    lengths = {name: Lengths(encoder, limit) for name in SETS}
+    pictures = PictureTokens(encoder)
+    lengths = {name: Lengths(pictures, limit) for name in SETS}
     return RunPrompts(load_prompts(config, encoder, lengths, folder), lengths, context)
 
 
@@ -160,7 +161,9 @@ def told(config: Config, found: RunPrompts) -> Iterator[str]:
     name, longest = found.longest()
     at_most = max(lengths.bound for lengths in found.lengths.values())
     unread = f"; those that were not read have at most {at_most:,}" if at_most > longest.total else ""
-    yield f"longest prompt: {longest}, {found.sets[name].prompts.place(longest.id)} (id {longest.id}) of data.{name}{unread}"
+    prompts = found.sets[name].prompts
+    place = prompts.place(longest.id) if longest.id in prompts.ids else "refused for its image"
+    yield f"longest prompt: {longest}, {place} (id {longest.id}) of data.{name}{unread}"
     yield f"context: {_context_told(config, found)}"
 
 

@@ -200,9 +200,9 @@ class Lengths:
         "max_model_len (rollout.vllm.max_model_len), or leave them out with data.too_long=drop."
     )
 
-    def __init__(self, encoder: PromptEncoder, limit: Limit | None = None) -> None:
-        self.encoder, self.limit = encoder, limit
-        self.pictures = PictureTokens(encoder)
+    def __init__(self, pictures: PictureTokens, limit: Limit | None = None) -> None:
+        """pictures: may be of several sets, whose sizes are then looked at once."""
+        self.pictures, self.encoder, self.limit = pictures, pictures.encoder, limit
         self.most_text = self.most_images = 0  # of any prompt's text, and of any prompt's images
         self.bound = 0  # tokens that no unread prompt exceeds
         self._longest: Length | None = None

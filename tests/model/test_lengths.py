@@ -12,7 +12,7 @@ from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.rows import row_to_prompt
 from lingshu_rl.model import lengths as lengths_module
 from lingshu_rl.model.encoder import PromptEncoder
-from lingshu_rl.model.lengths import Lengths, Limit
+from lingshu_rl.model.lengths import Lengths, Limit, PictureTokens
 from lingshu_rl.model.loading import model_path
 
 CHATML = (
@@ -187,7 +187,7 @@ def prompts_of(sizes=SIZES):
 @pytest.mark.parametrize("family", ["demo", *FAMILIES])
 def test_the_counted_length_is_that_of_the_encoding(encoder_of, family):
     encoder, prompts = encoder_of(family), prompts_of()
-    found = Lengths(encoder).count(prompts)
+    found = Lengths(PictureTokens(encoder)).count(prompts)
     assert [length.total for length in found] == [len(encoder.encode(prompt)[0]) for prompt in prompts]
     assert all(length.images > 0 for length, prompt in zip(found, prompts, strict=True) if prompt.images)
 
@@ -221,7 +221,7 @@ def test_arithmetic_spares_the_processor_all_but_the_extreme_sizes(encoder_of, m
     encoder = encoder_of("qwen2_5_vl")
     prompts = prompts_of(MANY)
     calls = counting(encoder, monkeypatch, "its own")
-    Lengths(encoder).count(prompts)
+    Lengths(PictureTokens(encoder)).count(prompts)
     assert len(calls) <= 4
 
 
@@ -231,7 +231,7 @@ def test_without_arithmetic_one_picture_of_each_size_is_encoded(encoder_of, monk
     prompts = prompts_of()
     wanted = [len(encoder.encode(prompt)[0]) for prompt in prompts]
     calls = counting(encoder, monkeypatch, arithmetic, offsets)
-    lengths = Lengths(encoder)
+    lengths = Lengths(PictureTokens(encoder))
     assert [length.total for length in lengths.count(prompts)] == wanted
     if arithmetic is None:
         assert len(calls) == len({picture.size for prompt in prompts for picture in prompt.images})
@@ -246,7 +246,7 @@ def test_a_picture_that_the_processor_cannot_read_is_the_rows_fault(encoder_of, 
         raise ValueError("absolute aspect ratio must be smaller than 20")
 
     monkeypatch.setattr(encoder, "processor", refuse)
-    lengths = Lengths(encoder)
+    lengths = Lengths(PictureTokens(encoder))
     prompts = prompts_of()[3:4]
     lengths.look(prompts)
     assert "cannot read an image of 700 x 100 pixels" in lengths.of(prompts[0]) and "smaller than 20" in lengths.of(
@@ -269,7 +269,7 @@ def test_rows_over_the_limit_are_refused_by_row_with_the_numbers_and_what_to_do(
     encoder, rows = encoder_of("demo"), text_rows(5, 90, 20, 80)
     rows[3]["images"] = [picture(112, 112)]
     real = totals(encoder, rows)
-    lengths = Lengths(encoder, Limit(real["r2"], "max_model_len=99 leaves beside rollout.max_tokens=9"))
+    lengths = Lengths(PictureTokens(encoder), Limit(real["r2"], "max_model_len=99 leaves beside rollout.max_tokens=9"))
     with pytest.raises(DataError) as caught:
         load(rows, instruction="short", fault=lengths.fault, lengths=lengths)
     assert [bad.place for bad in caught.value.refused] == ["row 2", "row 4"]
@@ -281,7 +281,11 @@ def test_rows_over_the_limit_are_refused_by_row_with_the_numbers_and_what_to_do(
     assert f"has {real['r3']} tokens (text {real['r3'] - 16}, images 16)" in told
     assert "max_model_len=99 leaves beside rollout.max_tokens=9" in told and "data.too_long=drop" in told
     skipping = load(
-        rows, instruction="short", fault=lengths.fault, lengths=Lengths(encoder, lengths.limit), skip_bad_rows=True
+        rows,
+        instruction="short",
+        fault=lengths.fault,
+        lengths=Lengths(PictureTokens(encoder), lengths.limit),
+        skip_bad_rows=True,
     )
     assert list(skipping.prompts.ids) == ["r0", "r2"] and len(skipping.refused) == 2
 
@@ -289,14 +293,14 @@ def test_rows_over_the_limit_are_refused_by_row_with_the_numbers_and_what_to_do(
 def test_rows_over_the_limit_are_dropped_counted_and_shown_when_told_so(encoder_of, caplog):
     encoder, rows = encoder_of("demo"), text_rows(5, 90, 20, 80)
     real = totals(encoder, rows)
-    lengths = Lengths(encoder, Limit(real["r2"], "it takes"))
+    lengths = Lengths(PictureTokens(encoder), Limit(real["r2"], "it takes"))
     found = load(rows, instruction="short", fault=lengths.fault, lengths=lengths, drop_long=True)
     assert list(found.prompts.ids) == ["r0", "r2"] and [one.id for one in found.too_long] == ["r1", "r3"]
     assert not found.refused and "2 of 4 rows are left out as too long" in caplog.text
     longest = lengths.longest()
     assert (longest.id, longest.total) == ("r2", real["r2"])
     with pytest.raises(DataError, match="No usable row is left"):
-        none = Lengths(encoder, Limit(1, "it takes"))
+        none = Lengths(PictureTokens(encoder), Limit(1, "it takes"))
         load(rows, instruction="short", fault=none.fault, lengths=none, drop_long=True)
 
 
@@ -307,7 +311,7 @@ def test_of_a_large_set_the_texts_of_most_bytes_are_read_and_the_others_bounded(
     count = encoder.text_lengths
     monkeypatch.setattr(lengths_module, "KEPT", 8)
     monkeypatch.setattr(encoder, "text_lengths", lambda texts: read.extend(texts) or count(texts))
-    lengths = Lengths(encoder, Limit(5000, "it takes"))
+    lengths = Lengths(PictureTokens(encoder), Limit(5000, "it takes"))
     load(rows, instruction="short", fault=lengths.fault, lengths=lengths)
     longest = lengths.longest()
     assert (longest.id, longest.total) == ("r39", real["r39"]) and len(read) == 8
