@@ -201,7 +201,7 @@ def load(
             else:
                 hashed.update(_facts(prompt))
         headers.forget_bytes()
-    if headers.count <= DECODED_AT_LOAD:
+    if 0 < headers.count <= DECODED_AT_LOAD:
         whole = Prompts(rows, {key: number for key, number in ids.items() if key not in unusable}, make, name)
         for one in broken_rows(whole):
             bad.append((ids[str(one.id)], one))
