@@ -11,6 +11,7 @@ import heapq
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 from lingshu_rl.model.encoder import PROBE, PromptEncoder, TemplateError
@@ -54,9 +55,7 @@ class PictureTokens:
         self._extremes: dict[str, float] = {}
         self._by_count: dict[tuple[int, int], StandIn] = {}
         self._texts: set[str | None] = set()
-        self._beside: set[int] = (
-            set()
-        )  # tokens of the probe that the arithmetic does not count: one number if it is right
+        self._beside: set[int] = set()  # tokens of the probe outside the arithmetic: one number if it is right
 
     def look(self, sizes: Iterable[Size]) -> None:
         new = [size for size in dict.fromkeys(sizes) if size not in self.known]
@@ -116,10 +115,17 @@ class PictureTokens:
         from PIL import Image
 
         self._probe = self._probe or self.encoder.render(_probe())
-        encoded = self.encoder.processor(
-            text=[self._probe], images=[Image.new("RGB", size)], add_special_tokens=False, return_tensors="pt",
-            return_text_replacement_offsets=True,
-        )  # fmt: skip
+        read = partial(
+            self.encoder.processor,
+            text=[self._probe],
+            images=[Image.new("RGB", size)],
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        try:
+            encoded = read(return_text_replacement_offsets=True)
+        except Exception:  # one that does not know the word, which a model's own code may be
+            encoded = read()
         total = int(encoded["input_ids"].shape[1])
         (replaced,) = encoded.get("text_replacement_offsets") or [[]]
         if len(replaced) == 1:
