@@ -163,7 +163,7 @@ class CheckConfig:
 
     max_kl: float = 1e-5  # nats a token, float32
     max_logprob_gap: float = 1e-3  # nats, largest trainer/engine difference, float32
-    max_dense_gap: float = 1e-4  # nats, largest difference of shared rows and one row a completion, float32
+    max_dense_gap: float = 1e-4  # nats, largest difference of shared rows and padded batches, float32
     mean_gap_bf16: float = (
         0.1  # nats, mean over tokens, where a side computes in bfloat16; the same for all comparisons
     )
