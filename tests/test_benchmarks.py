@@ -168,3 +168,10 @@ def test_the_whole_step_against_trl(tmp_path):
     (point,) = read(tmp_path / "step.json")
     phases = point["seconds_by_phase"]
     assert {"rollout", "reward", "reference", "update"} <= set(phases["ours"]) & set(phases["trl"])
+
+
+def test_loading_is_measured_with_and_without_counting():
+    found = json.loads(bench("loading.py", "--images", 120, "--texts", 120))
+    assert len(found) == 6 and all(point["rows"] == 120 for point in found.values())
+    for name, point in found.items():
+        assert ("longest" in point) == name.endswith("counted")
