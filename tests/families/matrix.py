@@ -1,0 +1,157 @@
+"""One family through the whole loop of a run, and what came of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from folders import FAMILIES, make
+from launching import ROOT, launch
+from PIL import Image
+from safetensors import safe_open
+from short_runs import metrics_of
+
+from lingshu_rl.data.load import load
+from lingshu_rl.model.encoder import PromptEncoder
+from lingshu_rl.model.families import supports_sharing
+from lingshu_rl.model.groups import group_logprobs
+from lingshu_rl.model.loading import load_model
+from lingshu_rl.types import TokenGroup
+
+SIZES = ((300, 200), (200, 340), (256, 256), (420, 180))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a family did. failure: the run's last words where it did not end well. gaps: nats, largest of a token.
+
+    engine: trainer against vLLM over both steps. dense: shared rows against one row a completion. oracle: log-probs here
+    against the model's own forward on its processor's own inputs. names: whether the saved folder has the published ones.
+    """
+
+    family: str
+    shares: bool
+    why_not: str
+    failure: str = ""
+    engine: float | None = None
+    dense: float | None = None
+    oracle: float | None = None
+    names: bool = False
+
+    @property
+    def works(self) -> bool:
+        return not self.failure and self.names and (self.engine or 0) < 1e-3 and (self.oracle or 0) < 1e-4
+
+
+def outcome(name: str, work: Path) -> Outcome:
+    folder = make(name, work / "model")
+    shares, why_not = supports_sharing(load_model(str(folder), torch.float32).config)
+    rows = write_rows(work, sees=FAMILIES[name].processor is not None)
+    found: dict[str, Any] = {"oracle": oracle_gap(folder, rows)}
+    done = launch(
+        [
+            f"model={folder}", f"data.train={rows}", f"data.test={work / 'test.jsonl'}", "data.instruction=short",
+            "rollout.placement=colocate", "train.steps=2", "train.prompts_per_step=4", "train.group_size=4",
+            "train.warmup_steps=1", "train.lr=1e-3", "rollout.max_tokens=16", "rollout.vllm={max_model_len: 2048}", "eval.limit=2",
+            "eval.controls=[]", "loss.kl_coef=0", "rewards.spec={class: 'length_reward:Length'}", "rewards.preflight=false",
+            "run.trackers=[]", f"run.dir={work / 'run'}",
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+    )  # fmt: skip
+    (work / "output.txt").write_text(done.stdout)
+    if done.returncode:
+        return Outcome(name, shares, why_not, last_words(done.stdout), **found)
+    first = json.loads((work / "run" / "summary.json").read_text())
+    saved = next((work / "run").glob("checkpoints/*/hf"))
+    found["engine"] = max(row["policy/rollout_gap_max"] for row in metrics_of(work / "run"))
+    found["dense"] = first.get("dense_gap_first_step")
+    found["names"] = kinds_of(saved) == kinds_of(folder)
+    return Outcome(name, shares, why_not, **found)
+
+
+def oracle_gap(folder: Path, rows: Path) -> float:
+    """Largest difference between log-probs of a row and those of the model's forward on what its processor returned."""
+    model, encoder = load_model(str(folder), torch.float32), PromptEncoder(str(folder))
+    worst = 0.0
+    for prompt in load(str(rows), instruction="short").prompts[:2]:
+        ids, vision = encoder.encode(prompt)
+        completions = tuple(tuple(range(60 + 7 * n, 60 + 7 * n + n)) for n in (1, 5, 9))
+        group = TokenGroup(prompt.id, ids, completions, vision)
+        (found,) = group_logprobs(model, [group], token_budget=8192, layout="shared", banned_ids=(), temperature=1.0)
+        for completion, own_T in zip(completions, found, strict=True):
+            worst = max(worst, float((own_forward(model, encoder, prompt, ids, completion) - own_T).abs().max()))
+    return worst
+
+
+@torch.no_grad()
+def own_forward(model: Any, encoder: PromptEncoder, prompt: Any, ids: tuple[int, ...], completion: tuple[int, ...]) -> Any:
+    """(T,) log-probs of the completion, from one call with all that the processor returned, each token's kind included."""
+    inputs: dict[str, Any] = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+    if prompt.images:
+        from lingshu_rl.images import open_image
+
+        images = [open_image(image) for image in prompt.images]
+        inputs = dict(encoder.processor(text=[encoder.render(prompt)], images=images, return_tensors="pt", add_special_tokens=False))
+    answer = torch.tensor([completion])
+    continued = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}
+    # A token of the answer is of the kind that the processor gives its suffix (PaliGemma), else plain text.
+    kind = 1 if model.config.model_type == "paligemma" else 0
+    for key in ("token_type_ids", "mm_token_type_ids"):
+        if key in inputs:
+            continued[key] = torch.full_like(answer, kind)
+    inputs |= {key: torch.cat([inputs[key], more], 1) for key, more in continued.items()}
+    logits = model(**inputs, use_cache=False).logits[0, len(ids) - 1 : -1].float()
+    return logits.log_softmax(-1).gather(1, answer.T)[:, 0]
+
+
+def write_rows(work: Path, sees: bool) -> Path:
+    """train.jsonl and test.jsonl: questions about noise of several sizes."""
+    for name, count in (("train", 8), ("test", 4)):
+        rows = []
+        for n in range(count):
+            images = []
+            if sees:
+                file = work / f"{name}{n}.png"
+                size = SIZES[n % len(SIZES)]
+                pixels = np.random.default_rng([len(name), n]).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(file)
+                images = [str(file)]
+            rows.append({"id": f"{name}{n}", "images": images, "question": f"Which organ is it? ({n})", "answer": "liver",
+                         "kind": "open"})  # fmt: skip
+        (work / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return work / "train.jsonl"
+
+
+def kinds_of(folder: Path) -> dict[str, Any]:
+    """Name -> (type, shape) of every tensor of a folder."""
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            found |= {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+    return found
+
+
+def last_words(output: str) -> str:
+    """The last line that names an error."""
+    lines = [line.strip() for line in output.splitlines() if re.match(r"\s*[\w.]*(Error|Exception|Stopped)\b.*:|.*failed its checks", line)]
+    return (lines or output.strip().splitlines())[-1][:300]
+
+
+if __name__ == "__main__":
+    import sys
+    import tempfile
+
+    for family in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as scratch:
+            made = outcome(family, Path(scratch))
+            print(json.dumps(asdict(made) | {"works": made.works}), flush=True)
+            if made.failure:
+                Path(f"/tmp/fam_{family}.log").write_text((Path(scratch) / "output.txt").read_text() if (Path(scratch) / "output.txt").exists() else "")
