@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import transformers
 from torch import Tensor
+from transformers.conversion_mapping import get_model_conversion_mapping
 
+from lingshu_rl.model.loading import loader_of, undoable
 from lingshu_rl.types import TokenGroup
 
 VOCAB = 160
@@ -28,6 +32,7 @@ QWEN_VISION = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
 CLIP = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16,
     "patch_size": 4,
@@ -84,6 +89,76 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         return t.Qwen2Config(**TEXT, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
     if family == "qwen3":
         return t.Qwen3Config(**TEXT)
+    if family == "gemma2":
+        return t.Gemma2Config(**TEXT | {"tie_word_embeddings": True})
+    if (
+        family == "qwen3_moe"
+    ):  # its experts are one tensor a layer in the model, and one tensor an expert in checkpoints
+        return t.Qwen3MoeConfig(**TEXT | EXPERTS)
+    if family == "qwen3_vl_moe":
+        vision = QWEN_VISION | {
+            "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1],
+            "num_position_embeddings": 64,
+        }  # fmt: skip
+        text = TEXT | EXPERTS | {"rope_parameters": MROPE | {"mrope_interleaved": True}}
+        return t.Qwen3VLMoeConfig(text_config=text, vision_config=vision, **QWEN_IDS)
+    if family in ("qwen3_5", "qwen3_5_moe"):
+        vision = QWEN_VISION | {
+            "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "num_position_embeddings": 64,
+        }  # fmt: skip
+        text = TEXT | {
+            "layer_types": ["linear_attention", "linear_attention", "full_attention"], "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "rope_parameters": MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 1.0},
+        }  # fmt: skip
+        if family == "qwen3_5":
+            return t.Qwen3_5Config(text_config=text, vision_config=vision, **QWEN_IDS)
+        text |= EXPERTS | {"shared_expert_intermediate_size": 32}
+        return t.Qwen3_5MoeConfig(text_config=text, vision_config=vision, **QWEN_IDS)
+    if family == "llava_onevision":
+        return t.LlavaOnevisionConfig(
+            text_config=t.Qwen2Config(**TEXT), vision_config=t.SiglipVisionConfig(**CLIP, vision_use_head=False),
+            image_token_index=IMAGE, video_token_index=VIDEO, image_grid_pinpoints=[[16, 16], [32, 32]],
+        )  # fmt: skip
+    if family in ("llava_pixtral", "mistral3"):
+        vision = t.PixtralVisionConfig(**CLIP, head_dim=8)
+        text = t.MistralConfig(**TEXT)
+        if family == "mistral3":
+            return t.Mistral3Config(text_config=text, vision_config=vision, image_token_index=IMAGE)
+        layers = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+        return t.LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE, **layers)
+    if family in ("idefics3", "smolvlm"):
+        config = t.Idefics3Config if family == "idefics3" else t.SmolVLMConfig
+        vision = CLIP | {"model_type": f"{family}_vision"}
+        return config(
+            text_config=t.LlamaConfig(**TEXT),
+            vision_config=vision,
+            image_token_id=IMAGE,
+            pad_token_id=0,
+            scale_factor=2,
+        )
+    if family == "glm4v":
+        vision = QWEN_VISION | {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "image_size": 16}
+        text = TEXT | {"rope_parameters": MROPE | {"partial_rotary_factor": 1.0}}
+        ends = {"image_start_token_id": VISION_START, "image_end_token_id": VISION_END}
+        return t.Glm4vConfig(
+            text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
+            video_start_token_id=154, video_end_token_id=155, **ends,
+        )  # fmt: skip
+    if family in ("gemma4", "gemma4_blocks"):
+        text = t.Gemma4TextConfig(
+            **TEXT, sliding_window=WINDOW, layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            global_head_dim=16, hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCAB,
+            num_kv_shared_layers=0, use_bidirectional_attention="vision" if family == "gemma4_blocks" else None,
+        )  # fmt: skip
+        vision = t.Gemma4VisionConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+            head_dim=8, patch_size=4, position_embedding_size=64, pooling_kernel_size=2,
+        )  # fmt: skip
+        return t.Gemma4Config(
+            text_config=text, vision_config=vision, audio_config=None, image_token_id=IMAGE, video_token_id=VIDEO,
+            boi_token_id=VISION_START, eoi_token_id=VISION_END, audio_token_id=154,
+        )  # fmt: skip
     raise KeyError(family)
 
 
@@ -98,6 +173,21 @@ VISION_FAMILIES = (
     "paligemma",
 )
 TEXT_FAMILIES = ("llama", "mistral_window", "qwen2", "qwen2_window", "qwen3")
+# Known by name and weights here; no prompts are made for them.
+OTHER_FAMILIES = (
+    "gemma2",
+    "qwen3_moe",
+    "qwen3_vl_moe",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "llava_onevision",
+    "llava_pixtral",
+    "mistral3",
+    "idefics3",
+    "smolvlm",
+    "glm4v",
+    "gemma4",
+)
 
 
 def build(family: str, seed: int = 0, **changes: object) -> transformers.PreTrainedModel:
@@ -109,8 +199,7 @@ def build(family: str, seed: int = 0, **changes: object) -> transformers.PreTrai
     torch.manual_seed(seed)
     config = config_of(family)
     config.get_text_config().update(changes)
-    cls = transformers.AutoModelForImageTextToText if family in VISION_FAMILIES else transformers.AutoModelForCausalLM
-    model = cls.from_config(config, attn_implementation="sdpa")
+    model = loader_of(config).from_config(config, attn_implementation="sdpa")
     redraw(model)
     return model.train()
 
@@ -125,6 +214,12 @@ def redraw(model: torch.nn.Module) -> None:
             fan_in = parameter[0].numel() if "embed" not in name else parameter.shape[-1]
             gain = 2.0 if any(key in name for key in ("q_proj", "k_proj", "qkv")) else 1.0
             parameter.normal_(0, gain * fan_in**-0.5)
+
+
+def publish(model: transformers.PreTrainedModel, folder: Path) -> None:
+    """The model's folder with the names that its makers would give, which transformers changes at loading."""
+    model._weight_conversions = undoable(get_model_conversion_mapping(model, add_legacy=False))
+    model.save_pretrained(folder)
 
 
 def image_of(family: str, height: int = 4, width: int = 4) -> tuple[list[int], dict[str, Tensor]]:
