@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 PROBE = "lingshu"  # a text whose place in a rendered prompt shows what a template takes
-_NOT_VISION = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
+_NOT_VISION = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
 
 
 class TemplateError(RunStopped):

@@ -19,8 +19,8 @@ _PLAIN_ROPE = {"default", "linear", "llama3", "yarn", "proportional", "mrope"}
 _RECURRENT = {"recurrent_gemma", "rwkv", "xlstm", "lfm2_moe"}
 # Multi-axis positions as in Qwen2-VL: an image spans rows and columns, text goes on after the longer side.
 _MROPE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
-# Models whose ordinary forward wants to be told which tokens are image (Gemma 3) or answer (PaliGemma).
-_TOKEN_TYPES = {"gemma3": "token_type_ids", "paligemma": "token_type_ids"}
+# Models whose ordinary forward wants to be told which tokens are image (Gemma) or answer (PaliGemma).
+_TOKEN_TYPES = {"gemma3": "token_type_ids", "paligemma": "token_type_ids", "gemma4": "mm_token_type_ids"}
 _SHARED_ATTENTION = ("sdpa", "shared_prefix", "shared_flex")
 
 
@@ -30,7 +30,8 @@ class ModelSpec:
 
     placeholder_ids: stand for image or video features; image_id: the one for images.
     windows: layer type -> sliding window in tokens, None for full attention.
-    image_blocks: tokens of one image see each other (Gemma 3). prefix_blocks: the whole prompt does (PaliGemma).
+    image_blocks: layer types in which tokens of one image see each other (Gemma 3 and 4).
+    prefix_blocks: the whole prompt does (PaliGemma).
     first_position: position of the first prompt token.
     mrope_merge: patches merged along a side of the image in multi-axis positions, 0 for ordinary positions.
     token_types: name of the per-token type input that the model wants in an ordinary row, "" for none.
@@ -41,7 +42,7 @@ class ModelSpec:
     placeholder_ids: tuple[int, ...]
     image_id: int | None
     windows: dict[str, int | None]
-    image_blocks: bool
+    image_blocks: frozenset[str]
     prefix_blocks: bool
     first_position: int
     mrope_merge: int
@@ -91,11 +92,11 @@ def model_spec(model: Any) -> ModelSpec:
         placeholder_ids=tuple(i for i in (image_id, video_id) if i is not None),
         image_id=image_id,
         windows={kind: window if kind == SLIDING else None for kind in kinds},
-        image_blocks=family == "gemma3",
+        image_blocks=_image_blocks(config),
         prefix_blocks=family == "paligemma",
         first_position=1 if family == "paligemma" else 0,
         mrope_merge=config.vision_config.spatial_merge_size if family in _MROPE else 0,
-        token_types="mm_token_type_ids" if _has_own_positions(config) else _TOKEN_TYPES.get(family, ""),
+        token_types=_token_types(config),
         shareable=shareable,
         reason=reason,
     )
@@ -163,6 +164,18 @@ def mrope_positions(
 
 def _first(config: Any, *names: str) -> int | None:
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+
+
+def _image_blocks(config: Any) -> frozenset[str]:
+    """In Gemma 4 some sizes have them, and not in layers that see everything."""
+    if config.model_type == "gemma3":
+        return frozenset({FULL, SLIDING})
+    sees = getattr(config.get_text_config(), "use_bidirectional_attention", None)
+    return frozenset({SLIDING} if config.model_type == "gemma4" and sees == "vision" else ())
+
+
+def _token_types(config: Any) -> str:
+    return "mm_token_type_ids" if _has_own_positions(config) else _TOKEN_TYPES.get(config.model_type, "")
 
 
 def _has_own_positions(config: Any) -> bool:

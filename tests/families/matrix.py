@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from launching import ROOT, launch
 from PIL import Image
 from safetensors import safe_open
 from short_runs import metrics_of
+from torch import Tensor
 
 from lingshu_rl.data.load import load
 from lingshu_rl.model.encoder import PromptEncoder
@@ -34,6 +34,7 @@ class Outcome:
 
     engine: trainer against vLLM over both steps. dense: shared rows against one row a completion. oracle: log-probs here
     against the model's own forward on its processor's own inputs. names: whether the saved folder has the published ones.
+    moved: what the two steps changed in log-probs; an engine with old weights would be as far away.
     """
 
     family: str
@@ -44,6 +45,7 @@ class Outcome:
     dense: float | None = None
     oracle: float | None = None
     names: bool = False
+    moved: float | None = None
 
     @property
     def works(self) -> bool:
@@ -51,43 +53,50 @@ class Outcome:
 
 
 def outcome(name: str, work: Path) -> Outcome:
+    """The family's, in a folder of its own: two steps of a run with vLLM in its process."""
     folder = make(name, work / "model")
     shares, why_not = supports_sharing(load_model(str(folder), torch.float32).config)
-    rows = write_rows(work, sees=FAMILIES[name].processor is not None)
-    found: dict[str, Any] = {"oracle": oracle_gap(folder, rows)}
+    rows = write_rows(work, sees=FAMILIES[name].sees)
+    before, own = logprobs(folder, rows)
+    found: dict[str, Any] = {"oracle": largest(before, own)}
     done = launch(
         [
             f"model={folder}", f"data.train={rows}", f"data.test={work / 'test.jsonl'}", "data.instruction=short",
             "rollout.placement=colocate", "train.steps=2", "train.prompts_per_step=4", "train.group_size=4",
-            "train.warmup_steps=1", "train.lr=1e-3", "rollout.max_tokens=16", "rollout.vllm={max_model_len: 2048}", "eval.limit=2",
-            "eval.controls=[]", "loss.kl_coef=0", "rewards.spec={class: 'length_reward:Length'}", "rewards.preflight=false",
-            "run.trackers=[]", f"run.dir={work / 'run'}",
+            "train.warmup_steps=1", "train.lr=1e-3", "rollout.max_tokens=16", "rollout.vllm={max_model_len: 4096}",
+            "packing.token_budget=4096", "eval.limit=2", "eval.controls=[]", "loss.kl_coef=0", "run.trackers=[]",
+            "rewards.spec={class: 'length_reward:Length'}", "rewards.preflight=false", f"run.dir={work / 'run'}",
         ],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])},
     )  # fmt: skip
     (work / "output.txt").write_text(done.stdout)
     if done.returncode:
         return Outcome(name, shares, why_not, last_words(done.stdout), **found)
-    first = json.loads((work / "run" / "summary.json").read_text())
+    summary = json.loads((work / "run" / "summary.json").read_text())
     saved = next((work / "run").glob("checkpoints/*/hf"))
     found["engine"] = max(row["policy/rollout_gap_max"] for row in metrics_of(work / "run"))
-    found["dense"] = first.get("dense_gap_first_step")
+    found["dense"] = summary.get("dense_gap_first_step")
     found["names"] = kinds_of(saved) == kinds_of(folder)
+    found["moved"] = largest(before, logprobs(saved, rows)[0])
     return Outcome(name, shares, why_not, **found)
 
 
-def oracle_gap(folder: Path, rows: Path) -> float:
-    """Largest difference between log-probs of a row and those of the model's forward on what its processor returned."""
+def logprobs(folder: Path, rows: Path) -> tuple[list[Tensor], list[Tensor]]:
+    """Of a few completions to a few prompts: by a packed row, and by the model's forward on what its processor returned."""
     model, encoder = load_model(str(folder), torch.float32), PromptEncoder(str(folder))
-    worst = 0.0
+    here, own = [], []
     for prompt in load(str(rows), instruction="short").prompts[:2]:
         ids, vision = encoder.encode(prompt)
         completions = tuple(tuple(range(60 + 7 * n, 60 + 7 * n + n)) for n in (1, 5, 9))
         group = TokenGroup(prompt.id, ids, completions, vision)
-        (found,) = group_logprobs(model, [group], token_budget=8192, layout="shared", banned_ids=(), temperature=1.0)
-        for completion, own_T in zip(completions, found, strict=True):
-            worst = max(worst, float((own_forward(model, encoder, prompt, ids, completion) - own_T).abs().max()))
-    return worst
+        here += group_logprobs(model, [group], token_budget=8192, layout="shared", banned_ids=(), temperature=1.0)[0]
+        own += [own_forward(model, encoder, prompt, ids, completion) for completion in completions]
+    return here, own
+
+
+def largest(one: list[Tensor], other: list[Tensor]) -> float:
+    """Difference of a token, nats."""
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
 
 
 @torch.no_grad()
@@ -95,10 +104,10 @@ def own_forward(model: Any, encoder: PromptEncoder, prompt: Any, ids: tuple[int,
     """(T,) log-probs of the completion, from one call with all that the processor returned, each token's kind included."""
     inputs: dict[str, Any] = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
     if prompt.images:
-        from lingshu_rl.images import open_image
-
-        images = [open_image(image) for image in prompt.images]
-        inputs = dict(encoder.processor(text=[encoder.render(prompt)], images=images, return_tensors="pt", add_special_tokens=False))
+        images = [picture.pixels() for picture in prompt.images]
+        text = [encoder.render(prompt)]
+        inputs = dict(encoder.processor(text=text, images=images, return_tensors="pt", add_special_tokens=False))
+        inputs.pop("labels", None)  # PaliGemma's asks for a loss
     answer = torch.tensor([completion])
     continued = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}
     # A token of the answer is of the kind that the processor gives its suffix (PaliGemma), else plain text.
@@ -140,18 +149,16 @@ def kinds_of(folder: Path) -> dict[str, Any]:
 
 
 def last_words(output: str) -> str:
-    """The last line that names an error."""
-    lines = [line.strip() for line in output.splitlines() if re.match(r"\s*[\w.]*(Error|Exception|Stopped)\b.*:|.*failed its checks", line)]
-    return (lines or output.strip().splitlines())[-1][:300]
+    """What ended the run: its own last words, or the last exception."""
+    lines = [re.sub(r"^\[rank\d+\]:\s*", "", line).strip() for line in output.splitlines()]
+    told = [line for line in lines if line.startswith("the run stopped") or re.match(r"[\w.]*(Error|Exception)\b.*:", line)]
+    return (told or lines)[-1][:400]
 
 
 if __name__ == "__main__":
     import sys
-    import tempfile
 
-    for family in sys.argv[1:]:
-        with tempfile.TemporaryDirectory() as scratch:
-            made = outcome(family, Path(scratch))
-            print(json.dumps(asdict(made) | {"works": made.works}), flush=True)
-            if made.failure:
-                Path(f"/tmp/fam_{family}.log").write_text((Path(scratch) / "output.txt").read_text() if (Path(scratch) / "output.txt").exists() else "")
+    for family in sys.argv[2:]:
+        scratch = Path(sys.argv[1]) / family
+        scratch.mkdir(parents=True)
+        print(json.dumps(asdict(outcome(family, scratch))), flush=True)
