@@ -6,6 +6,7 @@ compares shared and dense log-probs, so a family that breaks the assumption is c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ _PLAIN_ROPE = {"default", "linear", "llama3", "yarn", "proportional", "mrope"}
 # State that runs along the row cannot be forked by a mask. Most families name such layers in `layer_types`; not these.
 _RECURRENT = {"recurrent_gemma", "rwkv", "xlstm", "lfm2_moe"}
 # Multi-axis positions as in Qwen2-VL: an image spans rows and columns, text goes on after the longer side.
-_MROPE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
+_MROPE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v"}
 # Models whose ordinary forward wants to be told which tokens are image (Gemma) or answer (PaliGemma).
 _TOKEN_TYPES = {"gemma3": "token_type_ids", "paligemma": "token_type_ids", "gemma4": "mm_token_type_ids"}
 _SHARED_ATTENTION = ("sdpa", "shared_prefix", "shared_flex")
@@ -127,6 +128,21 @@ def supports_sharing(config: Any) -> tuple[bool, str]:
     else:
         return True, ""
     return False, f"{config.model_type}: {reason}"
+
+
+@functools.cache
+def cpu_options(model: str) -> dict[str, Any]:
+    """vLLM options that its CPU build asks of this model: linear attention is there in bfloat16 alone, prompts in pieces.
+
+    Nothing for a model whose config is not on this machine: vLLM says then what it misses.
+    """
+    from lingshu_rl.model.shape import UnknownModelError, config_of
+
+    try:
+        kinds = getattr(config_of(model)[0].get_text_config(), "layer_types", None) or ()
+    except UnknownModelError:
+        return {}
+    return {"dtype": "bfloat16", "enable_chunked_prefill": True} if "linear_attention" in kinds else {}
 
 
 def mrope_positions(

@@ -23,9 +23,12 @@ def model_path(name: str) -> str:
 
 @contextmanager
 def reading_model(name: str) -> Iterator[None]:
-    """Around what transformers reads of a model's files. Raises ConfigError where they are not there or not such files."""
+    """Around what transformers reads of a model's files. Raises ConfigError where they are not there, not such files, or
+    need a package that is not installed (num2words for SmolVLM)."""
     try:
         yield
+    except ImportError as error:
+        raise ConfigError(f"model {name!r} needs a package that is not installed: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model {name!r} cannot be read: {error}\nGive a folder with config.json, weights and tokenizer, or a Hub id that can "
