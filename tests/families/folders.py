@@ -46,11 +46,12 @@ CONCATENATING = (
 class Family:
     """How to build one.
 
-    config: of the vocabulary's size and its ids. processor: around (tokenizer, chat template), None for text.
+    title: as people know it. config: of the vocabulary's size and its ids. processor: around (tokenizer, chat template), None for text.
     names: the tokenizer's special tokens by their name in its files. more: others. text: tokens that are words.
     image: what stands for an image in the template.
     """
 
+    title: str
     config: Callable[[int, Ids], t.PretrainedConfig]
     processor: Callable[[Any, str], Any] | None = None
     image: str = ""
@@ -149,7 +150,7 @@ def _gemma4(size: int, ids: Ids, blocks: bool = False) -> Any:
         t.Gemma4TextConfig, size, ids, num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2,
         sliding_window=512, global_head_dim=32, vocab_size_per_layer_input=size, **dict(zip(names, parts, strict=True)),
     )  # fmt: skip
-    vision = t.Gemma4VisionConfig(**TOWER, num_key_value_heads=4, head_dim=8)
+    vision = t.Gemma4VisionConfig(**TOWER, num_key_value_heads=4, head_dim=8, default_output_length=280)
     return t.Gemma4Config(
         text_config=text, vision_config=vision, audio_config=None, image_token_id=ids("<|image|>"),
         video_token_id=ids("<|video|>"), boi_token_id=ids("<|image>"), eoi_token_id=ids("<image|>"),
@@ -159,7 +160,11 @@ def _gemma4(size: int, ids: Ids, blocks: bool = False) -> Any:
 
 def _gemma4_processor(tokenizer: Any, template: str) -> Any:
     return t.Gemma4Processor(
-        t.Gemma4AudioFeatureExtractor(), t.Gemma4ImageProcessor(), tokenizer, t.Gemma4VideoProcessor(), chat_template=template
+        t.Gemma4AudioFeatureExtractor(),
+        t.Gemma4ImageProcessor(),
+        tokenizer,
+        t.Gemma4VideoProcessor(),
+        chat_template=template,
     )
 
 
@@ -259,7 +264,11 @@ def _glm4v(size: int, ids: Ids) -> Any:
         for end, word in (("start", "begin"), ("end", "end"))
     }
     return t.Glm4vConfig(
-        text_config=text, vision_config=vision, image_token_id=ids("<|image|>"), video_token_id=ids("<|video|>"), **marks
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids("<|image|>"),
+        video_token_id=ids("<|video|>"),
+        **marks,
     )
 
 
@@ -270,7 +279,10 @@ def _glm4v_processor(tokenizer: Any, template: str) -> Any:
 def _paligemma(size: int, ids: Ids) -> Any:
     vision = t.SiglipVisionConfig(**TOWER, image_size=224, patch_size=14, vision_use_head=False)
     return t.PaliGemmaConfig(
-        text_config=_text(t.GemmaConfig, size, ids), vision_config=vision, image_token_index=ids("<image>"), projection_dim=128
+        text_config=_text(t.GemmaConfig, size, ids),
+        vision_config=vision,
+        image_token_index=ids("<image>"),
+        projection_dim=128,
     )
 
 
@@ -281,10 +293,20 @@ def _paligemma_processor(tokenizer: Any, template: str) -> Any:
 
 
 NEWLINES = tuple("\n" * n for n in range(1, 5))  # tokens of Gemma's vocabulary that its processors name
-GEMMA3 = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "bos_token": "<bos>"}
+GEMMA3 = {
+    "image_token": "<image_soft_token>",
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+    "bos_token": "<bos>",
+}
 GEMMA4 = {
-    "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>", "boa_token": "<|audio>",
-    "eoa_token": "<audio|>", "bos_token": "<bos>",
+    "image_token": "<|image|>",
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "audio_token": "<|audio|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+    "bos_token": "<bos>",
 }
 INTERNVL = {
     "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
@@ -299,27 +321,47 @@ GLM = tuple(f"<|{part}|>" for part in (
 ))  # fmt: skip
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 FAMILIES = {
-    "llama": Family(partial(_text, t.LlamaConfig)),
-    "smollm": Family(partial(_text, t.LlamaConfig, tie_word_embeddings=True)),
-    "qwen2": Family(partial(_text, t.Qwen2Config)),
-    "qwen3": Family(partial(_text, t.Qwen3Config)),
-    "qwen2_vl": Family(_qwen2_vl, partial(_qwen_processor, t.Qwen2VLProcessor), QWEN_IMAGE),
-    "qwen2_5_vl": Family(_qwen2_5_vl, partial(_qwen_processor, t.Qwen2_5_VLProcessor), QWEN_IMAGE),
-    "qwen3_vl": Family(partial(_qwen3_vl, t.Qwen3VLConfig), _qwen3_processor, QWEN_IMAGE),
-    "qwen3_vl_moe": Family(partial(_qwen3_vl, t.Qwen3VLMoeConfig, **EXPERTS), _qwen3_processor, QWEN_IMAGE),
-    "qwen3_5": Family(_qwen3_5, _qwen3_processor, QWEN_IMAGE),
-    "internvl": Family(_internvl, _internvl_processor, "<IMG_CONTEXT>\n", INTERNVL),
-    "llava": Family(_llava, _llava_processor, "<image>\n", more=("<image>",)),
-    "llava_onevision": Family(_onevision, _onevision_processor, "<image>\n", more=("<image>", "<video>")),
-    "gemma3": Family(_gemma3, _gemma3_processor, "<start_of_image>", GEMMA3, text=NEWLINES),
-    "gemma4": Family(_gemma4, _gemma4_processor, "<|image|>", GEMMA4, more=("<|video|>",), text=NEWLINES),
+    "llama": Family("Llama", partial(_text, t.LlamaConfig)),
+    "smollm": Family("SmolLM2", partial(_text, t.LlamaConfig, tie_word_embeddings=True)),
+    "qwen2": Family("Qwen2, Qwen2.5", partial(_text, t.Qwen2Config)),
+    "qwen3": Family("Qwen3", partial(_text, t.Qwen3Config)),
+    "qwen2_vl": Family("Qwen2-VL", _qwen2_vl, partial(_qwen_processor, t.Qwen2VLProcessor), QWEN_IMAGE),
+    "qwen2_5_vl": Family(
+        "Qwen2.5-VL, Lingshu", _qwen2_5_vl, partial(_qwen_processor, t.Qwen2_5_VLProcessor), QWEN_IMAGE
+    ),
+    "qwen3_vl": Family("Qwen3-VL", partial(_qwen3_vl, t.Qwen3VLConfig), _qwen3_processor, QWEN_IMAGE),
+    "qwen3_vl_moe": Family(
+        "Qwen3-VL, experts", partial(_qwen3_vl, t.Qwen3VLMoeConfig, **EXPERTS), _qwen3_processor, QWEN_IMAGE
+    ),
+    "qwen3_5": Family("Qwen3.5", _qwen3_5, _qwen3_processor, QWEN_IMAGE),
+    "internvl": Family("InternVL 3", _internvl, _internvl_processor, "<IMG_CONTEXT>\n", INTERNVL),
+    "llava": Family("LLaVA 1.5", _llava, _llava_processor, "<image>\n", more=("<image>",)),
+    "llava_onevision": Family(
+        "LLaVA-OneVision", _onevision, _onevision_processor, "<image>\n", more=("<image>", "<video>")
+    ),
+    "gemma3": Family("Gemma 3, MedGemma", _gemma3, _gemma3_processor, "<start_of_image>", GEMMA3, text=NEWLINES),
+    "gemma4": Family(
+        "Gemma 4, small", _gemma4, _gemma4_processor, "<|image|>", GEMMA4, more=("<|video|>",), text=NEWLINES
+    ),
     "gemma4_blocks": Family(
-        partial(_gemma4, blocks=True), _gemma4_processor, "<|image|>", GEMMA4, more=("<|video|>",), text=NEWLINES
+        "Gemma 4, image tokens see each other",
+        partial(_gemma4, blocks=True),
+        _gemma4_processor,
+        "<|image|>",
+        GEMMA4,
+        more=("<|video|>",),
+        text=NEWLINES,
     ),
-    "paligemma": Family(_paligemma, _paligemma_processor, "<image>", {"bos_token": "<bos>"}, more=("<image>",), text=NEWLINES),
-    "smolvlm": Family(_smolvlm, _smolvlm_processor, "<image>", more=IDEFICS),
-    "idefics3": Family(_idefics3, _idefics3_processor, "<image>", more=IDEFICS),
-    "glm4v": Family(
-        _glm4v, _glm4v_processor, "<|begin_of_image|><|image|><|end_of_image|>", more=GLM
+    "paligemma": Family(
+        "PaliGemma",
+        _paligemma,
+        _paligemma_processor,
+        "<image>",
+        {"bos_token": "<bos>"},
+        more=("<image>",),
+        text=NEWLINES,
     ),
+    "smolvlm": Family("SmolVLM", _smolvlm, _smolvlm_processor, "<image>", more=IDEFICS),
+    "idefics3": Family("Idefics3", _idefics3, _idefics3_processor, "<image>", more=IDEFICS),
+    "glm4v": Family("GLM-4V", _glm4v, _glm4v_processor, "<|begin_of_image|><|image|><|end_of_image|>", more=GLM),
 }
