@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-import transformers
 from peft import PeftModel
 from safetensors import safe_open
 from tiny_models import build, publish

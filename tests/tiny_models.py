@@ -224,7 +224,7 @@ def publish(model: transformers.PreTrainedModel, folder: Path) -> None:
 
 def image_of(family: str, height: int = 4, width: int = 4) -> tuple[list[int], dict[str, Tensor]]:
     """The prompt ids of one random image and its tensors. height and width count merged patches (Qwen only)."""
-    if family.startswith("qwen"):
+    if family.startswith("qwen") or family == "glm4v":
         grid = torch.tensor([[1, 2 * height, 2 * width]])
         pixels = torch.randn(int(grid.prod()), 3 * 2 * 4 * 4)
         ids = [VISION_START, *[IMAGE] * (height * width), VISION_END]

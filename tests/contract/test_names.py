@@ -18,6 +18,7 @@ from tiny_models import OTHER_FAMILIES, TEXT_FAMILIES, VISION_FAMILIES, build, p
 from lingshu_rl import weights
 from lingshu_rl.model.loading import load_model
 
+pytestmark = pytest.mark.slow  # half a minute of CPU for thirty classes
 FAMILIES = sorted(f for f in (*VISION_FAMILIES, *TEXT_FAMILIES, *OTHER_FAMILIES) if not f.endswith("_window"))
 RENAMED = ("llava", "llava_onevision", "gemma3", "paligemma")  # by transformers, in a way that vLLM does not know
 

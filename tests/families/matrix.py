@@ -139,21 +139,18 @@ def own_forward(
     return logits.log_softmax(-1).gather(1, answer.T)[:, 0]
 
 
-def write_rows(work: Path, sees: bool) -> Path:
-    """train.jsonl and test.jsonl: questions about noise of several sizes."""
+def write_rows(work: Path, sees: bool, blank: bool = False) -> Path:
+    """train.jsonl and test.jsonl: questions about noise of several sizes, or about grey."""
     work.mkdir(parents=True)
     for name, count in (("train", 8), ("test", 4)):
         rows = []
         for n in range(count):
-            images = []
+            size, file = SIZES[n % len(SIZES)], work / f"{name}{n}.png"
             if sees:
-                file = work / f"{name}{n}.png"
-                size = SIZES[n % len(SIZES)]
-                pixels = np.random.default_rng([len(name), n]).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(file)
-                images = [str(file)]
-            rows.append({"id": f"{name}{n}", "images": images, "question": f"Which organ is it? ({n})", "answer": "liver",
-                         "kind": "open"})  # fmt: skip
+                noise = np.random.default_rng([len(name), n]).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+                Image.fromarray(noise // (255 if blank else 1) + 127 * blank).save(file)
+            images, question = [str(file)] * sees, f"Which organ is it? ({n})"
+            rows.append({"id": f"{name}{n}", "images": images, "question": question, "answer": "liver", "kind": "open"})
         (work / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return work / "train.jsonl"
 
