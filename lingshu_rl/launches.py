@@ -32,16 +32,22 @@ def transfer_kind(config: Config, placement: Placement) -> str:
 
 
 def check_sight(config: Config, placement: Placement, prompts: Iterable[Prompt]) -> None:
-    """Raises ConfigError where images would be read by an engine whose attention is not the model's."""
-    engines = (*placement.engines, *placement.rollout_servers)
+    """Raises ConfigError where prompts would be read by an engine whose attention is not the model's: vLLM's is causal, but
+    among the tokens of an image on CUDA."""
     spec = model_spec(config_of(config.model)[0])
-    if not spec.looks_ahead or all(devices.on_gpu for devices in engines) or not any(p.images for p in prompts):
-        return
-    raise ConfigError(
-        f"model={config.model}: in {spec.model_type} tokens of an image see those after them, which vLLM's attention on a CPU "
-        "does not know: its samples would be another model's, log-probs off by tenths of nats. Rows with images need rollout "
-        "devices with CUDA (devices.rollout, or servers by rollout.urls); rows of text alone train here"
-    )
+    if spec.prefix_blocks:
+        raise ConfigError(
+            f"model={config.model}: in {spec.model_type} all tokens of a prompt see each other. vLLM reads its text causally, "
+            "so its samples would be another model's (log-probs off by nats): this family can be fine-tuned (lingshu-rl sft), "
+            "not trained with rollouts"
+        )
+    on_cpu = not all(devices.on_gpu for devices in (*placement.engines, *placement.rollout_servers))
+    if on_cpu and spec.image_blocks and any(p.images for p in prompts):
+        raise ConfigError(
+            f"model={config.model}: in {spec.model_type} tokens of an image see those after them, which vLLM's attention on a "
+            "CPU does not know: its samples would be another model's, log-probs off by tenths of nats. Rows with images need "
+            "rollout devices with CUDA (devices.rollout, or servers by rollout.urls); rows of text alone train here"
+        )
 
 
 def launches(

@@ -56,11 +56,6 @@ class ModelSpec:
         """Models with layers of several types take a mask for each type, all others one tensor."""
         return len(self.windows) > 1
 
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether some tokens of a prompt with images see later ones."""
-        return self.prefix_blocks or bool(self.image_blocks)
-
 
 def unwrap(model: Any) -> Any:
     """The transformers model inside DeepSpeed, DDP, torch.compile and PEFT wrappers."""

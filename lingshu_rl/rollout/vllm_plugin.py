@@ -108,9 +108,18 @@ def retie_heads(model: torch.nn.Module) -> None:
         if not isinstance(head, ParallelLMHead) or not getattr(config, "tie_word_embeddings", False):
             continue
         embeddings = [
-            m for m in module.modules() if isinstance(m, VocabParallelEmbedding) and not isinstance(m, ParallelLMHead)
+            m
+            for m in module.modules()
+            if isinstance(m, VocabParallelEmbedding) and not isinstance(m, ParallelLMHead) and _sizes(m) == _sizes(head)
         ]
         if len(embeddings) != 1:
-            raise RuntimeError(f"a tied head needs exactly one embedding beside it, found {len(embeddings)}")
+            raise RuntimeError(
+                f"a tied head needs exactly one embedding of its sizes {_sizes(head)} beside it, found {len(embeddings)}"
+            )
         head.weight = embeddings[0].weight
         head.quant_method.process_weights_after_loading(head)  # type: ignore[operator]
+
+
+def _sizes(embedding: Any) -> tuple[int, int]:
+    """Tokens and width; Gemma 4 has a second embedding, for its layers."""
+    return embedding.num_embeddings, embedding.embedding_dim

@@ -17,6 +17,7 @@ from tiny_models import OTHER_FAMILIES, TEXT_FAMILIES, VISION_FAMILIES, build, p
 
 from lingshu_rl import weights
 from lingshu_rl.model.loading import load_model
+from lingshu_rl.rollout import vllm_plugin
 
 pytestmark = pytest.mark.slow  # half a minute of CPU for thirty classes
 FAMILIES = sorted(f for f in (*VISION_FAMILIES, *TEXT_FAMILIES, *OTHER_FAMILIES) if not f.endswith("_window"))
@@ -71,6 +72,7 @@ def test_the_engine_takes_every_name_that_is_sent(family: str, tmp_path: Path) -
     with class_of_the_engine(tmp_path) as engine:
         engine.load_weights(iter(sent))
         assert not left_out(engine)
+        vllm_plugin.retie_heads(engine)  # finds the embedding of a tied head, beside which Gemma 4 has another
     if family in RENAMED:
         with class_of_the_engine(tmp_path) as engine, pytest.raises(ValueError, match=r"no module .* 'vision_tower"):
             engine.load_weights(iter(model.state_dict().items()))

@@ -86,8 +86,11 @@ def make(name: str, folder: Path) -> Path:
 
 @torch.no_grad()
 def draw(model: torch.nn.Module) -> None:
-    """Weights with which attention tells tokens apart, so that a wrong mask or image shows in every log-prob."""
+    """Weights with which attention tells tokens apart, so that a wrong mask or image shows in every log-prob, and norms and
+    biases that are not all alike, so that one in another's place does."""
     for key, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
         if parameter.ndim > 1:
             gain = 2.0 if any(part in key for part in ("q_proj", "k_proj", "qkv")) else 1.0
             fan_in = parameter.shape[-1] if "embed" in key else parameter[0].numel()
@@ -192,7 +195,7 @@ def _qwen3_vl(cls: Any, size: int, ids: Ids, **more: Any) -> Any:
 def _qwen3_5(size: int, ids: Ids) -> Any:
     text = TEXT | {
         "vocab_size": size, "layer_types": ["linear_attention", "linear_attention", "full_attention"],
-        "linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
         "rope_parameters": MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 1.0},
     }  # fmt: skip
     return t.Qwen3_5Config(text_config=text, vision_config=QWEN3_TOWER, **_qwen_ids(ids))

@@ -65,7 +65,9 @@ def outcome(name: str, work: Path) -> Outcome:
     family, folder = FAMILIES[name], make(name, work / "model")
     spec = model_spec(load_model(str(folder), torch.float32))
     rows = write_rows(work / "oracle", family.sees)
-    sees = family.sees and not spec.looks_ahead  # which vLLM's attention on a CPU cannot: `launches.check_sight`
+    sees = (
+        family.sees and not spec.image_blocks
+    )  # which vLLM's attention on a CPU does not know: `launches.check_sight`
     trained = write_rows(work / "rows", sees)
     before, own = logprobs(folder, rows)
     found = partial(
@@ -168,7 +170,7 @@ def kinds_of(folder: Path) -> dict[str, Any]:
 def last_words(output: str) -> str:
     """What ended the run: its own last words, or the last exception."""
     lines = [re.sub(r"^\[rank\d+\]:\s*", "", line).strip() for line in output.splitlines()]
-    told = [n for n, line in enumerate(lines) if re.match(r"the run stopped|[\w.]*(Error|Exception)\b.*:", line)]
+    told = [n for n, line in enumerate(lines) if re.match(r"the run stopped|model=|[\w.]*(Error|Exception)\b.*:", line)]
     return " ".join(lines[told[-1] if told else len(lines) - 1 :][:2])[:400]
 
 
