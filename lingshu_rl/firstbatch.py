@@ -156,4 +156,6 @@ def mean_kl(own: Any, reference: Any) -> float:
 
 def blank_vision(vision: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors with every pixel about at the processor's mean; grids and sizes stay."""
-    return {name: torch.full(v.shape, GREY, dtype=v.dtype) if v.is_floating_point() else v for name, v in vision.items()}
+    return {
+        name: torch.full(v.shape, GREY, dtype=v.dtype) if v.is_floating_point() else v for name, v in vision.items()
+    }

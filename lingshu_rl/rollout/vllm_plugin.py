@@ -86,12 +86,31 @@ def file_engine_class() -> Any:
             from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
             finalize_layerwise_reload(self.model, self.model_config)
-            retie_heads(self.model)
+            finish_reload(self.model)
 
         def shutdown(self) -> None:
             pass
 
     return FileWeightTransferEngine
+
+
+def finish_reload(model: torch.nn.Module) -> None:
+    """What a layer-wise reload of all weights leaves undone in vLLM, after which it would sample from others, without an error."""
+    retie_heads(model)
+    pack_experts(model)
+
+
+def pack_experts(model: torch.nn.Module) -> None:
+    """Bring renewed experts into the layout that the kernel of a CPU reads; vLLM does so at the first loading alone."""
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if isinstance(method, UnquantizedFusedMoEMethod) and method.moe_kernel is not None:
+            method.moe_kernel.fused_experts.process_weights_after_loading(module)
 
 
 def retie_heads(model: torch.nn.Module) -> None:

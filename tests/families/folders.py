@@ -260,7 +260,8 @@ def _glm4v(size: int, ids: Ids) -> Any:
     vision = QWEN_TOWER | {
         "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 128, "image_size": 336, "patch_size": 14,
     }  # fmt: skip
-    text = TEXT | {"vocab_size": size, "rope_parameters": MROPE | {"partial_rotary_factor": 1.0}}
+    rope = MROPE | {"partial_rotary_factor": 1.0}
+    text = TEXT | {"vocab_size": size, "rope_parameters": rope, "attention_bias": True}
     marks = {
         f"{kind}_{end}_token_id": ids(f"<|{word}_of_{kind}|>")
         for kind in ("image", "video")
