@@ -170,7 +170,9 @@ VISION_FAMILIES = (
     "llava",
     "internvl",
     "gemma3",
+    "gemma4_blocks",
     "paligemma",
+    "glm4v",
 )
 TEXT_FAMILIES = ("llama", "mistral_window", "qwen2", "qwen2_window", "qwen3")
 # Known by name and weights here; no prompts are made for them.
@@ -185,7 +187,6 @@ OTHER_FAMILIES = (
     "mistral3",
     "idefics3",
     "smolvlm",
-    "glm4v",
     "gemma4",
 )
 
@@ -229,6 +230,10 @@ def image_of(family: str, height: int = 4, width: int = 4) -> tuple[list[int], d
         pixels = torch.randn(int(grid.prod()), 3 * 2 * 4 * 4)
         ids = [VISION_START, *[IMAGE] * (height * width), VISION_END]
         return ids, {"pixel_values": pixels, "image_grid_thw": grid}
+    if family == "gemma4_blocks":
+        places = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(1)[None]
+        pixels = {"pixel_values": torch.rand(1, 16, 3 * 4 * 4), "image_position_ids": places}
+        return [VISION_START, *[IMAGE] * 4, VISION_END], pixels
     tokens = {"llava": 16, "internvl": 4, "gemma3": 4, "paligemma": 16}[family]
     return [VISION_START, *[IMAGE] * tokens, VISION_END], {"pixel_values": torch.randn(1, 3, 16, 16)}
 
