@@ -168,10 +168,12 @@ def kinds_of(folder: Path) -> dict[str, Any]:
 
 
 def last_words(output: str) -> str:
-    """What ended the run: its own last words, or the last exception."""
+    """What ended the run, in a sentence: its own last words, or the last exception."""
     lines = [re.sub(r"^\[rank\d+\]:\s*", "", line).strip() for line in output.splitlines()]
     told = [n for n, line in enumerate(lines) if re.match(r"the run stopped|model=|[\w.]*(Error|Exception)\b.*:", line)]
-    return " ".join(lines[told[-1] if told else len(lines) - 1 :][:2])[:400]
+    first = told[-1] if told else len(lines) - 1
+    words = " ".join(lines[first : first + 1 + lines[first].endswith(":")])
+    return re.split(r"[.;] ", words.removeprefix("the run stopped: "))[0]
 
 
 if __name__ == "__main__":  # python tests/families/matrix.py FAMILY ...: run them and write down what they did
