@@ -37,9 +37,9 @@ def check_sight(config: Config, placement: Placement, prompts: Iterable[Prompt])
     spec = model_spec(config_of(config.model)[0])
     if spec.prefix_blocks:
         raise ConfigError(
-            f"model={config.model}: in {spec.model_type} all tokens of a prompt see each other. vLLM reads its text causally, "
-            "so its samples would be another model's (log-probs off by nats): this family can be fine-tuned (lingshu-rl sft), "
-            "not trained with rollouts"
+            f"model={config.model}: in {spec.model_type} all tokens of a prompt see each other, and vLLM reads its text causally: "
+            "its samples would be another model's, log-probs off by nats. This family can be fine-tuned (lingshu-rl sft), not "
+            "trained with rollouts"
         )
     on_cpu = not all(devices.on_gpu for devices in (*placement.engines, *placement.rollout_servers))
     if on_cpu and spec.image_blocks and any(p.images for p in prompts):

@@ -173,7 +173,7 @@ def last_words(output: str) -> str:
     told = [n for n, line in enumerate(lines) if re.match(r"the run stopped|model=|[\w.]*(Error|Exception)\b.*:", line)]
     first = told[-1] if told else len(lines) - 1
     words = " ".join(lines[first : first + 1 + lines[first].endswith(":")])
-    return re.split(r"[.;] ", words.removeprefix("the run stopped: "))[0]
+    return re.split(r"[.;] ", re.sub(r"^the run stopped: |model=\S+: ", "", words))[0]
 
 
 if __name__ == "__main__":  # python tests/families/matrix.py FAMILY ...: run them and write down what they did
