@@ -29,7 +29,7 @@ _SHARED_ATTENTION = ("sdpa", "shared_prefix", "shared_flex")
 class ModelSpec:
     """How to lay out rows for one model.
 
-    placeholder_ids: stand for image or video features; image_id: the one for images.
+    placeholder_ids: stand for image, video or audio features, whatever text they are in; image_id: the one for images.
     windows: layer type -> sliding window in tokens, None for full attention.
     image_blocks: layer types in which tokens of one image see each other (Gemma 3 and 4).
     prefix_blocks: the whole prompt does (PaliGemma).
@@ -87,10 +87,10 @@ def model_spec(model: Any) -> ModelSpec:
     if not kinds:  # all layers are alike, so a window in the config holds for all of them
         kinds = [SLIDING if window and getattr(text, "use_sliding_window", None) is not False else FULL]
     image_id = _first(config, "image_token_id", "image_token_index")
-    video_id = _first(config, "video_token_id", "video_token_index")
+    others = [_first(config, f"{kind}_token_id", f"{kind}_token_index") for kind in ("video", "audio")]
     return ModelSpec(
         model_type=family,
-        placeholder_ids=tuple(i for i in (image_id, video_id) if i is not None),
+        placeholder_ids=tuple(i for i in (image_id, *others) if i is not None),
         image_id=image_id,
         windows={kind: window if kind == SLIDING else None for kind in kinds},
         image_blocks=_image_blocks(config),

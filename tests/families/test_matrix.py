@@ -94,6 +94,13 @@ def test_a_family_whose_whole_prompt_looks_ahead_is_refused(tmp_path: Path) -> N
         check_sight(Config(model=str(make("paligemma", tmp_path))), Placement(gpu, engines=(gpu,)), [])
 
 
+def test_placeholders_of_every_kind_are_kept_out_of_completions(tmp_path: Path) -> None:
+    """Gemma 4 embeds a sampled `<|audio|>` as padding, vLLM as a token: the log-probs behind it were off by 3 nats."""
+    folder = make("gemma4", tmp_path)
+    ids = PromptEncoder(str(folder)).tokenizer.convert_tokens_to_ids(["<|image|>", "<|video|>", "<|audio|>"])
+    assert list(model_spec(load_model(str(folder), torch.float32)).placeholder_ids) == ids
+
+
 def test_vllms_options_follow_from_the_models_layers(tmp_path: Path) -> None:
     assert cpu_options(str(make("qwen3_5", tmp_path / "hybrid"))) == {
         "dtype": "bfloat16",
