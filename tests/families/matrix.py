@@ -98,16 +98,24 @@ def outcome(name: str, work: Path) -> Outcome:
 
 
 def logprobs(folder: Path, rows: Path) -> tuple[list[Tensor], list[Tensor]]:
-    """Of a few completions to a few prompts: by a packed row, and by the model's forward on what its processor returned."""
-    model, encoder = load_model(str(folder), torch.float32), PromptEncoder(str(folder))
+    """Of a few completions to a few prompts: by a packed row, and by the model's forward on what its processor returned.
+
+    In float64, where two ways to the same number do not differ by what a random tower makes of their rounding.
+    """
+    model, encoder = load_model(str(folder), torch.float64), PromptEncoder(str(folder))
     here, own = [], []
     for prompt in load(str(rows), instruction="short").prompts[:2]:
         ids, vision = encoder.encode(prompt)
+        vision = {key: in_double(value) for key, value in vision.items()}
         completions = tuple(tuple(range(60 + 7 * n, 60 + 7 * n + n)) for n in (1, 5, 9))
         group = TokenGroup(prompt.id, ids, completions, vision)
         here += group_logprobs(model, [group], token_budget=8192, layout="shared", banned_ids=(), temperature=1.0)[0]
         own += [own_forward(model, encoder, prompt, ids, completion) for completion in completions]
     return here, own
+
+
+def in_double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
 
 
 def largest(one: list[Tensor], other: list[Tensor]) -> float:
@@ -127,7 +135,8 @@ def own_forward(
     if prompt.images:
         images = [picture.pixels() for picture in prompt.images]
         text = [encoder.render(prompt)]
-        inputs = dict(encoder.processor(text=text, images=images, return_tensors="pt", add_special_tokens=False))
+        found = encoder.processor(text=text, images=images, return_tensors="pt", add_special_tokens=False)
+        inputs = {key: in_double(value) for key, value in found.items()}
         inputs.pop("labels", None)  # PaliGemma's asks for a loss
     answer = torch.tensor([completion])
     continued = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}
@@ -137,7 +146,7 @@ def own_forward(
         if key in inputs:
             continued[key] = torch.full_like(answer, kind)
     inputs |= {key: torch.cat([inputs[key], more], 1) for key, more in continued.items()}
-    logits = model(**inputs, use_cache=False).logits[0, len(ids) - 1 : -1].float()
+    logits = model(**inputs, use_cache=False).logits[0, len(ids) - 1 : -1]
     return logits.log_softmax(-1).gather(1, answer.T)[:, 0]
 
 
