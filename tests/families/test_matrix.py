@@ -24,10 +24,11 @@ from lingshu_rl.processes.placement import DeviceSet, Placement
 
 RECORDED = json.loads(matrix.RESULTS.read_text())
 IN_SHORT = ("llava", "gemma3")  # both ended at the first weight sync once
+LARGE = {"smolvlm", "idefics3", "internvl", "llava_onevision"}  # 1,500 to 2,300 tokens for an image
 AHEAD = {"gemma3", "gemma4_blocks"}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[pytest.param(f, marks=pytest.mark.slow if f in LARGE else ()) for f in FAMILIES])
 def family(request: pytest.FixtureRequest) -> str:
     if request.param == "smolvlm" and importlib.util.find_spec("num2words") is None:
         pytest.skip("transformers' SmolVLM processor needs num2words")
