@@ -124,7 +124,7 @@ def test_renewed_weights_are_what_newly_loaded_ones_are(family: str, tmp_path: P
         fresh = held(engine)
     assert renewed.keys() == fresh.keys()
     assert not [name for name in fresh if not torch.equal(renewed[name], fresh[name])]
-    assert sum(not torch.equal(renewed[name], before[name]) for name in fresh) > len(fresh) / 2
+    assert sum(not torch.equal(renewed[name], before[name]) for name in fresh) > 20
 
 
 @pytest.mark.parametrize("family", sorted({*RENAMED, "qwen2_5_vl", "qwen3_vl", "internvl", "llama"}))
