@@ -21,7 +21,10 @@ from lingshu_rl.rollout import vllm_plugin
 
 pytestmark = pytest.mark.slow  # half a minute of CPU for thirty classes
 Weights = list[tuple[str, torch.Tensor]]
-FAMILIES = sorted(f for f in (*VISION_FAMILIES, *TEXT_FAMILIES, *OTHER_FAMILIES) if not f.endswith("_window"))
+# vLLM builds these with Triton (bamba), from keys that tiny configs lack (lfm2), or not at all (olmo_hybrid).
+NOT_BUILT = {"bamba", "lfm2", "lfm2_vl", "olmo_hybrid"}
+KNOWN = {*VISION_FAMILIES, *TEXT_FAMILIES, *OTHER_FAMILIES} - NOT_BUILT
+FAMILIES = sorted(f for f in KNOWN if not f.endswith("_window"))
 RENAMED = ("llava", "llava_onevision", "gemma3", "paligemma")  # by transformers, in a way that vLLM does not know
 
 
