@@ -47,12 +47,28 @@ class Hit:
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """What the text comparison sees: a report or caption by itself, else question, options and an open answer."""
+    """What the text comparison sees: a report or caption by itself, else question, options (in any order the same) and an
+    open answer.
+    """
     answer = str(row.get("answer") or "")
     if row.get("kind") == "report":
         return answer
-    parts = [str(row.get("question") or ""), *map(str, row.get("options") or ())]
+    question, options = question_parts(row)
+    parts = [question, *sorted(options)]
     return " ".join([*parts, answer] if row.get("kind") == "open" else parts).strip()
+
+
+def question_parts(row: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The question, or all that a conversation says before the answer; and the options' texts."""
+    question = row.get("question") or " ".join(_texts(row.get("messages") or ()))
+    options = row.get("options") or ()
+    return str(question), [str(text) for text in (options.values() if isinstance(options, Mapping) else options)]
+
+
+def _texts(messages: Any) -> Iterator[str]:
+    for turn in messages:
+        content = turn.get("content", "")
+        yield from [content] if isinstance(content, str) else [str(p.get("text", "")) for p in content]
 
 
 class Reference:

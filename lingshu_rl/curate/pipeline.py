@@ -45,7 +45,7 @@ from lingshu_rl.exits import exit_code
 from lingshu_rl.progress import Progress
 from lingshu_rl.runfolder import write_text
 
-VERSION = 1  # of the steps' behaviour: a change makes older stage files stale
+VERSION = 2  # of the steps' behaviour: a change makes older stage files stale
 SAY_EVERY = 50_000  # rows between two lines of a step in a log
 
 STEPS: Mapping[str, type] = {
