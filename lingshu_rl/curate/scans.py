@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from lingshu_rl.curate.scrub import scrub
+
 PSEUDONYM_KEY_ENV = "LINGSHU_RL_PSEUDONYM_KEY"  # secret of the keyed hashes; set it where ids must not be guessable
 PLANES = ("sagittal", "coronal", "axial")  # NIfTI axes in RAS+ order
 FRAMES = ("middle", "first", "all")
@@ -234,28 +236,6 @@ def _has_mark(file: Path) -> bool:
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
-
-_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
-_DATES = re.compile(
-    rf"\b(?:\d{{4}}[-/.]\d{{1,2}}[-/.]\d{{1,2}}|\d{{1,2}}[-/.]\d{{1,2}}[-/.](?:\d{{4}}|\d{{2}})|(?:19|20)\d{{6}}"
-    rf"|\d{{1,2}}(?:st|nd|rd|th)?\s+{_MONTH}\.?,?\s+\d{{4}}|{_MONTH}\.?\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}})\b",
-    re.IGNORECASE,
-)
-_NUMBERS = re.compile(r"\b(?:MRN|patient\s+id|accession(?:\s+(?:no|number))?|SSN)\b[\s:#.]*[A-Z0-9-]*\d[A-Z0-9-]*|\b\d{7,}\b", re.IGNORECASE)  # fmt: skip
-_PHONES = re.compile(r"(?<![\w.])\+?\(?\d{2,4}\)?[ -]\d{3}[ -]\d{3,4}\b")
-_MAILS = re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64}){1,4}")
-_DOCTORS = re.compile(r"\b((?:Dr|Prof|Mr|Mrs|Ms)\.?|Doctor|Professor)\s+(?:[A-Z][\w'-]+)(?:\s+[A-Z][\w'-]+)?")
-
-
-def scrub(text: str, secrets: Iterable[str] = ()) -> str:
-    """The text with known secrets, dates, record numbers, telephone numbers, addresses and titled names replaced."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[removed]", text, flags=re.IGNORECASE)
-    text = _DATES.sub("[date]", text)
-    text = _NUMBERS.sub("[number]", text)
-    text = _PHONES.sub("[phone]", text)
-    text = _MAILS.sub("[address]", text)
-    return _DOCTORS.sub(r"\1 [name]", text)
 
 
 def _secrets(data: Any) -> set[str]:

@@ -17,7 +17,7 @@ from lingshu_rl.curate.images import SCORE, Features, ImageError
 from lingshu_rl.curate.items import Context, Dropped, Item, group_of
 from lingshu_rl.curate.leaks import Limits, Reference, question_parts, row_text, with_features
 from lingshu_rl.curate.readers import Source, image_folder, read_rows
-from lingshu_rl.curate.scans import scrub
+from lingshu_rl.curate.scrub import scrub
 from lingshu_rl.curate.tags import modality_of, organ_of
 from lingshu_rl.curate.texts import TextIndex, asked, stated, words
 from lingshu_rl.data.rows import LETTERS
@@ -236,21 +236,38 @@ def _tokenizer(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Deidentify:
-    """Replace dates, record numbers, telephone numbers, addresses and titled names in question and answer."""
+    """Replace dates, record numbers, telephone numbers, addresses and titled names in question, conversation and answer.
+
+    Rows of kind numeric stay as they are: their dates and numbers are what is computed with. So do the options of a
+    choice, and an answer that is one of them.
+    """
 
     name: ClassVar[str] = "deidentify"
 
     def run(self, rows: Iterable[Item], context: Context) -> Iterator[Result]:
         for item in rows:
-            clean = {
-                key: scrub(value)
-                for key in ("question", "answer")
-                if isinstance(value := item.row[key], str) and item.row["kind"] != "numeric"
-            }
-            if any(item.row[key] != value for key, value in clean.items()):
+            changed = {key: new for key, new in self._clean(item.row) if new != item.row[key]}
+            if changed:
                 context.count("rows_changed")
-                item = item.with_row(**clean)
+                item = item.with_row(**changed)
             yield item
+
+    def _clean(self, row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        if row["kind"] == "numeric":
+            return
+        if isinstance(row.get("question"), str):
+            yield "question", scrub(row["question"])
+        if row.get("messages"):
+            yield "messages", [{**turn, "content": _clean_content(turn["content"])} for turn in row["messages"]]
+        if isinstance(row["answer"], str) and row["kind"] != "option":
+            yield "answer", scrub(row["answer"])
+
+
+def _clean_content(content: Any) -> Any:
+    """What a turn says: a text, or parts of which some are texts."""
+    if isinstance(content, str):
+        return scrub(content)
+    return [{**part, "text": scrub(part["text"])} if "text" in part else part for part in content]
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,15 @@ def test_deidentify_changes_texts_and_counts_rows(curate) -> None:
     assert run.notes("deidentify") == {"rows_changed": 1}
 
 
+def test_deidentify_reads_conversations_and_leaves_options_as_they_are(curate) -> None:
+    said = [{"role": "user", "content": [{"type": "text", "text": "Dated 12-Feb-2021. Any effusion?"}]}]
+    chat = {"id": "chat", "images": [], "messages": said, "answer": "no", "kind": "yesno"}
+    choice = question(1, id="choice", kind="option", options=["15 April 1987", "1 May 1990"], answer="15 April 1987")
+    first, second = curate([chat, choice], ["deidentify"]).rows()
+    assert first["messages"][0]["content"][0]["text"] == "Dated [date]. Any effusion?"
+    assert (second["options"], second["answer"]) == (choice["options"], choice["answer"])
+
+
 @pytest.mark.parametrize(
     ("text", "modality", "organ"),
     [
