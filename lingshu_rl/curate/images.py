@@ -77,7 +77,9 @@ def features(image: str | bytes) -> Features:
             opened.load()
             picture: Image.Image = opened
             if picture.mode.startswith(("I", "F")):
-                raise ImageError("over 8 bits a channel: choose a window and save 8 bits")
+                raise ImageError(
+                    "over 8 bits a channel: choose a window (`scan: {window: [centre, width]}` of its source)"
+                )
             if "A" in picture.getbands() or picture.mode == "P":
                 picture = picture.convert("RGBA").convert("RGB")
             size = picture.size

@@ -17,6 +17,8 @@ REASONS: Mapping[str, str] = {
     "bad_row": "is no data row",
     "missing_image": "names an image file that does not exist",
     "unreadable_scan": "DICOM or NIfTI file that cannot be read",
+    "missing_codec": "DICOM file whose compression no installed decoder reads",
+    "no_patient": "the pattern for patients finds nothing in the file's path",
     "no_pixels": "scan file without a picture",
     "empty_scan": "volume without a slice of enough tissue",
     "burned_in_text": "text is burnt into the picture",

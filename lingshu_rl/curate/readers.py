@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.curate.scans import ScanError, ScanOptions, is_scan, read_scan, scan_files
+from lingshu_rl.curate.scans import ScanError, ScanOptions, read_scan, scan_files, scan_kind, windowed
 from lingshu_rl.data.rows import FIELDS, RowError, row_to_prompt
 from rewards.kinds import KINDS, guess
 
@@ -145,13 +145,12 @@ def _format(path: Path) -> str:
             if next(iter(scan_files(path, kind)), None) is not None:
                 return kind
         raise SourceError(f"{path}: a folder is read as a save_to_disk dataset, DICOM or NIfTI files, it holds neither")
-    name = path.name.lower()
-    if is_scan(name):
-        return "nifti" if ".nii" in name else "dicom"
     kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
+    if kind in FORMATS[1:]:
+        return kind
+    if not (scan := scan_kind(path)):
         raise SourceError(f"{path}: what is it? Say format: one of {', '.join(FORMATS[1:])}")
-    return kind
+    return scan
 
 
 def _numbered(records: Iterator[Any]) -> Iterator[tuple[str, Any]]:
@@ -261,9 +260,9 @@ def _scans(path: Path, kind: str, options: ScanOptions) -> Iterator[tuple[str, A
     found_any = False
     for file in scan_files(path, kind):
         found_any = True
-        place = str(file.relative_to(path)) if file != path else file.name
+        place = file.relative_to(path).as_posix() if file != path else file.name
         try:
-            for picture in read_scan(file, options):
+            for picture in read_scan(file, options, place):
                 yield f"{place}{picture.place}", {**picture.fields, "images": [picture.png], "meta": picture.facts}
         except ScanError as error:
             yield place, Record(place, None, error.reason, str(error))
@@ -352,12 +351,13 @@ def _images(
             path = _locate(image, source, folder, missing)
             if path is None:
                 continue
-            if is_scan(path.name):
-                for picture in read_scan(path, source.scan):
+            if scan_kind(path):
+                for picture in read_scan(path, source.scan, image):
                     found.append(keep_image(picture.png))
                     facts |= picture.facts
             else:
-                found.append(str(path))
+                png = windowed(path, source.scan.window)
+                found.append(keep_image(png) if png else str(path))
         else:
             raise RowError(f"an image must be a path or bytes, got {type(image).__name__}")
     return found, facts, missing
