@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,8 @@ class Stage:
 class Context:
     """What steps may use. folder: the step's own scratch folder, emptied before it runs. cache: survives kills.
 
-    notes: what the step wants to report beside its counts.
+    notes: what the step wants to report beside its counts. looked: to be told of every file that the step reads beside its
+    rows and their pictures; when one changes, or appears, the step runs again.
     """
 
     store: FeatureStore
@@ -124,6 +125,7 @@ class Context:
     seed: int
     progress: Progress
     notes: dict[str, Any]
+    looked: Callable[[Path | str], object] = lambda path: None
 
     def count(self, name: str, by: int = 1) -> None:
         self.notes[name] = self.notes.get(name, 0) + by

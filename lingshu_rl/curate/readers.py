@@ -29,6 +29,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 META_NAMES = tuple(name for name in ALIASES if name.startswith("meta."))
 ImageSink = Callable[[bytes], "str | bytes"]
+Looked = Callable[[Path], object]
 
 
 class SourceError(ValueError):
@@ -80,13 +81,19 @@ class Record:
 
 
 def read_rows(
-    source: Source, keep_image: ImageSink = lambda data: data, *, label: bool = False, strict: bool = True
+    source: Source,
+    keep_image: ImageSink = lambda data: data,
+    *,
+    label: bool = False,
+    strict: bool = True,
+    looked: Looked = lambda path: None,
 ) -> Iterator[Record]:
     """The source's records as data rows in file order; a record that is no usable row comes with its reason.
 
     keep_image: what becomes of pictures that are bytes or scans (a path to store in the row, or the bytes themselves).
     label: put the source's name in front of the ids and into meta.source. strict: rows must be fit to train on; otherwise
     (to compare sets) whatever a record has is taken, and a row without some of its pictures comes with the reason too.
+    looked: told of every place where an image was looked for.
     Raises SourceError for the source as a whole.
     """
     folder = Path(source.path).expanduser()
@@ -101,7 +108,7 @@ def read_rows(
             if label:
                 row["id"] = f"{source.label}:{row['id']}"
                 row.setdefault("meta", {}).setdefault("source", source.label)
-            images, facts, missing = _images(row.get("images", []), source, folder, keep_image)
+            images, facts, missing = _images(row.get("images", []), source, folder, keep_image, looked)
             row["images"] = images
             if facts:
                 row["meta"] = {**facts, **row.get("meta", {})}
@@ -326,7 +333,7 @@ def _listed(text: str, separator: str) -> list[Any]:
 
 
 def _images(
-    value: Any, source: Source, folder: Path, keep_image: ImageSink
+    value: Any, source: Source, folder: Path, keep_image: ImageSink, looked: Looked
 ) -> tuple[list[str | bytes], dict[str, Any], list[str]]:
     """The row's pictures as paths or what `keep_image` made of their bytes, facts of a scan among them, what is missing."""
     if isinstance(value, str):
@@ -348,7 +355,7 @@ def _images(
         elif isinstance(image, str) and image.strip():
             if image.startswith(("http://", "https://", "data:")):
                 raise RowError(f"images are files or bytes, not addresses: {image[:60]!r}; fetch it first")
-            path = _locate(image, source, folder, missing)
+            path = _locate(image, source, folder, missing, looked)
             if path is None:
                 continue
             if scan_kind(path):
@@ -363,10 +370,12 @@ def _images(
     return found, facts, missing
 
 
-def _locate(image: str, source: Source, folder: Path, missing: list[str]) -> Path | None:
+def _locate(image: str, source: Source, folder: Path, missing: list[str], looked: Looked) -> Path | None:
     places = [Path(source.image_dir).expanduser()] if source.image_dir else [folder, folder / "images"]
     for place in places:
-        if (path := place / Path(image).expanduser()).is_file():
+        path = place / Path(image).expanduser()
+        looked(path)
+        if path.is_file():
             return path.resolve()
     missing.append(f"image file not found: {image} (looked in {', '.join(map(str, places))})")
     return None

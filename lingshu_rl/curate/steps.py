@@ -362,7 +362,7 @@ class Decontaminate:
         keep = image_folder(context.cache / "benchmark_images")
 
         def rows(source: Source) -> Iterator[dict[str, Any]]:
-            for record in read_rows(source, keep, strict=False):
+            for record in read_rows(source, keep, strict=False, looked=context.looked):
                 if record.reason:
                     context.count(f"faulty_rows_of_{source.label}")
                 if record.row is not None:
