@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lingshu_rl.curate.images import LONG_BITS, SCORE, Features, ImageError, distance, features, likeness
+from lingshu_rl.curate.images import FEATURES, LONG_BITS, SCORE, Features, ImageError, distance, features, likeness
 
 BANDS = 4  # a short hash is looked up by four pieces of 16 bits
 ALIGNED = 8  # candidates of a query that are aligned pixel by pixel, the nearest by the long hash
 CACHE_KIB = 32 * 1024  # of SQLite's pages, a database
 MAX_DISTANCE = 15
+TABLE = f"features_{FEATURES}"
 
 
 def open_database(path: Path | str, *, scratch: bool) -> sqlite3.Connection:
@@ -50,7 +51,7 @@ class FeatureStore:
     def __init__(self, path: Path, workers: int | None = None) -> None:
         self.base = open_database(path, scratch=False)
         self.base.execute(
-            "CREATE TABLE IF NOT EXISTS features (path TEXT, bytes INTEGER, changed INTEGER, error TEXT, "
+            f"CREATE TABLE IF NOT EXISTS {TABLE} (path TEXT, bytes INTEGER, changed INTEGER, error TEXT, "
             "sha TEXT, pixels TEXT, width INTEGER, height INTEGER, std REAL, sharpness REAL, queries BLOB, thumb BLOB, "
             "PRIMARY KEY (path)) WITHOUT ROWID"
         )
@@ -105,11 +106,11 @@ class FeatureStore:
             else:
                 row = (str(result), *[None] * 8)
             key = (os.path.abspath(image), stat.st_size, stat.st_mtime_ns)
-            self.base.execute(f"INSERT OR REPLACE INTO features VALUES ({','.join('?' * 12)})", (*key, *row))
+            self.base.execute(f"INSERT OR REPLACE INTO {TABLE} VALUES ({','.join('?' * 12)})", (*key, *row))
         return result
 
     def _known(self, image: str) -> Features | ImageError | None:
-        query = "SELECT * FROM features WHERE path = ?"
+        query = f"SELECT * FROM {TABLE} WHERE path = ?"
         row = self.base.execute(query, (os.path.abspath(image),)).fetchone()
         if row is None:
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,12 +31,56 @@ SCORE = 0.97  # correlation of fine structure from which on two aligned pictures
 RIM = 5  # thumbnail pixels at each side that the comparison leaves out
 STOP = (3, 40, 1e-4)  # the alignment ends after 40 rounds, or when the correlation gains less than this
 FLAT = 2.0  # grey levels; below this standard deviation a picture has no structure to compare
-# A query is hashed turned (degrees) and zoomed as well, so that its twin is near whichever way one of them was changed.
+FEATURES = 2  # of what is computed below: a change makes stored features stale
+BORDER = 10  # grey levels in which the pixels of a bar at the rim may differ: JPEG noise
+LEAST_CONTENT = 0.2  # of a side; a picture that is bars beyond that is taken as it is
+CUT = 0.045  # share of a side that a one-sided cut takes in VARIANTS; half and one and a half of it are near enough
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a query is changed before it is hashed, so that its twin is near whichever way one of them was changed.
+
+    turn: degrees. zoom: about the centre. cut: shares of (left, top, right, bottom) that the picture has lost against its
+    twin; below 0 what the twin has lost against it.
+    """
+
+    turn: float = 0.0
+    zoom: float = 1.0
+    cut: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    @property
+    def window(self) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of the hashed part, in shares of the picture: where the twin's centre lies."""
+        left, top, right, bottom = self.cut
+        x, y = (_shared(left, right), _shared(top, bottom))
+        return x[0], y[0], x[1], y[1]
+
+
+def _shared(before: float, after: float) -> tuple[float, float]:
+    """Where on one axis the twin's hashed centre lies in a picture that lost these shares of it."""
+    rim = (1 - CENTRE) / 2
+    whole = 1 - max(before, 0) - max(after, 0)  # of the twin, as the picture shows it
+    start, end = -max(before, 0) / whole, 1 + max(after, 0) / whole
+    start, end = start + max(-before, 0), end - max(-after, 0)
+    return start + rim * (end - start), end - rim * (end - start)
+
+
+def _cuts() -> Iterator[tuple[float, float, float, float]]:
+    """One side, or two that meet, cut off the picture or off its twin."""
+    for sign in (CUT, -CUT):
+        for left, right in ((0, 0), (sign, 0), (0, sign)):
+            for top, bottom in ((0, 0), (sign, 0), (0, sign)):
+                if left or right or top or bottom:
+                    yield left, top, right, bottom
+
+
 VARIANTS = (
-    *((turn, 1.0) for turn in (0, -2, 2, -4, 4, -6, 6)),
-    *((0, zoom) for zoom in (0.95, 1.055)),
-    *((turn, zoom) for turn in (-3, 3) for zoom in (0.95, 1.055)),
-    *((turn, zoom) for turn in (-5, 5) for zoom in (0.92, 1.085)),
+    *(Variant(turn) for turn in (0, -2, 2, -4, 4, -6, 6)),
+    *(Variant(0, zoom) for zoom in (0.95, 1.055, 0.91, 1.1)),
+    *(Variant(turn, zoom) for turn in (-3, 3) for zoom in (0.95, 1.055)),
+    *(Variant(turn, zoom) for turn in (-5, 5) for zoom in (0.92, 1.085)),
+    *(Variant(cut=cut) for cut in _cuts()),
 )
 
 
@@ -87,16 +132,45 @@ def features(image: str | bytes) -> Features:
             if max(size) > 2 * GREY:  # a box filter first: the cosine transform must not see aliasing
                 picture = picture.reduce(max(size) // GREY)
             grey = picture.convert("L")
-            grey.thumbnail((GREY, GREY), Image.Resampling.LANCZOS)
-            pixels = np.asarray(grey)
+            content = grey.crop(content_box(np.asarray(grey)))
+            pixels, shown = (_thumbnail(part) for part in (grey, content))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(str(error)) from error
     std = float(pixels.std())
     sharpness = float(cv2.Laplacian(pixels, cv2.CV_32F).var())
-    queries = tuple(_hashes(_turned(pixels, turn, zoom)) for turn, zoom in VARIANTS)
-    thumb = cv2.resize(pixels, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
+    queries = tuple(_hashes(_hashed_part(shown, variant)) for variant in VARIANTS)
+    thumb = cv2.resize(shown, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
     sha = hashlib.sha256(data).hexdigest()
     return Features(sha, digest, *size, std, sharpness, *queries[0], thumb.tobytes(), queries)
+
+
+def content_box(grey: np.ndarray) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) without bars of one grey at the rim: padding and letterboxes are no part of a picture."""
+    top, bottom = _without_bars(grey)
+    left, right = _without_bars(grey.T)
+    return left, top, right, bottom
+
+
+def _without_bars(rows: np.ndarray) -> tuple[int, int]:
+    """First row that is no bar, and the one after the last."""
+    low, high = rows.min(1).astype(int), rows.max(1).astype(int)
+    count = len(rows)
+
+    def bar(order: range) -> int:
+        grey = np.median(rows[order[0]])
+        inside = [bool(low[i] >= grey - BORDER and high[i] <= grey + BORDER) for i in order]
+        return inside.index(False) if False in inside else count
+
+    start, end = bar(range(count)), count - bar(range(count - 1, -1, -1))
+    return (start, end) if end - start >= max(8, LEAST_CONTENT * count) else (0, count)
+
+
+def _thumbnail(grey: Any) -> np.ndarray:
+    from PIL import Image
+
+    small = grey.copy()
+    small.thumbnail((GREY, GREY), Image.Resampling.LANCZOS)
+    return np.asarray(small)
 
 
 def distance(a: int, b: int) -> int:
@@ -115,9 +189,8 @@ def likeness(a: bytes, b: bytes, variant: int) -> float:
 
     first, second = (np.frombuffer(t, np.uint8).reshape(THUMB, THUMB).astype(np.float32) for t in (a, b))
     # Only the middle of the second is sought in the first: a picture cut a little smaller still covers it.
-    centre, side = (THUMB - 1) / 2, THUMB - 2 * RIM
-    turn, zoom = VARIANTS[variant]
-    warp: Any = cv2.invertAffineTransform(cv2.getRotationMatrix2D((centre, centre), turn, zoom))
+    side = THUMB - 2 * RIM
+    warp = _start(VARIANTS[variant])
     warp[:, 2] += warp[:, :2] @ (RIM, RIM)
     middle = np.ascontiguousarray(second[RIM:-RIM, RIM:-RIM])
     try:
@@ -145,16 +218,31 @@ def _fine(x: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur(x, (0, 0), 0.8) - cv2.GaussianBlur(x, (0, 0), 4)
 
 
-def _turned(pixels: np.ndarray, turn: float, zoom: float) -> np.ndarray:
-    """The centre of the picture after turning it by `turn` degrees and enlarging it by `zoom`."""
+def _start(variant: Variant) -> Any:
+    """The affine map from a thumbnail to that of the query, as far as the variant tells it."""
+    import cv2
+
+    if any(variant.cut):
+        left, top, right, bottom = variant.window
+        x, y = (right - left) / CENTRE, (bottom - top) / CENTRE
+        rim = (1 - CENTRE) / 2
+        return np.array([[x, 0, (left - rim * x) * THUMB], [0, y, (top - rim * y) * THUMB]])
+    centre = (THUMB - 1) / 2
+    turned: Any = cv2.getRotationMatrix2D((centre, centre), variant.turn, variant.zoom)
+    return cv2.invertAffineTransform(turned)
+
+
+def _hashed_part(pixels: np.ndarray, variant: Variant) -> np.ndarray:
+    """The centre of the picture after turning and enlarging it, or the window where a cut twin has its centre."""
     import cv2
 
     height, width = pixels.shape
-    if turn or zoom != 1:
-        turned = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), turn, zoom)
+    if variant.turn or variant.zoom != 1:
+        turned = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), variant.turn, variant.zoom)
         pixels = cv2.warpAffine(pixels, turned, (width, height), flags=cv2.INTER_LINEAR)
-    top, left = round(height * (1 - CENTRE) / 2), round(width * (1 - CENTRE) / 2)
-    return pixels[top : height - top, left : width - left]
+    left, top, right, bottom = variant.window
+    rows = slice(max(0, round(top * height)), min(height, round(bottom * height)))
+    return pixels[rows, max(0, round(left * width)) : min(width, round(right * width))]
 
 
 def _hashes(pixels: np.ndarray) -> tuple[int, bytes]:
