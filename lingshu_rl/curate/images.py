@@ -28,6 +28,11 @@ LONG_BITS = (
     52  # of 256 in which candidates may differ; unrelated chest films begin at about 52, altered copies end at about 40
 )
 SCORE = 0.97  # correlation of fine structure from which on two aligned pictures are one
+PART, PARTS = (
+    9,
+    0.92,
+)  # thumbnail pixels a side of a part, and the mean correlation that the worst fifth of them must reach
+PLAIN = 0.35  # of the fine structure's standard deviation; a part with less has nothing to compare
 RIM = 5  # thumbnail pixels at each side that the comparison leaves out
 STOP = (3, 40, 1e-4)  # the alignment ends after 40 rounds, or when the correlation gains less than this
 FLAT = 2.0  # grey levels; below this standard deviation a picture has no structure to compare
@@ -179,7 +184,8 @@ def distance(a: int, b: int) -> int:
 
 
 def likeness(a: bytes, b: bytes, variant: int) -> float:
-    """Correlation in [-1, 1] of two thumbnails' fine structure after the best affine alignment; -1 where none is found.
+    """Correlation in [-1, 1] of two thumbnails' fine structure after the best affine alignment; -1 where none is found, or
+    where some part of the picture does not agree.
 
     variant: index into VARIANTS from which the alignment starts. The alignment is the enhanced correlation coefficient
     (Evangelidis and Psarakis 2008, as in OpenCV); the score leaves out a rim and everything coarser than 4 pixels, in which
@@ -206,7 +212,26 @@ def likeness(a: bytes, b: bytes, variant: int) -> float:
     seen = cv2.erode(seen, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
     if seen.mean() < 0.7:
         return -1.0
-    x, y = _fine(moved)[seen], _fine(middle)[seen]
+    moved, middle = _fine(moved), _fine(middle)
+    score = _correlation(moved[seen], middle[seen])
+    return score if _parts_agree(moved, middle, seen) else -1.0
+
+
+def _parts_agree(a: np.ndarray, b: np.ndarray, seen: np.ndarray) -> bool:
+    """Whether the worst fifth of all parts still correlates: the next film of a patient differs in a few places only."""
+    least = PLAIN * float(b[seen].std())
+    found = []
+    for top in range(0, len(a) - PART + 1, PART):
+        for left in range(0, len(a) - PART + 1, PART):
+            place = np.s_[top : top + PART, left : left + PART]
+            x, y = a[place][seen[place]], b[place][seen[place]]
+            if x.size >= 0.8 * PART * PART and max(x.std(), y.std()) >= least:
+                found.append(_correlation(x, y))
+    worst = sorted(found)[: max(1, len(found) // 5)]
+    return not worst or float(np.mean(worst)) >= PARTS
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     x, y = x - x.mean(), y - y.mean()
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if scale > 0 else -1.0
