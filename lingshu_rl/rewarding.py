@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.progress import Progress
 from lingshu_rl.types import Prompt
-from rewards.base import RewardInput, RewardResult
+from rewards.base import Reward, RewardInput, RewardResult
 from rewards.compose import DEFAULT_SPEC, Compose, SpecError, build
 from rewards.executor import Executor
 from rewards.preflight import check
-from rewards.rows import LabelCheck
 
 T = TypeVar("T")
 
@@ -49,7 +48,7 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
 
     A probe that earns what it should not (see rewards.preflight) is said, but is no reason to stop.
     """
-    spec = config.rewards.spec or default_spec(config)
+    spec = config.rewards.spec or default_spec(config.data.train, config.data.test)
     try:
         reward = build(spec)
         weights = reward.weights if isinstance(reward, Compose) else {}
@@ -80,16 +79,17 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
     return Rewards(executor, weights)
 
 
-def label_check(config: Config) -> LabelCheck:
-    """The `check_gold` of the run's reward. Raises ConfigError for a spec that cannot be built."""
+def reward_of(given: Mapping[str, Any], *sources: str) -> Reward:
+    """The reward of a spec, or where none is given that of these sources. Raises ConfigError for one that cannot be built."""
     try:
-        return build(config.rewards.spec or default_spec(config)).check_gold
+        return build(given or default_spec(*sources))
     except SpecError as error:
         raise ConfigError(f"rewards.{error}") from None
 
 
-def default_spec(config: Config) -> Mapping[str, Any]:
-    if any(source.startswith("demo:") for source in (config.data.train, config.data.test)):
+def default_spec(*sources: str) -> Mapping[str, Any]:
+    """By the rows' kinds, as the demo's rows have them if one of the sources is the demo."""
+    if any(source.startswith("demo:") for source in sources):
         from lingshu_rl.demo.reward import demo_spec
 
         return demo_spec()

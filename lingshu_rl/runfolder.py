@@ -79,15 +79,6 @@ class RunFolder:
         A checkpoint with missing or cut files is passed over for the one before it, with a complaint. Raises ConfigError
         when none of them is whole, or the folder holds a run with settings that compute something else.
         """
-        if config.resume == "never" and self.path.exists() and any(self.path.iterdir()):
-            aside = next(
-                p for i in range(1, 10_000) if not (p := self.path.with_name(f"{self.path.name}.old-{i}")).exists()
-            )
-            self.path.rename(aside)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"run.dir={self.path} cannot be made: {error}") from None
         checkpoint = self._checkpoint_to_resume(config.resume)
         stored = self.path / "config.yaml"
         if checkpoint is not None:
