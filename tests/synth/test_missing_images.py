@@ -59,7 +59,7 @@ def test_rewriting_drops_rows_whose_picture_is_not_there(rows):
 
 
 def test_a_template_goes_on_without_the_records_that_cannot_be_measured(rows):
-    spec = {"source": {"records": str(rows)}, "questions": {"organ": {"about": "regions.present", "form": "yesno", "ask": ["Is there a {name}?"]}}}  # fmt: skip
+    spec = {"source": {"records": str(rows)}, "questions": {"side": {"about": "regions.side", "form": "option", "options": 2, "ask": ["Where is the {name}?"]}}}  # fmt: skip
     rows.with_name("spec.yaml").write_text(yaml.safe_dump(spec))
     assert synth("template", rows.with_name("spec.yaml"), "--out", rows.with_name("o.jsonl")) == 0
     assert {row["meta"]["synth"]["from"] for row in read(rows.with_name("o.jsonl"))} == {"good"}
