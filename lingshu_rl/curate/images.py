@@ -38,6 +38,7 @@ STOP = (3, 40, 1e-4)  # the alignment ends after 40 rounds, or when the correlat
 FLAT = 2.0  # grey levels; below this standard deviation a picture has no structure to compare
 FEATURES = 2  # of what is computed below: a change makes stored features stale
 BORDER = 10  # grey levels in which the pixels of a bar at the rim may differ: JPEG noise
+LEAST_BAR = 0.02  # of a side; thinner bars move nothing
 LEAST_CONTENT = 0.2  # of a side; a picture that is bars beyond that is taken as it is
 CUT = 0.045  # share of a side that a one-sided cut takes in VARIANTS; half and one and a half of it are near enough
 
@@ -94,10 +95,20 @@ class ImageError(ValueError):
 
 
 @dataclass(frozen=True)
+class View:
+    """One way to look at a picture. thumb: 64 x 64 grey. queries: the 64- and 256-bit hash (32 bytes) of every entry of
+    VARIANTS; the first is of the view as it is.
+    """
+
+    thumb: bytes
+    queries: tuple[tuple[int, bytes], ...]
+
+
+@dataclass(frozen=True)
 class Features:
     """sha: of the file's bytes. pixels: of size, mode and decoded pixels. std: grey levels. sharpness: variance of the
-    Laplacian of the 256-pixel grey picture. short, long: 64- and 256-bit hashes, long as 32 bytes. thumb: 64 x 64 grey.
-    queries: the (short, long) hash of every entry of VARIANTS.
+    Laplacian of the 256-pixel grey picture. views: of the whole, and of the content where bars stand at the rim: what looks
+    like a bar in one of two pictures may not in the other.
     """
 
     sha: str
@@ -106,10 +117,7 @@ class Features:
     height: int
     std: float
     sharpness: float
-    short: int
-    long: bytes
-    thumb: bytes
-    queries: tuple[tuple[int, bytes], ...]
+    views: tuple[View, ...]
 
     @property
     def flat(self) -> bool:
@@ -137,16 +145,28 @@ def features(image: str | bytes) -> Features:
             if max(size) > 2 * GREY:  # a box filter first: the cosine transform must not see aliasing
                 picture = picture.reduce(max(size) // GREY)
             grey = picture.convert("L")
-            content = grey.crop(content_box(np.asarray(grey)))
-            pixels, shown = (_thumbnail(part) for part in (grey, content))
+            pixels, *contents = [_thumbnail(grey.crop(box)) for box in view_boxes(np.asarray(grey))]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(str(error)) from error
     std = float(pixels.std())
     sharpness = float(cv2.Laplacian(pixels, cv2.CV_32F).var())
-    queries = tuple(_hashes(_hashed_part(shown, variant)) for variant in VARIANTS)
-    thumb = cv2.resize(shown, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
     sha = hashlib.sha256(data).hexdigest()
-    return Features(sha, digest, *size, std, sharpness, *queries[0], thumb.tobytes(), queries)
+    return Features(sha, digest, *size, std, sharpness, tuple(_view(part) for part in (pixels, *contents)))
+
+
+def _view(pixels: np.ndarray) -> View:
+    import cv2
+
+    thumb = cv2.resize(pixels, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
+    return View(thumb.tobytes(), tuple(_hashes(_hashed_part(pixels, variant)) for variant in VARIANTS))
+
+
+def view_boxes(grey: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) of the whole, and of the content if bars take a noticeable part."""
+    height, width = grey.shape
+    left, top, right, bottom = content = content_box(grey)
+    seen = width - (right - left) >= LEAST_BAR * width or height - (bottom - top) >= LEAST_BAR * height
+    return [(0, 0, width, height), *([content] if seen else [])]
 
 
 def content_box(grey: np.ndarray) -> tuple[int, int, int, int]:
