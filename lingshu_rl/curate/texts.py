@@ -78,7 +78,7 @@ def telling_words(text: str) -> tuple[tuple[str, ...], int]:
 # Words of a question that say how it is put, not what is asked.
 _FRAME = """
 a an the this that these those any some please following given shown here there it its is are was were be been being
-am do does did has have had can could would should may might will you your we us i me in of on at by for with as image
+am do does did has have had can could would should may might will you your we i me in of on at by for with as image
 images picture pictures photo photograph scan scans film films study figure exam examination patient s evidence sign
 signs seen see visible visualized visualised show shows showing depict depicts depicted display displays displayed
 demonstrate demonstrates demonstrated present noted identified observed located
