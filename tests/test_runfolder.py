@@ -134,14 +134,16 @@ def test_metrics_that_lost_steps_say_so_and_a_broken_middle_is_refused(tmp_path)
         folder.cut_metrics(3)
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "run.json"])
+@pytest.mark.parametrize("damage", ["cut", "missing", "changed", "run.json"])
 def test_a_damaged_checkpoint_is_passed_over_loudly_for_the_one_before(tmp_path, damage):
     folder = RunFolder(tmp_path / "run")
     folder.open(config_for(folder.path))
     for step in (10, 20):
         checkpoint(folder, step)
     file = folder.checkpoint(20) / ("run.json" if damage == "run.json" else "weights")
-    file.unlink() if damage == "missing" else file.write_text(file.read_text()[:3])
+    file.unlink() if damage == "missing" else file.write_text(
+        "Weights" if damage == "changed" else file.read_text()[:3]
+    )
     assert folder.open(config_for(folder.path)).name == "step-000010"
     assert len(folder.complaints) == 1 and "step-000020 is damaged" in folder.complaints[0]
     with pytest.raises(ConfigError, match=r"weights|run\.json"):
