@@ -183,7 +183,9 @@ def _padding(header: Any, pixels: np.ndarray) -> np.ndarray:
     if first is None:
         return np.zeros(pixels.shape, bool)
     last = header.get("PixelPaddingRangeLimit", first)
-    return (pixels >= min(first, last)) & (pixels <= max(first, last))
+    # Files of signed pixels write it unsigned now and then: 63536 for -2000.
+    low, high = sorted(int(np.array(int(value)).astype(pixels.dtype)) for value in (first, last))
+    return (pixels >= low) & (pixels <= high)
 
 
 def _grey(header: Any, pixels: np.ndarray, window: tuple[float, ...], padding: np.ndarray) -> np.ndarray:

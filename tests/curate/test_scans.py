@@ -191,6 +191,19 @@ def test_padding_is_black_and_does_not_move_the_percentiles(tmp_path: Path, kind
     assert np.array_equal(pixels(picture.png)[:, 20:], pixels(measured.png))
 
 
+def test_padding_of_signed_pixels_may_be_written_unsigned(tmp_path: Path) -> None:
+    signed = RAMP.astype(np.int16) - 1024
+    signed[:, :20] = -2000
+    path = dicom(
+        tmp_path / "a.dcm", signed.view(np.uint16), PixelRepresentation=1, BitsStored=16, HighBit=15, RescaleIntercept=0
+    )
+    data = pydicom.dcmread(path)
+    data.add_new("PixelPaddingValue", "US", 63536)
+    data.save_as(path)
+    (picture,) = read_scan(path, ScanOptions())
+    assert pixels(picture.png)[:, :20].max() == 0 and pixels(picture.png)[0, 21] < 20
+
+
 def test_an_ultrasound_regions_spacing_is_used_where_the_tissue_regions_agree(tmp_path: Path) -> None:
     def region(delta: float, unit: int = 3, space: int = 1) -> Any:
         return group(PhysicalDeltaX=delta, PhysicalDeltaY=delta, PhysicalUnitsXDirection=unit, PhysicalUnitsYDirection=unit,
