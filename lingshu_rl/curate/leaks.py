@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -276,7 +277,9 @@ def add_leaks_parser(commands: Any) -> None:
 
 
 def run_leaks(arguments: argparse.Namespace) -> int:
-    progress = Progress(quiet=False)
+    from rich.console import Console
+
+    progress = Progress(quiet=False, console=Console(stderr=True, highlight=False, soft_wrap=True))
     try:
         limits = Limits(distance=arguments.distance, threshold=arguments.threshold)
         train, test = (_source(text, arguments.images) for text in (arguments.train, arguments.test))
@@ -285,9 +288,12 @@ def run_leaks(arguments: argparse.Namespace) -> int:
     except ValueError as error:  # SourceError, and limits out of range
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(leaks_table(report))
     if arguments.json:
         write_text(arguments.json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    try:
+        print(leaks_table(report), flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; the interpreter must not try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
