@@ -128,7 +128,7 @@ class DedupImages:
                     continue
             else:
                 text, options = question_parts(item.row)
-                asks = "|".join(" ".join(words(part)) for part in (text, *options))
+                asks = "|".join(" ".join(words(part)) for part in (text, *sorted(options)))
                 key, answer = f"{group}|{asks}", " ".join(words(answer_text(item.row)))
                 if item.row["kind"] == "report":
                     key += f"|{answer}"  # several reports of one picture are no conflict

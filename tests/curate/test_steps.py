@@ -71,6 +71,21 @@ def test_image_dedup_by_question_keeps_every_question_and_finds_conflicts(curate
     assert groups["s:first"] == groups["s:new question"] != groups["s:other picture"]
 
 
+def test_image_dedup_knows_a_choice_again_when_its_options_moved(curate, tmp_path: Path) -> None:
+    image = same_pictures(tmp_path / "p")["a"]
+    rows = [
+        question(0, id=name, images=[image], question="Which one?", kind="option", options=options, answer=answer)
+        for name, options, answer in (
+            ("first", ["lung", "liver"], "A"),
+            ("moved", ["liver", "lung"], "B"),
+            ("conflict", ["liver", "lung"], "A"),
+            ("other options", ["lung", "heart"], "A"),
+        )
+    ]
+    run = curate(rows, ["dedup_images"])
+    assert run.dropped("dedup_images") == {"moved": "duplicate_question", "conflict": "conflicting_answer"}
+
+
 def test_image_dedup_by_image_keeps_the_most_trusted_row(curate, tmp_path: Path) -> None:
     p = same_pictures(tmp_path / "p")
     low = [question(i, id=name, images=[p[name]], kind="report") for i, name in enumerate(("a", "other"))]
