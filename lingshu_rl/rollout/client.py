@@ -17,6 +17,7 @@ from lingshu_rl.failures import PromptRefused
 from lingshu_rl.images import Picture
 from lingshu_rl.processes.pool import Examine, Pool, unwatched
 from lingshu_rl.processes.pulse import Counter
+from lingshu_rl.rollout.answers import Answer, read_answer
 from lingshu_rl.rollout.sampler import RolloutError, Sampler
 from lingshu_rl.types import Prompt, Rollout
 
@@ -73,16 +74,16 @@ class RolloutClient(Sampler):
     def weight_version(self) -> int:
         return max(server.version for server in self.pool.servers)
 
-    async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Mapping[str, Any], int]:
-        content, version = await self.pool.post(
+    async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Answer, int]:
+        return await self.pool.post(
             "/v1/chat/completions",
             lambda: json.dumps({**body, "messages": readable_messages(prompt)}).encode(),
+            lambda content: read_answer(content, body["n"]),
             kind="application/json",
             prompt_id=prompt.id,
             cost=body["n"] * body["max_tokens"],
             places=body["n"],
         )
-        return json.loads(content), version
 
     async def context_length(self) -> int:
         """Of the server that takes the fewest, as they say themselves; asked once."""
