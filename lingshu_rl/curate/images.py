@@ -29,7 +29,9 @@ LONG_BITS = (
 )
 SCORE = 0.97  # correlation of fine structure from which on two aligned pictures are one
 PART = 9  # thumbnail pixels a side of a part
-PARTS = 0.92  # mean correlation of the worst fifth of all parts; altered copies have 0.93 and more, two films up to 0.91
+PARTS = (
+    0.92  # mean correlation of the worst fifth of all parts; altered copies have 0.93 and more, two films up to 0.91
+)
 PLAIN = 0.35  # of the fine structure's standard deviation; a part with less has nothing to compare
 RIM = 5  # thumbnail pixels at each side that the comparison leaves out
 STOP = (3, 40, 1e-4)  # the alignment ends after 40 rounds, or when the correlation gains less than this
