@@ -37,6 +37,7 @@ REASONS: Mapping[str, str] = {
     "benchmark_image": "shows a picture of a benchmark",
     "benchmark_patient": "about a patient of a benchmark",
     "benchmark_text": "text of a benchmark, nearly word for word",
+    "identifying_answer": "the answer is a date, number or name and nothing else",
     "untagged": "no rule tells its modality or organ",
     "surplus": "over the share that its class may have",
     "writer_failed": "the writer model gave no usable reply",

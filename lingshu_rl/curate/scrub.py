@@ -65,6 +65,9 @@ _TITLED = re.compile(rf"\b((?:Dr|Prof|Mr|Mrs|Ms)\.?|Doctor|Professor)(?:\s+(?:me
 _NAMED = re.compile(rf"\b((?i:patient(?:'s)?\s+name|name\s+of\s+(?:the\s+)?patient)\s*[:=]?\s*(?:is\s+)?){_NAME}(?:[,^]?\s*{_NAME}){{0,2}}")  # fmt: skip
 
 
+PLACEHOLDER = re.compile(r"\[(?:date|number|phone|address|name|removed)\]")
+
+
 def scrub(text: str, secrets: Iterable[str] = ()) -> str:
     """The text with known secrets, dates, record numbers, telephone numbers, addresses and titled names replaced."""
     for secret in sorted(secrets, key=len, reverse=True):

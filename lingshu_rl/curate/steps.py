@@ -17,7 +17,7 @@ from lingshu_rl.curate.images import SCORE, Features, ImageError
 from lingshu_rl.curate.items import Context, Dropped, Item, group_of
 from lingshu_rl.curate.leaks import Limits, Reference, question_parts, row_text, with_features
 from lingshu_rl.curate.readers import Source, image_folder, read_rows
-from lingshu_rl.curate.scrub import scrub
+from lingshu_rl.curate.scrub import PLACEHOLDER, scrub
 from lingshu_rl.curate.tags import modality_of, organ_of
 from lingshu_rl.curate.texts import TextIndex, asked, stated, words
 from lingshu_rl.data.rows import LETTERS
@@ -239,7 +239,7 @@ class Deidentify:
     """Replace dates, record numbers, telephone numbers, addresses and titled names in question, conversation and answer.
 
     Rows of kind numeric stay as they are: their dates and numbers are what is computed with. So do the options of a
-    choice, and an answer that is one of them.
+    choice, and an answer that is one of them. A row whose answer is nothing but an identifier is dropped.
     """
 
     name: ClassVar[str] = "deidentify"
@@ -247,6 +247,9 @@ class Deidentify:
     def run(self, rows: Iterable[Item], context: Context) -> Iterator[Result]:
         for item in rows:
             changed = {key: new for key, new in self._clean(item.row) if new != item.row[key]}
+            if "answer" in changed and not words(PLACEHOLDER.sub("", changed["answer"])):
+                yield Dropped.item(item, "identifying_answer", changed["answer"])
+                continue
             if changed:
                 context.count("rows_changed")
                 item = item.with_row(**changed)

@@ -213,6 +213,13 @@ def test_deidentify_changes_texts_and_counts_rows(curate) -> None:
     assert run.notes("deidentify") == {"rows_changed": 1}
 
 
+def test_an_answer_that_is_an_identifier_is_no_label(curate) -> None:
+    rows = [question(0, id="when", answer="12-Feb-2021."), question(1, id="range", answer="0.55-4.78 uIU/mL")]
+    run = curate(rows, ["deidentify"])
+    assert run.dropped("deidentify") == {"when": "identifying_answer"}
+    assert [row["answer"] for row in run.rows()] == ["0.55-4.78 uIU/mL"]
+
+
 def test_deidentify_reads_conversations_and_leaves_options_as_they_are(curate) -> None:
     said = [{"role": "user", "content": [{"type": "text", "text": "Dated 12-Feb-2021. Any effusion?"}]}]
     chat = {"id": "chat", "images": [], "messages": said, "answer": "no", "kind": "yesno"}
