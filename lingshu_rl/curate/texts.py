@@ -86,6 +86,20 @@ demonstrate demonstrates demonstrated present noted identified observed located
 FRAME = frozenset(_FRAME.split())
 # Words that mean little without the one after them: "left" of what, "than" what.
 BINDING = NEGATIONS | {"than", "from", "to", "before", "after", "over", "under", "into", "between", *TELLING.values()}
+DOUBTS = frozenset(
+    [
+        "possible",
+        "possibly",
+        "probable",
+        "probably",
+        "likely",
+        "unlikely",
+        "suspected",
+        "suspicious",
+        "questionable",
+        "may",
+    ]
+)
 SAME_WORD = {"which": "what", **TELLING}
 # How words for diseases, operations and substances end, whatever the speciality.
 TERM_ENDING = re.compile(
@@ -119,18 +133,34 @@ def _singular(word: str) -> str:
 
 
 def stated(report: str) -> str:
-    """One text for all wordings that state the same: the findings of the report reader with stance and side (not the organs
-    that are normal, which have too many wordings), the numbers and finding words, and the names of diseases and
-    operations that the reader may not know.
-    """
-    from rewards.report import extract, load
+    """One text for all wordings that state the same: the findings that the report reader knows, names of diseases and
+    operations that it may not know, what is denied, doubted and on which side, and the numbers and finding words.
 
-    read = extract(report, load())
-    findings = {
-        f"{e.finding}:{e.assertion}:{e.side}" for e in read.entities if not (e.group and e.assertion == "absent")
-    }
+    Not the reader's stances: they follow the sentences, and a copy may have lost its full stops.
+    """
+    from rewards.report import load
+    from rewards.report.sentences import read
+    from rewards.report.terms import find
+
+    lexicon = load()
+    findings = {head[2] for sentence in read(report, lexicon).sentences for head in find(sentence.words, lexicon).heads}
     terms = {_singular(word) for word in words(report) if TERM_ENDING.search(word)}
-    return "|".join([*sorted(findings), "/", *sorted(terms), "/", repr(telling_words(report))])
+    doubts = sum(word in DOUBTS for word in words(report))
+    parts = (findings, terms, _denied(report), _sided(report))
+    return "/".join([*("|".join(sorted(part)) for part in parts), str(doubts), repr(telling_words(report))])
+
+
+def _denied(report: str) -> set[str]:
+    carrying = [word for word in words(report) if word not in FRAME]
+    return {f"no {_singular(b)}" for a, b in pairwise(carrying) if a in ("no", "without")}
+
+
+def _sided(report: str) -> set[str]:
+    found = set()
+    for sentence in re.split(r"[.;:\n]", report):
+        carrying = [TELLING.get(word, word) for word in words(sentence) if word not in FRAME]
+        found |= {f"{a} {_singular(b)}" for a, b in pairwise(carrying) if a in ("left", "right", "bilateral")}
+    return found
 
 
 def shingles(text: str) -> frozenset[int]:

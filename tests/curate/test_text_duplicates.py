@@ -146,11 +146,19 @@ def test_options_are_the_same_in_any_order_and_another_option_makes_another_ques
         REPORT.replace("Bones are intact", "Bones are fractured"),
         REPORT.replace("pneumothorax", "pneumonia"),
         REPORT.replace("Bones are intact", "Melanoma is excised"),
+        REPORT.replace("There is no pleural effusion", "There may be pleural effusion"),
+        REPORT.replace("Bones are intact", "There is a right nodule and a left fracture"),
     ],
 )
 def test_reports_of_other_findings_state_something_else(other: str) -> None:
     assert stated(REPORT) != stated(other)
     assert stated(REPORT) == stated(REPORT.replace("intact", "unbroken").upper())
+    assert stated(REPORT) == stated(" ".join(reversed(REPORT.split(". "))))
+
+
+def test_sides_belong_to_their_findings() -> None:
+    one, other = (f"There is a {a} nodule and a {b} fracture." for a, b in (("right", "left"), ("left", "right")))
+    assert stated(one) != stated(other)
 
 
 # --- real reports -----------------------------------------------------------------------------------------------------
