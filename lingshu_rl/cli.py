@@ -156,21 +156,39 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from lingshu_rl.config import ConfigError, load_config, origins, to_yaml
+    from lingshu_rl.config import ConfigError, load_config, origins
 
     def work() -> int:
         config = load_config(arguments.config, arguments.settings)
         if not arguments.dry_run:
             return run_training(config)
-        from lingshu_rl.plan import report
-
-        lines, fits = report(config)
-        if os.environ.get("RANK", "0") == "0":
-            print(to_yaml(config).rstrip())
-            print("\n".join(f"# {line}" for line in [*origins(arguments.config, arguments.settings), *lines]))
-        return 0 if fits else 1
+        return _dry_run(config, origins(arguments.config, arguments.settings))
 
     return exit_code(work, "the run", wrong=(ConfigError,), goes_on="from its last checkpoint")
+
+
+def _dry_run(config: Config, origins: Sequence[str]) -> int:
+    """Print the settings and what a run would do with them; 1 when it would not start, or does not fit."""
+    from lingshu_rl.config import ConfigError, to_yaml
+    from lingshu_rl.data.load import DataError
+    from lingshu_rl.failures import KNOWN_FAILURES
+    from lingshu_rl.plan import report
+    from lingshu_rl.prompts import foreseen
+
+    first = os.environ.get("RANK", "0") == "0"
+    if not first:
+        return 0 if report(config)[1] else 1
+    print(to_yaml(config).rstrip())
+    print("\n".join(f"# {line}" for line in origins))
+    wrong: tuple[type[Exception], ...] = (ConfigError, DataError, *KNOWN_FAILURES)
+    try:
+        sized, prompts = foreseen(config)
+    except wrong as error:
+        print(f"the run would not start: {error}", file=sys.stderr)
+        return 1
+    lines, fits = report(sized)
+    print("\n".join(f"# {line}" for line in [*prompts, *lines]))
+    return 0 if fits else 1
 
 
 def _serve(arguments: argparse.Namespace) -> int:
