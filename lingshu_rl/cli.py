@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     _train_arguments(serve)
     serve.set_defaults(run=_serve)
-    rewards = commands.add_parser("rewards", help="check labels and rewards before a run")
+    rewards = commands.add_parser(
+        "rewards", help="check labels and rewards before a run; show what report packs do not read (coverage)"
+    )
     rewards.add_argument("arguments", nargs=argparse.REMAINDER)
     rewards.set_defaults(run=_rewards)
     sweep = commands.add_parser("sweep", help="run variants of the settings over seeds and say which differ from noise", epilog=EPILOG)  # fmt: skip
@@ -304,6 +306,10 @@ def _leave_process_group() -> None:
 
 
 def _rewards(arguments: argparse.Namespace) -> int:
+    if arguments.arguments[:1] == ["coverage"]:
+        from rewards.report.coverage import main as coverage
+
+        return coverage(arguments.arguments[1:])
     from rewards.preflight import main as check
 
     return check(arguments.arguments)
