@@ -143,7 +143,9 @@ def stated(report: str) -> str:
     from rewards.report.terms import find
 
     lexicon = load()
-    findings = {head[2] for sentence in read(report, lexicon).sentences for head in find(sentence.words, lexicon).heads}
+    findings = {
+        head.name for sentence in read(report, lexicon).sentences for head in find(sentence.words, lexicon).heads
+    }
     terms = {_singular(word) for word in words(report) if TERM_ENDING.search(word)}
     doubts = sum(word in DOUBTS for word in words(report))
     parts = (findings, terms, _denied(report), _sided(report))
