@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SHARED
+from launching import ROOT
 from PIL import Image
 
 from lingshu_rl.data.load import DataError, load
@@ -181,7 +181,7 @@ def test_every_preset_is_tried(folder: Path) -> None:
 
 # ---------------------------------------------------------------------------------------- the files of the door's trial
 
-DOOR = SHARED / "cases" / "door" / "data" / "formats"
+DOOR = ROOT.parent / "shared" / "cases" / "door" / "data" / "formats"
 ORGAN = ("option", "Which organ?", ("kidney", "liver", "spleen", "colon"), "B")
 FRACTURE = ("yesno", "Is there a fracture?", (), "no", 1)
 CAPTION = "An abdominal CT with a lesion in segment 0."
