@@ -164,11 +164,15 @@ def pasted(source: Source) -> Iterator[str]:
 
 
 def _load(source: Source, limit: int, instruction: str, fault: Any) -> Loaded:
-    logging.getLogger("lingshu_rl.data.load").setLevel(logging.ERROR)  # refusals are told below
+    logger = logging.getLogger("lingshu_rl.data.load")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # refusals are told in the report
     try:
         return load(Head(open_rows(source), limit), instruction=instruction, skip_bad_rows=True, fault=fault)
     except SourceError as error:
         raise DataError(str(error)) from error
+    finally:
+        logger.setLevel(before)
 
 
 def shown(prompt: Prompt) -> Iterator[str]:

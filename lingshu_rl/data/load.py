@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 from lingshu_rl.data.mixing import Part
 from lingshu_rl.data.rows import RowError, row_to_prompt
@@ -118,7 +118,8 @@ class ById(Mapping[str, Prompt]):
 
 @dataclass(frozen=True)
 class Loaded:
-    """prompts: the usable rows in file order. refused: the others, each with its place and reason.
+    """prompts: the usable rows in file order. refused: the others, each with its place and reason; too_long: those that
+    were left out for their length alone.
 
     fingerprint: of the usable rows, their order and their images' names and sizes; equal rows give equal ones.
     parts: of a mixture, its sources in order.
@@ -127,12 +128,25 @@ class Loaded:
     prompts: Prompts
     refused: tuple[Refused, ...]
     fingerprint: str
+    too_long: tuple[Refused, ...] = ()
     parts: tuple[Part, ...] = ()
 
     def source_of(self, name: str) -> str:
         """The source that a prompt of a mixture is from, by its id; "" where there is one source."""
         rows = self.prompts.rows
         return rows.part_of(self.prompts.ids[name]) if self.parts and isinstance(rows, Chain) else ""
+
+
+class Measure(Protocol):
+    """Which prompts are too long, asked batch by batch: `lingshu_rl.model.lengths.Lengths`. advice: what to do about them."""
+
+    advice: str
+
+    def look(self, prompts: Sequence[Prompt]) -> None:
+        """Read a batch. The images' headers are readable."""
+
+    def of(self, prompt: Prompt) -> str | None:
+        """Why a prompt of that batch cannot be asked, or None."""
 
 
 class DataError(ValueError):
@@ -153,34 +167,56 @@ def load(
     fault: Fault = lambda prompt: None,
     check: LabelCheck | None = None,
     budget: Budget = DEFAULT_BUDGET,
+    lengths: Measure | None = None,
+    drop_long: bool = False,
 ) -> Loaded:
     """Prompts of a source, of several, or of rows in memory; see `sources.Source` for what a source may be.
 
     base_dir: where relative image paths start, by default the file's folder. instruction: see `rows.instruction_text`. system: see `rows.row_to_prompt`.
     fault: why the model cannot be asked a prompt, or None (`PromptEncoder.fault`). check: the `check_gold` of the
-    reward that will judge, by default that of each row's kind. budget: see `Picture`. Every row is checked, and every image's header; up to
+    reward that will judge, by default that of each row's kind. budget: see `Picture`. lengths: what finds prompts that are too long; they are
+    refused like other rows, or left out with drop_long. Every row is checked, and every image's header; up to
     DECODED_AT_LOAD images are decoded as well.
     Raises DataError with up to 20 bad rows and their total; with `skip_bad_rows` they are logged and returned instead.
     """
     name, sources, rows = _open(source, base_dir)
     make = partial(row_to_prompt, base_dir=base_dir, instruction=instruction, system=system, check=check, budget=budget)
     try:
-        ids, total, bad, fingerprint = _read(rows, make, fault, name)
+        read = _read(rows, make, fault, lengths, name)
     except SourceError as error:
         raise DataError(str(error)) from error
-    prompts = Prompts(rows, ids, make, name)
-    refused = tuple(one for _, one in sorted(bad, key=lambda pair: pair[0]))
-    _judge(name, total, len(prompts), refused, skip_bad_rows, lambda: _look_alike(sources, rows))
-    return Loaded(prompts, refused, fingerprint, parts_of(sources, rows, prompts))
+    prompts = Prompts(rows, read.ids, make, name)
+    refused = in_order([*read.bad, *([] if drop_long else read.long)])
+    dropped = in_order(read.long) if drop_long else ()
+    advice = lengths.advice if lengths is not None and read.long and not drop_long else ""
+    if not prompts:
+        advice = "\n".join(filter(None, [advice, _look_alike(sources, rows)]))
+    _judge(name, read.total, len(prompts), refused, skip_bad_rows, advice)
+    _tell_dropped(name, read.total, len(prompts), dropped)
+    return Loaded(prompts, refused, read.fingerprint, dropped, parts_of(sources, rows, prompts))
 
 
-def _read(
-    rows: Rows, make: Callable[[Any], Prompt], fault: Fault, name: str
-) -> tuple[dict[str, int], int, list[tuple[int, Refused]], str]:
-    """Every row once: the usable ones' numbers by id, how many there are, the refused ones, a hash of the usable ones."""
+@dataclass(frozen=True)
+class Checked:
+    """What one reading of all rows found. ids: the usable ones' numbers. bad, long: refused rows and too long ones, by number."""
+
+    ids: Mapping[str, int]
+    total: int
+    bad: Sequence[tuple[int, Refused]]
+    long: Sequence[tuple[int, Refused]]
+    fingerprint: str
+
+
+def in_order(found: Iterable[tuple[int, Refused]]) -> tuple[Refused, ...]:
+    return tuple(one for _, one in sorted(found, key=lambda pair: pair[0]))
+
+
+def _read(rows: Rows, make: Callable[[Any], Prompt], fault: Fault, lengths: Measure | None, name: str) -> Checked:
     ids: dict[str, int] = {}
     bad: list[tuple[int, Refused]] = []
-    unusable: set[str] = set()  # ids of rows with a bad image; another row with that id is a duplicate all the same
+    long: list[tuple[int, Refused]] = []
+    # Ids of rows with a bad image, or too long; another row with that id is a duplicate all the same.
+    unusable: set[str] = set()
     headers = Faults(Picture.fault_in_header)
     hashed = hashlib.blake2b(digest_size=8)
     total = 0
@@ -188,21 +224,27 @@ def _read(
         total += len(batch)
         made = [(number, row, _made(rows, number, row, make, ids, fault)) for number, row in batch]
         headers.look(image for _, _, prompt in made if isinstance(prompt, Prompt) for image in prompt.images)
+        if lengths is not None:
+            lengths.look([p for _, _, p in made if isinstance(p, Prompt) and not headers.of(p)])
         for number, row, prompt in made:
             if isinstance(prompt, RowError):
                 bad.append((number, Refused(rows.place(number), _row_id(row), str(prompt))))
             elif reason := headers.of(prompt):
                 bad.append((number, Refused(rows.place(number), prompt.id, reason)))
                 unusable.add(prompt.id)
+            elif lengths is not None and (reason := lengths.of(prompt)):
+                long.append((number, Refused(rows.place(number), prompt.id, reason)))
+                unusable.add(prompt.id)
             else:
                 hashed.update(_facts(prompt))
         headers.forget_bytes()
-    usable = {key: number for key, number in ids.items() if key not in unusable}
-    if headers.count <= DECODED_AT_LOAD:
-        for one in broken_rows(Prompts(rows, usable, make, name)):
+    if 0 < headers.count <= DECODED_AT_LOAD:
+        whole = Prompts(rows, {key: number for key, number in ids.items() if key not in unusable}, make, name)
+        for one in broken_rows(whole):
             bad.append((ids[str(one.id)], one))
             unusable.add(str(one.id))
-    return {key: n for key, n in ids.items() if key not in unusable}, total, bad, hashed.hexdigest()
+    usable = {key: number for key, number in ids.items() if key not in unusable}
+    return Checked(usable, total, bad, long, hashed.hexdigest())
 
 
 def parts_of(sources: Sequence[Source], rows: Rows, prompts: Prompts) -> tuple[Part, ...]:
@@ -286,26 +328,37 @@ def _facts(prompt: Prompt) -> bytes:
     return repr((told, images)).encode()
 
 
-def _judge(
-    name: str, total: int, usable: int, refused: tuple[Refused, ...], skip_bad_rows: bool, advice: Callable[[], str]
-) -> None:
+def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], skip_bad_rows: bool, advice: str) -> None:
     if not total:
         raise DataError(f"{name}: no rows: the source is empty")
     if not refused:
         return
-    lines = [f"{name}: {len(refused)} of {total} rows cannot be used:", *(f"  {bad}" for bad in refused[:SHOWN])]
-    if len(refused) > SHOWN:
-        lines.append(f"  ... and {len(refused) - SHOWN} more")
+    lines = [f"{name}: {len(refused)} of {total} rows cannot be used:", *_listed(refused)]
+    if advice:
+        lines.append(advice)
     if not skip_bad_rows:
         lines.append("Correct these rows, or set data.skip_bad_rows=true to go on without them.")
     elif not usable:
         lines.append("No usable row is left.")
-    if not usable:
-        lines += filter(None, [advice()])
     message = "\n".join(lines)
     if not skip_bad_rows or not usable:
         raise DataError(message, refused)
     log.warning("%s", message)
+
+
+def _tell_dropped(name: str, total: int, usable: int, long: tuple[Refused, ...]) -> None:
+    if not long:
+        return
+    message = "\n".join([f"{name}: {len(long)} of {total} rows are left out as too long:", *_listed(long)])
+    if not usable:
+        raise DataError(f"{message}\nNo usable row is left.", long)
+    log.warning("%s", message)
+
+
+def _listed(refused: Sequence[Refused]) -> Iterator[str]:
+    yield from (f"  {one}" for one in refused[:SHOWN])
+    if len(refused) > SHOWN:
+        yield f"  ... and {len(refused) - SHOWN} more"
 
 
 def _row_id(row: Any) -> str | None:
