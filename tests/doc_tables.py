@@ -64,8 +64,8 @@ def settings_table() -> str:
 
 def source_table() -> str:
     rows = ["| key | what it is |", "|---|---|"]
-    told = comments()
-    rows += [f"| `{f.name}` | {_cell(told['Source', f.name])} |" for f in fields(sources.Source)]
+    told = {name: said for (owner, name), said in comments().items() if owner in ("Reading", "Source")}
+    rows += [f"| `{f.name}` | {_cell(told[f.name])} |" for f in fields(sources.Source)]
     return "\n".join(rows)
 
 

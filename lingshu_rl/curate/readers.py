@@ -1,69 +1,46 @@
-"""Records of JSONL, JSON, parquet, CSV, Hugging Face folders, DICOM and NIfTI, one at a time, renamed into data rows."""
+"""Records of any source and of DICOM and NIfTI files, one at a time, as data rows with their pictures stored."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lingshu_rl.curate.scans import ScanError, ScanOptions, read_scan, scan_files, scan_kind, windowed
-from lingshu_rl.data.rows import FIELDS, RowError, row_to_prompt
-from rewards.kinds import KINDS, guess
+from lingshu_rl.data.mapping import Mapper
+from lingshu_rl.data.rows import RowError, row_to_prompt
+from lingshu_rl.data.sources import (
+    DATA_ENDINGS,
+    Reading,
+    SourceError,
+    check_mapping,
+    layout_of,
+    open_records,
+    presets,
+    usual_layout,
+)
 
-FORMATS = ("auto", "jsonl", "json", "parquet", "csv", "tsv", "hf", "dicom", "nifti")
-# What public sets call the fields of a row; used for a field that `fields` does not name and the record does not have.
-ALIASES: Mapping[str, tuple[str, ...]] = {
-    "id": ("qid", "question_id", "uid", "Unique ID"),
-    "images": ("image", "image_name", "img_name", "image_path", "img_path", "image_file", "file_name"),
-    "question": ("query", "prompt", "Question"),
-    "answer": ("gt_answer", "label", "report", "caption", "text", "Answer"),
-    "options": ("choices",),
-    "meta.patient_id": ("patient_id", "patient", "subject_id", "PatientID"),
-    "meta.modality": ("modality", "modality_type"),
-    "meta.organ": ("organ", "image_organ", "location", "body_part"),
-}
-META_NAMES = tuple(name for name in ALIASES if name.startswith("meta."))
+SCANS = ("dicom", "nifti")
 ImageSink = Callable[[bytes], "str | bytes"]
 Looked = Callable[[Path], object]
 
 
-class SourceError(ValueError):
-    """A source that cannot be read at all."""
-
-
 @dataclass(frozen=True)
-class Source:
-    """One set of raw records.
+class Source(Reading):
+    """One set of raw records, read as any source (`data.sources.Reading`), by the usual names where no `format` is given.
 
-    path: file or folder. trust: of two duplicates the one from the source with more trust stays. fields: row field
-    ("question", "meta.patient_id", ...) -> column; values: row field -> constant, where the record has nothing.
-    image_dir: where image names start (default: the file's folder, then its `images`). split: of a dataset dictionary.
-    scan: how DICOM and NIfTI become pictures.
+    trust: of two duplicates the one from the source with more trust stays. format: dicom and nifti too. scan: how these
+    become pictures.
     """
 
-    path: str
-    name: str = ""
-    format: str = "auto"
     trust: int = 0
-    image_dir: str = ""
-    split: str = ""
-    fields: Mapping[str, str] = field(default_factory=dict)
-    values: Mapping[str, Any] = field(default_factory=dict)
     scan: ScanOptions = field(default_factory=ScanOptions)
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise SourceError(f"source {self.path}: format {self.format!r} is not one of {', '.join(FORMATS)}")
-        for name in (*self.fields, *self.values):
-            if name not in FIELDS and not name.startswith("meta."):
-                raise SourceError(
-                    f"source {self.path}: {name!r} is no field of a row; use {', '.join(FIELDS)} or meta.NAME"
-                )
+        self.check(SCANS)
 
     @property
     def label(self) -> str:
@@ -98,29 +75,51 @@ def read_rows(
     """
     folder = Path(source.path).expanduser()
     folder = folder if folder.is_dir() else folder.parent
+    layout = layout_of(source) if source.format in presets() else usual_layout(source)
+    mapper = Mapper(layout, strict=strict)
+    records = rows = 0
     for place, record in _records(source):
+        records += 1
         if isinstance(record, Record):
+            rows += 1
             yield record
             continue
-        try:
-            row = _row(record, source)
-            row.setdefault("id", place.replace(" ", "-"))
-            if label:
-                row["id"] = f"{source.label}:{row['id']}"
-                row.setdefault("meta", {}).setdefault("source", source.label)
-            images, facts, missing = _images(row.get("images", []), source, folder, keep_image, looked)
-            row["images"] = images
-            if facts:
-                row["meta"] = {**facts, **row.get("meta", {})}
-            if missing and strict:
-                yield Record(place, None, "missing_image", missing[0])
-                continue
-            if strict:
-                row_to_prompt(row)
-        except (RowError, ScanError) as error:
-            yield Record(place, None, getattr(error, "reason", "bad_row"), str(error))
-        else:
-            yield Record(place, row, "missing_image" if missing else "", "; ".join(missing))
+        for part, row in enumerate(mapper(record), start=1):
+            rows += 1
+            where = place if part == 1 else f"{place}, question {part}"
+            yield _finished(where, row, source, folder, keep_image, label=label, strict=strict, looked=looked)
+    check_mapping(source, mapper, records, rows)
+
+
+def _finished(
+    place: str,
+    row: dict[str, Any] | RowError,
+    source: Source,
+    folder: Path,
+    keep_image: ImageSink,
+    *,
+    label: bool,
+    strict: bool,
+    looked: Looked,
+) -> Record:
+    """The row with its pictures stored, or why there is none."""
+    try:
+        if isinstance(row, RowError):
+            raise row
+        row.setdefault("id", re.sub(r"[ ,]+", "-", place))
+        if label:
+            row["id"] = f"{source.label}:{row['id']}"
+            row.setdefault("meta", {}).setdefault("source", source.label)
+        row["images"], facts, missing = _images(row["images"], source, folder, keep_image, looked)
+        if facts:
+            row["meta"] = {**facts, **row.get("meta", {})}
+        if missing and strict:
+            return Record(place, None, "missing_image", missing[0])
+        if strict:
+            row_to_prompt(row)
+    except (RowError, ScanError) as error:
+        return Record(place, None, getattr(error, "reason", "bad_row"), str(error))
+    return Record(place, row, "missing_image" if missing else "", "; ".join(missing))
 
 
 # --- files to records -------------------------------------------------------------------------------------------------
@@ -128,139 +127,22 @@ def read_rows(
 
 def _records(source: Source) -> Iterator[tuple[str, Any]]:
     path = Path(source.path).expanduser()
-    if not path.exists():
-        raise SourceError(f"source {source.path}: no such file or folder")
-    kind = source.format if source.format != "auto" else _format(path)
-    if kind == "jsonl":
-        return _jsonl(path)
-    if kind == "json":
-        return _numbered(_json_array(path))
-    if kind == "parquet":
-        return _numbered(_parquet(path))
-    if kind in ("csv", "tsv"):
-        return _numbered(_csv(path, "\t" if kind == "tsv" else ","))
-    if kind == "hf":
-        return _numbered(_hugging_face(path, source.split))
-    return _scans(path, kind, source.scan)
+    kind = source.format if source.format in SCANS else _scan_format(path)
+    if kind:
+        yield from _scans(path, kind, source.scan)
+        return
+    records, _ = open_records(source)
+    for number, record in records:
+        yield records.place(number), record
 
 
-def _format(path: Path) -> str:
+def _scan_format(path: Path) -> str:
+    """Which scans a folder or file holds, "" for none: what has an ending of its own is no scan."""
     if path.is_dir():
-        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            return "hf"
-        for kind in ("dicom", "nifti"):
-            if next(iter(scan_files(path, kind)), None) is not None:
-                return kind
-        raise SourceError(f"{path}: a folder is read as a save_to_disk dataset, DICOM or NIfTI files, it holds neither")
-    kind = path.suffix.lower().removeprefix(".")
-    if kind in FORMATS[1:]:
-        return kind
-    if not (scan := scan_kind(path)):
-        raise SourceError(f"{path}: what is it? Say format: one of {', '.join(FORMATS[1:])}")
-    return scan
-
-
-def _numbered(records: Iterator[Any]) -> Iterator[tuple[str, Any]]:
-    for number, record in enumerate(records, start=1):
-        yield f"row {number}", record
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"line {number}"
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                record = Record(place, None, "bad_row", f"not JSON: {error}")
-            yield place, record
-
-
-def _json_array(path: Path) -> Iterator[Any]:
-    """The objects of one JSON array, of an object of objects, or of lines (some .json files are JSONL), as they come."""
-    decoder, buffer = json.JSONDecoder(), ""
-    with path.open(encoding="utf-8-sig") as file:
-
-        def more() -> bool:
-            nonlocal buffer
-            piece = file.read(1 << 20)
-            buffer += piece
-            return bool(piece)
-
-        def value() -> Any:
-            nonlocal buffer
-            while True:
-                try:
-                    found, end = decoder.raw_decode(buffer)
-                    if end < len(buffer) or not more():
-                        buffer = buffer[end:]
-                        return found
-                except json.JSONDecodeError as error:
-                    if not more():
-                        raise SourceError(f"{path}: not JSON: {error}") from error
-
-        def skip(characters: str) -> str:
-            """Drop leading blanks and `characters`; the next character, or "" at the end."""
-            nonlocal buffer
-            while not (buffer := buffer.lstrip(characters + " \t\r\n")):
-                if not more():
-                    return ""
-            return buffer[0]
-
-        if (first := skip("")) == "[":
-            buffer = buffer[1:]
-            while skip(",") not in ("]", ""):
-                yield value()
-        elif first:
-            whole = value()
-            if not skip(""):
-                # one object: {"id": record, ...} is a common layout, a single record the other
-                nested = isinstance(whole, dict) and whole and all(isinstance(v, dict) for v in whole.values())
-                yield from ({"id": key, **record} for key, record in whole.items()) if nested else iter([whole])
-                return
-            yield whole
-            while skip(","):
-                yield value()
-
-
-def _parquet(path: Path) -> Iterator[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=64):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise SourceError(f"{path}: not a readable parquet file: {error}") from error
-
-
-def _csv(path: Path, delimiter: str) -> Iterator[Any]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for record in csv.DictReader(file, delimiter=delimiter):
-            yield {key: value for key, value in record.items() if key is not None and value not in ("", None)}
-
-
-def _hugging_face(path: Path, split: str) -> Iterator[Any]:
-    import datasets
-
-    try:
-        data = datasets.load_from_disk(str(path))
-    except Exception as error:  # its errors share no base class
-        raise SourceError(f"{path}: not a save_to_disk folder: {type(error).__name__}: {error}") from error
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise SourceError(f"{path}: name one of its splits with `split`: {', '.join(data)}")
-        data = data[split]
-    for name, column in data.features.items():
-        if isinstance(column, datasets.Image):
-            data = data.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(getattr(column, "feature", None), datasets.Image):
-            data = data.cast_column(name, datasets.List(datasets.Image(decode=False)))
-    yield from data
+        saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+        kinds = () if saved else SCANS
+        return next((kind for kind in kinds if next(iter(scan_files(path, kind)), None) is not None), "")
+    return (scan_kind(path) or "") if path.is_file() and path.suffix.lower() not in DATA_ENDINGS else ""
 
 
 def _scans(path: Path, kind: str, options: ScanOptions) -> Iterator[tuple[str, Any]]:
@@ -277,79 +159,17 @@ def _scans(path: Path, kind: str, options: ScanOptions) -> Iterator[tuple[str, A
         raise SourceError(f"{path}: no {kind} files")
 
 
-# --- records to rows --------------------------------------------------------------------------------------------------
-
-
-def _row(record: Any, source: Source) -> dict[str, Any]:
-    if not isinstance(record, Mapping):
-        raise RowError(f"a record is a mapping, not {type(record).__name__}")
-    row: dict[str, Any] = {}
-    meta = record.get("meta")
-    if meta is not None and not isinstance(meta, Mapping):
-        raise RowError(f"meta must be a mapping, got {type(meta).__name__}")
-    meta = {key: value for key, value in (meta or {}).items() if value is not None}
-    for name in dict.fromkeys((*FIELDS, *META_NAMES, *source.fields, *source.values)):
-        if name == "meta":
-            continue
-        value = _value(record, name, source)
-        if value is None:
-            continue
-        if name.startswith("meta."):
-            meta.setdefault(name.removeprefix("meta."), value)
-        else:
-            row[name] = value
-    if isinstance(row.get("options"), str):
-        row["options"] = _listed(row["options"], "|")
-    if "kind" not in row and "answer" in row:
-        row["kind"] = guess(row["answer"], row.get("options"), tuple(row))
-    if isinstance(row.get("answer"), int | float) and row.get("kind") in set(KINDS) - {"numeric"}:
-        row["answer"] = str(row["answer"])
-    if meta:
-        row["meta"] = meta
-    return row
-
-
-def _value(record: Mapping[str, Any], name: str, source: Source) -> Any:
-    if name in source.fields:
-        found = record.get(source.fields[name])
-    else:
-        aliases = ALIASES.get(name, ()) if name not in source.values else ()
-        columns = aliases if name.startswith("meta.") else (name, *aliases)
-        taken = set(source.fields.values())
-        found = next((record[c] for c in columns if record.get(c) is not None and (c == name or c not in taken)), None)
-    if found is None or found != found:  # NaN of a table
-        found = source.values.get(name)
-    return found
-
-
-def _listed(text: str, separator: str) -> list[Any]:
-    """A list written into one table cell: JSON, or parts between separators."""
-    if text.lstrip().startswith("["):
-        try:
-            return list(json.loads(text))
-        except ValueError as error:
-            raise RowError(f"{text[:60]!r} begins like a JSON list but is none: {error}") from None
-    return [part.strip() for part in text.split(separator) if part.strip()]
+# --- pictures ---------------------------------------------------------------------------------------------------------
 
 
 def _images(
-    value: Any, source: Source, folder: Path, keep_image: ImageSink, looked: Looked
+    images: Sequence[Any], source: Source, folder: Path, keep_image: ImageSink, looked: Looked
 ) -> tuple[list[str | bytes], dict[str, Any], list[str]]:
     """The row's pictures as paths or what `keep_image` made of their bytes, facts of a scan among them, what is missing."""
-    if isinstance(value, str):
-        value = _listed(value, "|")
-    elif isinstance(value, bytes | Mapping) or hasattr(value, "save"):
-        value = [value]
-    if value is None:
-        value = []
-    if not isinstance(value, list | tuple):
-        raise RowError(f"images must be a list, got {type(value).__name__}")
     found: list[str | bytes] = []
     facts: dict[str, Any] = {}
     missing: list[str] = []
-    for image in value:
-        if isinstance(image, Mapping):
-            image = image.get("bytes") or image.get("path")
+    for image in images:
         if isinstance(image, bytes):
             found.append(keep_image(image))
         elif isinstance(image, str) and image.strip():

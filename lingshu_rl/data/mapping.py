@@ -240,10 +240,14 @@ class Layout:
 
 
 class Mapper:
-    """Makes rows of records. find_image: the path that an image's name means. seen: fields that some record had."""
+    """Makes rows of records.
 
-    def __init__(self, layout: Layout, find_image: Callable[[str], str] = str) -> None:
-        self.layout, self.find_image = layout, find_image
+    find_image: the path that an image's name means. strict: a label must make sense; else the row goes without being
+    read further. seen: fields that some record had.
+    """
+
+    def __init__(self, layout: Layout, find_image: Callable[[str], str] = str, strict: bool = True) -> None:
+        self.layout, self.find_image, self.strict = layout, find_image, strict
         asked = {"question", "messages"} & layout.map.keys()  # a row has one of them
         own = [name for name in FIELDS if not asked or name not in ("question", "messages")]
         fields = {name: name for name in own} | dict(layout.map)
@@ -310,10 +314,12 @@ class Mapper:
         images = row["images"]
         if "question" in row:
             row |= _placed(_told(row.pop("question")), len(images))
+        row |= groups_of(row)
         try:
-            row = labelled(row | groups_of(row), self.base)
+            row = labelled(dict(row), self.base)
         except RowError as error:
-            return error
+            if self.strict:
+                return error
         if "id" in row:
             row["id"] = str(row["id"])
         row["images"] = [self.find_image(image) if isinstance(image, str) else image for image in images]
@@ -326,7 +332,8 @@ def groups_of(row: dict[str, Any]) -> dict[str, Any]:
     for name in [n for n in row if n.startswith(GROUPS)]:
         group, _, key = name.partition(".")
         value = row.pop(name)
-        made.setdefault(group, dict(row.get(group) or {}))[key] = _number(value) if group == "tolerance" else value
+        held = made.setdefault(group, dict(row.get(group) or {}))
+        held.setdefault(key, _number(value) if group == "tolerance" else value)
     return made
 
 
@@ -414,15 +421,7 @@ def texts_of(options: Any) -> list[str]:
     """Options from a list of texts or of {{letter, text}} mappings, a mapping by letter, or one of these in a cell."""
     options = plain(options)
     if isinstance(options, str):
-        options = (
-            _literal(options.strip())
-            if options.strip()[:1] in "[{"
-            else inline_options("\n" + options)[1] or options.split("\n")
-        )
-        if isinstance(options, str) or len(options) < 2:
-            raise RowError(
-                "options are a text without A, B, ... marks; say at what to split it: {from: COLUMN, split: ;}"
-            )
+        options = _listed(options.strip())
     if isinstance(options, list) and len(options) == 1 and isinstance(options[0], list | Mapping):
         options = options[0]
     if isinstance(options, Mapping):
@@ -434,6 +433,16 @@ def texts_of(options: Any) -> list[str]:
     if texts and len(marks) == len(texts) and all(marks):
         texts = [text[m.end() :].strip() for text, m in zip(texts, marks, strict=True) if m]
     return texts
+
+
+def _listed(text: str) -> Any:
+    """Options in one cell: JSON or Python, parts with their marks, between "|", or a line each."""
+    if text[:1] in "[{" and not isinstance(found := _literal(text), str):
+        return found
+    parts = inline_options("\n" + text)[1] or re.split(r"\s*\|\s*" if "|" in text else "\n", text)
+    if len(parts) < 2:
+        raise RowError("options are a text without A, B, ... marks; say at what to split it: {from: COLUMN, split: ;}")
+    return parts
 
 
 def _by_key(options: Mapping[Any, Any]) -> list[Any]:
@@ -608,6 +617,8 @@ def images_of(value: Any) -> list[Any]:
         text = value.strip()
         if text[:1] == "[":
             return images_of(_literal(text)) if _literal(text) != text else [text]
+        if "|" in text and not text.startswith("data:"):
+            return [image for part in text.split("|") for image in images_of(part)]
         return [_decoded(text)] if text else []
     if isinstance(value, list):
         return [image for item in value for image in images_of(item)]

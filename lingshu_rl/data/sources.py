@@ -48,7 +48,9 @@ class SourceError(ValueError):
 
 
 @dataclass(frozen=True)
-class Source:
+class Reading:
+    """Where records lie, and how they become rows; alike for training and curation."""
+
     path: str  # demo:SPLIT | file | folder | pattern of files (data/*.parquet) | Hub id, each with :SPLIT
     name: str = ""  # in messages, metrics and the ids of rows that have none; "" = the file's and its folder's name
     format: str = ""  # a preset: llava | easyr1 | verl | trl | slake | ... (docs/data.md); "" = rows of this library
@@ -62,8 +64,22 @@ class Source:
     image_dir: str = ""  # where names of images start; "" = the file's folder and the usual ones in it
     columns: list[str] = field(default_factory=list)  # names for a table without a header
     delimiter: str = ""  # of a table; "" = by the file's ending
-    epochs: float | None = None  # in a mixture: how often its rows come while all others come once
-    share: float | None = None  # in a mixture: its part of what is drawn, in proportion to the other shares
+
+    def check(self, more_formats: Sequence[str] = ()) -> None:
+        """Raises SourceError naming the key."""
+        formats = (*presets(), *more_formats)
+        if self.format and self.format not in formats:
+            raise SourceError(
+                f"format: no preset {self.format!r}{hint(self.format, formats)}; they are {', '.join(formats)}"
+            )
+        for name, kind in {"map": dict, "values": dict, "each": list, "columns": list}.items():
+            if not isinstance(getattr(self, name), kind):
+                told = "list" if kind is list else "mapping"
+                raise SourceError(f"{name} must be a {told}, got {getattr(self, name)!r}")
+        try:
+            Mapper(layout_of(self))
+        except (MappingError, TypeError) as error:
+            raise SourceError(str(error)) from None
 
     @property
     def mapped(self) -> bool:
@@ -77,6 +93,14 @@ class Source:
         path = Path(self.path.partition("*")[0] or self.path)
         stem = path.name.partition(".")[0] or path.name
         return "/".join(part for part in (path.parent.name, stem, self.split) if part)
+
+
+@dataclass(frozen=True)
+class Source(Reading):
+    """What a run or a stage reads, and its part in a mixture."""
+
+    epochs: float | None = None  # in a mixture: how often its rows come while all others come once
+    share: float | None = None  # in a mixture: its part of what is drawn, in proportion to the other shares
 
 
 @dataclass(frozen=True)
@@ -150,22 +174,14 @@ def _source(given: Any, key: str) -> Source:
     told: dict[str, Any] = {
         name: [v] if name in ("each", "columns") and isinstance(v, str) else v for name, v in given.items()
     }
-    for name, kind in {"map": dict, "values": dict, "each": list, "columns": list}.items():
-        if not isinstance(told.get(name) or kind(), kind):
-            raise SourceError(f"{key}.{name} must be a {'list' if kind is list else 'mapping'}, got {told[name]!r}")
     source = Source(**{name: v for name, v in told.items() if v is not None})
-    source = replace(source, map=_dotted(source.map))
     for name in ("epochs", "share"):
         value = getattr(source, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
             raise SourceError(f"{key}.{name}={value!r} must be a number above 0")
-    if source.format and source.format not in presets():
-        raise SourceError(
-            f"{key}.format: no preset {source.format!r}{hint(source.format, presets())}; they are {', '.join(presets())}"
-        )
     try:
-        Mapper(layout_of(source))
-    except (MappingError, TypeError) as error:
+        source.check()
+    except SourceError as error:
         raise SourceError(f"{key}.{error}") from None
     return _split(source)
 
@@ -187,17 +203,31 @@ def _split(source: Source) -> Source:
     return replace(source, path=path, split=split)
 
 
-def layout_of(source: Source) -> Layout:
+def layout_of(source: Reading) -> Layout:
     """The preset's with what the source says over it."""
-    base = presets()[source.format].layout if source.format else Layout()
+    base = presets()[source.format].layout if source.format in presets() else Layout()
     wheres = [w for w in (base.where, source.where) if w]
     return Layout(
-        map={**base.map, **source.map},
+        map={**base.map, **_dotted(source.map)},
         values={**base.values, **source.values},
         where=" and ".join(wheres),
         each=source.each or base.each,
         turns=source.turns or base.turns,
     )
+
+
+def usual_layout(source: Reading) -> Layout:
+    """The layout of a source that names no preset: the names that most sets use, but for columns that it uses itself.
+
+    A field that has a constant is taken from the column of its own name alone.
+    """
+    layout, usual = layout_of(source), presets()["usual"].layout.map
+    taken = {part.strip() for given in layout.map.values() if isinstance(given, str) for part in given.split("|")}
+    columns = {
+        name: "|".join(c for c in given.split("|") if c == name or (c not in taken and name not in layout.values))
+        for name, given in usual.items()
+    }
+    return replace(layout, map={**{name: given for name, given in columns.items() if given}, **layout.map})
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
@@ -259,7 +289,7 @@ def open_rows(source: Source, base_dir: str | Path | None = None, apart: bool = 
         records,
         lambda record: [_from(source, row, apart) for row in mapper(record)],
         source.label,
-        partial(_check_mapping, source, mapper),
+        partial(check_mapping, source, mapper),
     )
 
 
@@ -288,14 +318,14 @@ def _path(image: Any, folder: Path) -> Any:
     return str((folder / Path(image).expanduser()).resolve())
 
 
-def _check_mapping(source: Source, mapper: Mapper, records: int, rows: int) -> None:
+def check_mapping(source: Reading, mapper: Mapper, records: int, rows: int) -> None:
     """Once all were read: `where` left something, and each field that the source itself maps was in some record."""
     if records and not rows:
         raise SourceError(f"{source.path}: `where: {mapper.layout.where}` keeps none of its {records} records")
-    absent = [name for name in source.map if name not in mapper.seen]
+    absent = [name for name in _dotted(source.map) if name not in mapper.seen]
     if rows and absent:
         raise SourceError(
-            f"{source.path}: map.{absent[0]}: {source.map[absent[0]]!r} stands in no record; `lingshu-rl data look` shows "
+            f"{source.path}: map.{absent[0]}: {_dotted(source.map)[absent[0]]!r} stands in no record; `lingshu-rl data look` shows "
             "the columns that there are"
         )
 
@@ -303,7 +333,7 @@ def _check_mapping(source: Source, mapper: Mapper, records: int, rows: int) -> N
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def open_records(source: Source) -> tuple[Rows, list[Path]]:
+def open_records(source: Reading) -> tuple[Rows, list[Path]]:
     """A source's records as the publisher has them, and the folders its images' names may start from. Raises SourceError."""
     try:
         if source.path.startswith("demo:"):
@@ -338,7 +368,7 @@ def _ending(path: Path) -> str:
     return ending if ending in DATA_ENDINGS else ""
 
 
-def _file(path: Path, source: Source) -> Rows:
+def _file(path: Path, source: Reading) -> Rows:
     ending = _ending(path)
     preset = presets().get(source.format)
     if ending in (".jsonl", ".ndjson"):
@@ -357,7 +387,7 @@ def _file(path: Path, source: Source) -> Rows:
     raise SourceError(f"{path}: a source is {FORMS}")
 
 
-def _chain(files: Sequence[Path], source: Source, root: Path) -> Rows:
+def _chain(files: Sequence[Path], source: Reading, root: Path) -> Rows:
     """Several files in order; what no reader takes is left out."""
     parts = [
         (str(f.relative_to(root)) if f.is_relative_to(root) else f.name, _file(f, source)) for f in files if _ending(f)
@@ -367,7 +397,7 @@ def _chain(files: Sequence[Path], source: Source, root: Path) -> Rows:
     return parts[0][1] if len(parts) == 1 else Chain(parts)
 
 
-def _folder(path: Path, source: Source) -> tuple[Rows, list[Path]]:
+def _folder(path: Path, source: Reading) -> tuple[Rows, list[Path]]:
     """What a folder holds: a saved data set, an image folder with its table, files of one split, or pictures by class."""
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return _saved(path, source), [path]
@@ -386,7 +416,7 @@ def _folder(path: Path, source: Source) -> tuple[Rows, list[Path]]:
     return RowList.of({"image": str(f.relative_to(inner)), "label": f.parent.name} for f in pictures), [inner]
 
 
-def _of_split(files: Sequence[Path], root: Path, source: Source) -> list[Path]:
+def _of_split(files: Sequence[Path], root: Path, source: Reading) -> list[Path]:
     """The files whose path names the split. Without one all are read, unless they are of several."""
 
     def names(file: Path, split: str) -> bool:
@@ -403,13 +433,13 @@ def _of_split(files: Sequence[Path], root: Path, source: Source) -> list[Path]:
     return list(files)
 
 
-def _saved(path: Path, source: Source) -> Rows:
+def _saved(path: Path, source: Reading) -> Rows:
     import datasets
 
     return _dataset(partial(datasets.load_from_disk, str(path)), source)
 
 
-def _hub(source: Source) -> Rows:
+def _hub(source: Reading) -> Rows:
     import datasets
 
     return _dataset(
@@ -417,7 +447,7 @@ def _hub(source: Source) -> Rows:
     )
 
 
-def _dataset(read: Callable[[], Any], source: Source) -> Rows:
+def _dataset(read: Callable[[], Any], source: Reading) -> Rows:
     import datasets
 
     told = f"{source.path}:{source.split}" if source.split else source.path

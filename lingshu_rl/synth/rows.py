@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.data.rows import FIELDS, RowError, row_to_prompt
+from lingshu_rl.data.sources import Source, SourceError, open_records
 from lingshu_rl.folders import own
 from lingshu_rl.images import Picture
 from lingshu_rl.runfolder import write_text
@@ -47,27 +48,22 @@ Outcome = Kept | Dropped
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """One object a line; image and mask paths become absolute. Raises SynthError with the line."""
-    if not path.is_file():
-        raise SynthError(f"{path}: no such file")
-    if path.suffix != ".jsonl":
-        raise SynthError(f"{path}: records are read from .jsonl files")
-    seen: dict[str, int] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise SynthError(f"{path}, line {number}: not JSON: {error}") from None
-            if not isinstance(record, dict) or not str(record.get("id") or "").strip():
-                raise SynthError(f"{path}, line {number}: a record is an object with an id")
-            name = str(record["id"])
+    """The records of a file; image and mask paths become absolute. Raises SynthError with the record's place."""
+    seen: dict[str, str] = {}
+    try:
+        records, _ = open_records(Source(str(path)))
+        for number, record in records:
+            place = f"{path}, {records.place(number)}"
+            if isinstance(record, RowError):
+                raise SynthError(f"{place}: {record}")
+            if not (name := str(record.get("id") or "").strip()):
+                raise SynthError(f"{place}: a record is an object with an id")
             if name in seen:
-                raise SynthError(f"{path}, line {number}: duplicate id {name!r}, first used in line {seen[name]}")
-            seen[name] = number
+                raise SynthError(f"{place}: duplicate id {name!r}, first used in {seen[name]}")
+            seen[name] = records.place(number)
             yield located(record, path.parent)
+    except SourceError as error:
+        raise SynthError(str(error)) from error
 
 
 def located(record: dict[str, Any], base: Path) -> dict[str, Any]:

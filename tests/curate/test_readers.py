@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from curate_helpers import png, texture, write_rows
 
-from lingshu_rl.curate.readers import ALIASES, Source, SourceError, image_folder, read_rows
+from lingshu_rl.curate.readers import Source, SourceError, image_folder, read_rows
 
 RECORDS = [{"qid": i, "image_name": f"{i}.png", "question": f"Is picture {i} a CT?", "answer": "yes" if i % 2 else "a liver", "patient": f"p{i}"} for i in range(4)]  # fmt: skip
 
@@ -79,7 +79,7 @@ def test_an_object_of_objects_and_a_long_array_are_read_piece_by_piece(tmp_path:
     assert (row["id"], row["question"]) == ("77", "Q?")
     many = [{"id": i, "images": [], "question": "é" * 900 + str(i), "answer": "a ] [ , lung"} for i in range(3000)]
     (tmp_path / "b.json").write_text(json.dumps(many, ensure_ascii=False))  # several reads of a mebibyte
-    assert [record.row["id"] for record in read_rows(Source(str(tmp_path / "b.json")))] == list(range(3000))
+    assert [record.row["id"] for record in read_rows(Source(str(tmp_path / "b.json")))] == [str(n) for n in range(3000)]
     (tmp_path / "c.json").write_text('[{"a": 1}, oops')
     with pytest.raises(SourceError, match="not JSON"):
         list(read_rows(Source(str(tmp_path / "c.json"))))
@@ -88,7 +88,7 @@ def test_an_object_of_objects_and_a_long_array_are_read_piece_by_piece(tmp_path:
 def test_fields_and_values_say_where_a_row_comes_from(folder: Path) -> None:
     source = Source(
         str(write_rows(folder / "a.jsonl", [{"n": 1, "image": "not a file", "text": "Clear lungs.", "sex": "F"}])),
-        fields={"id": "n", "answer": "text", "meta.sex": "sex"},
+        map={"id": "n", "answer": "text", "meta.sex": "sex"},
         values={"images": [], "question": "Write the report.", "kind": "report", "meta.modality": "X-ray"},
     )
     (record,) = read_rows(source, label=True)
@@ -121,21 +121,44 @@ def test_options_in_a_cell_are_json_or_parts(folder: Path) -> None:
 def test_sources_that_cannot_be_read_are_said(tmp_path: Path) -> None:
     for bad, message in (
         ({"path": "x", "format": "xml"}, "xml"),
-        ({"path": "x", "fields": {"quesion": "q"}}, "quesion"),
+        ({"path": "x", "map": {"quesion": "q"}}, "quesion"),
     ):
         with pytest.raises(SourceError, match=message):
             Source(**bad)
     with pytest.raises(SourceError, match="no such file"):
         list(read_rows(Source(str(tmp_path / "none.jsonl"))))
     (tmp_path / "a.weird").write_text("x")
-    with pytest.raises(SourceError, match="format"):
+    with pytest.raises(SourceError, match="a source is demo:train"):
         list(read_rows(Source(str(tmp_path / "a.weird"))))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="holds neither"):
+    with pytest.raises(SourceError, match="holds no file that can be read"):
         list(read_rows(Source(str(tmp_path / "empty"))))
 
 
-def test_aliases_name_row_fields() -> None:
-    from lingshu_rl.data.rows import FIELDS
+def test_a_layout_of_other_people_is_curated_by_its_preset(folder: Path) -> None:
+    """The mapping of `data.train`: presets, filters, conversations; a column that no record has is an error."""
+    record = {"id": "c", "image": "1.png", "keep": 1, "conversations": [
+        {"from": "human", "value": "<image>\nWhich organ?"}, {"from": "gpt", "value": "liver"},
+        {"from": "human", "value": "Is it large?"}, {"from": "gpt", "value": "yes"}]}  # fmt: skip
+    path = str(write_rows(folder / "a.jsonl", [record, {**record, "id": "d", "keep": 0}]))
+    found = list(read_rows(Source(path, format="llava", where="keep == 1"), label=True))
+    assert [(r.row["id"], r.row["kind"], r.row["answer"]) for r in found if r.row] == [("a:c", "open", "liver"), ("a:c/2", "yesno", "yes")]  # fmt: skip
+    assert [r.place for r in found] == ["line 1", "line 1, question 2"]
+    with pytest.raises(SourceError, match="'gender' stands in no record"):
+        list(read_rows(Source(path, format="llava", map={"meta.sex": "gender"})))
+    with pytest.raises(SourceError, match="did you mean 'llava'"):
+        Source(path, format="lava")
 
-    assert all(name in FIELDS or name.startswith("meta.") for name in ALIASES)
+
+def test_a_letter_without_its_options_is_refused_where_rows_are_to_train_on(folder: Path) -> None:
+    path = str(write_rows(folder / "a.jsonl", [{"image": "1.png", "question": "Which?", "answer": "B"}]))
+    (record,) = read_rows(Source(path))
+    assert record.row is None and "map.options says where they are" in record.detail
+    (record,) = read_rows(Source(path), strict=False)  # to compare pictures, labels need no sense
+    assert record.row is not None and len(record.row["images"]) == 1
+
+
+def test_a_column_that_a_source_uses_itself_is_no_other_field(folder: Path) -> None:
+    path = str(write_rows(folder / "a.jsonl", [{"patient": "I cough.", "doctor": "Rest.", "images": []}]))
+    (record,) = read_rows(Source(path, map={"question": "patient", "answer": "doctor"}, values={"kind": "open"}))
+    assert record.row is not None and "meta" not in record.row

@@ -130,7 +130,7 @@ def test_a_dicom_folder_is_a_source_with_columns_from_the_header(tmp_path: Path)
     for i in range(3):
         dicom(tmp_path / f"{i}.dcm", RAMP + i, BodyPartExamined="CHEST")
     (tmp_path / "bad.dcm").write_bytes(b"no dicom")
-    source = Source(str(tmp_path), fields={"answer": "BodyPartExamined"}, values={"question": "Which region is shown?"})
+    source = Source(str(tmp_path), map={"answer": "BodyPartExamined"}, values={"question": "Which region is shown?"})
     records = list(read_rows(source))
     rows = [record.row for record in records if record.row]
     assert [record.reason for record in records if not record.row] == ["unreadable_scan"]

@@ -221,7 +221,8 @@ def test_an_answer_that_is_an_identifier_is_no_label(curate) -> None:
 
 
 def test_deidentify_reads_conversations_and_leaves_options_as_they_are(curate) -> None:
-    said = [{"role": "user", "content": [{"type": "text", "text": "Dated 12-Feb-2021. Any effusion?"}]}]
+    said = [{"role": "user", "content": [{"type": "text", "text": "Dated 12-Feb-2021. Any effusion?"}]},
+            {"role": "assistant", "content": "no"}, {"role": "user", "content": "Any mass?"}]  # fmt: skip
     chat = {"id": "chat", "images": [], "messages": said, "answer": "no", "kind": "yesno"}
     choice = question(1, id="choice", kind="option", options=["15 April 1987", "1 May 1990"], answer="15 April 1987")
     first, second = curate([chat, choice], ["deidentify"]).rows()

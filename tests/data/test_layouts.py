@@ -176,7 +176,7 @@ def test_the_presets_are_known_by_their_columns(folder: Path, name: str) -> None
 
 def test_every_preset_is_tried(folder: Path) -> None:
     here = {told.get("format") for _, told, _ in LAYOUTS.values()}
-    assert set(presets()) - here <= {"slake", "vqa_med", "path_vqa_lxmert", "omnimedvqa", "medframeqa", "gmai_mmbench", "medmcqa", "r2gen", "captions", "roco"}  # fmt: skip
+    assert set(presets()) - here <= {"slake", "vqa_med", "path_vqa_lxmert", "omnimedvqa", "medframeqa", "gmai_mmbench", "medmcqa", "r2gen", "captions", "roco", "usual"}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- the files of the door's trial
