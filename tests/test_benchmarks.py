@@ -172,6 +172,6 @@ def test_the_whole_step_against_trl(tmp_path):
 
 def test_loading_is_measured_with_and_without_counting():
     found = json.loads(bench("loading.py", "--images", 120, "--texts", 120))
-    assert len(found) == 6 and all(point["rows"] == 120 for point in found.values())
+    assert len(found) == 8 and all(point["rows"] == 120 for point in found.values())
     for name, point in found.items():
         assert ("longest" in point) == name.endswith("counted")
