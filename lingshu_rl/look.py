@@ -20,6 +20,7 @@ from lingshu_rl.data.sources import (
     Source,
     SourceError,
     guess_preset,
+    is_row,
     layout_of,
     open_records,
     open_rows,
@@ -29,7 +30,7 @@ from lingshu_rl.data.tables import Head
 from lingshu_rl.rewarding import spread
 from lingshu_rl.types import Prompt
 from rewards.kinds import LETTERS
-from rewards.rows import FIELDS, OTHER_NAMES
+from rewards.rows import OTHER_NAMES
 
 SAMPLE = 200  # records that are guessed by
 COUNTED = 100  # rows whose tokens are counted, evenly taken
@@ -101,7 +102,7 @@ def look(source: Source, rows: int, limit: int, model: str, instruction: str) ->
 
 def settled(source: Source, records: Sequence[Mapping[str, Any]]) -> Source:
     """The source with the preset that its records look like, or with a mapping guessed from the columns' names."""
-    if source.format or source.map or not records or _is_ours(records[0]):
+    if source.format or source.map or not records or is_row(records[0]):
         return source
     if found := guess_preset(records[:3]):
         return replace(source, format=found)
@@ -110,10 +111,6 @@ def settled(source: Source, records: Sequence[Mapping[str, Any]]) -> Source:
     if report and "answer" not in columns:
         return replace(source, map={**columns, "answer": report}, values={"question": "Write the report.", "kind": "report", **source.values})  # fmt: skip
     return replace(source, map=columns)
-
-
-def _is_ours(record: Mapping[str, Any]) -> bool:
-    return {"images", "answer", "kind"} <= record.keys() <= set(FIELDS)
 
 
 def guessed_map(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.curate.scans import ScanError, ScanOptions, read_scan, scan_files, scan_kind, windowed
-from lingshu_rl.data.mapping import Mapper
+from lingshu_rl.data.mapping import Mapper, images_of
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.data.sources import (
     DATA_ENDINGS,
     Reading,
     SourceError,
     check_mapping,
+    is_row,
     layout_of,
     open_records,
     presets,
@@ -84,11 +85,21 @@ def read_rows(
             rows += 1
             yield record
             continue
-        for part, row in enumerate(mapper(record), start=1):
+        for part, row in enumerate(_rows(record, source, mapper), start=1):
             rows += 1
             where = place if part == 1 else f"{place}, question {part}"
             yield _finished(where, row, source, folder, keep_image, label=label, strict=strict, looked=looked)
     check_mapping(source, mapper, records, rows)
+
+
+def _rows(record: Any, source: Source, mapper: Mapper) -> Sequence[dict[str, Any] | RowError]:
+    """A row of this library as it stands, where the source says nothing else; else what the mapping makes of it."""
+    if source.mapped or not is_row(record):
+        return mapper(record)
+    try:
+        return [{**record, "images": images_of(record["images"])}]
+    except RowError as error:
+        return [error]
 
 
 def _finished(

@@ -409,7 +409,8 @@ def _choice(answer: Any, options: Sequence[str], base: int | None) -> Any:
     letters = LETTERS[: len(options)]
     if isinstance(number, str) and len(number) > 1 and number not in options:
         picked = re.sub(r"[,;\s]", "", number)
-        if len(picked) > 1 and set(picked) <= set(letters) and len(set(picked)) == len(picked):
+        apart = picked != number or sorted(picked) == list(picked)
+        if apart and len(picked) > 1 and set(picked) <= set(letters) and len(set(picked)) == len(picked):
             return list(picked)
     return number
 
@@ -430,9 +431,8 @@ def texts_of(options: Any) -> list[str]:
     while texts and not texts[-1]:
         texts.pop()
     marks = [re.match(_MARK.format(letter), text, re.IGNORECASE) for letter, text in zip(LETTERS, texts, strict=False)]
-    if texts and len(marks) == len(texts) and all(marks):
-        texts = [text[m.end() :].strip() for text, m in zip(texts, marks, strict=True) if m]
-    return texts
+    bare = [text[m.end() :].strip() for text, m in zip(texts, marks, strict=False) if m]
+    return bare if len(set(bare)) == len(texts) else texts  # "A wave", "B wave": no marks
 
 
 def _listed(text: str) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.data.mapping import ImageFinder, Layout, Mapper, MappingError
-from lingshu_rl.data.rows import RowError
+from lingshu_rl.data.rows import FIELDS, RowError
 from lingshu_rl.data.tables import (
     PACKED,
     SPLITS,
@@ -145,6 +145,11 @@ def sources_of(given: Any, key: str = "data.train") -> tuple[Source, ...]:
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise SourceError(f"{key}: two sources are called {twice!r}; give them a `name` each")
     return made
+
+
+def is_row(record: Any) -> bool:
+    """Whether a record has the form of a row of this library already."""
+    return isinstance(record, Mapping) and {"images", "answer", "kind"} <= record.keys() <= set(FIELDS)
 
 
 def paths_in(given: Any) -> list[str]:

@@ -263,6 +263,13 @@ def test_an_index_is_read_only_where_it_is_said_from_where_it_counts(folder: Pat
     assert "this record has no options" in refusal({"path": without, "map": {"answer": {"from": "answer", "base": 0}}})
 
 
+def test_letters_that_are_words_of_the_options_stay(folder: Path) -> None:
+    path = str(write(folder / "a.jsonl", lines({**MCQ, "options": ["A wave", "B wave", "C wave"], "answer": "B wave"})))
+    assert first({"path": path, "format": "vqa"})[2:4] == (("A wave", "B wave", "C wave"), "B")
+    path = str(write(folder / "b.jsonl", lines({**MCQ, "options": ["x", "y", "z"], "answer": "CAB"})))
+    assert "neither one letter nor the text" in refusal({"path": path, "format": "vqa"})
+
+
 def test_an_option_that_is_a_number_is_its_text(folder: Path) -> None:
     path = str(write(folder / "a.jsonl", lines({**MCQ, "options": ["2", "1"], "answer": "1"})))
     assert first({"path": path, "format": "vqa"})[3] == "B"
