@@ -13,8 +13,9 @@ from statistics import median
 from typing import Any
 
 from lingshu_rl.config import checked_sources, read_words
+from lingshu_rl.data.chats import images_of
+from lingshu_rl.data.columns import at_path, is_missing
 from lingshu_rl.data.load import DataError, Loaded, Refused, load
-from lingshu_rl.data.mapping import at_path, images_of, is_missing
 from lingshu_rl.data.sources import (
     PICTURES,
     Source,

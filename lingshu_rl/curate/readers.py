@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.curate.scans import ScanError, ScanOptions, read_scan, scan_files, scan_kind, windowed
-from lingshu_rl.data.mapping import Mapper, images_of
+from lingshu_rl.data.chats import images_of
+from lingshu_rl.data.mapping import Mapper
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.data.sources import (
     DATA_ENDINGS,

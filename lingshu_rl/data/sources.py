@@ -15,7 +15,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.data.mapping import ImageFinder, Layout, Mapper, MappingError
+from lingshu_rl.data.columns import MappingError, expression, is_missing
+from lingshu_rl.data.mapping import ImageFinder, Layout, Mapper
 from lingshu_rl.data.rows import FIELDS, RowError
 from lingshu_rl.data.tables import (
     PACKED,
@@ -475,8 +476,6 @@ def _dataset(read: Callable[[], Any], source: Reading) -> Rows:
 
 def guess_preset(records: Iterable[Mapping[str, Any]]) -> str:
     """The preset whose signs, the most of all, stand in every one of these records; "" where none is known."""
-    from lingshu_rl.data.mapping import expression, is_missing
-
     seen = list(records)
     fitting = {
         name: len(preset.signs)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.data.mapping import labelled
+from lingshu_rl.data.labels import labelled
 from lingshu_rl.data.rows import FIELDS, LETTERS, RowError, row_to_prompt
 from lingshu_rl.data.sources import Source, SourceError, open_records
 from lingshu_rl.eval.benchmarks import EvalError
