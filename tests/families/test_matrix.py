@@ -28,7 +28,7 @@ LARGE = {"smolvlm", "idefics3", "internvl", "llava_onevision"}  # 1,500 to 2,300
 AHEAD = {"gemma3", "gemma4_blocks"}
 
 
-@pytest.fixture(params=[pytest.param(f, marks=pytest.mark.slow if f in LARGE else ()) for f in FAMILIES])
+@pytest.fixture(params=[pytest.param(f, marks=pytest.mark.endurance if f in LARGE else ()) for f in FAMILIES])
 def family(request: pytest.FixtureRequest) -> str:
     if request.param == "smolvlm" and importlib.util.find_spec("num2words") is None:
         pytest.skip("transformers' SmolVLM processor needs num2words")
