@@ -25,6 +25,7 @@ ASSERTED, ASKED, CONDITIONAL, DISOWNED = "asserted", "asked", "conditional", "di
 KEPT, RETRACTS, RECONSIDERS = "", "retracts", "reconsiders"
 
 _AHEAD = 300  # characters of the sentence before a cue
+_MOST_CLAIMS = 300  # nobody answers this often; it also bounds the time
 _BEHIND = 2000  # characters after an answer in which it may be taken back
 
 
@@ -87,12 +88,13 @@ class _Stances:
         self.ends = tuple(
             re.compile(pattern, flags)
             for pattern in (
-                rf"[\s,;(—–-]+{role('reasons')}.*$",
+                rf"[\s,;(—–-]+{role('reasons')}(?s:.*)$",
                 rf"(?:\s*[,;(—–-]\s*|\s+){role('instead')}\s[^,;.]{{1,60}}[).!\s]*$",
                 rf"(?:\s*[,(—–-]\s*|\s+){role('hedges')}[\s).!]*$",
                 rf"\s*{role('verdicts')}[\s).!]*$",
             )
         )
+        self.reason = re.compile(rf"[\s,;(—–-]+{role('reasons')}(?s:.*)$", flags)
         self.alternative = re.compile(role("alternatives"), flags)
 
 
@@ -131,14 +133,18 @@ def is_conditional(text: str) -> bool:
 
 def core(text: str) -> str:
     """A phrase without the words that only present it: "I would say X, most likely, rather than Y" is X."""
-    phrase = strip_leads(clean_phrase(text))
+    return strip_leads(without_ends(clean_phrase(text)))
+
+
+def without_ends(phrase: str) -> str:
+    """A cleaned phrase without what is said about it behind it: a reason, a verdict, what it is preferred to."""
     for _ in range(3):
         shorter = phrase
         for end in stances().ends:
             shorter = _without(end, shorter)
         if shorter == phrase:
             break
-        phrase = strip_leads(shorter)
+        phrase = shorter
     return phrase
 
 
@@ -162,13 +168,22 @@ def claims_of(text: str) -> list[Claim]:
     return found
 
 
+def sentence_claims(text: str) -> list[Claim]:
+    """The claims of prose, sentence by sentence."""
+    return [claim for start, end in sentence_spans(text) for claim in claims_of(text[start:end])]
+
+
 def _claim(text: str, takes_back: str) -> Claim:
-    if "?" in text or "？" in text:
-        told = [text[start:end] for start, end in sentence_spans(text) if not text[start:end].rstrip(" *_)\"'").endswith(("?", "？"))]
+    if "?" in text:
+        told = [part for start, end in sentence_spans(text) if not asks(part := text[start:end])]
         if not told:
             return Claim(text, ASKED, takes_back)
-        text = " ".join(told)
+        text = "\n".join(told)
     return Claim(text, CONDITIONAL if is_conditional(text) else ASSERTED, takes_back)
+
+
+def asks(sentence: str) -> bool:
+    return "?" in sentence and sentence.rstrip(" *_)\"'").endswith("?")
 
 
 Raw = Callable[[Candidate, Answer], str]
@@ -198,85 +213,95 @@ def _stance_ahead(rest: str, cue: Candidate) -> str:
     return DISOWNED if is_disowned(ahead) or words().wrong_lead.search(ahead) is not None else ASSERTED
 
 
+# Before a claim of its own; alone it is an answer.
+_CONTRADICTS = re.compile(r"no,\s+", re.IGNORECASE)
+
+
 def _behind(text: str) -> Iterable[Claim]:
     """Sentences after an answer that begin by taking it back."""
     if not text.strip():
         return
     for start, end in sentence_spans(text):
         sentence = text[start:end].strip()
-        mark = stances().takes_back.match(sentence)
-        if mark is not None and mark.end() > 0:
-            yield _claim(sentence[mark.end() :], str(mark.lastgroup))
+        mark = stances().takes_back.match(sentence) or _CONTRADICTS.match(sentence)
+        if mark is not None:
+            yield _claim(sentence[mark.end() :], mark.lastgroup or RECONSIDERS)
 
 
 # -------------------------------------------------------------------------------------------------------------- settle
 
 
 @dataclass(frozen=True)
-class Kind:
+class Reader:
     """How one kind of question reads an answer.
 
-    read: a claim's text. bare: the texts that decide in a completion without any mark, each with the claims it may be
-    taken back by. beside: texts that may veto a marked answer, and that decide where no cue says anything. raw: a
-    candidate as it was written.
+    read: a claim's text. bare: the places that decide in a completion without any mark. beside: places that may veto a
+    marked answer; decides_beside: they decide where no cue says anything. raw: a candidate as it was written.
     """
 
     read: Callable[[str], Said]
-    bare: Callable[[Answer], Sequence[str]]
-    beside: Callable[[Answer], Sequence[str]] = lambda answer: ()
-    raw: Raw = lambda candidate, answer: candidate.text
+    bare: Callable[[Answer], Sequence[Sequence[Claim]]]
+    beside: Callable[[Answer], Sequence[Sequence[Claim]]] = lambda answer: ()
     decides_beside: bool = False
+    raw: Raw = lambda candidate, answer: candidate.text
 
 
-def settle(answer: Answer, kind: Kind) -> Said:
+def settle(answer: Answer, kind: Reader) -> Said:
     """What the answer says: its deciding places agree, and no lower one says something else."""
     if answer.channel == "bare":
-        deciding = [claims_of(text) for text in kind.bare(answer)]
+        deciding = kind.bare(answer)
     else:
         deciding = places(answer, answer.candidates, kind.raw)
-    beside = [claims_of(text) for text in kind.beside(answer)]
-    said: list[Said] = []
+    spoken: list[Said] = []
     for place in deciding:
-        found = _fold(place, kind.read)
-        if found.value is None and (answer.closed or found.status == "conflict"):
-            return found if found.status != "ok" else Said(status="unparsed", reason=_silence(place, answer))
-        if found.value is not None or found.status != "ok":
-            said.append(found)
-    lower = [_fold(place, kind.read) for place in (*places(answer, answer.lower, kind.raw), *beside)]
-    firm = [found for found in lower if found.firm and (found.value is not None or found.status == "conflict")]
-    spoken = [found for found in said if found.value is not None]
+        said = _fold(place, kind.read)
+        if said.status != "ok":
+            return said
+        if said.value is not None:
+            spoken.append(said)
+        elif answer.closed:
+            return Said(status="unparsed", reason=said.reason or _silence(place))
+    lower = [_fold(place, kind.read) for place in (*places(answer, answer.lower, kind.raw), *kind.beside(answer))]
+    firm = [said for said in lower if said.firm and (said.value is not None or said.status == "conflict")]
     if not spoken and kind.decides_beside:
-        spoken = [found for found in firm if found.value is not None]
+        spoken, firm = [said for said in firm if said.value is not None], [said for said in firm if said.value is None]
     if not spoken:
-        return next(iter(said), Said(status="unparsed", reason=_silence(deciding[0] if deciding else [], answer)))
+        return Said(status="unparsed", reason=_silence([claim for place in deciding for claim in place]))
     first = spoken[0]
-    if any(found.value != first.value for found in spoken):
-        return Said(status="conflict", parsed=first.parsed, reason=f"the {answer.channel} answers disagree")
-    other = next((found for found in firm if found.value != first.value), None)
+    if any(said.value != first.value for said in spoken):
+        return Said(status="conflict", parsed=first.parsed, reason="different answers are given")
+    other = next((said for said in firm if said.value != first.value), None)
     if other is not None:
-        shown = other.reason or f"{str(other.parsed)[:40]!r}"
-        return Said(status="conflict", parsed=first.parsed, reason=f"another place says otherwise: {shown}")
+        return Said(status="conflict", parsed=first.parsed, reason=f"beside it {other.parsed or other.reason!r} is said")
     return first
 
 
 def _fold(place: Sequence[Claim], read: Callable[[str], Said]) -> Said:
-    """What is left of a place when each claim that takes back has been heard."""
+    """What is left of a place when each claim that takes something back has been heard."""
     held = NOTHING
+    seen: set[Claim] = set()
     for claim in place:
+        if claim in seen:
+            continue
+        seen.add(claim)
+        if len(seen) > _MOST_CLAIMS:
+            return Said(status="conflict", reason="too many statements")
         said = read(claim.text) if claim.stance == ASSERTED and claim.text.strip() else NOTHING
-        if claim.takes_back == RETRACTS:
+        speaks = said.value is not None or said.status == "conflict"
+        if claim.takes_back == RETRACTS or (claim.takes_back == RECONSIDERS and speaks and said.firm):
             held = said
-        elif said.value is None and said.status != "conflict":
-            held = said if held.value is None and held.status == "ok" else held
-        elif claim.takes_back == RECONSIDERS or held.value is None:
+        elif claim.takes_back == RECONSIDERS:
+            continue
+        elif held == NOTHING:
             held = said
-        elif held.value != said.value:
+        elif speaks and held.value != said.value:
             return Said(status="conflict", parsed=held.parsed, reason="different answers are given")
     return held
 
 
-def _silence(place: Sequence[Claim], answer: Answer) -> str:
-    if len(place) > 1:
+def _silence(claims: Sequence[Claim]) -> str:
+    """Why claims say nothing."""
+    if any(claim.takes_back for claim in claims):
         return "the answer is taken back"
-    stance = place[0].stance if place else ASSERTED
-    return "no answer was found" if stance == ASSERTED else f"the answer is {stance}"
+    stance = next((claim.stance for claim in claims if claim.stance != ASSERTED), "")
+    return f"the answer is {stance}" if stance else "no answer was found"

@@ -12,6 +12,7 @@ from typing import Any
 
 from rewards.answer import Answer, extract
 from rewards.base import Reward, RewardInput, RewardResult
+from rewards.claims import Claim, Reader, Said, asks, claims_of, core, is_conditional, is_disowned, sentence_claims, settle, stances, without_ends
 from rewards.phrases import clean_phrase, strip_leads
 from rewards.text import (
     key_of_normalised,
@@ -25,20 +26,13 @@ from rewards.text import (
 )
 from rewards.words import words
 
-_IDIOMS = re.compile(
-    r"\b(?:there (?:is|can be) )?(?:no|without(?: a| any)?) (?:doubt|question)\b(?: that| about it)?|\bbeyond doubt\b",
-    re.IGNORECASE,
-)
 _ALTERNATIVE = re.compile(r"(?<!\w)(?:or|oder|ou|либо|или)(?!\w)|或|또는|または|أو", re.IGNORECASE)
 _SEPARATOR = re.compile(
     r"\s*(?:[,;/&+\n、，؛،]|(?<!\w)(?:and|und|et|y|e|as well as|plus|with)(?!\w)|和|및|와|과|と|و)\s*", re.IGNORECASE
 )
-_REASON = re.compile(
-    r"\s*[,;(—–-]?\s*(?:\b(?:because|since|as (?:shown|seen|evidenced|indicated)|given that|based on)\b|因为)",
-    re.IGNORECASE,
-)
 _MOST_LABELS = 300
 _LONGEST_PHRASE = 200
+_FIRM_WORDS = 6  # a longer text beside an answer is prose
 _LONGEST_ANSWER = 500  # characters; what is cut off could not match anyway
 _PARENTHESIS = re.compile(r"\s*\(([^()]{1,80})\)\s*")
 _STATEMENT = re.compile(
@@ -67,6 +61,7 @@ _BEFORE = re.compile(
     r"(?: a(?: clear| definite)?)?)[\s\"'*]*$",
     re.IGNORECASE,
 )
+_OR_ELSE = re.compile(r"[\s\"')*,]*(?:or|oder|ou|или|/)\s*(?!so\b)", re.IGNORECASE)
 _AFTER = re.compile(
     r"[\s\"')*]*(?:$|[.,;:!?—–。、，।/]|\s-\s|\n|(?:and|or|but|because|since|there|it|the|this|that|i|we|as)\b)",
     re.IGNORECASE,
@@ -92,7 +87,7 @@ def read_yes_no(text: str) -> str:
         phrase = clean_phrase(text)
         if phrase.endswith("?"):
             return ""
-        for candidate in (phrase, strip_leads(phrase)):
+        for candidate in (phrase, strip_leads(phrase), core(phrase)):
             if (said := phrases.get(key_of_normalised(candidate))) is not None:
                 return said
         if not phrase.isascii():
@@ -100,21 +95,45 @@ def read_yes_no(text: str) -> str:
                 if phrase.startswith(word) and words().closers_only.fullmatch(phrase, len(word)):
                     return value
     found: set[str] = set()
-    for start, end in sentence_spans(text := _IDIOMS.sub(" ", strip_markup(text))):
-        said_here: set[str] = set()
-        for match in _TOKEN.finditer(text, start, end):
-            said = single.get(match.group().casefold())
-            if (
-                said is not None
-                and _BEFORE.search(text[max(start, match.start() - 24) : match.start()])
-                and _AFTER.match(text, match.end(), end)
-            ):
-                said_here.add(said)
-        if said_here and text[end - 1] not in "?？" and not words().conditional.search(text, start, end):
-            found |= said_here
+    for start, end in sentence_spans(text := stances().sure.sub(" ", strip_markup(text))):
+        if not asks(text[start:end]) and not is_conditional(text[start:end]):
+            found |= _said_in(text, start, end)
     if len(found) == 2:
         return "both"
     return found.pop() if found else ""
+
+
+def _said_in(text: str, start: int, end: int) -> set[str]:
+    """The answer words of a sentence, but those of somebody else. A word with an alternative says both."""
+    single, _ = _yes_no_words()
+    said: set[str] = set()
+    for match in _TOKEN.finditer(text, start, end):
+        word = single.get(match.group().casefold())
+        if word is None or not _AFTER.match(text, match.end(), end):
+            continue
+        if not _BEFORE.search(text[max(start, match.start() - 24) : match.start()]):
+            continue
+        if is_disowned(text[start : match.start()]):
+            continue
+        said |= {"yes", "no"} if _OR_ELSE.match(text, match.end(), end) else {word}
+    return said
+
+
+_YES_NO = {"yes": Said("yes", "yes"), "no": Said("no", "no"), "": Said(), "both": Said(status="conflict", reason="both yes and no are said")}
+
+
+def _read_yes_no(text: str) -> Said:
+    said = _YES_NO[read_yes_no(text)]
+    # A long cue text says nothing that the text around it does not.
+    return said
+
+
+_YES_NO_READER = Reader(
+    _read_yes_no,
+    bare=lambda answer: (sentence_claims(answer.rest.strip()),),
+    beside=lambda answer: () if answer.channel == "bare" else (sentence_claims(answer.rest.strip()),),
+    decides_beside=True,
+)
 
 
 class YesNo(Reward):
@@ -139,19 +158,11 @@ class YesNo(Reward):
             return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
         if answer.status != "ok":
             return RewardResult(0.0, "unparsed", reason=answer.reason)
-        said = [read_yes_no(text) for text in dict.fromkeys(answer.texts)] if answer.closed else []
-        if "" in said:
-            return RewardResult(0.0, "unparsed", reason=f"the {answer.channel} says neither yes nor no")
-        # A long cue text says nothing that the text around it does not.
-        candidates = answer.lower if answer.closed else answer.candidates
-        outside = [candidate.text for candidate in candidates if len(candidate.text) <= _LONGEST_PHRASE]
-        said += [word for text in dict.fromkeys((answer.rest.strip(), *outside)) if (word := read_yes_no(text))]
-        if not said:
-            return RewardResult(0.0, "unparsed", reason="neither yes nor no is said")
-        if len(set(said)) > 1 or "both" in said:
-            return RewardResult(0.0, "conflict", reason="both yes and no are said")
-        right = said[0] == gold
-        return RewardResult(float(right), parsed=said[0], reason="" if right else f"{said[0]} is not {gold}")
+        said = settle(answer, _YES_NO_READER)
+        if said.status != "ok":
+            return RewardResult(0.0, said.status, reason=said.reason)
+        right = said.value == gold
+        return RewardResult(float(right), parsed=said.value, reason="" if right else f"{said.value} is not {gold}")
 
 
 def yes_no_gold(gold: Any) -> str:
@@ -217,19 +228,29 @@ class OpenAnswer(Reward):
         answer = extract(sample.completion)
         if sample.truncated and not answer.closed:
             return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
-        texts = tuple(dict.fromkeys(text[:_LONGEST_ANSWER] for text in _free_texts(answer)))
-        if not texts:
-            return RewardResult(0.0, "unparsed", reason=answer.reason or "no short answer was found")
-        said = [_match(text, accepted) for text in texts]
-        parsed = clean_phrase(texts[0])
-        if all(said):
-            lower = [c.text for c in answer.lower if len(c.text.split()) <= 6]
-            if all(_match(text, accepted) for text in lower):
-                return RewardResult(1.0, parsed=parsed)
-            return RewardResult(0.0, "conflict", parsed=parsed, reason=f"{lower[0]!r} is said beside it")
-        if len({answer_key(clean_phrase(text)) for text in texts}) > 1:
-            return RewardResult(0.0, "conflict", parsed=parsed, reason="different answers are given")
-        return RewardResult(0.0, parsed=parsed, reason=f"{parsed[:80]!r} is not {_texts(sample.gold)[0]!r}")
+        if answer.status != "ok":
+            return RewardResult(0.0, "unparsed", reason=answer.reason)
+        said = settle(answer, Reader(lambda text: _read_open(text, accepted), bare=_only_line))
+        if said.status != "ok":
+            return RewardResult(0.0, said.status, parsed=said.parsed, reason=said.reason)
+        right = said.value is True
+        reason = "" if right else f"{said.parsed[:80]!r} is not {_texts(sample.gold)[0]!r}"
+        return RewardResult(float(right), parsed=said.parsed, reason=reason)
+
+
+def _only_line(answer: Answer) -> list[list[Claim]]:
+    body = lines(answer.body)
+    return [claims_of(body[0])] if len(body) == 1 else []
+
+
+def _read_open(text: str, accepted: _Accepted) -> Said:
+    """True for one of the accepted answers, else the key of the other one."""
+    text = text[:_LONGEST_ANSWER]
+    parsed = clean_phrase(text)
+    if _match(text, accepted):
+        return Said(True, parsed)
+    key = answer_key(parsed)
+    return Said(key, parsed, firm=len(text.split()) <= _FIRM_WORDS) if key else Said()
 
 
 def _texts(gold: Any) -> list[str]:
@@ -288,26 +309,15 @@ def _abbreviates(short: str, long: str) -> bool:
     return len(letters) > 1 and letters == initials
 
 
-def _free_texts(answer: Answer) -> tuple[str, ...]:
-    if answer.status != "ok":
-        return ()
-    if answer.channel == "bare":
-        body = lines(answer.body)
-        return (body[0],) if len(body) == 1 else ()
-    return answer.texts
-
-
 def _match(text: str, accepted: _Accepted) -> bool:
     """Whether a candidate text is one of the accepted answers, wholly."""
     phrase = clean_phrase(text)
-    reason = _REASON.search(phrase)
-    if reason is not None and reason.start() > 0:
-        phrase = phrase[: reason.start()]
-    forms = [phrase, strip_leads(phrase)]
-    statement = _STATEMENT.match(phrase)
-    if statement is not None:
-        forms.append(phrase[statement.end() :])
-    return any(_same(form, accepted) for form in forms)
+    if _same(phrase, accepted):
+        return True
+    bare = without_ends(phrase)
+    statement = _STATEMENT.match(bare)
+    forms = (bare, strip_leads(bare), bare[statement.end() :] if statement is not None else "")
+    return any(_same(form, accepted) for form in forms if form)
 
 
 def _same(text: str, accepted: _Accepted) -> bool:
@@ -375,27 +385,35 @@ class LabelSet(Reward):
         answer = extract(sample.completion)
         if sample.truncated and not answer.closed:
             return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
-        texts = answer.texts if answer.status == "ok" and answer.channel != "bare" else (answer.body,)
         if answer.status != "ok":
             return RewardResult(0.0, "unparsed", reason=answer.reason)
-        readings = [_named_labels(text, aliases) for text in dict.fromkeys(texts)]
-        named = readings[0]
-        if named is None:
-            return RewardResult(0.0, "unparsed", reason="no list of labels was found")
-        if any(reading != named for reading in readings):
-            return RewardResult(0.0, "conflict", reason="different lists are given")
-        if isinstance(named, str):
-            return RewardResult(0.0, "conflict", reason=named)
+        said = settle(answer, Reader(lambda text: _read_labels(text, aliases), bare=lambda answer: [claims_of(answer.body)]))
+        if said.status != "ok":
+            return RewardResult(0.0, said.status, reason=said.reason)
+        named = said.value
         if not named and not gold:
             return RewardResult(1.0, parsed=())
         wrong = len(named - gold)
         right = max(0.0, len(named & gold) - self.wrong_cost * wrong)
-        shown = tuple(sorted(named))
         return RewardResult(
             2 * right / (len(named) + len(gold)),
-            parsed=shown,
+            parsed=said.parsed,
             reason=f"{len(named & gold)} right, {wrong} wrong, {len(gold - named)} missed",
         )
+
+
+def _read_labels(text: str, aliases: Mapping[str, str]) -> Said:
+    named = _named_labels(text, aliases)
+    if isinstance(named, str):
+        return Said(status="conflict", reason=named)
+    if named is None:
+        return Said()
+    return Said(named, tuple(sorted(named)), firm=all(len(label.split()) <= _FIRM_WORDS for label in named))
+
+
+def _without_reason(text: str) -> str:
+    reason = stances().reason.search(text)
+    return text[: reason.start()] if reason is not None else text
 
 
 def _label_texts(gold: Any) -> list[str] | None:
@@ -414,7 +432,7 @@ def _aliases(synonyms: Mapping[str, Any]) -> dict[str, str]:
 def _named_labels(text: str, aliases: Mapping[str, str]) -> frozenset[str] | str | None:
     """The labels that a text names; a reason when it contradicts itself; None when it says nothing."""
     table = _table()
-    items = "\n".join(strip_markup(line) for line in unwrap_latex(text).split("\n"))
+    items = _without_reason("\n".join(strip_markup(line) for line in unwrap_latex(text).split("\n")))
     items = strip_quotes(items).strip("[]{} \t\n")
     if _ALTERNATIVE.search(items):
         return "alternatives are offered"
@@ -425,7 +443,7 @@ def _named_labels(text: str, aliases: Mapping[str, str]) -> frozenset[str] | str
     if len(parts) > _MOST_LABELS:
         return "too many labels are named"
     for part in parts:
-        item = strip_leads(strip_quotes(part).strip(" .'\""))
+        item = core(strip_quotes(part).strip(" .'\""))
         key = answer_key(item)
         if not key:
             continue
