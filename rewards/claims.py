@@ -81,7 +81,9 @@ class _Stances:
         self.sure = re.compile(role("sure"), flags)
         self.doubts = re.compile(rf"{role('doubts')}|{says}", flags)
         self.disowns = re.compile(rf"{role('doubts')}|{role('denies')}|n['’]t\b|{says}", flags)
-        start = r"(?:^|(?<=[.,;:!?)(—–\n-])\s*|(?<=[.,;:!?)(—–\n-] )|(?<=[。！？，、])|(?<=\bbut )|(?<=\band ))[\s\"'(*_-]*"
+        start = (
+            r"(?:^|(?<=[.,;:!?)(—–\n-])\s*|(?<=[.,;:!?)(—–\n-] )|(?<=[。！？，、])|(?<=\bbut )|(?<=\band ))[\s\"'(*_-]*"
+        )
         self.takes_back = re.compile(
             rf"{start}(?:(?P<retracts>{role('retracts')})|(?P<reconsiders>{role('reconsiders')}))[\s,:.!…—–-]*", flags
         )
@@ -109,7 +111,8 @@ def stances() -> _Stances:
 
 
 _CLAUSE_BREAK = re.compile(
-    r"[,;:—–]|\b(?:but|so|therefore|thus|hence|however|and|while|although|because|since|yet|then)\b", re.IGNORECASE
+    r"[,;:—–]|[.!?]\s|\b(?:but|so|therefore|thus|hence|however|and|while|although|because|since|yet|then)\b",
+    re.IGNORECASE,
 )
 
 
@@ -118,6 +121,7 @@ def is_disowned(ahead: str, denials: bool = True) -> bool:
 
     denials: False where the kind reads "not" itself, as numbers do.
     """
+    ahead = ahead[-_AHEAD:]
     if not ahead or ahead.isspace():
         return False
     begin = 0
@@ -248,6 +252,8 @@ class Reader:
 
 def settle(answer: Answer, kind: Reader) -> Said:
     """What the answer says: its deciding places agree, and no lower one says something else."""
+    if len(answer.candidates) + len(answer.lower) > _MOST_CLAIMS:
+        return Said(status="conflict", reason="too many answers")
     if answer.channel == "bare":
         deciding = kind.bare(answer)
     else:
@@ -272,7 +278,9 @@ def settle(answer: Answer, kind: Reader) -> Said:
         return Said(status="conflict", parsed=first.parsed, reason="different answers are given")
     other = next((said for said in firm if said.value != first.value), None)
     if other is not None:
-        return Said(status="conflict", parsed=first.parsed, reason=f"beside it {other.parsed or other.reason!r} is said")
+        return Said(
+            status="conflict", parsed=first.parsed, reason=f"beside it {other.parsed or other.reason!r} is said"
+        )
     return first
 
 

@@ -12,7 +12,20 @@ from typing import Any
 
 from rewards.answer import Answer, extract
 from rewards.base import Reward, RewardInput, RewardResult
-from rewards.claims import Claim, Reader, Said, asks, claims_of, core, is_conditional, is_disowned, sentence_claims, settle, stances, without_ends
+from rewards.claims import (
+    Claim,
+    Reader,
+    Said,
+    asks,
+    claims_of,
+    core,
+    is_conditional,
+    is_disowned,
+    sentence_claims,
+    settle,
+    stances,
+    without_ends,
+)
 from rewards.phrases import clean_phrase, strip_leads
 from rewards.text import (
     key_of_normalised,
@@ -32,6 +45,7 @@ _SEPARATOR = re.compile(
 )
 _MOST_LABELS = 300
 _LONGEST_PHRASE = 200
+_AHEAD = 120  # characters before an answer word
 _FIRM_WORDS = 6  # a longer text beside an answer is prose
 _LONGEST_ANSWER = 500  # characters; what is cut off could not match anyway
 _PARENTHESIS = re.compile(r"\s*\(([^()]{1,80})\)\s*")
@@ -113,23 +127,22 @@ def _said_in(text: str, start: int, end: int) -> set[str]:
             continue
         if not _BEFORE.search(text[max(start, match.start() - 24) : match.start()]):
             continue
-        if is_disowned(text[start : match.start()]):
+        if len(said) == 2 or is_disowned(text[max(start, match.start() - _AHEAD) : match.start()]):
             continue
         said |= {"yes", "no"} if _OR_ELSE.match(text, match.end(), end) else {word}
     return said
 
 
-_YES_NO = {"yes": Said("yes", "yes"), "no": Said("no", "no"), "": Said(), "both": Said(status="conflict", reason="both yes and no are said")}
-
-
-def _read_yes_no(text: str) -> Said:
-    said = _YES_NO[read_yes_no(text)]
-    # A long cue text says nothing that the text around it does not.
-    return said
+_YES_NO = {
+    "yes": Said("yes", "yes"),
+    "no": Said("no", "no"),
+    "": Said(),
+    "both": Said(status="conflict", reason="both yes and no are said"),
+}
 
 
 _YES_NO_READER = Reader(
-    _read_yes_no,
+    lambda text: _YES_NO[read_yes_no(text)],
     bare=lambda answer: (sentence_claims(answer.rest.strip()),),
     beside=lambda answer: () if answer.channel == "bare" else (sentence_claims(answer.rest.strip()),),
     decides_beside=True,
@@ -387,7 +400,9 @@ class LabelSet(Reward):
             return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
         if answer.status != "ok":
             return RewardResult(0.0, "unparsed", reason=answer.reason)
-        said = settle(answer, Reader(lambda text: _read_labels(text, aliases), bare=lambda answer: [claims_of(answer.body)]))
+        said = settle(
+            answer, Reader(lambda text: _read_labels(text, aliases), bare=lambda answer: [claims_of(answer.body)])
+        )
         if said.status != "ok":
             return RewardResult(0.0, said.status, reason=said.reason)
         named = said.value
