@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
@@ -22,10 +22,10 @@ from rewards.text import normalise, sentence_spans
 from rewards.words import words
 
 ASSERTED, ASKED, CONDITIONAL, DISOWNED = "asserted", "asked", "conditional", "disowned"
-KEPT, RETRACTS, RECONSIDERS = "", "retracts", "reconsiders"
+KEPT, RETRACTS, RECONSIDERS, OFFERS = "", "retracts", "reconsiders", "offers"
 
 _AHEAD = 300  # characters of the sentence before a cue
-_MOST_CLAIMS = 300  # nobody answers this often; it also bounds the time
+_MOST_CLAIMS = 100  # nobody answers this often; it also bounds the time
 _BEHIND = 2000  # characters after an answer in which it may be taken back
 
 
@@ -82,21 +82,24 @@ class _Stances:
         self.doubts = re.compile(rf"{role('doubts')}|{says}", flags)
         self.disowns = re.compile(rf"{role('doubts')}|{role('denies')}|n['’]t\b|{says}", flags)
         start = (
-            r"(?:^|(?<=[.,;:!?)(—–\n-])\s*|(?<=[.,;:!?)(—–\n-] )|(?<=[。！？，、])|(?<=\bbut )|(?<=\band ))[\s\"'(*_-]*"
+            r"(?:^|(?<=[.,;:!?)(—–\n-])|(?<=[.,;:!?)(—–\n-] )|(?<=[。！？，、])|(?<=\bbut )|(?<=\band ))"
+            r"[\s\"'(*_-]{0,6}+(?=\w)"
         )
         self.takes_back = re.compile(
-            rf"{start}(?:(?P<retracts>{role('retracts')})|(?P<reconsiders>{role('reconsiders')}))[\s,:.!…—–-]*", flags
+            rf"{start}(?:(?P<retracts>{role('retracts')})|(?P<reconsiders>{role('reconsiders')})|(?P<offers>{role('offers')}))"
+            r"[\s,:.!…—–-]*",
+            flags,
         )
         self.ends = tuple(
             re.compile(pattern, flags)
             for pattern in (
-                rf"[\s,;(—–-]+{role('reasons')}(?s:.*)$",
+                rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$",
                 rf"(?:\s*[,;(—–-]\s*|\s+){role('instead')}\s[^,;.]{{1,60}}[).!\s]*$",
                 rf"(?:\s*[,(—–-]\s*|\s+){role('hedges')}[\s).!]*$",
                 rf"\s*{role('verdicts')}[\s).!]*$",
             )
         )
-        self.reason = re.compile(rf"[\s,;(—–-]+{role('reasons')}(?s:.*)$", flags)
+        self.reason = re.compile(rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$", flags)
         self.alternative = re.compile(role("alternatives"), flags)
 
 
@@ -254,20 +257,18 @@ def settle(answer: Answer, kind: Reader) -> Said:
     """What the answer says: its deciding places agree, and no lower one says something else."""
     if len(answer.candidates) + len(answer.lower) > _MOST_CLAIMS:
         return Said(status="conflict", reason="too many answers")
-    if answer.channel == "bare":
-        deciding = kind.bare(answer)
-    else:
-        deciding = places(answer, answer.candidates, kind.raw)
+    deciding = kind.bare(answer) if answer.channel == "bare" else places(answer, answer.candidates, kind.raw)
+    read = lru_cache(maxsize=None)(kind.read)
     spoken: list[Said] = []
     for place in deciding:
-        said = _fold(place, kind.read)
+        said = _fold(place, read)
         if said.status != "ok":
             return said
         if said.value is not None:
             spoken.append(said)
         elif answer.closed:
             return Said(status="unparsed", reason=said.reason or _silence(place))
-    lower = [_fold(place, kind.read) for place in (*places(answer, answer.lower, kind.raw), *kind.beside(answer))]
+    lower = [_fold(place, read) for place in (*places(answer, answer.lower, kind.raw), *kind.beside(answer))]
     firm = [said for said in lower if said.firm and (said.value is not None or said.status == "conflict")]
     if not spoken and kind.decides_beside:
         spoken, firm = [said for said in firm if said.value is not None], [said for said in firm if said.value is None]
@@ -298,7 +299,7 @@ def _fold(place: Sequence[Claim], read: Callable[[str], Said]) -> Said:
         speaks = said.value is not None or said.status == "conflict"
         if claim.takes_back == RETRACTS or (claim.takes_back == RECONSIDERS and speaks and said.firm):
             held = said
-        elif claim.takes_back == RECONSIDERS:
+        elif claim.takes_back == RECONSIDERS and held != NOTHING:
             continue
         elif held == NOTHING:
             held = said

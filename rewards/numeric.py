@@ -11,23 +11,20 @@ from typing import Any
 from rewards.analytes import bridges, convert_analyte
 from rewards.answer import Answer, Candidate, extract
 from rewards.base import Reward, RewardInput, RewardResult
+from rewards.claims import NOTHING, Claim, Reader, Said, claims_of, is_disowned, settle
 from rewards.dates import find_dates
 from rewards.numeric_label import DEFAULT_TOLERANCE, UNIT_POLICIES, Label, LabelError, read_label
 from rewards.quantity import Quantity
 from rewards.reading import MAX_LENGTH, read, unit_behind
 from rewards.symbolic import equivalence, lift_superscripts
-from rewards.text import sentences
+from rewards.text import lines
 from rewards.units import Unit, convert
 
 _PRESSURE = (("length", -1), ("mass", 1), ("time", -2))
 _ANGLE = (("angle", 1),)
 _CLOSING = re.compile(r"\}|</[^<>\n]{1,20}>")
-_TAKES_BACK = re.compile(
-    r"\W*(?:wait|actually|correction|no\b|sorry|hmm|oops|or\b|alternatively|maybe|perhaps|on (?:second|reflection)|edit\b|rather)",
-    re.I,
-)
+_DIGIT = re.compile(r"\d")
 _UNIT_BEHIND = 60
-_MOST_ANSWERS = 20
 _BARE_LINES = 40
 
 
@@ -73,27 +70,12 @@ class NumericUnits(Reward):
             return RewardResult(0.0, "unparsed", reason=answer.reason)
         if answer.channel == "bare" and (len(answer.body) > 2 * MAX_LENGTH or answer.body.count("\n") > _BARE_LINES):
             return RewardResult(0.0, "unparsed", reason="a long text without a marked answer")
-        verdicts: list[_Verdict] = []
-        texts = _texts(answer)
-        if len(texts) > _MOST_ANSWERS:
-            return RewardResult(0.0, "conflict", reason=f"{len(texts)} different answers")
-        for text in texts:
-            verdict = _judge_text(text, label)
-            if verdict.status in ("timeout", "error"):
-                return RewardResult(None, verdict.status, reason=verdict.reason)
-            if verdict.status == "unparsed" and answer.channel == "cue" and verdict.is_silent:
-                continue  # "the answer is clear"
-            if verdict.status != "ok":
-                return RewardResult(0.0, verdict.status, verdict.parsed, verdict.reason)
-            verdicts.append(verdict)
-        if not verdicts:
-            return RewardResult(0.0, "unparsed", reason="no number after the cue")
-        first = verdicts[0]
-        if any(verdict.right != first.right for verdict in verdicts):
-            return RewardResult(0.0, "conflict", first.parsed, f"the {answer.channel} answers disagree")
-        if first.right and (veto := _veto(answer, label)):
-            return RewardResult(0.0, "conflict", first.parsed, veto)
-        return RewardResult(float(first.right), "ok", first.parsed, first.reason or f"read from {answer.channel}")
+        said = settle(answer, Reader(lambda text: _said(text, label), _last_line, _earlier_lines, raw=_raw))
+        if said.status in ("timeout", "error"):
+            return RewardResult(None, said.status, reason=said.reason)
+        if said.status != "ok":
+            return RewardResult(0.0, said.status, said.parsed, said.reason)
+        return RewardResult(float(said.value), "ok", said.parsed, said.reason or f"read from {answer.channel}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +89,29 @@ class _Verdict:
     is_silent: bool = False
 
 
-def _texts(answer: Answer) -> list[str]:
-    """The different texts of the deciding channel, in order."""
-    return list(dict.fromkeys(_raw(candidate, answer) for candidate in answer.candidates) or answer.texts)
+def _last_line(answer: Answer) -> list[list[Claim]]:
+    return [claims_of(answer.texts[0])]
+
+
+def _earlier_lines(answer: Answer) -> list[list[Claim]]:
+    """In a completion without a mark every other line may veto the last one."""
+    return [claims_of(line) for line in lines(answer.body)[:-1]] if answer.channel == "bare" else []
+
+
+def _said(text: str, label: Label) -> Said:
+    """Whether a claim gives the label's quantity. What has no value of the label's kind vetoes nothing."""
+    if is_disowned(text[: _first_digit(text)], denials=False):
+        return NOTHING
+    verdict = _judge_text(text, label)
+    if verdict.status == "unparsed" and verdict.is_silent:
+        return Said(reason=verdict.reason)
+    value = verdict.right if verdict.status == "ok" else None
+    return Said(value, verdict.parsed, verdict.status, verdict.reason, firm=verdict.right or verdict.parsed is not None)
+
+
+def _first_digit(text: str) -> int:
+    digit = _DIGIT.search(text)
+    return len(text) if digit is None else digit.start()
 
 
 def _raw(candidate: Candidate, answer: Answer) -> str:
@@ -123,31 +125,6 @@ def _raw(candidate: Candidate, answer: Answer) -> str:
     if behind is not None and (unit := unit_behind(answer.body[behind.end() : behind.end() + _UNIT_BEHIND])):
         return f"{candidate.text} {unit}"
     return candidate.text
-
-
-def _veto(answer: Answer, label: Label) -> str:
-    """Why a right answer may not be paid: another place of the text gives a different one."""
-    lower = dict.fromkeys(_raw(candidate, answer) for candidate in answer.lower)
-    if len(lower) > _MOST_ANSWERS or any(_contradicts(text, label) for text in lower):
-        return "another place of the text gives another value"
-    if answer.channel == "cue":
-        last = max(candidate.end for candidate in answer.candidates)
-        later = sentences(answer.rest[last : last + MAX_LENGTH])
-        if any(_TAKES_BACK.match(text) and _contradicts(text, label) for text in later):
-            return "the answer is taken back"
-    if answer.channel == "bare":
-        earlier = [line for line in answer.body.split("\n")[:-1] if line.strip()]
-        if any(_contradicts(line, label) for line in earlier):
-            return "an earlier line gives another value"
-    return ""
-
-
-def _contradicts(text: str, label: Label) -> bool:
-    """True when a text that decides nothing states one quantity of the label's kind, and it is not the label's."""
-    verdict = _judge_text(text, label)
-    if verdict.status == "conflict":
-        return True
-    return verdict.status == "ok" and not verdict.right and verdict.parsed is not None
 
 
 def _judge_text(text: str, label: Label) -> _Verdict:
