@@ -21,7 +21,7 @@ from rewards.phrases import clean_phrase, strip_leads
 from rewards.text import normalise, sentence_spans
 from rewards.words import words
 
-ASSERTED, ASKED, CONDITIONAL, DISOWNED = "asserted", "asked", "conditional", "disowned"
+ASSERTED, ASKED, CONDITIONAL, DISOWNED, OPEN = "asserted", "asked", "conditional", "disowned", "open"
 KEPT, RETRACTS, RECONSIDERS, OFFERS = "", "retracts", "reconsiders", "offers"
 
 _AHEAD = 300  # characters of the sentence before a cue
@@ -33,7 +33,7 @@ _BEHIND = 2000  # characters after an answer in which it may be taken back
 class Claim:
     """What a place says in one go.
 
-    stance: asserted | asked | conditional | disowned (another's view, or doubted). takes_back: "retracts" when it takes
+    stance: asserted | asked | conditional | disowned (another's view, or doubted) | open (undecided). takes_back: "retracts" when it takes
     back all that its place said before, "reconsiders" when it does so only by saying something else.
     """
 
@@ -101,6 +101,11 @@ class _Stances:
         )
         self.reason = re.compile(rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$", flags)
         self.alternative = re.compile(role("alternatives"), flags)
+        self.undecided = re.compile(
+            rf"{role('alternatives')}[^.;!?\n]{{0,80}}?{role('undecided')}"
+            rf"|{role('undecided')} (?:between|whether|which|if)\b[^,;.\n]{{0,120}}[.!]?\s*$",
+            flags,
+        )
 
 
 def _glued(entry: str) -> bool:
@@ -168,6 +173,8 @@ def claims_of(text: str) -> list[Claim]:
     found: list[Claim] = []
     start, takes_back = 0, KEPT
     for mark in stances().takes_back.finditer(text):
+        if mark.lastgroup != RETRACTS and mark.group().strip() == text.strip():
+            break  # "Maybe" is what is said
         if mark.start() > start or takes_back:
             found.append(_claim(text[start : mark.start()], takes_back))
         start, takes_back = mark.end(), str(mark.lastgroup)
@@ -186,7 +193,9 @@ def _claim(text: str, takes_back: str) -> Claim:
         if not told:
             return Claim(text, ASKED, takes_back)
         text = "\n".join(told)
-    return Claim(text, CONDITIONAL if is_conditional(text) else ASSERTED, takes_back)
+    if is_conditional(text):
+        return Claim(text, CONDITIONAL, takes_back)
+    return Claim(text, OPEN if stances().undecided.search(text) is not None else ASSERTED, takes_back)
 
 
 def asks(sentence: str) -> bool:
@@ -261,14 +270,14 @@ def settle(answer: Answer, kind: Reader) -> Said:
     read = lru_cache(maxsize=None)(kind.read)
     spoken: list[Said] = []
     for place in deciding:
-        said = _fold(place, read)
+        said = fold(place, read)
         if said.status != "ok":
             return said
         if said.value is not None:
             spoken.append(said)
         elif answer.closed:
             return Said(status="unparsed", reason=said.reason or _silence(place))
-    lower = [_fold(place, read) for place in (*places(answer, answer.lower, kind.raw), *kind.beside(answer))]
+    lower = [fold(place, read) for place in (*places(answer, answer.lower, kind.raw), *kind.beside(answer))]
     firm = [said for said in lower if said.firm and (said.value is not None or said.status == "conflict")]
     if not spoken and kind.decides_beside:
         spoken, firm = [said for said in firm if said.value is not None], [said for said in firm if said.value is None]
@@ -285,7 +294,7 @@ def settle(answer: Answer, kind: Reader) -> Said:
     return first
 
 
-def _fold(place: Sequence[Claim], read: Callable[[str], Said]) -> Said:
+def fold(place: Sequence[Claim], read: Callable[[str], Said]) -> Said:
     """What is left of a place when each claim that takes something back has been heard."""
     held = NOTHING
     seen: set[Claim] = set()

@@ -9,6 +9,7 @@ from typing import Any
 from rewards.answer import Answer, extract
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.choices import OptionSet, option_set
+from rewards.claims import Said, claims_of, fold, stances
 from rewards.closed import read_yes_no
 from rewards.fuzzy import nearest_option
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, NOTHING, Reading, clean_phrase, read_phrase
@@ -108,6 +109,23 @@ class OptionLetter(Reward):
         return "ok", sets.pop(), f"read from {channel}"
 
     def _closed(self, text: str, options: OptionSet, multi: bool) -> Reading:
+        """What is left of a closed answer when each claim that takes something back has been heard."""
+        claims = claims_of(text) if stances().takes_back.search(text) is not None else []
+        if not any(claim.takes_back for claim in claims):
+            return self._claim(text, options, multi)
+        readings: dict[str, Reading] = {}
+
+        def read(claim: str) -> Said:
+            reading = readings[claim] = self._claim(claim, options, multi)
+            is_conflict = reading.kind in (CONFLICT, EXCLUDED)
+            return Said(reading.letters or None, claim, "conflict" if is_conflict else "ok", reading.reason)
+
+        said = fold(claims, read)
+        if said.status != "ok":
+            return Reading(CONFLICT, reason=said.reason)
+        return readings.get(said.parsed, Reading(NOTHING, reason="the answer is taken back"))
+
+    def _claim(self, text: str, options: OptionSet, multi: bool) -> Reading:
         reading = read_phrase(text, options, multi)
         if reading.kind == CHOSEN and not reading.exact:
             if options.is_conditional(text):

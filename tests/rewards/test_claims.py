@@ -57,8 +57,19 @@ REWARDS = {
 }
 
 
-def paid(kind, wording):
+GOLD_OF_Y = {"option": "C", "yesno": "no", "numeric": "7 mg", "open": "sarcoidosis", "labels": ["Fracture"]}
+SAYS_Y = (
+    "retracted in a tag",
+    "retracted in prose",
+    "retracted after a tag",
+    "retracted on reflection",
+    "denied for another",
+)
+
+
+def paid(kind, wording, other=False):
     reward, x, y, gold, options = REWARDS[kind]
+    gold = GOLD_OF_Y[kind] if other else gold
     text = wording.format(x=x, y=y)
     return reward.score(RewardInput(text[:1].upper() + text[1:], gold, options))
 
@@ -76,3 +87,9 @@ def test_what_is_not_asserted_is_not_paid(wording, kind):
 def test_what_is_asserted_is_paid(wording, kind):
     result = paid(kind, PAID[wording])
     assert result.value == 1.0, result.reason
+
+
+@pytest.mark.parametrize("kind", REWARDS)
+@pytest.mark.parametrize("wording", [name for name in NOT_PAID | PAID if name not in SAYS_Y])
+def test_what_is_mentioned_beside_is_not_paid(wording, kind):
+    assert paid(kind, (NOT_PAID | PAID)[wording], other=True).value == 0.0
