@@ -19,13 +19,33 @@ CLOSED_CHANNELS = ("tag", "boxed", "json")
 
 _END_OF_TURN = re.compile(
     r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|end|endofturn|end_of_turn_token|start_header_id|user"
-    r"|return|call|diff_marker)\|>|<\|end▁of▁sentence\|>|</s>|<eos>|<end_of_turn>|<start_of_turn>|<turn\|>|<end_of_utterance>",
+    r"|return|call|diff_marker)\|>|\[END FINAL RESPONSE\]|<\|end▁of▁sentence\|>|</s>|<eos>|<end_of_turn>|<start_of_turn>|<turn\|>|<end_of_utterance>",
     re.IGNORECASE,
 )
 _THINK = re.compile(
-    r"<\s*(/?)\s*(?:think|thinking|thought|reasoning|analysis|scratchpad|reflection)\s*>|(\[/?THINK\])|(◁/?think▷)"
-    r"|(<unused9[45]>)|(<\|(?:begin|end)_of_thought\|>)",
+    r"<\s*/?\s*(?:\w{1,9}:)?(?:think|thinking|thought|reasoning|analysis|scratchpad|reflection)\s*>|\[/?THINK\]|◁/?think▷"
+    r"|<unused9[45]>|<\|(?:begin|end)_of_thought\|>|<\|(?:START|END)_THINKING\|>|<\|channel>\s?(?:thought)?|<channel\|>",
     re.IGNORECASE,
+)
+_CLOSES_THOUGHT = re.compile(r".*(?:/|unused95|end_|<channel\|>)")
+# Where a reply opens with a channel of thought, and where its final part begins.
+_CHANNELS = tuple(
+    (re.compile(opens), re.compile(final, re.MULTILINE))
+    for opens, final in (
+        # gpt-oss, with its special tokens and without them
+        (
+            r"<\|channel\|>",
+            r"<\|channel\|>\s*final[^<\n]{0,20}(?:<\|constrain\|>[^<\n]{0,20})?<\|message\|>",
+        ),
+        (r"\A\s*analysis(?=[A-Z\"'(])", r"assistantfinal\s*"),
+        # HuatuoGPT; a reply with a closed tag has headings of its own
+        (
+            r"\A\s*#{1,4} Thinking\s*\n(?!(?s:.*)</answer>)",
+            r"^#{1,4} (?:Final )?(?:Response|Answer|Conclusion):?[ \t]*$",
+        ),
+        # Apriel
+        (r"\A\s*Here are my reasoning steps", r"\[BEGIN FINAL RESPONSE\]"),
+    )
 )
 _TAG = re.compile(r"<\s{0,3}(/?)\s{0,3}(?:answer|final[_ ]?answer|ans)\s{0,3}>", re.IGNORECASE)
 _OPEN_TAG_END = re.compile(r"<\s{0,3}/?\s{0,3}(?:final[_ ]?)?ans(?:w(?:er?)?)?\s{0,3}$", re.IGNORECASE)
@@ -105,9 +125,10 @@ def extract(completion: str) -> Answer:
     text = normalise(completion)
     if "&" in text:
         text = _ENTITY.sub(lambda match: _ENTITIES[match.group()], text)
-    text = cut_at_end_of_turn(text)
+    final = _final_channel(text)
+    text = cut_at_end_of_turn(final or "")
     stripped = _without_thoughts(text)
-    if stripped is None:
+    if final is None or stripped is None:
         return Answer("unparsed", reason="the think block is never closed")
     body = stripped.strip()
     if not body:
@@ -153,6 +174,18 @@ def cut_at_end_of_turn(text: str) -> str:
     return text if end is None else text[: end.start()]
 
 
+def _final_channel(text: str) -> str | None:
+    """What stands in the final channel of a model family that marks channels, or None when it was never reached."""
+    for opens, final in _CHANNELS:
+        if opens.search(text) is None:
+            continue
+        *_, last = [None, *final.finditer(text)]
+        if last is None:
+            return None
+        text = text[last.end() :]
+    return text.replace("<|begin_of_box|>", "\\boxed{").replace("<|end_of_box|>", "}")  # GLM
+
+
 def _without_thoughts(text: str) -> str | None:
     """The text outside think blocks, or None when one is left open.
 
@@ -165,9 +198,7 @@ def _without_thoughts(text: str) -> str | None:
     start = 0
     opened = False
     for match in _THINK.finditer(text):
-        mark = match.group().lower()
-        closing = "/" in mark or mark in ("<unused95>", "<|end_of_thought|>")
-        if not closing:
+        if not _CLOSES_THOUGHT.match(match.group().lower()):
             if depth == 0:
                 kept.append(text[start : match.start()])
             depth += 1
