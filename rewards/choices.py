@@ -58,7 +58,7 @@ class OptionSet:
         return key_of_normalised(self.texts[self.letters.index(letter)])
 
 
-_TOKEN = re.compile(r"[^\W_]+(?:\.\d+)?|[^\w\s]|_")
+_TOKEN = re.compile(r"[A-Za-z0-9\u00c0-\u024f]+(?:\.\d+)?|[^\W_]+(?:\.\d+)?|[^\w\s]|_")
 _IGNORED = frozenset("\"'“”„‟‘’‚‛«»‹›「」『』`*,;:!?()[]{}。、，；：！？।._")
 _DASH_CHARS = frozenset("-‐‑‒–—―−﹣")
 _OWN_LABEL = re.compile(r"\s*\(?([A-Za-z])\s*[.):]\s+(?=\S)|\s*\(([A-Za-z])\)\s*(?=\S)")
@@ -165,7 +165,8 @@ def _text_at(text: str, start: int, options: OptionSet) -> tuple[str, int] | Non
     for letter, tokens in options.heads.get(spans[0][0], ()) if spans else ():
         if len(tokens) <= len(spans) and all(said == token for (said, _), token in zip(spans, tokens, strict=False)):
             end = spans[len(tokens) - 1][1]
-            if not text[end : end + 1].isalnum() and not _GOES_ON.match(text, end):
+            glued = text[end : end + 1].isalnum() and (text[end].isascii() or not words().closer.match(text, end))
+            if not glued and not _GOES_ON.match(text, end):
                 return letter, end
     return None
 
