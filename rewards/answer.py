@@ -67,6 +67,10 @@ _JSON = json.JSONDecoder(
     object_pairs_hook=lambda pairs: _JsonObject(pairs),
 )
 _EMPTY_OBJECT = re.compile(r"\{[\s,]*\}")
+_TABLE_HEADER = re.compile(
+    r"^((?:[^|\n]*\|){1,6}?)[ *_]*(?:(?:final|correct|selected|my) )?answer[ *_]*\|[^\n]*\n[ ]*\|?[ ]*:?-+[-:| ]*\n",
+    re.I | re.M,
+)
 _CUE_BEFORE, _CUE_BEHIND = 120, 200  # characters; no cue is that long
 _CUE_TAIL = r"[*_`\"'\s]{0,12}(?:[:=|→👉➡]|->|=>)?[*_`\"\s]{0,12}"
 _ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&nbsp;": " ", "&amp;": "&"}
@@ -150,7 +154,8 @@ def extract(completion: str) -> Answer:
         rest = _blank(rest, spans)
         if spans and find is _json_answers:
             rest = _EMPTY_OBJECT.sub(lambda match: " " * len(match.group()), rest)
-    found += _cues(rest)
+    cells, header = _table_cells(rest)
+    found = _formulas_last([*found, *_cues(_blank(rest, header)), *cells])
 
     if not found:
         last = body.rsplit("\n", 1)[-1].strip()
@@ -166,6 +171,13 @@ def extract(completion: str) -> Answer:
         rest=rest,
         candidates=deciding,
     )
+
+
+def _formulas_last(found: list[Candidate]) -> list[Candidate]:
+    """A boxed formula of the working ("\\boxed{V = D/C}") decides nothing where a cue follows it; it may veto."""
+    last_cue = max((candidate.lead for candidate in found if candidate.channel == "cue"), default=-1)
+    formulas = [c for c in found if c.channel == "boxed" and "=" in c.text and c.end < last_cue]
+    return [candidate for candidate in found if candidate not in formulas] + formulas if formulas else found
 
 
 def cut_at_end_of_turn(text: str) -> str:
@@ -390,6 +402,25 @@ def _around(lowered: str, hints: tuple[str, ...]) -> list[tuple[int, int]]:
         else:
             parts.append((start, end))
     return parts
+
+
+def _table_cells(text: str) -> tuple[list[Candidate], list[tuple[int, int]]]:
+    """The cells below a heading such as "Answer" in a markdown table, and the place of the heading."""
+    if "|" not in text or (header := _TABLE_HEADER.search(text)) is None:
+        return [], []
+    column = header.group(1).count("|")
+    cells: list[Candidate] = []
+    start = header.end()
+    for line in text[header.end() :].split("\n"):
+        parts = line.split("|")
+        if len(parts) <= column:
+            break
+        begin = start + sum(len(part) + 1 for part in parts[:column])
+        end = begin + len(parts[column])
+        if value := strip_markup(text[begin:end]):
+            cells.append(Candidate(value, "cue", begin, end, header.start()))
+        start += len(line) + 1
+    return cells, [header.span()]
 
 
 def _cues(text: str) -> list[Candidate]:

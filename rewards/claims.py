@@ -124,12 +124,15 @@ _CLAUSE_BREAK = re.compile(
 )
 
 
+_RELATIVE = re.compile(r"[\s,]{0,3}\b(?:which|who)\s*$", re.IGNORECASE)  # what it adds has the stance of its noun
+
+
 def is_disowned(ahead: str, denials: bool = True) -> bool:
     """Whether the clause that leads up to an answer denies it, doubts it or is not the speaker's ("some would say").
 
     denials: False where the kind reads "not" itself, as numbers do.
     """
-    ahead = ahead[-_AHEAD:]
+    ahead = _RELATIVE.sub("", ahead[-_AHEAD:])
     if not ahead or ahead.isspace():
         return False
     begin = 0

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, may_be_conditional, named_first, text_head
-from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, denied_later, read_phrase
 from rewards.claims import is_disowned
+from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, denied_later, read_phrase
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import words
 
@@ -63,7 +63,8 @@ _BLANK = "\xa0"
 _HEADING_MARK = re.compile(r"[ \t]*(?:(?:[-*•>+]|#{1,6})[ \t]+)*[*_]{0,3}[ \t]?")
 _ANNOUNCED = re.compile(r"[^:\n]{1,40}:[*_\s]{1,5}")
 _HEADING_LABEL = re.compile(
-    r"\(?(?:([A-Z])[.):\]]{1,2}|(?:option|choice|answer)s? \(?([A-Z])\)?(?:\s?[:.)–—-]|(?= \()))[*_\s]{0,5}(?=[\w(])", re.IGNORECASE
+    r"\(?(?:([A-Z])[.):\]]{1,2}|(?:option|choice|answer)s? \(?([A-Z])\)?(?:\s?[:.)–—-]|(?= \()))[*_\s]{0,5}(?=[\w(])",
+    re.IGNORECASE,
 )
 _HEADING_END = re.compile(r"[*_]{0,3}\s*(?:$|[:(–—-])[*_]{0,3}")
 _CLAUSE_END = re.compile(r";|\.\W")
@@ -233,8 +234,8 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
             yield reading
     for match in words().soft_cue.finditer(plain):
         ahead = plain[max(0, match.start() - _LONGEST_LINE) : match.start()]
-        owner = ahead.rstrip(" ,") if match.group()[:5].lower() == "which" else ahead  # "A, which is ..." goes with A
-        if _NEGATED_CUE.search(ahead) or is_disowned(owner):
+        lead = ahead + "which" if match.group()[:5].lower() == "which" else ahead
+        if _NEGATED_CUE.search(ahead) or is_disowned(lead):
             continue
         phrase = plain[match.end() :]
         if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
@@ -371,7 +372,7 @@ def _only_sentence(sentence: str, options: OptionSet) -> Reading | None:
     if words().text_cue.search(plain):
         return None  # "the previous diagnosis was ...": what may follow it was judged as a cue
     copulas = list(_COPULA.finditer(plain))
-    if not copulas:
+    if not copulas or is_disowned(plain[: copulas[-1].start()]):
         return None
     reading = read_phrase(plain[copulas[-1].end() :], options)
     if reading.kind != CHOSEN or not reading.exact or reading.by_letter:
