@@ -10,12 +10,12 @@ from rewards.answer import Answer, extract
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.choices import OptionSet, option_set
 from rewards.claims import Said, claims_of, fold, stances
-from rewards.closed import read_yes_no
 from rewards.fuzzy import nearest_option
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, NOTHING, Reading, clean_phrase, read_phrase
 from rewards.rivals import rivals_after
 from rewards.statements import FLOOD, Statement, agree, denied_letters, find_statements, open_ended
 from rewards.text import text_key
+from rewards.yesno import read_yes_no
 
 
 class OptionLetter(Reward):

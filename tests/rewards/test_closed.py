@@ -213,13 +213,13 @@ def test_open_answers_that_are_others(completion, gold):
 
 
 def test_synonyms_are_a_list_or_a_mapping():
-    said = "<answer>heart attack</answer>"
+    said = "<answer>blocked coronary</answer>"
     assert score(OpenAnswer(), said, "myocardial infarction").value == 0.0
-    assert score(OpenAnswer(), said, "myocardial infarction", synonyms=["heart attack", "MI"]).value == 1.0
-    mapping = {"Myocardial infarction": ["heart attacks"], "Stroke": ["brain attack"]}
+    assert score(OpenAnswer(), said, "myocardial infarction", synonyms=["blocked coronary", "MI"]).value == 1.0
+    mapping = {"Myocardial infarction": ["blocked coronaries"], "Stroke": ["brain attack"]}
     assert score(OpenAnswer(), said, "myocardial infarction", synonyms=mapping).value == 1.0
     assert score(OpenAnswer(), "<answer>brain attack</answer>", "myocardial infarction", synonyms=mapping).value == 0.0
-    assert score(OpenAnswer(), said, ["heart attack", "MI"]).value == 1.0
+    assert score(OpenAnswer(), said, ["blocked coronary", "MI"]).value == 1.0
 
 
 @pytest.mark.parametrize("gold", ["", " ", None, True, [], ["a", ""], {"a": 1}, "?!"])

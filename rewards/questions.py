@@ -1,0 +1,254 @@
+"""What a question asks, and what a sentence that restates it says.
+
+A sentence answers yes or no only where its subject and predicate are those of the question, word by word: with another
+side, another number, a doubt, or a negation of something else it says nothing here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+from rewards.text import normalise
+from rewards.wording import as_said, word_table
+
+_LONGEST_SENTENCE = 300
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|does|do|did|has|have|had|shows?|showed|demonstrates?|reveals?|contains?|appears?|seems?|looks?|remains?)"
+    r"(?P<not> not\b|n['’]t\b)?",
+    re.IGNORECASE,
+)
+_ASKS = re.compile(
+    r"(?:^|[.:,>\n?])\s*(?:so |then )?(?:is|are|was|were|do|does|did|has|have|had|can)\s+([^?\n]{2,200})\?",
+    re.IGNORECASE,
+)
+_PREPOSITION = re.compile(
+    r"\b(?:in|on|of|at|within|to|for|from|under|below|above|behind|near|along|through|between|around|over|into|with)\b",
+    re.IGNORECASE,
+)
+# Where the speaker looks, which both sides may leave out: "in this image", "based on the scan".
+_ON_THE_IMAGE = re.compile(
+    r",?\s*\b(?:based on|according to|in|on|from|within|of) (?:this|the|these|that|your|given) (?:[\w-]+ ){0,3}?"
+    r"(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|pictures?|stud(?:y|ies)|ct|mri|views?|slices?|patient)\b,?",
+    re.IGNORECASE,
+)
+_WITHOUT = re.compile(r"\b(?:free of|negative for|(?:absence|lack) of)\b", re.IGNORECASE)
+_ANSWER_WORD = re.compile(r"^\W*(?:yes|no)\s*,\s+", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"\s*(?:[;:()]|,?\s*\b(?:but|however|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
+    re.IGNORECASE,
+)
+_JOIN = re.compile(r",\s+(?:and\s+)?|\s+and\s+", re.IGNORECASE)
+_MEMBER = re.compile(r"\s*,\s*(?:(?:or|and|nor)\s+)?|\s+(?:or|and|nor)\s+", re.IGNORECASE)
+_ALTERNATIVE = re.compile(r"(?<!\w)or(?!\w)", re.IGNORECASE)
+_NEGATORS = frozenset(
+    word
+    for word in [
+        "no",
+        "not",
+        "never",
+        "without",
+        "absent",
+        "negative",
+        "lack",
+        "free",
+        "absence",
+        "neither",
+        "nor",
+        "none",
+        "cannot",
+    ]
+)
+_UNSURE = frozenset(
+    [
+        "possible",
+        "possibly",
+        "suspected",
+        "suspicious",
+        "suspicion",
+        "suspect",
+        "questionable",
+        "question",
+        "potential",
+        "potentially",
+        "history",
+        "risk",
+        "rule",
+        "ruled",
+        "concern",
+        "concerning",
+        "may",
+        "might",
+        "could",
+        "can",
+        "would",
+        "should",
+        "resolved",
+        "previous",
+        "prior",
+        "former",
+        "formerly",
+        "almost",
+        "nearly",
+        "near",
+        "differential",
+        "versus",
+        "if",
+        "unlikely",
+        "unclear",
+        "uncertain",
+        "doubtful",
+        "equivocal",
+        "excluded",
+        "exclude",
+        "barely",
+        "hardly",
+        "rarely",
+        "whether",
+        "unless",
+        "except",
+        "other",
+        "than",
+        "rather",
+        "instead",
+        "both",
+        "bilateral",
+    ]
+)  # "both" and "bilateral" change a side
+_DEGREES = frozenset(["very", "more", "quite", "also", "still", "too", "so", "slightly"])
+
+
+@cache
+def _neutral() -> frozenset[str]:
+    return frozenset(as_said(" ".join(word_table()["neutral"])))
+
+
+@cache
+def _plain_verbs() -> frozenset[str]:
+    return frozenset(as_said(" ".join(word_table()["seen"])))
+
+
+@dataclass(frozen=True)
+class Question:
+    """words: the words a sentence may share with the question. asked: those of a yes or no question in order, without
+    neutral ones; () where it is no such question, or not known. head: how many of them stand before a preposition.
+    """
+
+    words: frozenset[str] = frozenset()
+    asked: tuple[str, ...] = ()
+    head: int = 0
+
+    def explains(self, rest: Iterable[str]) -> bool:
+        """Whether words beside an answer say nothing that the question does not."""
+        return all(word in self.words or word in _neutral() for word in rest)
+
+    def verdict(self, sentence: str) -> str:
+        """ "yes", "no", or "" where the sentence does not restate the question."""
+        if not self.asked or len(sentence) > _LONGEST_SENTENCE or sentence.rstrip(" \"'*)").endswith("?"):
+            return ""
+        found = {said for clause in _clauses(sentence) if (said := self._of_clause(clause))}
+        return found.pop() if len(found) == 1 else ""
+
+    def _of_clause(self, clause: str) -> str:
+        verb = _VERB.search(clause)
+        left, right = (clause[: verb.start()], clause[verb.end() :]) if verb is not None else (clause, "")
+        said = as_said(clause)
+        if _UNSURE.intersection(said):
+            return ""
+        negators = [word for word in said if word in _NEGATORS]
+        is_denied = verb is not None and verb.group("not") is not None
+        if is_denied and not negators:
+            negators = ["not"]  # "isn't"
+        if not negators:
+            return "yes" if not _ALTERNATIVE.search(clause) and self._affirms(left, right) else ""
+        if len(negators) > 1:
+            return ""
+        return "no" if self._denies(left, right, is_denied) else ""
+
+    def _affirms(self, left: str, right: str) -> bool:
+        subject, predicate = _content(left), _content(right)
+        for size in self._subjects(subject):
+            rest = self.asked[size:]
+            if not rest:
+                return _is_seen(right)
+            if set(rest) <= set(predicate):
+                before = predicate[: min(predicate.index(word) for word in rest)]
+                return size == 0 or all(word in _DEGREES or word.endswith("ly") for word in before)
+        return False
+
+    def _denies(self, left: str, right: str, is_denied: bool) -> bool:
+        subject = as_said(left)
+        if is_denied or as_said(right)[:1] == ("no",):
+            for size in self._subjects(_content(left)):
+                if not self.asked[size:]:
+                    return is_denied and _is_seen(right)
+                return any(self._covers(member, size) for member in _MEMBER.split(right))
+            return False
+        if as_said(right) == ("absent",):
+            return any(size == len(self.asked) for size in self._subjects(_content(left)))
+        named = [word for word in subject if word not in _neutral()]
+        return (
+            named[:1] == ["no"] and _is_seen(right) and any(self._covers(member, 0) for member in _MEMBER.split(left))
+        )
+
+    def _subjects(self, subject: Sequence[str]) -> list[int]:
+        """How many of the asked words the subject of a sentence takes, where it takes the first ones and no other."""
+        size = len(set(subject))
+        return [size] if set(self.asked[:size]) == set(subject) else []
+
+    def _covers(self, member: str, size: int) -> bool:
+        """Whether denying `member` denies what is asked from word `size` on: it is as wide or wider."""
+        named = {word for word in _content(member) if word not in _NEGATORS}
+        head = set(self.asked[size : max(self.head, size + 1)])
+        return bool(named) and head <= named <= set(self.asked[size:])
+
+
+def _clauses(sentence: str) -> list[str]:
+    sentence = _WITHOUT.sub("without", _ON_THE_IMAGE.sub(" ", _ANSWER_WORD.sub("", sentence.strip())))
+    found: list[str] = []
+    for part in _CLAUSE.split(sentence):
+        pieces = _JOIN.split(part)
+        joints = _JOIN.findall(part)
+        clause = pieces[0]
+        for joint, piece in zip(joints, pieces[1:], strict=True):
+            if _VERB.search(clause) and _VERB.search(piece):
+                found.append(clause)
+                clause = piece
+            else:
+                clause += joint + piece
+        found.append(clause)
+    return [clause.strip(" .!") for clause in found if clause.strip(" .!,")]
+
+
+def _content(text: str) -> list[str]:
+    return [word for word in as_said(text) if word not in _neutral()]
+
+
+def _is_seen(right: str) -> bool:
+    """Whether what follows the verb only says that something is there."""
+    said = as_said(right)
+    return not said or said[0] in _plain_verbs()
+
+
+@lru_cache(maxsize=4096)
+def question_of(prompt: str) -> Question:
+    """The question of a prompt, which may hold instructions beside it."""
+    text = normalise(prompt[-4000:])
+    if not text.strip():
+        return Question()
+    words = list(as_said(text))
+    left_out: set[str] = set()
+    for index, word in enumerate(words):
+        if word == "or":  # "left or right?": either is an answer, not the question's own word
+            left_out |= {*words[max(0, index - 2) : index], *words[index + 1 : index + 3]}
+    shared = frozenset(words) - left_out - _NEGATORS - _UNSURE
+    asks = _ASKS.findall(text)
+    if len(asks) != 1 or _ALTERNATIVE.search(asks[0]) or (_NEGATORS | _UNSURE).intersection(as_said(asks[0])):
+        return Question(shared)
+    body = _ON_THE_IMAGE.sub(" ", asks[0])
+    preposition = next((found for found in _PREPOSITION.finditer(body) if _content(body[: found.start()])), None)
+    asked = tuple(_content(body))
+    head = len(_content(body[: preposition.start()])) if preposition is not None else len(asked)
+    return Question(shared, asked, head)
