@@ -171,6 +171,9 @@ def _without(end: re.Pattern[str], phrase: str) -> str:
 # -------------------------------------------------------------------------------------------------------------- claims
 
 
+_DENIES = re.compile(r"\b(?:no|not|without|neither)\b", re.IGNORECASE)
+
+
 def claims_of(text: str) -> list[Claim]:
     """A text cut where it takes itself back; sentences that ask are left out."""
     found: list[Claim] = []
@@ -178,6 +181,8 @@ def claims_of(text: str) -> list[Claim]:
     for mark in stances().takes_back.finditer(text):
         if mark.lastgroup != RETRACTS and mark.group().strip() == text.strip():
             break  # "Maybe" is what is said
+        if mark.lastgroup == OFFERS and _DENIES.search(text, start, mark.start()) is not None:
+            continue  # "no effusion, mass, or fracture" is one list
         if mark.start() > start or takes_back:
             found.append(_claim(text[start : mark.start()], takes_back))
         start, takes_back = mark.end(), str(mark.lastgroup)

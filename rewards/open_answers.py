@@ -12,7 +12,7 @@ from rewards.answer import Answer, extract
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.claims import Claim, Reader, Said, claims_of, is_disowned, settle, stances, without_ends
 from rewards.phrases import clean_phrase, strip_leads
-from rewards.questions import Question, question_of
+from rewards.questions import Question, is_neutral, question_of
 from rewards.text import lines, normalise
 from rewards.wording import abbreviates, answer_key, as_said
 
@@ -153,7 +153,9 @@ def _in_sentence(phrase: str, accepted: _Accepted, question: Question) -> bool:
     for answer in accepted.words:
         size = len(answer)
         for start in range(len(said) - size + 1):
-            if said[start : start + size] == answer and question.explains(said[:start] + said[start + size :]):
+            if said[start : start + size] != answer or not question.explains(said[:start] + said[start + size :]):
+                continue
+            if start == 0 or is_neutral(said[start - 1]):  # "the left kidney" is more than "kidney"
                 return True
     return False
 

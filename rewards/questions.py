@@ -21,7 +21,7 @@ _VERB = re.compile(
     re.IGNORECASE,
 )
 _ASKS = re.compile(
-    r"(?:^|[.:,>\n?])\s*(?:so |then )?(?:is|are|was|were|do|does|did|has|have|had|can)\s+([^?\n]{2,200})\?",
+    r"(?:^|[.:,>\n?])\s*(?:so |then )?(is|are|was|were|do|does|did|has|have|had|can)\s+([^?\n]{2,200})\?",
     re.IGNORECASE,
 )
 _PREPOSITION = re.compile(
@@ -41,108 +41,41 @@ _CLAUSE = re.compile(
     re.IGNORECASE,
 )
 _JOIN = re.compile(r",\s+(?:and\s+)?|\s+and\s+", re.IGNORECASE)
+_PART = re.compile(r"[,.;]")
+_QUALIFIES = re.compile(
+    r"\w+(?:ly|ed|ing|wise)|and|under|above|below|behind|near|along|through|between|around|over|into|than|which|that|extending|due"
+)
 _MEMBER = re.compile(r"\s*,\s*(?:(?:or|and|nor)\s+)?|\s+(?:or|and|nor)\s+", re.IGNORECASE)
 _ALTERNATIVE = re.compile(r"(?<!\w)or(?!\w)", re.IGNORECASE)
-_NEGATORS = frozenset(
-    word
-    for word in [
-        "no",
-        "not",
-        "never",
-        "without",
-        "absent",
-        "negative",
-        "lack",
-        "free",
-        "absence",
-        "neither",
-        "nor",
-        "none",
-        "cannot",
-    ]
-)
-_UNSURE = frozenset(
-    [
-        "possible",
-        "possibly",
-        "suspected",
-        "suspicious",
-        "suspicion",
-        "suspect",
-        "questionable",
-        "question",
-        "potential",
-        "potentially",
-        "history",
-        "risk",
-        "rule",
-        "ruled",
-        "concern",
-        "concerning",
-        "may",
-        "might",
-        "could",
-        "can",
-        "would",
-        "should",
-        "resolved",
-        "previous",
-        "prior",
-        "former",
-        "formerly",
-        "almost",
-        "nearly",
-        "near",
-        "differential",
-        "versus",
-        "if",
-        "unlikely",
-        "unclear",
-        "uncertain",
-        "doubtful",
-        "equivocal",
-        "excluded",
-        "exclude",
-        "barely",
-        "hardly",
-        "rarely",
-        "whether",
-        "unless",
-        "except",
-        "other",
-        "than",
-        "rather",
-        "instead",
-        "both",
-        "bilateral",
-    ]
-)  # "both" and "bilateral" change a side
-_DEGREES = frozenset(["very", "more", "quite", "also", "still", "too", "so", "slightly"])
 
 
 @cache
-def _neutral() -> frozenset[str]:
-    return frozenset(as_said(" ".join(word_table()["neutral"])))
+def _role(name: str) -> frozenset[str]:
+    """The keys of the words that play a role in a sentence (data/answers.json)."""
+    return frozenset(as_said(" ".join(word_table()[name])))
 
 
-@cache
-def _plain_verbs() -> frozenset[str]:
-    return frozenset(as_said(" ".join(word_table()["seen"])))
+def is_neutral(word: str) -> bool:
+    """Whether a word (as a key) stands in any statement and says nothing by itself."""
+    return word in _role("neutral")
 
 
 @dataclass(frozen=True)
 class Question:
     """words: the words a sentence may share with the question. asked: those of a yes or no question in order, without
     neutral ones; () where it is no such question, or not known. head: how many of them stand before a preposition.
+    turned: asked with "the fracture of the clavicle" as "the clavicle fracture". by_do: it asks with "does", so that an answer may have any verb ("The lesion enhances.").
     """
 
     words: frozenset[str] = frozenset()
     asked: tuple[str, ...] = ()
     head: int = 0
+    turned: tuple[str, ...] = ()
+    by_do: bool = False
 
     def explains(self, rest: Iterable[str]) -> bool:
         """Whether words beside an answer say nothing that the question does not."""
-        return all(word in self.words or word in _neutral() for word in rest)
+        return all(word in self.words or is_neutral(word) for word in rest)
 
     def verdict(self, sentence: str) -> str:
         """ "yes", "no", or "" where the sentence does not restate the question."""
@@ -155,13 +88,15 @@ class Question:
         verb = _VERB.search(clause)
         left, right = (clause[: verb.start()], clause[verb.end() :]) if verb is not None else (clause, "")
         said = as_said(clause)
-        if _UNSURE.intersection(said):
+        if _role("unsure").intersection(said):
             return ""
-        negators = [word for word in said if word in _NEGATORS]
+        negators = [word for word in said if word in _role("denying")]
         is_denied = verb is not None and verb.group("not") is not None
         if is_denied and not negators:
             negators = ["not"]  # "isn't"
         if not negators:
+            if verb is None and not self.by_do:
+                return ""
             return "yes" if not _ALTERNATIVE.search(clause) and self._affirms(left, right) else ""
         if len(negators) > 1:
             return ""
@@ -173,10 +108,19 @@ class Question:
             rest = self.asked[size:]
             if not rest:
                 return _is_seen(right)
-            if set(rest) <= set(predicate):
-                before = predicate[: min(predicate.index(word) for word in rest)]
-                return size == 0 or all(word in _DEGREES or word.endswith("ly") for word in before)
+            if size:
+                return _in_order(rest, predicate) and _ends_name(rest, right) and _only_degrees(predicate, rest[0])
+            return self._exists(right)
         return False
+
+    def _exists(self, right: str) -> bool:
+        """Whether "there is ..." goes on with what is asked: its name, then its place, or one turned into the other."""
+        name = _name(right)
+        head = self.asked[: self.head]
+        if _in_order(head, _content(name)) and _ends_name(head, name):
+            return _in_order(self.asked, _content(right)) and _ends_name(self.asked, right)
+        named = _content(name)
+        return named[-1:] == list(head[-1:]) and _in_order(self.turned, _turned(right))
 
     def _denies(self, left: str, right: str, is_denied: bool) -> bool:
         subject = as_said(left)
@@ -188,7 +132,7 @@ class Question:
             return False
         if as_said(right) == ("absent",):
             return any(size == len(self.asked) for size in self._subjects(_content(left)))
-        named = [word for word in subject if word not in _neutral()]
+        named = [word for word in subject if word not in _role("neutral")]
         return (
             named[:1] == ["no"] and _is_seen(right) and any(self._covers(member, 0) for member in _MEMBER.split(left))
         )
@@ -200,9 +144,12 @@ class Question:
 
     def _covers(self, member: str, size: int) -> bool:
         """Whether denying `member` denies what is asked from word `size` on: it is as wide or wider."""
-        named = {word for word in _content(member) if word not in _NEGATORS}
         head = set(self.asked[size : max(self.head, size + 1)])
-        return bool(named) and head <= named <= set(self.asked[size:])
+        for asked, named in ((self.asked[size:], _content(member)), (self.turned, _turned(member))):
+            named = [word for word in named if word not in _role("denying")]
+            if named and head <= set(named) and _in_order(named, asked):
+                return True
+        return False
 
 
 def _clauses(sentence: str) -> list[str]:
@@ -223,13 +170,50 @@ def _clauses(sentence: str) -> list[str]:
 
 
 def _content(text: str) -> list[str]:
-    return [word for word in as_said(text) if word not in _neutral()]
+    return [word for word in as_said(text) if word not in _role("neutral") or word in _role("presenting")]
+
+
+def _name(text: str) -> str:
+    """A text up to its first preposition with something before it."""
+    for found in _PREPOSITION.finditer(text):
+        if _content(text[: found.start()]):
+            return text[: found.start()]
+    return text
+
+
+def _only_degrees(predicate: Sequence[str], word: str) -> bool:
+    before = predicate[: predicate.index(word)]
+    return all(degree in _role("degrees") or degree.endswith("ly") for degree in before)
+
+
+def _turned(text: str) -> list[str]:
+    before, of, after = text.partition(" of ")
+    return _content(after) + _content(before) if of else _content(text)
+
+
+def _in_order(words: Sequence[str], text: Sequence[str]) -> bool:
+    rest = iter(text)
+    return bool(words) and all(word in rest for word in words)
+
+
+def _ends_name(words: Sequence[str], text: str) -> bool:
+    """Whether the last of `words` is not the beginning of a longer name: "mass" in "mass effect"."""
+    said = [word for part in _PART.split(text) for word in (*as_said(part), "")]
+    at = -1
+    for word in words:
+        if word not in said[at + 1 :]:
+            return False
+        at = said.index(word, at + 1)
+    after = said[at + 1]
+    return (
+        not after or after in _role("neutral") or after in _role("degrees") or _QUALIFIES.fullmatch(after) is not None
+    )
 
 
 def _is_seen(right: str) -> bool:
     """Whether what follows the verb only says that something is there."""
-    said = as_said(right)
-    return not said or said[0] in _plain_verbs()
+    said = [word for word in as_said(right) if not word.endswith("ly")]
+    return not said or said[0] in _role("seen") or all(word in _role("neutral") or word == "view" for word in said)
 
 
 @lru_cache(maxsize=4096)
@@ -243,12 +227,19 @@ def question_of(prompt: str) -> Question:
     for index, word in enumerate(words):
         if word == "or":  # "left or right?": either is an answer, not the question's own word
             left_out |= {*words[max(0, index - 2) : index], *words[index + 1 : index + 3]}
-    shared = frozenset(words) - left_out - _NEGATORS - _UNSURE
+    shared = frozenset(words) - left_out - _role("denying") - _role("unsure")
     asks = _ASKS.findall(text)
-    if len(asks) != 1 or _ALTERNATIVE.search(asks[0]) or (_NEGATORS | _UNSURE).intersection(as_said(asks[0])):
+    if (
+        len(asks) != 1
+        or _ALTERNATIVE.search(asks[0][1])
+        or (_role("denying") | _role("unsure")).intersection(as_said(asks[0][1]))
+    ):
         return Question(shared)
-    body = _ON_THE_IMAGE.sub(" ", asks[0])
-    preposition = next((found for found in _PREPOSITION.finditer(body) if _content(body[: found.start()])), None)
-    asked = tuple(_content(body))
-    head = len(_content(body[: preposition.start()])) if preposition is not None else len(asked)
-    return Question(shared, asked, head)
+    body = _ON_THE_IMAGE.sub(" ", asks[0][1])
+    return Question(
+        shared,
+        tuple(_content(body)),
+        len(_content(_name(body))),
+        tuple(_turned(body)),
+        by_do=asks[0][0].lower() in ("do", "does", "did"),
+    )

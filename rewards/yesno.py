@@ -24,7 +24,7 @@ from rewards.claims import (
 from rewards.phrases import clean_phrase, strip_leads
 from rewards.questions import Question, question_of
 from rewards.text import key_of_normalised, sentence_spans, strip_markup, text_key
-from rewards.wording import word_table
+from rewards.wording import as_said, word_table
 from rewards.words import words
 
 _LONGEST_PHRASE = 200
@@ -117,8 +117,9 @@ def _read(text: str, question: Question) -> Said:
 
 
 def _restated(sentence: str, question: Question) -> str:
-    if stances().doubts.search(sentence) is not None or is_conditional(sentence):
-        return ""
+    doubt = stances().doubts.search(sentence)
+    if (doubt is not None and not set(as_said(doubt.group())) & set(question.asked)) or is_conditional(sentence):
+        return ""  # "not clear" is no doubt about what is asked to be clear
     return question.verdict(strip_markup(sentence))
 
 
