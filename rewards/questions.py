@@ -50,14 +50,14 @@ _ALTERNATIVE = re.compile(r"(?<!\w)or(?!\w)", re.IGNORECASE)
 
 
 @cache
-def _role(name: str) -> frozenset[str]:
+def role_words(name: str) -> frozenset[str]:
     """The keys of the words that play a role in a sentence (data/answers.json)."""
     return frozenset(as_said(" ".join(word_table()[name])))
 
 
 def is_neutral(word: str) -> bool:
     """Whether a word (as a key) stands in any statement and says nothing by itself."""
-    return word in _role("neutral")
+    return word in role_words("neutral")
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class Question:
         verb = _VERB.search(clause)
         left, right = (clause[: verb.start()], clause[verb.end() :]) if verb is not None else (clause, "")
         said = as_said(clause)
-        if _role("unsure").intersection(said):
+        if role_words("unsure").intersection(said):
             return ""
-        negators = [word for word in said if word in _role("denying")]
+        negators = [word for word in said if word in role_words("denying")]
         is_denied = verb is not None and verb.group("not") is not None
         if is_denied and not negators:
             negators = ["not"]  # "isn't"
@@ -132,7 +132,7 @@ class Question:
             return False
         if as_said(right) == ("absent",):
             return any(size == len(self.asked) for size in self._subjects(_content(left)))
-        named = [word for word in subject if word not in _role("neutral")]
+        named = [word for word in subject if word not in role_words("neutral")]
         return (
             named[:1] == ["no"] and _is_seen(right) and any(self._covers(member, 0) for member in _MEMBER.split(left))
         )
@@ -146,7 +146,7 @@ class Question:
         """Whether denying `member` denies what is asked from word `size` on: it is as wide or wider."""
         head = set(self.asked[size : max(self.head, size + 1)])
         for asked, named in ((self.asked[size:], _content(member)), (self.turned, _turned(member))):
-            named = [word for word in named if word not in _role("denying")]
+            named = [word for word in named if word not in role_words("denying")]
             if named and head <= set(named) and _in_order(named, asked):
                 return True
         return False
@@ -170,7 +170,7 @@ def _clauses(sentence: str) -> list[str]:
 
 
 def _content(text: str) -> list[str]:
-    return [word for word in as_said(text) if word not in _role("neutral") or word in _role("presenting")]
+    return [word for word in as_said(text) if word not in role_words("neutral") or word in role_words("presenting")]
 
 
 def _name(text: str) -> str:
@@ -183,7 +183,7 @@ def _name(text: str) -> str:
 
 def _only_degrees(predicate: Sequence[str], word: str) -> bool:
     before = predicate[: predicate.index(word)]
-    return all(degree in _role("degrees") or degree.endswith("ly") for degree in before)
+    return all(degree in role_words("degrees") or degree.endswith("ly") for degree in before)
 
 
 def _turned(text: str) -> list[str]:
@@ -206,14 +206,21 @@ def _ends_name(words: Sequence[str], text: str) -> bool:
         at = said.index(word, at + 1)
     after = said[at + 1]
     return (
-        not after or after in _role("neutral") or after in _role("degrees") or _QUALIFIES.fullmatch(after) is not None
+        not after
+        or after in role_words("neutral")
+        or after in role_words("degrees")
+        or _QUALIFIES.fullmatch(after) is not None
     )
 
 
 def _is_seen(right: str) -> bool:
     """Whether what follows the verb only says that something is there."""
     said = [word for word in as_said(right) if not word.endswith("ly")]
-    return not said or said[0] in _role("seen") or all(word in _role("neutral") or word == "view" for word in said)
+    return (
+        not said
+        or said[0] in role_words("seen")
+        or all(word in role_words("neutral") or word == "view" for word in said)
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -227,12 +234,12 @@ def question_of(prompt: str) -> Question:
     for index, word in enumerate(words):
         if word == "or":  # "left or right?": either is an answer, not the question's own word
             left_out |= {*words[max(0, index - 2) : index], *words[index + 1 : index + 3]}
-    shared = frozenset(words) - left_out - _role("denying") - _role("unsure")
+    shared = frozenset(words) - left_out - role_words("denying") - role_words("unsure")
     asks = _ASKS.findall(text)
     if (
         len(asks) != 1
         or _ALTERNATIVE.search(asks[0][1])
-        or (_role("denying") | _role("unsure")).intersection(as_said(asks[0][1]))
+        or (role_words("denying") | role_words("unsure")).intersection(as_said(asks[0][1]))
     ):
         return Question(shared)
     body = _ON_THE_IMAGE.sub(" ", asks[0][1])

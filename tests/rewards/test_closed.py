@@ -300,3 +300,45 @@ def _cpu_seconds(reward, completion, gold):
     start = time.process_time()
     score(reward, completion, gold)
     return time.process_time() - start
+
+
+SHAPES = [
+    # completion, gold, value
+    ("<answer>No Finding</answer>", ["No Finding"], 1.0),
+    ("<answer>Normal</answer>", ["No Finding"], 1.0),
+    ("<answer>no DR</answer>", ["No DR"], 1.0),
+    ("<answer>DR</answer>", ["No DR"], 0.0),
+    ("<answer>No Finding</answer>", ["Effusion"], 0.0),
+    ("<answer>Effusion</answer>", ["No Finding"], 0.0),
+    ("<answer>No Finding, Support Devices</answer>", ["No Finding", "Support Devices"], 1.0),
+    ("<answer>1. Edema\n2. Mass</answer>", ["Edema", "Mass"], 1.0),
+    ("<answer>Mass|Edema</answer>", "Edema|Mass", 1.0),
+    ('{"labels": ["Mass", "Edema"]}', ["Edema", "Mass"], 1.0),
+    ('{"Edema": 1, "Mass": true, "Nodule": 0}', ["Edema", "Mass"], 1.0),
+    ('{"findings": {"Edema": "yes", "Mass": "present"}}', ["Edema", "Mass"], 1.0),
+    ('```json\n["Edema", "Mass"]\n```', ["Edema", "Mass"], 1.0),
+    ("<answer>Labels: Edema, Mass</answer>", ["Edema", "Mass"], 1.0),
+    ("The findings are: edema and a mass.", ["Edema", "Mass"], 1.0),
+    ("Edema: 1\nMass: 1\nNodule: 0", ["Edema", "Mass"], 1.0),
+    ("Edema: yes; Mass: yes; Nodule: no", ["Edema", "Mass"], 1.0),
+    ("Edema - present\nMass - present\nNodule - absent", ["Edema", "Mass"], 1.0),
+    ("Edema: 0\nMass: 0\nNodule: 1", ["Edema", "Mass"], 0.0),
+    ("<answer>Edema (left base), Mass (small)</answer>", ["Edema", "Mass"], 1.0),
+    ("<answer>Edema (absent), Mass</answer>", ["Edema", "Mass"], 2 / 3),
+    ("<answer>Edema (possible), Mass</answer>", ["Edema", "Mass"], 0.25),
+    ("<answer>Pleural_Thickening</answer>", ["Pleural Thickening"], 1.0),
+    ("<answer>Mass and nodule, edema</answer>", ["Mass and nodule", "Edema"], 1.0),
+    ("<answer>The image shows edema and a mass.</answer>", ["Edema", "Mass"], 1.0),
+    ("<answer>Edema is present, a mass is absent</answer>", ["Edema"], 1.0),
+    ("<answer>Edema is absent</answer>", ["Edema"], 0.0),
+]
+
+
+@pytest.mark.parametrize(("completion", "gold", "value"), SHAPES)
+def test_label_sets_as_people_write_them(completion, gold, value):
+    result = score(LabelSet(), completion, gold)
+    assert result.value == pytest.approx(value), (result.parsed, result.reason)
+
+
+def test_a_label_set_that_cannot_be_earned_is_named():
+    assert "cannot be earned" in LabelSet().check_gold(RewardInput("", ["edema because of failure"]))
