@@ -56,6 +56,10 @@ _JSON_KEY = re.compile(
     r"(?:[_ -](?:letter|choice|option|key|text))?[\"']\s{0,9}:\s{0,9}",
     re.IGNORECASE,
 )
+_JSON_THOUGHT = re.compile(
+    r"\"(?:(?:step[_ -]by[_ -]step[_ -])?(?:reasoning|thinking|thoughts?|explanation|rationale|analysis|working|steps|calculation))\"\s{0,9}:\s{0,9}(?=\")",
+    re.IGNORECASE,
+)
 _JSON_UNIT = re.compile(
     r"\s{0,9},\s{0,9}[\"'](?:answer[_ -]?)?units?[\"']\s{0,9}:\s{0,9}[\"']([^\"'\n]{0,40})[\"']", re.IGNORECASE
 )
@@ -320,7 +324,23 @@ def _json_answers(text: str) -> _Found:
         candidates.append(Candidate(answer, "json", match.end(), end, match.start()))
         spans.append((match.start(), end))
         position = end
+    if candidates:
+        spans = sorted([*spans, *_json_thoughts(text, spans)])
     return candidates, spans, ""
+
+
+def _json_thoughts(text: str, answers: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The fields before a JSON answer in which it is thought out."""
+    found: list[tuple[int, int]] = []
+    for key in _JSON_THOUGHT.finditer(text):
+        try:
+            value, end = _JSON.raw_decode(text, key.end())
+        except (ValueError, RecursionError):
+            continue
+        # What follows an answer may take it back.
+        if isinstance(value, str) and end <= answers[0][0] and (not found or key.start() >= found[-1][1]):
+            found.append((key.start(), end))
+    return found
 
 
 def _unpack_json(candidates: list[Candidate]) -> tuple[list[Candidate], str]:

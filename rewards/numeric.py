@@ -23,6 +23,7 @@ from rewards.units import Unit, convert
 _PRESSURE = (("length", -1), ("mass", 1), ("time", -2))
 _ANGLE = (("angle", 1),)
 _CLOSING = re.compile(r"\}|</[^<>\n]{1,20}>")
+_NAMED_VALUE = re.compile(r"(?!the\b|approximately\b|about\b)[A-Za-z][A-Za-z ()-]{2,40}\s?[=:]\s")
 _DIGIT = re.compile(r"\d")
 _UNIT_BEHIND = 60
 _BARE_LINES = 40
@@ -89,6 +90,12 @@ class _Verdict:
     is_silent: bool = False
 
 
+def _is_of_another(candidate: Candidate, answer: Answer) -> bool:
+    """ "Result: ideal weight = 61 kg." on the way to the answer gives another quantity a value."""
+    cue = answer.body[candidate.lead : candidate.start].lower()
+    return "answer" not in cue and _NAMED_VALUE.match(candidate.text) is not None
+
+
 def _last_line(answer: Answer) -> list[list[Claim]]:
     return [claims_of(answer.texts[0])]
 
@@ -118,7 +125,8 @@ def _raw(candidate: Candidate, answer: Answer) -> str:
     """The candidate as written: markdown stripping would turn 2*3 into 23 and "- 5" into "5"."""
     written = answer.body[candidate.start : candidate.end].strip()
     if candidate.channel == "cue":
-        return written
+        is_working = answer.closed and candidate.end < answer.candidates[-1].start and _is_of_another(candidate, answer)
+        return "" if is_working else written
     if candidate.channel == "json":
         return written if written.startswith("[") else candidate.text.replace(". ", " ")
     behind = _CLOSING.match(answer.body, candidate.end)

@@ -78,6 +78,7 @@ CASES = [
     ("| Item | Answer |\n|---|---|\n| 1 | C |", "ok", "cue", ("C",)),
     ("| Item | **Answer** | Why |\n|:--|:--|---|\n| 1 | C | x |\n| 2 | B | y |\n", "ok", "cue", ("C", "B")),
     ("| Item | Answer |\nC", "ok", "cue", ("C",)),
+    ('{"reasoning": "So the answer is A.", "answer": "B"}', "ok", "json", ("B",)),
     ("정답은 B입니다", "ok", "cue", ("B입니다",)),
     ("答案：Ｂ", "ok", "cue", ("B",)),
     ("答えはBです", "ok", "cue", ("Bです",)),
@@ -90,6 +91,11 @@ CASES = [
 def test_the_deciding_channel(completion, status, channel, texts):
     answer = extract(completion)
     assert (answer.status, answer.channel, answer.texts) == (status, channel, texts)
+
+
+def test_thoughts_in_json_are_no_answers_before_it():
+    assert extract('{"thinking": "The answer is A.", "answer": "B"}').lower == ()
+    assert extract('{"answer": "B", "explanation": "The answer is A."}').lower != ()
 
 
 def test_lower_channels_are_handed_on_with_their_place():
