@@ -180,7 +180,9 @@ def claims_of(text: str) -> list[Claim]:
     start, takes_back = 0, KEPT
     for mark in stances().takes_back.finditer(text):
         if mark.lastgroup != RETRACTS and mark.group().strip() == text.strip():
-            break  # "Maybe" is what is said
+            break  # "Actually" is what is said
+        if mark.lastgroup == OFFERS and not text[: mark.start()].strip():
+            continue  # "maybe pneumonia" offers nothing beside it
         if mark.lastgroup == OFFERS and _DENIES.search(text, start, mark.start()) is not None:
             continue  # "no effusion, mass, or fracture" is one list
         if mark.start() > start or takes_back:
