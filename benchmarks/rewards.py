@@ -124,7 +124,14 @@ def _case(row: Mapping[str, Any], kind: str) -> Case:
         meta |= {key: value for key, value in given.items() if value is not None}
     if row.get("multi"):
         meta["multi"] = True
-    sample = RewardInput(row["output"], gold=row["gold"], options=tuple(row.get("options") or ()), kind=kind, meta=meta)
+    sample = RewardInput(
+        row["output"],
+        gold=row["gold"],
+        options=tuple(row.get("options") or ()),
+        prompt=row.get("question", ""),
+        kind=kind,
+        meta=meta,
+    )
     return Case(row["id"], (sample,), float(row["expected_reward"]))
 
 
