@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.data.rows import instruction_text
+from lingshu_rl.model.loading import DEMO_MODEL
 from lingshu_rl.progress import Progress
 from lingshu_rl.types import Prompt
 from rewards.base import RewardInput, RewardResult
-from rewards.compose import DEFAULT_SPEC, Compose, SpecError, build
+from rewards.compose import Compose, SpecError, build
+from rewards.compose import default_spec as composition
 from rewards.executor import Executor
 from rewards.preflight import check
 from rewards.rows import LabelCheck
@@ -93,4 +96,15 @@ def default_spec(config: Config) -> Mapping[str, Any]:
         from lingshu_rl.demo.reward import demo_spec
 
         return demo_spec()
-    return DEFAULT_SPEC
+    read = config.rewards.read
+    if read == "auto":
+        asked = instruction_text(instruction_of(config), "open") + config.data.system
+        read = "closed" if "<answer>" in asked else "prose"
+    return composition(read)
+
+
+def instruction_of(config: Config) -> str:
+    """The run's data.instruction with "auto" made plain."""
+    if config.data.instruction != "auto":
+        return config.data.instruction
+    return "short" if config.model == DEMO_MODEL else "full"

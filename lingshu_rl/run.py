@@ -21,7 +21,7 @@ from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused
 from lingshu_rl.launches import launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
-from lingshu_rl.model.loading import DEMO_MODEL, model_path
+from lingshu_rl.model.loading import model_path
 from lingshu_rl.optimizers import OPTIMIZERS, check_package
 from lingshu_rl.plan import Plan, plan_here
 from lingshu_rl.policy import Policy
@@ -31,7 +31,7 @@ from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Worker, address_towards
 from lingshu_rl.progress import Progress
 from lingshu_rl.reference.client import ReferenceClient
-from lingshu_rl.rewarding import Rewards, build_rewards, label_check
+from lingshu_rl.rewarding import Rewards, build_rewards, instruction_of, label_check
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
 from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
 from lingshu_rl.rollout.transfer import Transfer, make_transfer, remove_folder, transfer_folder
@@ -372,10 +372,8 @@ async def _connect(
 
 def load_prompts(config: Config, folder: RunFolder, is_main: bool, encoder: PromptEncoder) -> dict[str, Loaded]:
     """Training and held-out prompts, as "train" and "test". Refused rows are listed in the run folder, or end the run."""
-    instruction = config.data.instruction
-    if instruction == "auto":
-        instruction = "short" if config.model == DEMO_MODEL else "full"
-    sets, check = {}, label_check(config)
+    instruction, check = instruction_of(config), label_check(config)
+    sets = {}
     for name, source in (("train", config.data.train), ("test", config.data.test)):
         sets[name] = load(
             source,

@@ -15,7 +15,8 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
-from rewards.answer import Answer, Candidate
+from rewards.answer import Answer, Candidate, extract
+from rewards.base import RewardInput
 from rewards.choices import may_be_conditional
 from rewards.phrases import clean_phrase, strip_leads
 from rewards.text import normalise, sentence_spans
@@ -252,6 +253,35 @@ def _behind(text: str) -> Iterable[Claim]:
         mark = stances().takes_back.match(sentence) or _CONTRADICTS.match(sentence)
         if mark is not None:
             yield _claim(sentence[mark.end() :], mark.lastgroup or RECONSIDERS)
+
+
+# ------------------------------------------------------------------------------------------------------------ channels
+
+PROSE, CLOSED = "prose", "closed"
+
+
+def checked_read(read: str) -> str:
+    """How much of a completion a reward reads. Raises ValueError for an unknown word."""
+    if read not in (PROSE, CLOSED):
+        raise ValueError(
+            f"unknown read {read!r}; use {PROSE} (all of a completion) or {CLOSED} (tag, box, JSON or nothing but the answer)"
+        )
+    return read
+
+
+def heard(sample: RewardInput, read: str = PROSE, prepare: Callable[[str], str] = str) -> Answer:
+    """Where the sample's answer stands. status: of `extract`, or "truncated".
+
+    read: "prose" takes every channel; "closed" only a tag, a box, a JSON answer, or a line that is the whole completion.
+    """
+    answer = extract(prepare(sample.completion))
+    if sample.truncated and not answer.closed:
+        return Answer("truncated", reason="cut at the length limit before a closed answer")
+    if read == PROSE or answer.status != "ok" or answer.closed:
+        return answer
+    if answer.channel == "bare" and "\n" not in answer.body:
+        return extract(f"<answer>{answer.body}</answer>")
+    return Answer("unparsed", reason="no tag, box or JSON answer, and more than an answer is said")
 
 
 # -------------------------------------------------------------------------------------------------------------- settle

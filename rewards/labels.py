@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from rewards.answer import extract
 from rewards.base import Reward, RewardInput, RewardResult
-from rewards.claims import Reader, Said, claims_of, core, is_disowned, settle, stances
+from rewards.claims import PROSE, Reader, Said, checked_read, claims_of, core, heard, is_disowned, settle, stances
 from rewards.open_answers import ALTERNATIVE, FIRM_WORDS, SEPARATOR, texts_of
 from rewards.questions import is_neutral, role_words
 from rewards.text import strip_markup, strip_quotes, text_key, unwrap_latex
@@ -39,14 +38,16 @@ class LabelSet(Reward):
     ["No Finding"] both mean that no label applies, which the completion has to say ("none", "normal", []).
     Read: lists in lines, commas, pipes or numbers, keyed lists ("edema: 1"), JSON lists and objects.
     `meta["synonyms"]` maps a label to other names. A label that is denied ("no effusion", "effusion: 0") is not named.
+    read: "prose" reads all of a completion, "closed" only marked answers (see `rewards.claims.heard`).
     """
 
     name = "labels"
 
-    def __init__(self, wrong_cost: float = 0.5) -> None:
+    def __init__(self, wrong_cost: float = 0.5, read: str = PROSE) -> None:
         if not 0 <= wrong_cost <= 10:
             raise ValueError(f"wrong_cost must be in [0, 10], got {wrong_cost}")
         self.wrong_cost = wrong_cost
+        self.read = checked_read(read)
 
     def check_gold(self, sample: RewardInput) -> str | None:
         labels = _label_texts(sample.gold)
@@ -67,11 +68,9 @@ class LabelSet(Reward):
         if problem is not None:
             return RewardResult(None, "gold_invalid", reason=problem)
         known = _known_to(sample)
-        answer = extract(sample.completion)
-        if sample.truncated and not answer.closed:
-            return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
+        answer = heard(sample, self.read)
         if answer.status != "ok":
-            return RewardResult(0.0, "unparsed", reason=answer.reason)
+            return RewardResult(0.0, answer.status, reason=answer.reason)
         said = settle(
             answer, Reader(lambda text: _read_labels(text, known), bare=lambda answer: [claims_of(answer.body)])
         )

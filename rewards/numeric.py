@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.analytes import bridges, convert_analyte
-from rewards.answer import Answer, Candidate, extract
+from rewards.answer import Answer, Candidate
 from rewards.base import Reward, RewardInput, RewardResult
-from rewards.claims import NOTHING, Claim, Reader, Said, claims_of, is_disowned, settle
+from rewards.claims import NOTHING, PROSE, Claim, Reader, Said, checked_read, claims_of, heard, is_disowned, settle
 from rewards.dates import find_dates
 from rewards.numeric_label import DEFAULT_TOLERANCE, UNIT_POLICIES, Label, LabelError, read_label
 from rewards.quantity import Quantity
@@ -38,18 +38,23 @@ class NumericUnits(Reward):
     unit_policy: "require" a written unit, take the label's where none is written ("assume_if_missing"), or compare
     numbers only ("ignore"). A written unit of another dimension is wrong under the first two. Without a unit in the
     row, numbers are compared as they stand.
+    read: "prose" reads all of a completion, "closed" only marked answers (see `rewards.claims.heard`).
     """
 
     name = "numeric"
 
     def __init__(
-        self, tolerance: Mapping[str, Any] = DEFAULT_TOLERANCE, unit_policy: str = "assume_if_missing"
+        self,
+        tolerance: Mapping[str, Any] = DEFAULT_TOLERANCE,
+        unit_policy: str = "assume_if_missing",
+        read: str = PROSE,
     ) -> None:
         if unit_policy not in UNIT_POLICIES:
             raise ValueError(f"unknown unit_policy {unit_policy!r}; use one of {', '.join(UNIT_POLICIES)}")
         read_label(1.0, {"tolerance": tolerance}, DEFAULT_TOLERANCE, unit_policy)
         self.tolerance = dict(tolerance)
         self.unit_policy = unit_policy
+        self.read = checked_read(read)
 
     def check_gold(self, sample: RewardInput) -> str | None:
         try:
@@ -64,11 +69,9 @@ class NumericUnits(Reward):
         except LabelError as error:
             return RewardResult(None, "gold_invalid", reason=str(error))
         is_symbolic = label.kind == "symbolic"
-        answer = extract(lift_superscripts(sample.completion) if is_symbolic else sample.completion)
-        if sample.truncated and not answer.closed:
-            return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
+        answer = heard(sample, self.read, lift_superscripts if is_symbolic else str)
         if answer.status != "ok":
-            return RewardResult(0.0, "unparsed", reason=answer.reason)
+            return RewardResult(0.0, answer.status, reason=answer.reason)
         if answer.channel == "bare" and (len(answer.body) > 2 * MAX_LENGTH or answer.body.count("\n") > _BARE_LINES):
             return RewardResult(0.0, "unparsed", reason="a long text without a marked answer")
         said = settle(answer, Reader(lambda text: _said(text, label), _last_line, _earlier_lines, raw=_raw))

@@ -8,9 +8,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from rewards.answer import Answer, extract
+from rewards.answer import Answer
 from rewards.base import Reward, RewardInput, RewardResult
-from rewards.claims import Claim, Reader, Said, claims_of, is_disowned, settle, stances, without_ends
+from rewards.claims import (
+    PROSE,
+    Claim,
+    Reader,
+    Said,
+    checked_read,
+    claims_of,
+    heard,
+    is_disowned,
+    settle,
+    stances,
+    without_ends,
+)
 from rewards.phrases import clean_phrase, strip_leads
 from rewards.questions import Question, is_neutral, question_of
 from rewards.text import lines, normalise
@@ -34,9 +46,13 @@ class OpenAnswer(Reward):
     list, and the words of a sentence that its question has too ("The organ shown is the liver."). Everything else
     counts, so a side, a negation, a digit or one word more or less makes another answer. A list with "or", or with one
     member too many, is another answer as well.
+    read: "prose" reads all of a completion, "closed" only marked answers (see `rewards.claims.heard`).
     """
 
     name = "open"
+
+    def __init__(self, read: str = PROSE) -> None:
+        self.read = checked_read(read)
 
     def check_gold(self, sample: RewardInput) -> str | None:
         golds = texts_of(sample.gold)
@@ -51,11 +67,9 @@ class OpenAnswer(Reward):
         if problem is not None:
             return RewardResult(None, "gold_invalid", reason=problem)
         accepted = _accepted(sample)
-        answer = extract(sample.completion)
-        if sample.truncated and not answer.closed:
-            return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
+        answer = heard(sample, self.read)
         if answer.status != "ok":
-            return RewardResult(0.0, "unparsed", reason=answer.reason)
+            return RewardResult(0.0, answer.status, reason=answer.reason)
         question = question_of(sample.prompt)
         said = settle(answer, Reader(lambda text: _read(text, accepted, question), bare=_only_line))
         if said.status != "ok":

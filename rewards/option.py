@@ -9,7 +9,7 @@ from typing import Any
 from rewards.answer import Answer, extract
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.choices import OptionSet, option_set
-from rewards.claims import Said, claims_of, fold, stances
+from rewards.claims import PROSE, Said, checked_read, claims_of, fold, heard, stances
 from rewards.fuzzy import nearest_option
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, NOTHING, Reading, clean_phrase, read_phrase
 from rewards.rivals import rivals_after
@@ -24,12 +24,14 @@ class OptionLetter(Reward):
     gold: a letter, an option's text, or both ("B. Pneumonia"); with `meta["multi"]` a run or list of them, compared as
     a set. All places that commit to an answer must agree; letter and text must agree; nothing is guessed.
     fuzzy: also accept a misspelt option text inside a tag, box, JSON answer or after a cue (see `nearest_option`).
+    read: "prose" reads all of a completion, "closed" only marked answers (see `rewards.claims.heard`).
     """
 
     name = "option"
 
-    def __init__(self, fuzzy: bool = False) -> None:
+    def __init__(self, fuzzy: bool = False, read: str = PROSE) -> None:
         self.fuzzy = fuzzy
+        self.read = checked_read(read)
 
     def check_gold(self, sample: RewardInput) -> str | None:
         problem = _options_problem(tuple(sample.options))
@@ -53,9 +55,7 @@ class OptionLetter(Reward):
         except ValueError as error:
             return RewardResult(None, "gold_invalid", reason=str(error))
 
-        answer = extract(sample.completion)
-        if sample.truncated and not answer.closed:
-            return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
+        answer = heard(sample, self.read)
         status, letters, reason = self._decide(answer, options, multi)
         if status != "ok":
             return RewardResult(0.0, status, reason=reason)
@@ -68,7 +68,7 @@ class OptionLetter(Reward):
     def _decide(self, answer: Answer, options: OptionSet, multi: bool) -> tuple[str, frozenset[str], str]:
         nobody: frozenset[str] = frozenset()
         if answer.status != "ok":
-            return "unparsed", nobody, answer.reason
+            return answer.status, nobody, answer.reason
         readings: list[Reading] = []
         if answer.closed:
             for text in dict.fromkeys(answer.texts):

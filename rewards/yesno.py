@@ -6,15 +6,18 @@ import re
 from functools import cache
 from typing import Any
 
-from rewards.answer import Answer, extract
+from rewards.answer import Answer
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.claims import (
     NOTHING,
+    PROSE,
     Claim,
     Reader,
     Said,
     asks,
+    checked_read,
     core,
+    heard,
     is_conditional,
     is_disowned,
     sentence_claims,
@@ -134,9 +137,13 @@ class YesNo(Reward):
     prompt holds no single yes or no question, only the word counts.
 
     gold: a bool or a word for yes or no in any of the package's languages ("Yes.", "true", "아니요").
+    read: "prose" reads all of a completion, "closed" only marked answers (see `rewards.claims.heard`).
     """
 
     name = "yesno"
+
+    def __init__(self, read: str = PROSE) -> None:
+        self.read = checked_read(read)
 
     def check_gold(self, sample: RewardInput) -> str | None:
         if yes_no_gold(sample.gold):
@@ -147,11 +154,9 @@ class YesNo(Reward):
         gold = yes_no_gold(sample.gold)
         if not gold:
             return RewardResult(None, "gold_invalid", reason=self.check_gold(sample) or "")
-        answer = extract(sample.completion)
-        if sample.truncated and not answer.closed:
-            return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
+        answer = heard(sample, self.read)
         if answer.status != "ok":
-            return RewardResult(0.0, "unparsed", reason=answer.reason)
+            return RewardResult(0.0, answer.status, reason=answer.reason)
         question = question_of(sample.prompt)
         said = settle(
             answer,

@@ -93,3 +93,21 @@ def test_what_is_asserted_is_paid(wording, kind):
 @pytest.mark.parametrize("wording", [name for name in NOT_PAID | PAID if name not in SAYS_Y])
 def test_what_is_mentioned_beside_is_not_paid(wording, kind):
     assert paid(kind, (NOT_PAID | PAID)[wording], other=True).value == 0.0
+
+
+@pytest.mark.parametrize("kind", REWARDS)
+def test_closed_reads_marked_answers_and_nothing_but_the_answer(kind):
+    own, x, y, gold, options = REWARDS[kind]
+    reward = type(own)(read="closed")
+
+    def value(text, truncated=False):
+        return reward.score(RewardInput(text, gold, options, truncated=truncated)).value
+
+    for text in (f"<answer>{x}</answer>", f"So \\boxed{{{x}}}", f'{{"answer": "{x}"}}', x):
+        assert value(text) == 1.0, text
+    for text in (f"The answer is {x}.", f"The film is clear.\n{x}", f"<answer>{y}</answer>", y):
+        assert value(text) == 0.0, text
+    assert value(f"The answer is {y}. <answer>{x}</answer>") == 0.0, "prose may still veto"
+    assert value(x, truncated=True) == 0.0
+    with pytest.raises(ValueError, match="closed"):
+        type(own)(read="loose")
