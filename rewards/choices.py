@@ -33,6 +33,7 @@ class OptionSet:
     longest: int
     yes_no: bool
     conditional: tuple[str, ...]
+    only_letters: bool  # the texts are not known
     letter_alone: re.Pattern[str]
 
     def mentions(self, text: str) -> list[int]:
@@ -78,9 +79,15 @@ def unlettered(options: tuple[str, ...]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8192)
 def option_set(options: tuple[str, ...]) -> OptionSet:
-    """Prepare 2 to 26 options. Labels that the data already carries ("A. CT") are taken off."""
+    """Prepare 2 to 26 options. Labels that the data already carries ("A. CT") are taken off.
+
+    Options that are their own letters ("A", "B", ...) have no texts: what stands behind a letter is then not compared.
+    """
     letters = ascii_uppercase[: len(options)]
     texts = unlettered(tuple(" ".join(normalise(option).split()) for option in options))
+    if texts == tuple(letters):
+        alone = re.compile(rf"(?<![A-Za-z0-9])[A-{letters[-1]}](?![A-Za-z0-9])")
+        return OptionSet(texts, (), letters, {}, {}, 0, False, (), True, alone)
     keys: dict[str, str] = {}
     shared: set[str] = set()
     for letter, text in zip(letters, texts, strict=True):
@@ -108,6 +115,7 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
         longest,
         yes_no,
         conditional,
+        False,
         re.compile(rf"(?<![A-Za-z0-9])[A-{letters[-1]}](?![A-Za-z0-9])"),
     )
 

@@ -423,6 +423,8 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
         return _NOTHING
     if _LATIN.match(tail) and tail[0].islower() and "." in mark and not closed:
         return Reading(NOTHING, reason=f"'{raw}. {tail[:20]}' is a name, not an option")
+    if options.only_letters:
+        return chosen
     if _NUMBER.match(tail) or (_LATIN.match(tail) and not _is_sentence(tail)):
         return Reading(CONFLICT, reason=f"letter {letter} with a text that is not its option's")
     return chosen

@@ -395,6 +395,8 @@ def _not_another(plain: str, options: OptionSet) -> str:
 
 def _without_echo(rest: str, options: OptionSet) -> str:
     """Blank out a copy of the whole option list, unless nothing follows it."""
+    if options.only_letters:
+        return rest
     lowered = " ".join(rest.lower().split())
     if any(text not in lowered for text in options.lowered):
         return rest

@@ -22,11 +22,15 @@ from rewards.executor import judge
 from rewards.kinds import KindError, find, guess
 
 OUTPUTS = ("completion", "response", "output", "prediction", "pred", "model_answer")
-ANSWERS = ("answer", "gold", "gt_answer", "target", "label", "correct_answer", "answer_idx")
+ANSWERS = ("answer", "gold", "ground_truth", "gt_answer", "target", "label", "correct_answer", "answer_idx")
 OPTIONS = ("options", "choices")
 QUESTIONS = ("question", "prompt", "input")
-VERDICTS = ("correct", "value", "exact_match", "acc", "score")
+VERDICTS = ("correct", "is_correct", "value", "exact_match", "acc", "score")
+FINISH = ("finish_reason", "stop_reason")
+CUT = ("length", "max_tokens", "max_length")
 SHOWN = 5
+_OPTION_LINE = re.compile(r"^\s*\(?([A-Z])[.):]\s+(\S.*?)\s*$", re.MULTILINE)
+_LETTER = re.compile(r"\s*\(?([A-J])[).:]?\s*")
 
 
 def rescore(file: Path, kind: str | None = None, out: Path | None = None) -> dict[str, Any]:
@@ -59,7 +63,7 @@ def rescore(file: Path, kind: str | None = None, out: Path | None = None) -> dic
         except RowError as error:
             unusable.append(f"row {number}: {error}")
             continue
-        reply = Reply(completion, "stop")
+        reply = Reply(completion, finish_reason(record))
         result: RewardResult = judge(grader, [reward_input(prompt, reply)])[0]
         rows.append({**make_row(prompt, reply, result), "image": str(record.get("image_name") or record.get("image") or ""), "before": before})  # fmt: skip
     if not rows:
@@ -78,6 +82,7 @@ def rescore(file: Path, kind: str | None = None, out: Path | None = None) -> dic
         "before": sum(r["before"] for r in known) / len(known) if known else None,
         "again": sum(r["value"] for r in known) / len(known) if known else None,
         "compared": len(known),
+        "finish_unknown": sum(not row["finish_reason"] for row in rows),
         "newly_right": [r["id"] for r in known if r["before"] < 0.5 <= r["value"]],
         "newly_wrong": [r["id"] for r in known if r["value"] < 0.5 <= r["before"]],
     }
@@ -136,6 +141,8 @@ def plain(form: str, record: Mapping[str, Any], number: int, kind: str | None) -
         )
     options = next((fields[k] for k in OPTIONS if fields.get(k)), None)
     options = _options(options) if options is not None else _lettered(fields)
+    if not options and kind in (None, "option"):
+        options = _asked_options(str(next((fields[k] for k in QUESTIONS if fields.get(k)), "")), answer)
     if options and isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
         answer = LETTERS[answer]
     row: dict[str, Any] = {
@@ -160,6 +167,29 @@ def plain(form: str, record: Mapping[str, Any], number: int, kind: str | None) -
         if name in fields and row["kind"] == "numeric":
             row[name] = fields[name]
     return row
+
+
+def finish_reason(record: Mapping[str, Any]) -> str:
+    """ "length" for an output that was cut, "stop" for one that was not, "" where the file does not say."""
+    if isinstance(record.get("truncated"), bool):
+        return "length" if record["truncated"] else "stop"
+    value = next((_first_text(record[name]).lower() for name in FINISH if record.get(name)), "")
+    return "length" if value in CUT else "stop" if value else ""
+
+
+def _asked_options(question: str, answer: Any) -> list[str]:
+    """The options of a row whose label is a letter and that stores none: its question's lines, or bare letters."""
+    letter = _LETTER.fullmatch(answer) if isinstance(answer, str) else None
+    if letter is None:
+        return []
+    lines = _OPTION_LINE.findall(question)
+    if (
+        len(lines) > 1
+        and [mark for mark, _ in lines] == list(LETTERS[: len(lines)])
+        and letter.group(1) <= lines[-1][0]
+    ):
+        return [text for _, text in lines]
+    return list(LETTERS[: max(5, LETTERS.index(letter.group(1)) + 1)])
 
 
 def _lettered(fields: Mapping[str, Any]) -> list[str]:
@@ -193,6 +223,11 @@ def render(result: Mapping[str, Any]) -> str:
         parts.append(
             f"stored verdicts say {100 * result['before']:.1f} %, these graders {100 * result['again']:.1f} % of the same "
             f"{result['compared']}: {len(result['newly_right'])} newly right, {len(result['newly_wrong'])} newly wrong"
+        )
+    if result["finish_unknown"]:
+        parts.append(
+            f"{result['finish_unknown']} rows do not say whether their output was cut (no {' or '.join(FINISH)}); a cut one counts as "
+            "a whole answer"
         )
     if result["unusable"]:
         parts.append(f"{len(result['unusable'])} rows could not be read, for example {'; '.join(result['unusable'][:SHOWN])}")  # fmt: skip
