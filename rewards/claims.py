@@ -27,6 +27,7 @@ KEPT, RETRACTS, RECONSIDERS, OFFERS = "", "retracts", "reconsiders", "offers"
 
 _AHEAD = 300  # characters of the sentence before a cue
 _MOST_CLAIMS = 100  # nobody answers this often; it also bounds the time
+_SHORTEST_OPEN = 16  # characters in which a choice can be left open in so many words
 _BEHIND = 2000  # characters after an answer in which it may be taken back
 
 
@@ -206,7 +207,8 @@ def _claim(text: str, takes_back: str) -> Claim:
         text = "\n".join(told)
     if is_conditional(text):
         return Claim(text, CONDITIONAL, takes_back)
-    return Claim(text, OPEN if stances().undecided.search(text) is not None else ASSERTED, takes_back)
+    is_open = len(text) > _SHORTEST_OPEN and stances().undecided.search(text) is not None
+    return Claim(text, OPEN if is_open else ASSERTED, takes_back)
 
 
 def asks(sentence: str) -> bool:

@@ -50,6 +50,7 @@ def words_of(text: str) -> list[str]:
     return text_key(text.replace("_", " ")).split()
 
 
+@lru_cache(maxsize=16384)
 def _word(token: str) -> str:
     table = word_table()
     token = _singular(_spelt(table["numbers"].get(token, token)), table["plurals"])

@@ -70,8 +70,8 @@ def read_yes_no(text: str) -> str:
         phrase = _LABEL.sub("", clean_phrase(text))
         if phrase.endswith("?"):
             return ""
-        for candidate in (phrase, strip_leads(phrase), core(phrase)):
-            if (said := phrases.get(key_of_normalised(candidate))) is not None:
+        for plain in (str, strip_leads, core):
+            if (said := phrases.get(key_of_normalised(plain(phrase)))) is not None:
                 return said
         if not phrase.isascii():
             for word, value in single.items():
