@@ -227,11 +227,12 @@ def run_training(config: Config) -> int:
     from lingshu_rl.config import ConfigError
     from lingshu_rl.data.load import DataError
     from lingshu_rl.failures import KNOWN_FAILURES
+    from lingshu_rl.folders import InUse
     from lingshu_rl.mainrank import Preempted
     from lingshu_rl.runfolder import RunFolderError
     from lingshu_rl.train import train
 
-    known: tuple[type[Exception], ...] = (ConfigError, DataError, RunFolderError, *KNOWN_FAILURES)
+    known: tuple[type[Exception], ...] = (ConfigError, DataError, InUse, RunFolderError, *KNOWN_FAILURES)
     try:
         asyncio.run(train(config))
     except Preempted as stop:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from lingshu_rl.folders import InUse
+
 WRONG, STOPPED, INTERRUPTED = 2, 1, 130
 
 
@@ -20,6 +22,7 @@ def exit_code(
 
     goes_on: how the same command continues after it was stopped.
     """
+    wrong = (*wrong, InUse)
     try:
         return command() or 0
     except wrong as error:

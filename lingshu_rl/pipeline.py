@@ -17,7 +17,6 @@ stops the change there. A command that was killed is started again in its folder
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shlex
@@ -33,6 +32,7 @@ from typing import Any
 
 from lingshu_rl.config import ConfigError, read_config
 from lingshu_rl.fingerprint import LENGTH, Fingerprints, text_hash
+from lingshu_rl.folders import own
 from lingshu_rl.progress import Progress
 from lingshu_rl.runfolder import write_text
 
@@ -128,12 +128,7 @@ class Pipeline:
         for name in force:
             if name not in self.config.steps:
                 raise ConfigError(f"--force {name}: the steps are {', '.join(self.config.steps)}")
-        self.dir.mkdir(parents=True, exist_ok=True)
-        with open(self.dir / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise PipelineError(f"{self.dir}: another pipeline is running in this folder") from None
+        with own(self.dir, "a pipeline", "dir"):
             for name in self.config.steps:
                 plan = self.plan(name)
                 if name in force and not plan.reason:

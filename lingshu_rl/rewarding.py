@@ -11,12 +11,11 @@ from lingshu_rl.data.rows import instruction_text
 from lingshu_rl.model.loading import DEMO_MODEL
 from lingshu_rl.progress import Progress
 from lingshu_rl.types import Prompt
-from rewards.base import RewardInput, RewardResult
+from rewards.base import Reward, RewardInput, RewardResult
 from rewards.compose import Compose, SpecError, build
 from rewards.compose import default_spec as composition
 from rewards.executor import Executor
 from rewards.preflight import check
-from rewards.rows import LabelCheck
 
 T = TypeVar("T")
 
@@ -52,7 +51,7 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
 
     A probe that earns what it should not (see rewards.preflight) is said, but is no reason to stop.
     """
-    spec = config.rewards.spec or default_spec(config)
+    spec = config.rewards.spec or default_spec(config.data.train, config.data.test, read=read_of(config))
     try:
         reward = build(spec)
         weights = reward.weights if isinstance(reward, Compose) else {}
@@ -83,24 +82,29 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
     return Rewards(executor, weights)
 
 
-def label_check(config: Config) -> LabelCheck:
-    """The `check_gold` of the run's reward. Raises ConfigError for a spec that cannot be built."""
+def reward_of(given: Mapping[str, Any], *sources: str, read: str = "prose") -> Reward:
+    """The reward of a spec, or where none is given that of these sources (see `read_of`). Raises ConfigError for one that cannot be built."""
     try:
-        return build(config.rewards.spec or default_spec(config)).check_gold
+        return build(given or default_spec(*sources, read=read))
     except SpecError as error:
         raise ConfigError(f"rewards.{error}") from None
 
 
-def default_spec(config: Config) -> Mapping[str, Any]:
-    if any(source.startswith("demo:") for source in (config.data.train, config.data.test)):
+def default_spec(*sources: str, read: str = "prose") -> Mapping[str, Any]:
+    """By the rows' kinds, as the demo's rows have them if one of the sources is the demo."""
+    if any(source.startswith("demo:") for source in sources):
         from lingshu_rl.demo.reward import demo_spec
 
         return demo_spec()
-    read = config.rewards.read
-    if read == "auto":
-        asked = instruction_text(instruction_of(config), "open") + config.data.system
-        read = "closed" if "<answer>" in asked else "prose"
     return composition(read)
+
+
+def read_of(config: Config) -> str:
+    """How much of a completion the run's default rewards read: closed answers only, where its prompts ask for tags."""
+    if config.rewards.read != "auto":
+        return config.rewards.read
+    asked = instruction_text(instruction_of(config), "open") + config.data.system
+    return "closed" if "<answer>" in asked else "prose"
 
 
 def instruction_of(config: Config) -> str:

@@ -18,6 +18,7 @@ from lingshu_rl.agreement import Agreement, judge
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import ById, Loaded, load
 from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused
+from lingshu_rl.folders import own
 from lingshu_rl.launches import launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
@@ -31,7 +32,7 @@ from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Worker, address_towards
 from lingshu_rl.progress import Progress
 from lingshu_rl.reference.client import ReferenceClient
-from lingshu_rl.rewarding import Rewards, build_rewards, instruction_of, label_check
+from lingshu_rl.rewarding import Rewards, build_rewards, instruction_of, read_of, reward_of
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
 from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
 from lingshu_rl.rollout.transfer import Transfer, make_transfer, remove_folder, transfer_folder
@@ -250,6 +251,8 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     if is_main:
         check_packages(config)
     folder, progress = RunFolder(config.run.dir), Progress(quiet=not is_main)
+    if is_main:
+        closing.enter_context(own(folder.path, "a run", "run.dir", afresh=config.resume == "never"))
     checkpoint = folder.open(config) if is_main else None
     encoder = PromptEncoder(config.model)
     loaded = load_prompts(config, folder, is_main, encoder)
@@ -372,8 +375,8 @@ async def _connect(
 
 def load_prompts(config: Config, folder: RunFolder, is_main: bool, encoder: PromptEncoder) -> dict[str, Loaded]:
     """Training and held-out prompts, as "train" and "test". Refused rows are listed in the run folder, or end the run."""
-    instruction, check = instruction_of(config), label_check(config)
-    sets = {}
+    instruction, sets = instruction_of(config), {}
+    check = reward_of(config.rewards.spec, config.data.train, config.data.test, read=read_of(config)).check_gold
     for name, source in (("train", config.data.train), ("test", config.data.test)):
         sets[name] = load(
             source,

@@ -25,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl import checkpoints
 from lingshu_rl.config import Config, ConfigError, flat, to_yaml
 from lingshu_rl.images import Picture
 from lingshu_rl.state import RunState
@@ -76,18 +77,9 @@ class RunFolder:
     def open(self, config: Config) -> Path | None:
         """Prepare the folder; return the checkpoint to go on from, or None for a fresh start.
 
-        A checkpoint with missing or cut files is passed over for the one before it, with a complaint. Raises ConfigError
+        A checkpoint with missing or changed files is passed over for the one before it, with a complaint. Raises ConfigError
         when none of them is whole, or the folder holds a run with settings that compute something else.
         """
-        if config.resume == "never" and self.path.exists() and any(self.path.iterdir()):
-            aside = next(
-                p for i in range(1, 10_000) if not (p := self.path.with_name(f"{self.path.name}.old-{i}")).exists()
-            )
-            self.path.rename(aside)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"run.dir={self.path} cannot be made: {error}") from None
         checkpoint = self._checkpoint_to_resume(config.resume)
         stored = self.path / "config.yaml"
         if checkpoint is not None:
@@ -140,10 +132,10 @@ class RunFolder:
             return self._checkpoint_named(Path(wanted))
         found = self._all_checkpoints()
         for path in reversed(found):
-            fault = checkpoint_fault(path)
-            if not fault:
+            told = checkpoints.fault(path)
+            if not told:
                 return path
-            self.complaints.append(f"checkpoint {path} is damaged and passed over: {fault}")
+            self.complaints.append(f"checkpoint {path} is damaged and passed over: {told}")
         if found:
             raise ConfigError(
                 "no checkpoint is whole, so the run cannot go on:\n- "
@@ -155,8 +147,8 @@ class RunFolder:
     def _checkpoint_named(self, wanted: Path) -> Path:
         """`wanted`, or the newest of the run in that folder; in a fork that has come further its own newest one."""
         checkpoint = RunFolder(wanted).newest_checkpoint() or wanted
-        if fault := checkpoint_fault(checkpoint):
-            raise ConfigError(f"resume={wanted}: {fault}")
+        if told := checkpoints.fault(checkpoint):
+            raise ConfigError(f"resume={wanted}: {told}")
         own = self.newest_checkpoint()
         if own is None or checkpoint.resolve().is_relative_to(self.path.resolve()):
             return checkpoint
@@ -169,7 +161,8 @@ class RunFolder:
         return sorted(p for p in self.checkpoints.glob("step-*") if (p / "run.json").exists())
 
     def newest_checkpoint(self) -> Path | None:
-        return next((p for p in reversed(self._all_checkpoints()) if not checkpoint_fault(p)), None)
+        """Of those whose files are there in full length; what they hold is read when one is gone on from."""
+        return next((p for p in reversed(self._all_checkpoints()) if not checkpoints.fault(p, contents=False)), None)
 
     def cut_metrics(self, step: int) -> list[str]:
         """Drop the lines after `step`, so that a resumed run writes them again. Returns complaints for people.
@@ -258,8 +251,8 @@ class RunFolder:
                         barrier: Callable[[], None], keep_last: int, keep_best: bool = False) -> None:  # fmt: skip
         """All ranks call this: `write(folder)` saves into a temporary folder, which is then renamed.
 
-        A run that is killed in between leaves only a folder ending in .part, which is never resumed from. The file sizes
-        go into run.json, so that a folder with missing or cut files is known as such. Old checkpoints are removed only
+        A run that is killed in between leaves only a folder ending in .part, which is never resumed from. Sizes and
+        checksums go into run.json (checkpoints.py), so that a folder with missing, cut or changed files is known as such. Old checkpoints are removed only
         after that, all but the last `keep_last` and the one with the highest state["accuracy"] (checkpoints/best).
         Raises RunFolderError when it cannot be written; what was there before stays.
         """
@@ -275,9 +268,8 @@ class RunFolder:
                 write(part)
                 barrier()
                 if is_main:
-                    files = {str(f.relative_to(part)): f.stat().st_size for f in sorted(part.rglob("*")) if f.is_file()}
                     _to_disk(part.rglob("*"))
-                    write_text(part / "run.json", json.dumps({**state, "files": files}, indent=1))
+                    write_text(part / "run.json", checkpoints.seal(part, state))
                     _to_disk([part / "run.json", self.metrics])
                     shutil.rmtree(final, ignore_errors=True)
                     part.rename(final)
@@ -329,25 +321,6 @@ class RunFolder:
                 f"{path} could not be written ({type(error).__name__}: {error}); {still}. When there is room, the same "
                 "command goes on from it"
             ) from error
-
-
-def checkpoint_fault(folder: Path) -> str:
-    """Why a checkpoint cannot be resumed from, or "" when its files are all there in full length."""
-    if not (folder / "run.json").exists():
-        return f"{folder} is not a checkpoint folder (it has no run.json)"
-    try:
-        state = json.loads((folder / "run.json").read_text())
-        files = dict(state.get("files", {}))
-        int(state["step"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        return f"run.json is unreadable ({type(error).__name__}: {error})"
-    for name, size in files.items():
-        file = folder / name
-        if not file.exists():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-    return ""
 
 
 def _to_disk(paths: Iterable[Path]) -> None:

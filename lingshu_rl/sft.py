@@ -12,9 +12,10 @@ of the stage before, ends with an ordinary Hugging Face folder, and is measured 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,20 +24,24 @@ from omegaconf import MISSING
 
 from lingshu_rl.config import ConfigError, read_config, to_yaml
 from lingshu_rl.eval.stats import gain_between, mean_ci
+from lingshu_rl.examples import TARGETS, Examples, completion_fault
 from lingshu_rl.fingerprint import Fingerprints, text_hash
-from lingshu_rl.images import DEFAULT_BUDGET, MAX_PIXELS, MIN_PIXELS, Budget, Picture
+from lingshu_rl.folders import own
+from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget
 from lingshu_rl.optimizers import Place, build_optimizer, check_optimizer
 from lingshu_rl.progress import Progress
+from lingshu_rl.rewarding import reward_of
 from lingshu_rl.runfolder import image_name, write_text
 
 if TYPE_CHECKING:
     import torch
 
+    from lingshu_rl.data.load import Fault, Loaded
     from lingshu_rl.model.encoder import PromptEncoder
     from lingshu_rl.types import Prompt
+    from rewards.rows import LabelCheck
 
 PARTS = ("vision", "projector", "language")
-TARGETS = ("auto", "think", "answer", "plain")
 START = "start"  # the name under which the model before the first stage is measured
 
 # Names of modules in transformers' vision-language models. The projector often lies inside the vision tower, so it is
@@ -80,6 +85,7 @@ class SftConfig:
     seed: int = 0
     resume: str = "auto"  # auto: go on with what is in `dir` | never: the old folder is kept aside
     skip_bad_rows: bool = False
+    system: str = ""  # a system turn before every question, as data.system of a run
     max_pixels: int = MAX_PIXELS  # of an image, as data.max_pixels of a run
     min_pixels: int = MIN_PIXELS
     dtype: str = "auto"  # float32 | bfloat16 | auto: float32 with bf16 autocast on CUDA, bfloat16 under DeepSpeed
@@ -107,6 +113,8 @@ OWN = {
     "save_strategy",
     "resume_from_checkpoint",
     "completion_only_loss",
+    "remove_unused_columns",
+    "dataset_kwargs",
 }
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8, "num_train_epochs": 1, "lr_scheduler_type": "cosine", "warmup_steps": 100, "save_steps": 500,
@@ -173,30 +181,38 @@ def run_sft(config: SftConfig, only: str = "") -> dict[str, Any]:
     state = PartialState()
     progress = Progress(quiet=not state.is_main_process)
     folder = Path(config.dir)
-    if state.is_main_process:
-        _open_folder(folder, config)
-    state.wait_for_everyone()
     stages = {only: config.stages[only]} if only else config.stages
+    with contextlib.ExitStack() as closing:
+        if state.is_main_process:
+            closing.enter_context(own(folder, "fine-tuning", "dir", afresh=config.resume == "never"))
+            write_text(folder / "config.yaml", to_yaml(config))
+        state.wait_for_everyone()
+        summary = _run_stages(config, stages, folder, progress)
+        if state.is_main_process:
+            write_text(folder / "summary.json", json.dumps(summary, indent=1))
+            write_text(folder / "table.md", table(summary["rows"]))
+            progress.say(f"the model after {summary['stages'][-1]}: {summary['model']}")
+            if config.test.data:
+                print(table(summary["rows"]))
+    return summary
+
+
+def _run_stages(
+    config: SftConfig, stages: Mapping[str, StageConfig], folder: Path, progress: Progress
+) -> dict[str, Any]:
     test = _test_prompts(config)
     model, before = config.model, _model_hash(config.model)
     if test:
         measure(config, START, model, before, test, folder, progress)
     for name, stage in stages.items():
-        key = text_hash([before, asdict(stage), config.trainer, config.optimizer, config.optimizer_args, config.seed, config.dtype, config.parts, asdict(config.budget), [_source_hash(s) for s in stage.data]])  # fmt: skip
+        key = text_hash([before, asdict(stage), config.trainer, config.optimizer, config.optimizer_args, config.seed, config.dtype, config.system, config.parts, asdict(config.budget), [_source_hash(s) for s in stage.data]])  # fmt: skip
         model = train_stage(config, name, stage, model, key, folder / name, progress)
         before = key
         if test:
             measure(config, name, model, before, test, folder, progress)
     if test and config.test.blank:
         measure(config, f"{name}_blank", model, before, _blank(test), folder, progress)
-    summary = summarise(folder, list(stages)) | {"model": model, "stages": list(stages)}
-    if state.is_main_process:
-        write_text(folder / "summary.json", json.dumps(summary, indent=1))
-        write_text(folder / "table.md", table(summary["rows"]))
-        if test:
-            print(table(summary["rows"]))
-        progress.say(f"the model after {name}: {model}")
-    return summary
+    return summarise(folder, list(stages)) | {"model": model, "stages": list(stages)}
 
 
 def train_stage(
@@ -204,6 +220,8 @@ def train_stage(
 ) -> str:
     """Train one stage, or go on with it, or find it done. Returns the folder of its model."""
     from accelerate import PartialState
+
+    from lingshu_rl.model.encoder import PromptEncoder
 
     state = PartialState()
     final = folder / "model"
@@ -218,13 +236,13 @@ def train_stage(
         return str(final)
     if state.is_main_process:
         write_text(folder / "stage.json", json.dumps({"key": key, "start": start, **asdict(stage)}, indent=1))
-    rows = stage_rows(name, stage, config.skip_bad_rows, config.budget)
     arguments = sft_arguments(config, stage, folder, state.device.type == "cuda")
     checkpoint = newest_checkpoint(folder / "checkpoints")
     # transformers' own resume leaves the weights of a vision-language model as they are, without a word: its checkpoint
     # names them otherwise than the module does. So the model is loaded from the checkpoint (DeepSpeed loads its own form).
     begin = str(checkpoint) if checkpoint is not None and not arguments.deepspeed else start
-    trainer = build_trainer(config, name, stage, begin, rows, arguments, progress)
+    examples = stage_examples(config, name, stage, PromptEncoder(begin))
+    trainer = build_trainer(config, name, stage, begin, examples, arguments, progress)
     if checkpoint is not None:
         progress.say(f"{name}: goes on from {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -244,7 +262,7 @@ def train_stage(
         ]
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line, sort_keys=True) + "\n" for line in log))
         write_text(
-            folder / "done.json", json.dumps({"key": key, "steps": trainer.state.global_step, "rows": len(rows)})
+            folder / "done.json", json.dumps({"key": key, "steps": trainer.state.global_step, "rows": len(examples)})
         )
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     state.wait_for_everyone()
@@ -253,14 +271,18 @@ def train_stage(
 
 
 def build_trainer(
-    config: SftConfig, name: str, stage: StageConfig, start: str, rows: list[dict[str, Any]], arguments: Any,
+    config: SftConfig,
+    name: str,
+    stage: StageConfig,
+    start: str,
+    examples: Examples,
+    arguments: Any,
     progress: Progress,
-) -> Any:  # fmt: skip
+) -> Any:
     """TRL's SFTTrainer with a learning rate a part. The arguments come first: ZeRO-3 loads the model by them."""
     from transformers import TrainerCallback
     from trl import SFTTrainer
 
-    from lingshu_rl.model.encoder import PromptEncoder
     from lingshu_rl.model.loading import load_model
 
     place = optimizer_place(arguments)
@@ -268,7 +290,7 @@ def build_trainer(
     model = load_model(start, stage_dtype(config, arguments))
     if config.attention != "sdpa":
         model.set_attn_implementation(config.attention)
-    encoder = PromptEncoder(start)
+    encoder = examples.encoder
     by_part = parameters_by_part(model, config.parts)
     for part in stage.lr:
         if not by_part[part]:
@@ -276,12 +298,15 @@ def build_trainer(
     for part, members in by_part.items():
         for _, parameter in members:
             parameter.requires_grad_(part in stage.lr)
-    arguments.packing = decide_packing(name, stage, rows, model, arguments, progress)
+    arguments.packing = decide_packing(name, stage, examples.sees, model, arguments, progress)
+    arguments.dataset_kwargs = {
+        "skip_prepare_dataset": not arguments.packing
+    }  # rows come as tokens, or as TRL processes them
     told = ", ".join(
         f"{p} {sum(x.numel() for _, x in by_part[p]) / 1e6:.1f} M at lr {lr:g}" for p, lr in stage.lr.items()
     )
     frozen = ", ".join(p for p in PARTS if by_part[p] and p not in stage.lr)
-    progress.say(f"{name}: {len(rows)} rows; trains {told}{f'; frozen: {frozen}' if frozen else ''}")
+    progress.say(f"{name}: {len(examples)} rows; trains {told}{f'; frozen: {frozen}' if frozen else ''}")
 
     class StageTrainer(SFTTrainer):
         def create_optimizer(self, model: Any = None) -> Any:
@@ -309,7 +334,7 @@ def build_trainer(
     trainer = StageTrainer(
         model=model,
         args=arguments,
-        train_dataset=as_dataset(rows),
+        train_dataset=examples.as_dataset(packed_in=Path(arguments.output_dir) / "rows" if arguments.packing else None),
         processing_class=encoder.processor or encoder.tokenizer,
         callbacks=[Marks()],
     )
@@ -334,7 +359,7 @@ def sft_arguments(config: SftConfig, stage: StageConfig, folder: Path, on_gpu: b
     given = {**DEFAULTS, "bf16": on_gpu, "use_cpu": not on_gpu, **config.trainer, **stage.trainer}
     own = {
         "output_dir": str(folder / "checkpoints"), "learning_rate": max(stage.lr.values()), "seed": config.seed,
-        "save_strategy": "steps", "completion_only_loss": True,
+        "save_strategy": "steps", "completion_only_loss": True, "remove_unused_columns": False,
     }  # fmt: skip
     try:
         return SFTConfig(**{**given, **own})
@@ -400,73 +425,40 @@ def parameter_groups(
     return groups
 
 
-def stage_rows(
-    name: str, stage: StageConfig, skip_bad_rows: bool, budget: Budget = DEFAULT_BUDGET
-) -> list[dict[str, Any]]:
-    """What TRL trains on: prompt, completion, images as Pictures. Raises ConfigError where nothing is left or a chain is missing."""
+def stage_examples(config: SftConfig, name: str, stage: StageConfig, encoder: PromptEncoder) -> Examples:
+    """The stage's rows, each checked against the model as a run's are. Raises ConfigError where nothing is left."""
+
+    def fault(prompt: Prompt) -> str | None:
+        if stage.kinds and prompt.kind not in stage.kinds:
+            return None
+        return encoder.fault(prompt) or completion_fault(encoder, prompt, stage.target)
+
+    sources = [_load(config, source, stage.instruction, fault).prompts for source in stage.data]
+    examples = Examples(encoder, sources, stage.kinds, stage.limit, stage.target)
+    if not examples:
+        raise ConfigError(f"stages.{name}: no row of {', '.join(stage.data)} is of kind {', '.join(stage.kinds)}")
+    return examples
+
+
+def _load(config: SftConfig, source: str, instruction: str, fault: Fault, check: LabelCheck | None = None) -> Loaded:
     from lingshu_rl.data.load import load
 
-    rows = []
-    for source in stage.data:
-        loaded = load(source, instruction=stage.instruction, skip_bad_rows=skip_bad_rows, budget=budget)
-        for prompt in loaded.prompts:
-            if not stage.kinds or prompt.kind in stage.kinds:
-                rows.append(
-                    {
-                        "prompt": [{"role": "user", "content": prompt.text}],
-                        "completion": [{"role": "assistant", "content": completion_of(prompt, stage.target, name)}],
-                        "images": list(prompt.images),
-                    }
-                )
-    if not rows:
-        raise ConfigError(f"stages.{name}: no row of {', '.join(stage.data)} is of kind {', '.join(stage.kinds)}")
-    return rows[: stage.limit or None]
+    return load(
+        source,
+        instruction=instruction,
+        system=config.system,
+        skip_bad_rows=config.skip_bad_rows,
+        budget=config.budget,
+        fault=fault,
+        check=check,
+    )
 
 
-def completion_of(prompt: Prompt, target: str, stage: str = "") -> str:
-    """The ideal completion. Blanks beside the tags, so that a word is the same token here and in the question."""
-    answer = ", ".join(map(str, prompt.gold)) if isinstance(prompt.gold, list | tuple) else str(prompt.gold)
-    think = str(prompt.meta.get("think") or "").strip()
-    if target == "think" and not think:
-        raise ConfigError(
-            f"stages.{stage}.target=think, but row {prompt.id!r} has no meta.think; make chains with "
-            "`lingshu-rl synth thoughts`, or use target=answer or auto"
-        )
-    if target == "plain":
-        return answer
-    return f"<think> {think} </think><answer> {answer} </answer>" if think and target != "answer" else f"<answer> {answer} </answer>"  # fmt: skip
-
-
-def as_dataset(rows: list[dict[str, Any]]) -> Any:
-    """Images are decoded when a batch needs them. Without any image the column is left out, so that TRL may pack."""
-    import datasets
-
-    pictures = [picture for row in rows for picture in row["images"]]
-    if not pictures:
-        return datasets.Dataset.from_list([{k: v for k, v in row.items() if k != "images"} for row in rows])
-
-    budget = pictures[0].budget
-
-    def seen(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        stored = batch["images"]
-        return {**batch, "images": [[Picture(i["bytes"] or i["path"], budget).pixels() for i in row] for row in stored]}
-
-    stored = [{**row, "images": [_stored(picture.source) for picture in row["images"]]} for row in rows]
-    return datasets.Dataset.from_list(stored).with_transform(seen)
-
-
-def _stored(source: str | bytes) -> dict[str, Any]:
-    """An image as a column holds it."""
-    return {"bytes": source, "path": None} if isinstance(source, bytes) else {"bytes": None, "path": source}
-
-
-def decide_packing(
-    name: str, stage: StageConfig, rows: Iterable[Mapping[str, Any]], model: Any, arguments: Any, progress: Progress
-) -> bool:
+def decide_packing(name: str, stage: StageConfig, sees: bool, model: Any, arguments: Any, progress: Progress) -> bool:
     """Whether rows are packed. `always` where it would mix rows is an error, `auto` then says why it does not."""
     if stage.packing == "never":
         return False
-    if any(row["images"] for row in rows):
+    if sees:
         reason = "rows have images"
     elif not arguments.max_length:
         reason = "trainer.max_length is not set"
@@ -514,7 +506,6 @@ def measure(
 
     from lingshu_rl.model.encoder import PromptEncoder
     from lingshu_rl.model.loading import load_model
-    from rewards.compose import DEFAULT_SPEC, build
 
     state = PartialState()
     mark = folder / "eval" / f"{name}.key"
@@ -525,8 +516,9 @@ def measure(
     own = list(prompts)[state.process_index :: state.num_processes]
     answers = answer(network, PromptEncoder(model), own, config.test.batch, config.test.max_tokens)
     del network
-    spec = config.test.rewards or (_demo_spec() if config.test.data.startswith("demo:") else DEFAULT_SPEC)
-    results = build(spec).score_batch([p.reward_input(text, cut) for p, (text, cut) in zip(own, answers, strict=True)])
+    results = reward_of(config.test.rewards, config.test.data).score_batch(
+        [p.reward_input(text, cut) for p, (text, cut) in zip(own, answers, strict=True)]
+    )
     rows = [
         {
             "id": p.id, "kind": p.kind, "task": str(p.meta.get("task", "")), "modality": str(p.meta.get("modality", "")),
@@ -627,32 +619,23 @@ def _share(score: Mapping[str, Any]) -> str:
 
 
 def _test_prompts(config: SftConfig) -> list[Prompt]:
-    from lingshu_rl.data.load import load
+    from lingshu_rl.model.encoder import PromptEncoder
 
     if not config.test.data:
         return []
     test = config.test
-    loaded = load(test.data, instruction=test.instruction, skip_bad_rows=config.skip_bad_rows, budget=config.budget)
+    loaded = _load(
+        config,
+        test.data,
+        test.instruction,
+        PromptEncoder(config.model).fault,
+        reward_of(test.rewards, test.data).check_gold,
+    )
     return list(loaded.prompts)[: config.test.limit or None]
 
 
 def _blank(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [replace(p, images=tuple(picture.blank() for picture in p.images)) for p in prompts]
-
-
-def _demo_spec() -> Mapping[str, Any]:
-    from lingshu_rl.demo.reward import demo_spec
-
-    return demo_spec()
-
-
-def _open_folder(folder: Path, config: SftConfig) -> None:
-    if config.resume == "never" and folder.exists():
-        folder.rename(
-            next(p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{n}")).exists())
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", to_yaml(config))
 
 
 def _model_hash(model: str) -> str:

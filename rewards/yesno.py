@@ -96,9 +96,9 @@ def _said_in(text: str, start: int, end: int) -> set[str]:
             continue
         if not _BEFORE.search(text[max(start, match.start() - 24) : match.start()]):
             continue
-        if len(said) == 2 or is_disowned(text[max(start, match.start() - _AHEAD) : match.start()]):
-            continue
-        said |= {"yes", "no"} if _OR_ELSE.match(text, match.end(), end) else {word}
+        named = {"yes", "no"} if _OR_ELSE.match(text, match.end(), end) else {word}
+        if not named <= said and not is_disowned(text[max(start, match.start() - _AHEAD) : match.start()]):
+            said |= named
     return said
 
 

@@ -202,15 +202,17 @@ def test_a_run_builds_what_it_names_and_the_schedule_keeps_the_groups_relation()
 
 
 def test_fine_tuning_takes_its_optimiser_from_the_same_table(tmp_path):
+    from lingshu_rl.model.encoder import PromptEncoder
     from lingshu_rl.progress import Progress
-    from lingshu_rl.sft import build_trainer, sft_arguments, stage_rows
+    from lingshu_rl.sft import build_trainer, sft_arguments, stage_examples
 
     def optimizer_of(*settings):
         stage = ["stages.a.data=[demo:validation]", "stages.a.limit=4", "stages.a.lr={vision: 0.02, language: 0.01}"]
         config = load_sft_config(None, ["model=demo", *stage, "trainer.adam_beta2=0.9", *settings])
         a = config.stages["a"]
-        rows, arguments = stage_rows("a", a, False), sft_arguments(config, a, tmp_path, False)
-        return build_trainer(config, "a", a, "demo", rows, arguments, Progress(quiet=True)).create_optimizer()
+        examples = stage_examples(config, "a", a, PromptEncoder("demo"))
+        arguments = sft_arguments(config, a, tmp_path, False)
+        return build_trainer(config, "a", a, "demo", examples, arguments, Progress(quiet=True)).create_optimizer()
 
     plain = optimizer_of("optimizer_args.eps=1e-4")
     assert type(plain) is torch.optim.AdamW

@@ -12,7 +12,8 @@ import pytest
 
 from lingshu_rl.cli import main
 from lingshu_rl.config import ConfigError
-from lingshu_rl.pipeline import Pipeline, PipelineError, load_pipeline
+from lingshu_rl.folders import InUse, own
+from lingshu_rl.pipeline import Pipeline, load_pipeline
 from lingshu_rl.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,13 +157,8 @@ def test_an_unknown_variable_or_step_is_refused(place, capsys):
 
 
 def test_two_pipelines_do_not_share_a_folder(place):
-    import fcntl
-
-    (place / "runs").mkdir()
-    with open(place / "runs" / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(PipelineError, match="another pipeline"):
-            Pipeline(load_pipeline(place / "p.yaml"), place).run(Progress(quiet=True))
+    with own(place / "runs", "a pipeline", "dir"), pytest.raises(InUse, match="a pipeline"):
+        Pipeline(load_pipeline(place / "p.yaml"), place).run(Progress(quiet=True))
 
 
 def test_the_table_pairs_each_stage_with_the_one_before(place, capsys):

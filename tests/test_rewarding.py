@@ -6,8 +6,8 @@ import pytest
 
 from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.data.load import load
-from lingshu_rl.rewarding import build_rewards, default_spec, spread
-from rewards import RewardInput, build
+from lingshu_rl.rewarding import build_rewards, read_of, reward_of, spread
+from rewards import RewardInput
 
 
 def test_a_spread_is_all_or_evenly_taken():
@@ -41,7 +41,7 @@ def test_labels_of_a_large_set_are_tried_on_a_part_of_it_and_that_is_said(monkey
 )
 def test_the_default_reads_closed_answers_only_where_the_instruction_asks_for_tags(options, closed):
     config = load_config(None, ["data.train=rows.jsonl", "data.test=rows.jsonl", *options])
-    reward = build(default_spec(config))
+    reward = reward_of(config.rewards.spec, read=read_of(config))
     for kind, gold in (("option", "A"), ("yesno", "yes"), ("open", "edema"), ("numeric", "5 mg")):
         said = {"options": ("edema", "mass")} if kind == "option" else {}
         for text, value in (

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import TEXT_FAMILIES, VISION_FAMILIES, build
 
@@ -18,15 +19,19 @@ from lingshu_rl.cli import main
 from lingshu_rl.config import ConfigError
 from lingshu_rl.data.load import load
 from lingshu_rl.data.rows import row_to_prompt
+from lingshu_rl.examples import completion_fault, completion_of
+from lingshu_rl.model.encoder import PromptEncoder
+from lingshu_rl.progress import Progress
 from lingshu_rl.sft import (
     answer,
-    completion_of,
+    build_trainer,
     load_sft_config,
     packing_fault,
     parameter_groups,
     parameters_by_part,
     run_sft,
-    stage_rows,
+    sft_arguments,
+    stage_examples,
     table,
 )
 
@@ -115,8 +120,16 @@ def test_completions_by_target():
     assert completion_of(chain, "auto") == "<think> bright fluid </think><answer> B </answer>"
     assert completion_of(row(), "auto") == completion_of(chain, "answer") == "<answer> B </answer>"
     assert completion_of(chain, "plain") == "B"
-    with pytest.raises(ConfigError, match=r"row 'a' has no meta.think"):
-        completion_of(row(), "think", "s")
+    encoder = PromptEncoder("demo")
+    assert (
+        "has no meta.think" in completion_fault(encoder, row(), "think")
+        and completion_fault(encoder, chain, "think") is None
+    )
+    marked = row(meta={"think": "bright <|im_end|> fluid"})
+    assert (
+        "reads as a control token" in completion_fault(encoder, marked, "auto")
+        and completion_fault(encoder, marked, "answer") is None
+    )
 
 
 def test_rows_of_a_stage_are_chosen_by_kind_and_number(tmp_path):
@@ -125,12 +138,48 @@ def test_rows_of_a_stage_are_chosen_by_kind_and_number(tmp_path):
         for n, k in enumerate(("open", "yesno") * 3)
     ]
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    stage = load_sft_config(None, ["model=demo", f"stages.a.data=[{tmp_path / 'r.jsonl'}]", "stages.a.lr.language=1e-4",
-                                   "stages.a.kinds=[yesno]", "stages.a.limit=2"]).stages["a"]  # fmt: skip
-    assert len(stage_rows("a", stage, False)) == 2
+    config = load_sft_config(None, ["model=demo", f"stages.a.data=[{tmp_path / 'r.jsonl'}]", "stages.a.lr.language=1e-4",
+                                   "stages.a.kinds=[yesno]", "stages.a.limit=2"])  # fmt: skip
+    stage, encoder = config.stages["a"], PromptEncoder("demo")
+    assert len(stage_examples(config, "a", stage, encoder)) == 2
     stage.kinds = ["report"]
     with pytest.raises(ConfigError, match=r"no row of .* is of kind report"):
-        stage_rows("a", stage, False)
+        stage_examples(config, "a", stage, encoder)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_stage_teaches_the_prompt_that_a_run_would_ask(tmp_path, seen):
+    """System turn, history and all: what TRL's own collator makes of a row is the run's prompt and then the answer."""
+    Image.new("RGB", (112, 112), "gray").save(tmp_path / "scan.png")
+    images = {"images": [str(tmp_path / "scan.png")] * seen}
+    turns = [
+        {"role": "user", "content": "Is this slice axial?"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "Is this slice coronal?"},
+    ]
+    rows = [
+        {"id": "a", **images, "messages": turns, "kind": "yesno", "answer": "no"},
+        {"id": "b", **images, "question": "Is this a brain?", "kind": "yesno", "answer": "yes"},
+    ]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    stage = [f"stages.a.data=[{tmp_path / 'r.jsonl'}]", "stages.a.instruction=short", "stages.a.lr.language=1e-3"]
+    config = load_sft_config(None, ["model=demo", "system=Answer.", "trainer.per_device_train_batch_size=2", *stage])
+    a, encoder = config.stages["a"], PromptEncoder("demo")
+    examples = stage_examples(config, "a", a, encoder)
+    arguments = sft_arguments(config, a, tmp_path, False)
+    trainer = build_trainer(config, "a", a, "demo", examples, arguments, Progress(quiet=True))
+    (batch,) = trainer.get_train_dataloader()
+    prompts = load(tmp_path / "r.jsonl", instruction="short", system="Answer.").prompts
+    end = encoder.end_of_turn()
+    assert end == "<|im_end|>"
+    wanted = {}
+    for prompt in prompts:
+        answered = encoder.tokenizer(completion_of(prompt, "auto") + end, add_special_tokens=False)["input_ids"]
+        wanted[encoder.encode(prompt)[0]] = answered
+    for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+        kept, taught = ids[mask.bool()].tolist(), labels[labels != -100].tolist()
+        assert wanted.pop(tuple(kept[: len(kept) - len(taught)])) == taught == kept[len(kept) - len(taught) :]
+    assert ("pixel_values" in batch) is seen
 
 
 def demo_config(folder, **changes):

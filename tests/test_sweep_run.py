@@ -15,12 +15,13 @@ from launching import ROOT
 from machines import machine
 
 from lingshu_rl.config import ConfigError
+from lingshu_rl.folders import InUse, own
 from lingshu_rl.progress import Progress
 from lingshu_rl.sweep import status as states
 from lingshu_rl.sweep.answer import write_answers
 from lingshu_rl.sweep.command import sweep_main
 from lingshu_rl.sweep.plan import SweepError, parse_sweep
-from lingshu_rl.sweep.run import locked, run_sweep
+from lingshu_rl.sweep.run import run_sweep
 
 SCRIPT = str(ROOT / "tests" / "scripted_trainer.py")
 QUIET = Progress(quiet=True)
@@ -161,7 +162,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path):
-    with locked(tmp_path), pytest.raises(SweepError, match="another process runs the sweep"):
+    with own(tmp_path, "a sweep", "dir"), pytest.raises(InUse, match="a sweep"):
         run(tmp_path)
 
 

@@ -42,6 +42,7 @@ from lingshu_rl.curate.steps import (
 )
 from lingshu_rl.data.rows import row_to_prompt
 from lingshu_rl.exits import exit_code
+from lingshu_rl.folders import own
 from lingshu_rl.progress import Progress
 from lingshu_rl.runfolder import write_text
 
@@ -351,7 +352,8 @@ def main(path: str, *, out: str | None = None, dry_run: bool = False) -> int:
             print(describe(pipeline))
             return
         try:
-            report = run_pipeline(pipeline, progress)
+            with own(Path(pipeline.out), "curation", "out"):
+                report = run_pipeline(pipeline, progress)
         finally:
             progress.stop()
         print(funnel_table(report["steps"]))

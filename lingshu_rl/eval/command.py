@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lingshu_rl.eval.benchmarks import BENCHMARKS, PROMPT_NAMES, EvalError, choose
 from lingshu_rl.exits import exit_code
+from lingshu_rl.folders import own
 
 CONTROL_NAMES = ("blank", "shuffled", "text_only", "majority", "normal_report")
 
@@ -102,7 +103,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         report_metrics=arguments.report_metrics,
         retry_errors=arguments.retry_errors,
     )
-    summary = asyncio.run(run_evaluation(settings, Progress(quiet=False)))
+    with own(settings.out, "an evaluation", "--out"):
+        summary = asyncio.run(run_evaluation(settings, Progress(quiet=False)))
     print("\n" + text(score_table(summary)))
     if reports := report_table(summary):
         print("\n" + text(reports))

@@ -97,6 +97,19 @@ class PromptEncoder:
         lost = next((text for text in texts if text.strip() not in rendered), None)
         return lost and f"the model's chat template leaves out or changes the text {lost[:60]!r}"
 
+    def end_of_turn(self) -> str:
+        """The text that ends an answer: what the template writes after one, to the first token that ends a completion."""
+        turns = [{"role": role, "content": self._content(PROBE)} for role in ("user", "assistant")]
+        try:
+            written = self._apply(turns, answered=True).rpartition(PROBE)[2]
+        except Exception:  # a template that takes no answers
+            written = ""
+        ids = self.tokenizer(written, add_special_tokens=False)["input_ids"]
+        last = next((place for place, token in enumerate(ids) if token in self.eos_ids), None)
+        if last is None:
+            return str(self.tokenizer.eos_token or self.tokenizer.decode([min(self.eos_ids)]))
+        return str(self.tokenizer.decode(ids[: last + 1]))
+
     def save(self, folder: Path) -> None:
         """Write the processor's files beside a model's, so that the folder loads by itself."""
         (self.processor or self.tokenizer).save_pretrained(folder)
@@ -108,10 +121,10 @@ class PromptEncoder:
             ids.pop()
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
-    def _apply(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def _apply(self, messages: Sequence[Mapping[str, Any]], answered: bool = False) -> str:
         return str(
             self.tokenizer.apply_chat_template(
-                list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=True
+                list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=not answered
             )
         )
 

@@ -6,13 +6,13 @@ on one host, in LOCKS; two users are kept apart by whoever shares out the machin
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from lingshu_rl.config import ConfigError
+from lingshu_rl.folders import InUse, take
 from lingshu_rl.processes.placement import DeviceSet, Gpu
 
 
@@ -28,21 +28,14 @@ def hold(devices: DeviceSet, who: str, *, inherited: bool = False) -> list[int]:
     """
     held: list[int] = []
     for gpu in devices.gpus:
-        file = lock_folder() / _name(gpu)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
-        held.append(descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.read_text().strip() or "another process"
+            held.append(take(lock_folder() / _name(gpu), who))
+        except InUse as taken:
             release(held)
             raise ConfigError(
-                f"GPU {gpu.index} is in use by {holder}; name other GPUs in devices.*, or stop it"
+                f"GPU {gpu.index} is in use by {taken.holder}; name other GPUs in devices.*, or stop it"
             ) from None
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} ({who})\n".encode(), 0)
-        os.set_inheritable(descriptor, inherited)
+        os.set_inheritable(held[-1], inherited)
     return held
 
 

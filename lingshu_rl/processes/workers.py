@@ -16,8 +16,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -131,7 +132,18 @@ class Supervisor:
         self.lost, self.revive, self.say = lost, revive, say
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._restarting: dict[str, asyncio.Task[None]] = {}
-        self._watch = asyncio.create_task(self._poll())
+        self._watch = self._task(self._poll())
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task whose exception is the failure: nobody awaits it."""
+
+        def note(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) and not self.failure.done():
+                self.failure.set_exception(error)
+
+        task = asyncio.create_task(work)
+        task.add_done_callback(note)
+        return task
 
     async def _poll(self) -> None:
         while True:
@@ -146,7 +158,7 @@ class Supervisor:
         try:
             worker.check_alive()
         except WorkerError as death:
-            self._restarting[worker.name] = asyncio.create_task(self._restart(worker, death))
+            self._restarting[worker.name] = self._task(self._restart(worker, death))
             return True
         return False
 
@@ -169,26 +181,22 @@ class Supervisor:
         return True
 
     async def _restart(self, worker: Worker, death: WorkerError) -> None:
+        """Until it answers again. When that fails it stays in `_restarting`: nobody tries once more."""
         self.lost(worker)
-        try:
-            while True:
-                if worker.restarts >= self.max_restarts:
-                    raise WorkerError(
-                        f"{death}\n{worker.name} was started again {worker.restarts} times (run.max_restarts)"
-                    )
-                worker.restarts += 1
-                self.say(f"{str(death).splitlines()[0]}; starting it again ({worker.restarts} of {self.max_restarts})")
-                await asyncio.to_thread(worker.stop)
-                worker.start()
-                try:
-                    await asyncio.to_thread(worker.wait_healthy)
-                    break
-                except WorkerError as again:
-                    death = again
-        except Exception as error:  # it stays in _restarting: nobody tries again
-            if not self.failure.done():
-                self.failure.set_exception(error)
-            return
+        while True:
+            if worker.restarts >= self.max_restarts:
+                raise WorkerError(
+                    f"{death}\n{worker.name} was started again {worker.restarts} times (run.max_restarts)"
+                )
+            worker.restarts += 1
+            self.say(f"{str(death).splitlines()[0]}; starting it again ({worker.restarts} of {self.max_restarts})")
+            await asyncio.to_thread(worker.stop)
+            worker.start()
+            try:
+                await asyncio.to_thread(worker.wait_healthy)
+                break
+            except WorkerError as again:
+                death = again
         del self._restarting[worker.name]
         self.say(f"{worker.name} is back")
         self.revive(worker)

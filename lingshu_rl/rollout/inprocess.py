@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import socket
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.processes.placement import DeviceSet
 from lingshu_rl.processes.token import RequireToken
-from lingshu_rl.processes.workers import free_port
 from lingshu_rl.rollout.client import RolloutClient
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.rollout.server import vllm_options
@@ -297,12 +296,12 @@ def serve(engine: InProcessEngine, host: str, token: str) -> str:
         ],
         middleware=[Middleware(RequireToken, token=token)],
     )
-    port = free_port(host)
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
-    threading.Thread(target=server.run, daemon=True, name="rollout routes").start()
-    while not server.started:
-        time.sleep(0.01)
-    return f"http://{host}:{port}"
+    listener = socket.create_server(
+        (host, 0)
+    )  # bound here: a server that binds for itself ends its thread when it fails
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    threading.Thread(target=server.run, args=([listener],), daemon=True, name="rollout routes").start()
+    return f"http://{host}:{listener.getsockname()[1]}"
 
 
 class InProcessTransfer:

@@ -7,7 +7,6 @@ Stopping the sweep (Ctrl-C, SIGTERM) stops the runs under way, which keep their 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.folders import own
 from lingshu_rl.processes.placement import DeviceSet, find_devices, this_machine
 from lingshu_rl.processes.workers import die_with_parent, free_port, group_exists
 from lingshu_rl.progress import Progress
@@ -69,11 +69,11 @@ def run_sweep(sweep: Sweep, *, only: Sequence[str] = (), retry_failed: bool = Fa
               after_run: Callable[[], None] = lambda: None) -> Outcome:  # fmt: skip
     """Run what is not done yet; `after_run` is called after each run (to write the tables anew).
 
-    Raises SweepError when a run on disk has other settings, or another process works on this sweep.
+    Raises SweepError when a run on disk has other settings, InUse when another process works on this sweep.
     """
     progress = progress or Progress(quiet=False)
     stop = threading.Event()
-    with locked(sweep.folder), stopping_on_signals(stop):
+    with own(sweep.folder, "a sweep", "dir"), stopping_on_signals(stop):
         write_plan(sweep)
         if sweep.search:
             from lingshu_rl.sweep.search import SearchSource
@@ -104,18 +104,6 @@ def command_of(sweep: Sweep, run: PlannedRun) -> list[str]:
             word = word.replace(f"{{{name}}}", value)
         command.append(word)
     return [*command, *(["--config", sweep.config] if sweep.config else []), *run.overrides]
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Only one process works on a sweep's folder; the lock goes with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SweepError(f"another process runs the sweep in {folder}; wait for it or give another `dir`") from None
-        yield
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.data.rows import FIELDS, RowError, row_to_prompt
+from lingshu_rl.folders import own
 from lingshu_rl.runfolder import write_text
 from lingshu_rl.types import Prompt
 
@@ -126,8 +127,15 @@ class Tally:
 
 
 async def write_outcomes(outcomes: AsyncIterator[Outcome] | Iterable[Outcome], out: Path) -> Tally:
-    """OUT.jsonl, OUT.dropped.jsonl and OUT.summary.json, each whole or not there. Image paths become relative to OUT."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """OUT.jsonl, OUT.dropped.jsonl and OUT.summary.json, each whole or not there. Image paths become relative to OUT.
+
+    Raises InUse while another process writes them.
+    """
+    with own(out, "synthesis", "--out"):
+        return await _write(outcomes, out)
+
+
+async def _write(outcomes: AsyncIterator[Outcome] | Iterable[Outcome], out: Path) -> Tally:
     aside = out.with_name(f"{out.stem}.dropped.jsonl")
     parts = [path.with_name(f"{path.name}.part") for path in (out, aside)]
     tally = Tally()

@@ -24,6 +24,7 @@ from lingshu_rl.cli import main
 from lingshu_rl.config import ConfigError
 from lingshu_rl.curate.pipeline import STEPS, load_pipeline, parse_pipeline, run_pipeline
 from lingshu_rl.data.load import load
+from lingshu_rl.folders import LOCK
 from lingshu_rl.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -46,7 +47,7 @@ def make_set(folder: Path, rows: int = 60) -> dict[str, Any]:
 def outputs(out: Path) -> dict[str, str]:
     """Hash of everything that is not work in progress; times in the report are left out."""
     found = {}
-    for path in sorted(p for p in out.rglob("*") if p.is_file() and "work" not in p.relative_to(out).parts):
+    for path in sorted(p for p in out.rglob("*") if p.is_file() and not {"work", LOCK} & set(p.relative_to(out).parts)):
         data = path.read_bytes()
         if path.name == "report.json":
             report = json.loads(data)

@@ -17,7 +17,7 @@ from lingshu_rl.data.load import DataError, load
 from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.eval.rescore import rescore
 from lingshu_rl.report.html import findings
-from lingshu_rl.rewarding import label_check
+from lingshu_rl.rewarding import reward_of
 from rewards.preflight import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,7 +135,7 @@ def test_the_check_is_that_of_the_runs_own_reward(folder):
     config = load_config(None, ['rewards.spec={route: {open: {class: "custom_reward:BoxIoU"}}}'])
     with pytest.raises(DataError, match="2 of 2 rows"):
         load(file)
-    loaded = load(file, check=label_check(config), skip_bad_rows=True)
+    loaded = load(file, check=reward_of(config.rewards.spec).check_gold, skip_bad_rows=True)
     assert [p.gold for p in loaded.prompts] == [[6, 3, 9, 5]]
     assert loaded.refused[0].reason == "the label is not a box [x1, y1, x2, y2] with x1 < x2 and y1 < y2"
 
@@ -143,7 +143,10 @@ def test_the_check_is_that_of_the_runs_own_reward(folder):
 def test_a_check_that_raises_refuses_the_row(folder):
     config = load_config(None, ['rewards.spec={route: {open: {class: "custom_reward:BoxIoU"}}}'])
     with pytest.raises(DataError, match="cannot check the label 5: TypeError"):
-        load(write(folder / "rows.jsonl", [whole({"kind": "open", "answer": 5})]), check=label_check(config))
+        load(
+            write(folder / "rows.jsonl", [whole({"kind": "open", "answer": 5})]),
+            check=reward_of(config.rewards.spec).check_gold,
+        )
 
 
 def test_an_own_kind_goes_from_the_check_to_the_report(folder, capsys):

@@ -73,6 +73,20 @@ def test_any_end_token_ends_a_completion_and_is_stripped(model):
     assert encoder.decode([*yes, 0]) == encoder.decode([*yes, 2]) == encoder.decode(yes) == "yes"
 
 
+@pytest.mark.parametrize(
+    ("template", "ends", "end"),
+    [
+        (CONCATENATES, (0, 2), "<|im_end|>"),  # two tokens end a completion; the template writes this one
+        (PARTS_ALONE, (2,), "<|im_end|>"),
+        (CONCATENATES.replace("<|im_end|>", "<|endoftext|>"), (0, 2), "<|endoftext|>"),
+        (CONCATENATES.replace("<|im_end|>", ""), (2,), "<|im_end|>"),  # it ends no turn: the tokenizer's own end
+        ("{% for m in messages %}{% if m['role'] == 'assistant' %}{{ raise_exception('no') }}{% endif %}{% endfor %}x", (2,), "<|im_end|>"),
+    ],
+)  # fmt: skip
+def test_an_answer_ends_as_the_template_ends_it(model, template, ends, end):
+    assert model(template, ends).end_of_turn() == end
+
+
 def test_a_system_turn_is_written_or_its_refusal_named(model):
     asked = prompt(system="Be brief.")
     assert asked.messages[0] == {"role": "system", "content": "Be brief."}

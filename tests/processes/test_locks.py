@@ -24,7 +24,7 @@ def test_a_gpu_in_use_is_refused_by_the_name_of_who_uses_it_and_nothing_else_is_
     gpus = machine(4).gpus
     held = hold(DeviceSet(gpus[1:2]), "lingshu-rl serve rollout --port 8100")
     with pytest.raises(
-        ConfigError, match=rf"GPU 1 is in use by process {os.getpid()} \(lingshu-rl serve rollout --port 8100\)"
+        ConfigError, match=rf"GPU 1 is in use by process {os.getpid()} on .* \(lingshu-rl serve rollout --port 8100\)"
     ):
         hold(DeviceSet(gpus[:2]), "lingshu-rl serve reference --port 8200")
     assert unheld(gpus) == (gpus[0], *gpus[2:])

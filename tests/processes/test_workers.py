@@ -170,3 +170,24 @@ def test_a_worker_that_cannot_start_again_ends_the_run_with_its_log(tmp_path):
             await asyncio.wait_for(supervisor.failure, 20)
 
     supervised(w, body, max_restarts=2)
+
+
+def test_a_fault_while_a_worker_is_replaced_ends_the_wait_of_the_run(tmp_path):
+    """Whatever raises in the watching tasks is the failure; nobody awaits them, so it would be lost."""
+    w = worker(tmp_path)
+    w.wait_healthy(20)
+
+    async def body():
+        def lost(_):
+            raise KeyError("no such server")
+
+        supervisor = Supervisor([w], max_restarts=1, lost=lost, revive=lambda w: None, say=lambda text: None)
+        try:
+            os.kill(w.process.pid, signal.SIGKILL)
+            with pytest.raises(KeyError, match="no such server"):
+                await asyncio.wait_for(supervisor.failure, 20)
+        finally:
+            await supervisor.close()
+            stop_all([w])
+
+    asyncio.run(body())

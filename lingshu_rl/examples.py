@@ -1,0 +1,95 @@
+"""Rows as supervised examples: the prompt that a run would ask, and the ideal completion of it.
+
+The prompt is the run's own (`PromptEncoder.render`: system prompt, history, the model's template), so a stage teaches the
+question in the form in which RL, evaluation and the engine put it. Rows are made when a batch asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lingshu_rl.types import Prompt
+
+if TYPE_CHECKING:
+    from lingshu_rl.data.load import Prompts
+    from lingshu_rl.model.encoder import PromptEncoder
+
+TARGETS = ("auto", "think", "answer", "plain")
+UNTRAINED = -100  # a label that no loss counts
+
+
+class Examples(Sequence[Mapping[str, Any]]):
+    """What TRL trains on, by number.
+
+    sees: some row has an image; then a row is {prompt, completion, images}, texts and pixels, else {input_ids, labels}.
+    """
+
+    def __init__(
+        self, encoder: PromptEncoder, sources: Sequence[Prompts], kinds: Sequence[str], limit: int, target: str
+    ) -> None:
+        self.encoder, self.sources, self.target = encoder, sources, target
+        self.end = encoder.end_of_turn()
+        self.sees = False
+        self.places: list[tuple[int, int]] = []  # source, row
+        for place, prompt in self._chosen(kinds):
+            if limit and len(self.places) == limit:
+                break
+            self.places.append(place)
+            self.sees |= bool(prompt.images)
+
+    def _chosen(self, kinds: Sequence[str]) -> Iterator[tuple[tuple[int, int], Prompt]]:
+        for number, prompts in enumerate(self.sources):
+            for row, prompt in enumerate(prompts):
+                if not kinds or prompt.kind in kinds:
+                    yield (number, row), prompt
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        source, row = self.places[index]
+        prompt = self.sources[source][row]
+        text, completion = self.encoder.render(prompt), completion_of(prompt, self.target) + self.end
+        if self.sees:
+            return {"prompt": text, "completion": completion, "images": [p.pixels() for p in prompt.images]}
+        asked, answered = (self.encoder.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, completion))
+        return {"input_ids": asked + answered, "labels": [UNTRAINED] * len(asked) + answered}
+
+    def as_dataset(self, packed_in: Path | None = None) -> Any:
+        """As TRL wants it: rows by their numbers. packed_in: a folder for the tokens of rows that TRL packs beforehand."""
+        import datasets
+
+        if packed_in is not None:
+            return datasets.Dataset.from_generator(lambda: iter(self), cache_dir=str(packed_in), fingerprint="packed")
+
+        def rows(batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+            made = [self[number] for number in batch["number"]]
+            return {key: [row[key] for row in made] for key in made[0]}
+
+        return datasets.Dataset.from_dict({"number": range(len(self))}).with_transform(rows)
+
+
+def completion_fault(encoder: PromptEncoder, prompt: Prompt, target: str) -> str | None:
+    """Why a row has no completion of this target that the model could be taught, or None."""
+    if target == "think" and not chain_of(prompt):
+        return "it has no meta.think; make chains with `lingshu-rl synth thoughts`, or use target=answer or auto"
+    if found := encoder.special.search(completion_of(prompt, target)):
+        return f"its answer holds {found[0]!r}, which this model reads as a control token and not as text: reword it"
+    return None
+
+
+def chain_of(prompt: Prompt) -> str:
+    return str(prompt.meta.get("think") or "").strip()
+
+
+def completion_of(prompt: Prompt, target: str) -> str:
+    """The ideal completion. Blanks beside the tags, so that a word is the same token here and in the question."""
+    answer = ", ".join(map(str, prompt.gold)) if isinstance(prompt.gold, list | tuple) else str(prompt.gold)
+    if target == "plain":
+        return answer
+    think = chain_of(prompt) if target != "answer" else ""
+    return f"<think> {think} </think><answer> {answer} </answer>" if think else f"<answer> {answer} </answer>"

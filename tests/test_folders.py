@@ -1,0 +1,107 @@
+"""A folder is one command's at a time, whichever commands they are."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lingshu_rl.config import ConfigError
+from lingshu_rl.folders import InUse, own
+from lingshu_rl.synth.rows import write_outcomes
+
+ROOT = Path(__file__).resolve().parents[1]
+HOLD = "import sys, time\nfrom pathlib import Path\nfrom lingshu_rl.folders import own\nwith own(Path(sys.argv[1]), 'a run', 'run.dir'):\n    print('held', flush=True)\n    time.sleep(600)\n"
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A folder in which another process works."""
+    folder = tmp_path / "taken"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    yield folder, holder
+    holder.kill()
+    holder.wait()
+
+
+def test_the_holder_is_named_and_a_killed_one_holds_nothing(held):
+    folder, holder = held
+    with (
+        pytest.raises(InUse, match=rf"in use by process {holder.pid} on .* \(a run\): .*\(run\.dir\)"),
+        own(folder, "a run", "run.dir"),
+    ):
+        raise AssertionError
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    for _ in range(2):
+        with own(folder, "a run", "run.dir"):
+            pass
+
+
+def test_a_folder_in_use_is_not_kept_aside(held):
+    folder, _ = held
+    (folder / "metrics.jsonl").write_text("{}")
+    with pytest.raises(InUse), own(folder, "a run", "run.dir", afresh=True):
+        raise AssertionError
+    assert (folder / "metrics.jsonl").exists() and not folder.with_name("taken.old-1").exists()
+
+
+def test_an_old_folder_is_kept_aside_and_an_empty_one_is_not(tmp_path):
+    folder = tmp_path / "run"
+    with own(folder, "a run", "run.dir", afresh=True):
+        (folder / "a").write_text("old")
+    with own(folder, "a run", "run.dir", afresh=True):
+        assert not (folder / "a").exists() and (tmp_path / "run.old-1" / "a").read_text() == "old"
+        with pytest.raises(InUse), own(folder, "a run", "run.dir"):
+            raise AssertionError
+    with own(folder, "a run", "run.dir", afresh=True):
+        assert not (tmp_path / "run.old-2").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match=r"run\.dir=.*file/run cannot be written"),
+        own(tmp_path / "file" / "run", "a run", "run.dir"),
+    ):
+        raise AssertionError
+
+
+def test_every_command_that_writes_a_folder_refuses_one_in_use(held, tmp_path):
+    folder, holder = held
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "a", "images": [], "question": "Q", "answer": "yes", "kind": "yesno"}) + "\n")  # fmt: skip
+    (tmp_path / "curate.yaml").write_text(json.dumps({"out": str(folder), "sources": [{"path": str(tmp_path / "rows.jsonl")}], "steps": []}))  # fmt: skip
+    (tmp_path / "pipeline.yaml").write_text(
+        json.dumps({"dir": str(folder), "steps": {"a": {"run": "true", "outputs": ["x"]}}})
+    )
+    (tmp_path / "empty.yaml").write_text("{}")
+    sft = ["stages.a.data=[demo:train]", "stages.a.lr.language=1e-4", "model=demo"]
+    commands = [
+        ["curate", str(tmp_path / "curate.yaml")],
+        ["pipeline", str(tmp_path / "pipeline.yaml")],
+        ["sft", str(tmp_path / "empty.yaml"), f"dir={folder}", *sft],
+        ["eval", "--model", "demo", "--benchmarks", "pubmedqa", "--data", str(tmp_path), "--out", str(folder)],
+        ["train", f"run.dir={folder}", "model=demo"],
+    ]
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "lingshu_rl.cli", *command], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode in (1, 2), (command, done.stdout, done.stderr)
+        assert f"is in use by process {holder.pid}" in done.stderr and "Traceback" not in done.stderr, (
+            command,
+            done.stderr,
+        )
+    assert sorted(p.name for p in folder.iterdir()) == [".lock"]
+
+
+def test_two_syntheses_do_not_write_one_file(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    with own(out, "synthesis", "--out"), pytest.raises(InUse, match=r"rows\.jsonl is in use"):
+        asyncio.run(write_outcomes([], out))
+    asyncio.run(write_outcomes([], out))
+    assert out.read_text() == ""
