@@ -185,7 +185,7 @@ def _json_items(value: Any, depth: int = 0) -> Iterator[str]:
             elif isinstance(inner, str) and _PREFIX.match(f"{key}: x"):
                 yield from SEPARATOR.split(inner)
             else:
-                yield f"{key}: {str(inner).lower() if isinstance(inner, bool) else inner}"
+                yield f"{key}: {inner}"
     elif isinstance(value, list) and depth < 4:
         for inner in value:
             yield from _json_items(inner, depth + 1)
@@ -222,17 +222,23 @@ def _label(item: str, known: _Known, depth: int = 0) -> tuple[str, bool]:
     if _says_nothing(item):
         return NOTHING_FOUND, False
     said = words = list(as_said(item))
+    words = _without_neutral(words)
+    if words is not said and is_disowned(item, denials=False):
+        return "", False
+    is_denied = len(words) > 1 and words[-1] in ("absent", "not")
+    key = answer_key(" ".join(_without_neutral(words[:-1]) if is_denied else words))
+    if (negator := _is_negated(key)) and known.label_of(key) is None:
+        key, is_denied = key.removeprefix(f"{negator} "), not is_denied
+    return known.aliases.get(key, key), is_denied
+
+
+def _without_neutral(words: list[str]) -> list[str]:
+    """Words without those of any statement around them; the last one is kept."""
     while len(words) > 1 and is_neutral(words[0]):
         words = words[1:]
     while len(words) > 1 and is_neutral(words[-1]):
         words = words[:-1]
-    if words is not said and is_disowned(item, denials=False):
-        return "", False
-    is_denied = len(words) > 1 and words[-1] in ("absent", "not")
-    key = answer_key(" ".join(words[:-1] if is_denied else words))
-    if (negator := _is_negated(key)) and known.label_of(key) is None:
-        key, is_denied = key.removeprefix(f"{negator} "), not is_denied
-    return known.aliases.get(key, key), is_denied
+    return words
 
 
 def _is_negated(key: str) -> str:

@@ -197,7 +197,5 @@ def _squashed(key: str) -> str:
 
 
 def _parts(text: str) -> tuple[str, ...]:
-    """The members of a list, sorted. A text with "or" offers alternatives and is no list."""
-    if ALTERNATIVE.search(text):
-        return (answer_key(text),)
+    """The members of a list, sorted."""
     return tuple(sorted(key for part in SEPARATOR.split(text) if (key := answer_key(part))))

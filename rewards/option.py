@@ -117,8 +117,7 @@ class OptionLetter(Reward):
 
         def read(claim: str) -> Said:
             reading = readings[claim] = self._claim(claim, options, multi)
-            is_conflict = reading.kind in (CONFLICT, EXCLUDED)
-            return Said(reading.letters or None, claim, "conflict" if is_conflict else "ok", reading.reason)
+            return Said(reading.letters or None, claim, reason=reading.reason)
 
         said = fold(claims, read)
         if said.status != "ok":

@@ -290,8 +290,6 @@ def _hedged(chosen: frozenset[str], rest: str, options: OptionSet) -> bool:
             after = tail[other[1] :]
             if words().bad_verdict.match(after) or _bad_list(after, options):
                 continue
-            if _instead(clause[hedge.start() :], options):
-                continue
             return True
     return False
 
@@ -377,8 +375,6 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
         after = _after_mark(rest)[own_text[1] :]
         strong = closed or _STRONG.match(rest)
         if own_text[0] == letter:
-            if raw == "a" and not strong and not _PLAIN_END.fullmatch(after):
-                return _after_text(letter, after, options, multi, depth)
             return _after_pair(letter, after, options, multi)
         if not strong and raw in "Aa" and not (raw == "A" and re.match(r"\s+[A-Z][a-z]", rest)):
             # "a CT angiography": the article of another option's text, not letter A.
@@ -514,8 +510,6 @@ def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: 
     exact = Reading(CHOSEN, frozenset(letter), exact=True)
     if _PLAIN_END.fullmatch(rest) or words().closers_only.fullmatch(rest):
         return exact
-    if _SECOND_THOUGHT.match(rest):
-        return chosen
     denied = words().negated_after.match(rest)
     if denied is not None:
         return _denied_after(rest[denied.end() :], options, multi, depth)

@@ -323,13 +323,11 @@ def _bare_lines(rest: str, options: OptionSet, multi: bool) -> Iterator[Statemen
         if not (len(places) == 1 and len(plain) < 8) and not _may_choose(plain, options):
             continue
         reading = read_phrase(plain, options, multi)
-        if reading.kind == CONFLICT and index in edges:
-            loose.append(Statement(reading, "bare", start))
-        if reading.kind != CHOSEN:
-            continue
         if reading.exact and (reading.by_letter or index in edges):
             exact.append(Statement(reading, "bare", start))
-        elif index in edges and not options.is_conditional(plain):
+        elif reading.kind == EXCLUDED and reading.letters:
+            loose.append(Statement(reading, "bare", start))  # "B\nNot B"
+        elif reading.kind in (CHOSEN, CONFLICT) and index in edges and not options.is_conditional(plain):
             loose.append(Statement(reading, "bare", start))
     if multi and len(exact) == len(places) and len(exact) > 1:
         letters = frozenset[str]().union(*(statement.reading.letters for statement in exact))
