@@ -11,7 +11,7 @@ from typing import Any
 
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.claims import PROSE, Reader, Said, checked_read, claims_of, core, heard, is_disowned, settle, stances
-from rewards.open_answers import ALTERNATIVE, FIRM_WORDS, SEPARATOR, texts_of
+from rewards.open_answers import FIRM_WORDS, SEPARATOR, texts_of
 from rewards.questions import is_neutral, role_words
 from rewards.text import strip_markup, strip_quotes, text_key, unwrap_latex
 from rewards.wording import answer_key, as_said, word_table
@@ -135,7 +135,7 @@ def _read_labels(text: str, known: _Known) -> Said:
     items = list(_items(text, known))
     if len(items) > _MOST_LABELS:
         return Said(status="conflict", reason="too many labels are named")
-    if any(ALTERNATIVE.search(item) and known.label_of(answer_key(item)) is None for item in items):
+    if any(stances().alternative.search(item) and known.label_of(answer_key(item)) is None for item in items):
         return Said(status="conflict", reason="alternatives are offered")
     named: set[str] = set()
     denied: set[str] = set()

@@ -28,7 +28,6 @@ from rewards.questions import Question, is_neutral, question_of
 from rewards.text import lines, normalise
 from rewards.wording import abbreviates, answer_key, as_said
 
-ALTERNATIVE = re.compile(r"(?<!\w)(?:or|oder|ou|либо|или)(?!\w)|或|또는|または|أو", re.IGNORECASE)
 SEPARATOR = re.compile(
     r"\s*(?:[,;/&+|\n、，؛،]|(?<!\w)(?:and|und|et|y|e|as well as|plus|with)(?!\w)|和|및|와|과|と|و)\s*", re.IGNORECASE
 )
@@ -161,7 +160,7 @@ def _match(phrase: str, accepted: _Accepted) -> bool:
 def _in_sentence(phrase: str, accepted: _Accepted, question: Question) -> bool:
     """Whether a sentence says an accepted answer and beside it only words of its question and of any statement."""
     plain = without_ends(phrase)
-    if ALTERNATIVE.search(plain) or is_disowned(plain) or stances().doubts.search(plain):
+    if stances().alternative.search(plain) or is_disowned(plain) or stances().doubts.search(plain):
         return False
     said = as_said(plain)
     for answer in accepted.words:

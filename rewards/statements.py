@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, may_be_conditional, named_first, text_head
-from rewards.claims import is_disowned
+from rewards.claims import asks, is_disowned
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, denied_later, read_phrase
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import words
@@ -94,7 +94,7 @@ def _find(rest: str, answer: Answer, options: OptionSet, multi: bool) -> list[St
     mentioning = {bisect_right(starts, place) - 1 for place in options.mentions(rest)}
     conditional = may_be_conditional(rest)
     usable = [
-        not _asks(rest[start:end]) and not (conditional and options.is_conditional(rest[start:end]))
+        not asks(rest[start:end]) and not (conditional and options.is_conditional(rest[start:end]))
         for start, end in spans
     ]
     candidates = answer.candidates if answer.channel == "cue" else answer.lower
@@ -200,10 +200,6 @@ def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
             parts += [text[position:start], re.sub(r"[^\n]", " ", text[start:end])]
             position = end
     return "".join([*parts, text[position:]])
-
-
-def _asks(sentence: str) -> bool:
-    return "?" in sentence and sentence.rstrip(" *_)\"'").endswith("?")
 
 
 def _with_following_lines(rest: str, candidate: Candidate) -> tuple[str, int]:
