@@ -1,5 +1,5 @@
-"""What the update benchmarks share: a small Qwen2.5-VL, random prompts with an image, our update and TRL's trainer,
-timing, and the form of a point."""
+"""What the update benchmarks share: small models, random prompts with an image, our update and TRL's trainer, timing, and
+the form of a point."""
 
 from __future__ import annotations
 
@@ -44,42 +44,78 @@ class Size:
 
 
 SIZES = {"3M": Size(128, 6, 96), "9M": Size(256, 6), "40M": Size(512, 8, 320), "93M": Size(768, 9, 384)}
+QWEN, HYBRID, OWN_POSITIONS, STATE_SPACE = ("qwen2_5_vl", "qwen3_5", "glm46v", "falcon_h1")
+SIGHTLESS = {STATE_SPACE}
 
 
-def build_model(size: Size, seed: int = 0) -> transformers.PreTrainedModel:
-    """A random Qwen2.5-VL in train mode with a tied head, float32."""
+def build_model(size: Size, seed: int = 0, family: str = QWEN) -> transformers.PreTrainedModel:
+    """A random model in train mode with a tied head, float32.
+
+    family: Qwen2.5-VL; Qwen3.5, three of whose four layers are linear attention; or one that cannot share prompts:
+    GLM-4.6V, whose positions are its own, and Falcon-H1, a text model whose layers are attention and state space at once.
+    """
     torch.manual_seed(seed)
+    config = _config(size, family)
+    loader = transformers.AutoModelForCausalLM if family in SIGHTLESS else transformers.AutoModelForImageTextToText
+    return loader.from_config(config, attn_implementation="sdpa").train()
+
+
+def _config(size: Size, family: str) -> transformers.PretrainedConfig:
     heads = size.hidden // 64
-    config = transformers.Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": VOCAB,
-            "hidden_size": size.hidden,
-            "intermediate_size": 4 * size.hidden,
-            "num_hidden_layers": size.layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": max(heads // 2, 1),
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
-            "pad_token_id": PAD,
-            "bos_token_id": 1,
-            "eos_token_id": EOS,
-        },
-        vision_config={
-            "depth": size.vision_layers,
-            "hidden_size": size.vision_hidden,
-            "intermediate_size": 2 * size.vision_hidden,
-            "num_heads": size.vision_hidden // 32,
-            "out_hidden_size": size.hidden,
-            "fullatt_block_indexes": [size.vision_layers - 1],
-            "window_size": 112,
-        },
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
+    linear = {"linear_num_key_heads": heads, "linear_key_head_dim": 64, "linear_value_head_dim": 64}
+    linear |= {"linear_num_value_heads": 2 * heads, "head_dim": 64}
+    state = {"mamba_n_heads": heads, "mamba_d_head": 64, "mamba_d_ssm": size.hidden, "mamba_d_state": 64}
+    # Class, and what it asks for beside the sizes: of the text model, of the vision tower.
+    kind, more_text, more_vision = {
+        QWEN: (
+            transformers.Qwen2_5_VLConfig,
+            {},
+            {"fullatt_block_indexes": [size.vision_layers - 1], "window_size": 112},
+        ),
+        HYBRID: (
+            transformers.Qwen3_5Config,
+            linear | {"rope_parameters": rope | {"partial_rotary_factor": 1.0}},
+            {"patch_size": PATCH},
+        ),
+        OWN_POSITIONS: (transformers.Glm46VConfig, {}, {"patch_size": PATCH, "image_size": 24 * PATCH}),
+        STATE_SPACE: (
+            transformers.FalconH1Config,
+            state | {"mamba_chunk_size": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+            {},
+        ),
+    }[family]
+    text: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": size.hidden,
+        "intermediate_size": 4 * size.hidden,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(heads // 2, 1),
+        "max_position_embeddings": 4096,
+        "rope_parameters": rope,
+        "pad_token_id": PAD,
+        "bos_token_id": 1,
+        "eos_token_id": EOS,
+    } | more_text
+    if family in SIGHTLESS:
+        return kind(**text, tie_word_embeddings=True)
+    vision = {
+        "depth": size.vision_layers,
+        "hidden_size": size.vision_hidden,
+        "intermediate_size": 2 * size.vision_hidden,
+        "num_heads": size.vision_hidden // 32,
+        "out_hidden_size": size.hidden,
+    } | more_vision
+    return kind(
+        text_config=text,
+        vision_config=vision,
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         vision_start_token_id=VISION_START,
         vision_end_token_id=VISION_END,
         tie_word_embeddings=True,
     )
-    return transformers.Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").train()
 
 
 def as_loaded(model: Any) -> Any:
@@ -91,9 +127,12 @@ def as_loaded(model: Any) -> Any:
 
 
 def make_groups(
-    prompts: int, image_side: int, text: int, completion: int, group: int, seed: int = 1
+    prompts: int, image_side: int, text: int, completion: int, group: int, seed: int = 1, ragged: bool = False
 ) -> list[TokenGroup]:
-    """Groups with one square image of image_side x image_side tokens (0 = none), `text` words and equal completions."""
+    """Groups with one square image of image_side x image_side tokens (0 = none), and `text` words.
+
+    Completions have `completion` tokens, or, `ragged`, 1 to that many, evenly spread.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def words(count: int) -> list[int]:
@@ -109,7 +148,8 @@ def make_groups(
             vision = {"pixel_values": pixels, "image_grid_thw": grid}
             ids = [VISION_START, *[IMAGE] * image_side**2, VISION_END]
         ids += words(text - 2 if image_side else text)
-        groups.append(TokenGroup(str(n), tuple(ids), tuple(tuple(words(completion)) for _ in range(group)), vision))
+        lengths = [max(completion * (member + 1) // group, 1) if ragged else completion for member in range(group)]
+        groups.append(TokenGroup(str(n), tuple(ids), tuple(tuple(words(length)) for length in lengths), vision))
     return groups
 
 
@@ -243,7 +283,7 @@ def point(
     found = {
         "prompt_tokens": prompt,
         "image_tokens": groups[0].prompt_ids.count(IMAGE),
-        "completion_tokens": len(groups[0].completions[0]),
+        "completion_tokens": max(map(len, groups[0].completions)),
         "group_size": size,
         "prompts": len(groups),
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -83,14 +83,21 @@ class Attempts:
             raise EndpointError(f"{self.url} answers {self.trouble}; check the url, the model's name and the key")
         if outcome.status_code not in AGAIN:
             raise Refused(self.trouble)
-        with contextlib.suppress(ValueError):  # a date is allowed too, and not worth reading
-            self._wait_s = min(LONGEST_WAIT_S, float(outcome.headers.get("retry-after", 0.0)))
+        self._wait_s = seconds_to_wait(outcome)
         return None
 
     def gave_up(self) -> EndpointError:
         kind, what = (Unreachable, "cannot be reached") if self.unreachable else (EndpointError, "gave no answer")
         told = f"{self.url} {what} after {self.retries + 1} tries ({self.trouble})"
         return kind(f"{told}; the same command goes on later")
+
+
+def seconds_to_wait(response: httpx.Response) -> float:
+    """What a server that is busy for now asks for: its Retry-After, at most LONGEST_WAIT_S. A 429 without one means 1."""
+    asked = 0.0
+    with contextlib.suppress(KeyError, ValueError):  # a date is allowed too, and not worth reading
+        asked = max(0.0, float(response.headers["retry-after"]))
+    return min(LONGEST_WAIT_S, asked or float(response.status_code == 429))
 
 
 def api_url(url: str) -> str:

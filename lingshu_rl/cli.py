@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     _train_arguments(serve)
     serve.set_defaults(run=_serve)
-    rewards = commands.add_parser("rewards", help="check labels and rewards before a run")
+    rewards = commands.add_parser(
+        "rewards", help="check labels and rewards before a run; show what report packs do not read (coverage)"
+    )
     rewards.add_argument("arguments", nargs=argparse.REMAINDER)
     rewards.set_defaults(run=_rewards)
     sweep = commands.add_parser("sweep", help="run variants of the settings over seeds and say which differ from noise", epilog=EPILOG)  # fmt: skip
@@ -156,21 +158,39 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from lingshu_rl.config import ConfigError, load_config, origins, to_yaml
+    from lingshu_rl.config import ConfigError, load_config, origins
 
     def work() -> int:
         config = load_config(arguments.config, arguments.settings)
         if not arguments.dry_run:
             return run_training(config)
-        from lingshu_rl.plan import report
-
-        lines, fits = report(config)
-        if os.environ.get("RANK", "0") == "0":
-            print(to_yaml(config).rstrip())
-            print("\n".join(f"# {line}" for line in [*origins(arguments.config, arguments.settings), *lines]))
-        return 0 if fits else 1
+        return _dry_run(config, origins(arguments.config, arguments.settings))
 
     return exit_code(work, "the run", wrong=(ConfigError,), goes_on="from its last checkpoint")
+
+
+def _dry_run(config: Config, origins: Sequence[str]) -> int:
+    """Print the settings and what a run would do with them; 1 when it would not start, or does not fit."""
+    from lingshu_rl.config import ConfigError, to_yaml
+    from lingshu_rl.data.load import DataError
+    from lingshu_rl.failures import KNOWN_FAILURES
+    from lingshu_rl.plan import report
+    from lingshu_rl.prompts import foreseen
+
+    first = os.environ.get("RANK", "0") == "0"
+    if not first:
+        return 0 if report(config)[1] else 1
+    print(to_yaml(config).rstrip())
+    print("\n".join(f"# {line}" for line in origins))
+    wrong: tuple[type[Exception], ...] = (ConfigError, DataError, *KNOWN_FAILURES)
+    try:
+        sized, prompts = foreseen(config)
+    except wrong as error:
+        print(f"the run would not start: {error}", file=sys.stderr)
+        return 1
+    lines, fits = report(sized)
+    print("\n".join(f"# {line}" for line in [*prompts, *lines]))
+    return 0 if fits else 1
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -286,6 +306,10 @@ def _leave_process_group() -> None:
 
 
 def _rewards(arguments: argparse.Namespace) -> int:
+    if arguments.arguments[:1] == ["coverage"]:
+        from rewards.report.coverage import main as coverage
+
+        return coverage(arguments.arguments[1:])
     from rewards.preflight import main as check
 
     return check(arguments.arguments)

@@ -47,6 +47,9 @@ class DataConfig:
     )
     max_pixels: int = MAX_PIXELS  # a larger image is reduced to so many, for everyone who sees it
     min_pixels: int = MIN_PIXELS  # a smaller one is enlarged
+    too_long: str = (
+        "refuse"  # prompts over the engine's context: refuse (the run does not start) | drop: leave them out
+    )
     max_refused_share: float = 0.05  # above this share of drawn prompts that engine or reference refuse the run stops
     skip_bad_rows: bool = False  # go on without refused rows; they are listed in the run folder either way
 
@@ -161,7 +164,7 @@ class CheckConfig:
 
     max_kl: float = 1e-5  # nats a token, float32
     max_logprob_gap: float = 1e-3  # nats, largest trainer/engine difference, float32
-    max_dense_gap: float = 1e-4  # nats, largest difference of shared rows and one row a completion, float32
+    max_dense_gap: float = 1e-4  # nats, largest difference of shared rows and padded batches, float32
     mean_gap_bf16: float = (
         0.1  # nats, mean over tokens, where a side computes in bfloat16; the same for all comparisons
     )
@@ -504,6 +507,7 @@ def validate(config: Config) -> None:
         bool(c.rollout.vllm.get("disable_log_stats")),
         "rollout.vllm.disable_log_stats takes away the counts by which a busy server is told from a stuck one; leave it out",
     )
+    one_of("data.too_long", c.data.too_long, ("refuse", "drop"))
     one_of("data.curriculum", c.data.curriculum, ("none", "pass_rate"))
     refuse(
         c.data.curriculum != "none" and c.train.max_staleness > 0,

@@ -3,7 +3,7 @@
 - engine: trainer and engine must give the sampled tokens the same log-probs;
 - reference: the reference must be the model the run starts from;
 - sight: with a blank image the trainer must NOT agree with the engine, or one of them never saw the image;
-- sharing: rows that hold a prompt once must give what one row a completion gives.
+- sharing: rows that hold a prompt once must give what rows with a prompt for each completion give.
 
 Where both sides compute in float32 every token counts; else mean, 99th percentile and far share do (gap.py).
 """

@@ -79,6 +79,8 @@ VERL = {
     "data.max_prompt_length": Ours(
         "rollout.vllm.max_model_len", "prompt and completion together; rollout.max_tokens is the completion's part"
     ),
+    "data.filter_overlong_prompts": Ours("data.too_long", "true is drop; others are refused at load, by row"),
+    "data.truncation": Ours("data.too_long", "prompts are never cut: refuse or drop those that are too long"),
     "data.prompt_key": Ours("", "rows have fixed names: the question is under 'question'"),
     "data.answer_key": Ours("", "rows have fixed names: the label is under 'answer'"),
     "data.image_key": Ours("", "rows have fixed names: images are under 'images'"),

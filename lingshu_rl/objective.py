@@ -59,7 +59,7 @@ class AdvantageConfig:
 class PackingConfig:
     """How groups become rows for the model."""
 
-    layout: str = "shared"  # shared: each prompt once | dense: one row a completion (slow; always exact)
+    layout: str = "shared"  # shared: each prompt once | dense: padded batches, each completion with its prompt
     token_budget: int = 4096  # tokens of a row; more needs more memory
     attention: str = "sdpa"  # sdpa | flex (block masks, CUDA only)
 

@@ -196,6 +196,30 @@ def build_optimizer(
     """The optimiser of these groups. options: by the package's own names. Raises ConfigError as `check_optimizer`."""
     check_optimizer(key, name, options, place)
     check_package(OPTIMIZERS[name].package, f"{key}={name}")
+    return _built(key, name, options, model, groups)
+
+
+def check_arguments(key: str, name: str, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for options that the optimiser refuses, by building it for a small layer.
+
+    Says nothing where its package is not installed: `check_package` does, where a run starts.
+    """
+    from torch import nn
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.head
+
+    if importlib.util.find_spec(OPTIMIZERS[name].package or "torch") is not None:
+        model = Small()
+        _built(key, name, options, model, [{"params": list(model.parameters()), "lr": 1e-3, "weight_decay": 0.0}])
+
+
+def _built(key: str, name: str, options: Mapping[str, Any], model: Any, groups: Groups) -> Any:
     try:
         return OPTIMIZERS[name].build(model, groups, options)
     except (TypeError, ValueError, AssertionError) as error:

@@ -467,7 +467,10 @@ def row_layout(config: Config, spec: ModelSpec, on_gpu: bool) -> tuple[str, str]
     if config.packing.attention == "flex" and not on_gpu:
         raise ConfigError("packing.attention=flex has no gradient on a CPU; use sdpa there")
     if config.packing.layout == "shared" and not spec.shareable:
-        return "dense", f"prompts cannot be shared, so each completion gets a row of its own: {spec.reason}"
+        return (
+            "dense",
+            f"prompts cannot be shared, so completions run in padded batches, each with its prompt: {spec.reason}",
+        )
     return config.packing.layout, ""
 
 

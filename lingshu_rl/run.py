@@ -9,21 +9,21 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from lingshu_rl.agreement import Agreement, judge
 from lingshu_rl.config import Config, ConfigError
-from lingshu_rl.data.load import ById, Loaded, load
+from lingshu_rl.data.load import ById
 from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused
 from lingshu_rl.folders import own
 from lingshu_rl.launches import launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import model_path
-from lingshu_rl.optimizers import OPTIMIZERS, check_package
+from lingshu_rl.optimizers import OPTIMIZERS, check_arguments, check_package
 from lingshu_rl.plan import Plan, plan_here
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Fleet
@@ -31,8 +31,9 @@ from lingshu_rl.processes.placement import Ranks
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Worker, address_towards
 from lingshu_rl.progress import Progress
+from lingshu_rl.prompts import awaited_context, count_prompts, load_prompts, told, with_context
 from lingshu_rl.reference.client import ReferenceClient
-from lingshu_rl.rewarding import Rewards, build_rewards, instruction_of, read_of, reward_of
+from lingshu_rl.rewarding import Rewards, build_rewards
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
 from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
 from lingshu_rl.rollout.transfer import Transfer, make_transfer, remove_folder, transfer_folder
@@ -255,14 +256,22 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
         closing.enter_context(own(folder.path, "a run", "run.dir", afresh=config.resume == "never"))
     checkpoint = folder.open(config) if is_main else None
     encoder = PromptEncoder(config.model)
-    loaded = load_prompts(config, folder, is_main, encoder)
+    # Servers that run elsewhere were started with a token (and folder) that the user put into both environments.
+    token = os.environ.get(TOKEN_ENV) or secrets.token_urlsafe(24)
+    context = 0
+    if is_main:  # only this rank asks the engine, so only its prompts have to be within the engine's limit
+        limit = await awaited_context(config, encoder, token)
+        counted = count_prompts(config, encoder, limit, folder)
+        loaded, context = counted.sets, counted.needed(config)
+        for line in told(config, counted):
+            progress.say(line)
+    else:
+        loaded = load_prompts(config, encoder)
     prompts, test = loaded["train"].prompts, loaded["test"].prompts
     if checkpoint is not None:
         folder.judge_changes(data_changes(RunState.read(checkpoint).data, seen(loaded)), "rows")
     for complaint in folder.complaints:
         progress.say(f"WARNING: {complaint}")
-    # Servers that run elsewhere were started with a token (and folder) that the user put into both environments.
-    token = os.environ.get(TOKEN_ENV) or secrets.token_urlsafe(24)
     given = os.environ.get(TRANSFER_DIR_ENV)
     shared = Path(given) if given else transfer_folder()
     if not given:
@@ -275,11 +284,13 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
         closing.callback(rewards.close)
         progress.say(f"devices: {placement.describe()}")
         reference = reference_model(config, folder, checkpoint)
-        to_start = launches(config, placement, transfer=transfer, token=token, transfer_dir=shared, reference=reference)
+        sized = with_context(config, context)
+        to_start = launches(sized, placement, transfer=transfer, token=token, transfer_dir=shared, reference=reference)
         progress.say(f"starting {len(to_start)} server(s); logs in {folder.logs}")
         fleet.start(to_start, folder.logs)
         stop.listen()  # Ray took it
     policy = Policy(config, on_gpu=placement.policy.on_gpu)
+    config = with_context(config, policy.share(context))
     run = Run(config, policy, folder, fleet=fleet, stop=stop, progress=progress)
     stop.between_steps = True
     run.timeline, run.test = timeline, test
@@ -373,28 +384,6 @@ async def _connect(
         run.fleet.supervise(pools, config.run.max_restarts, run.progress.say)
 
 
-def load_prompts(config: Config, folder: RunFolder, is_main: bool, encoder: PromptEncoder) -> dict[str, Loaded]:
-    """Training and held-out prompts, as "train" and "test". Refused rows are listed in the run folder, or end the run."""
-    instruction, sets = instruction_of(config), {}
-    check = reward_of(config.rewards.spec, config.data.train, config.data.test, read=read_of(config)).check_gold
-    for name, source in (("train", config.data.train), ("test", config.data.test)):
-        sets[name] = load(
-            source,
-            instruction=instruction,
-            system=config.data.system,
-            skip_bad_rows=config.data.skip_bad_rows,
-            fault=encoder.fault,
-            check=check,
-            budget=config.data.budget,
-        )
-        if sets[name].refused and is_main:
-            folder.write_eval(f"refused_{name}", [asdict(r) for r in sets[name].refused])
-    shared = sets["train"].prompts.ids.keys() & sets["test"].prompts.ids.keys()
-    if shared:
-        raise ConfigError(f"data.train and data.test share {len(shared)} row ids, for example {sorted(shared)[0]!r}")
-    return sets
-
-
 def reference_model(config: Config, folder: RunFolder, checkpoint: Path | None) -> str:
     """What the reference is at the checkpoint (None: at the start)."""
     name = RunState.read(checkpoint).reference if checkpoint else ""
@@ -408,9 +397,11 @@ def reference_model(config: Config, folder: RunFolder, checkpoint: Path | None) 
 
 
 def check_packages(config: Config) -> None:
-    """Raises ConfigError for a package that the optimiser or the quantisation needs and this environment lacks."""
+    """Raises ConfigError for a package that the optimiser or the quantisation needs and this environment lacks, and for
+    arguments that the optimiser refuses."""
     t = config.train
     check_package(OPTIMIZERS[t.optimizer].package, f"train.optimizer={t.optimizer}")
+    check_arguments("train.optimizer", t.optimizer, t.optimizer_args)
     check_package("bitsandbytes" if t.quantize else "", f"train.quantize={t.quantize}")
 
 

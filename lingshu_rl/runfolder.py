@@ -48,7 +48,7 @@ PACKAGES = (
 MAY_CHANGE = ("run", "cluster", "rollout.ray", "reference.ray", "checkpoint", "eval", "devices", "resume", "train.steps", "rollout.urls", "rollout.servers",
               "rollout.request_timeout_s", "rollout.retries", "rollout.start_timeout_s", "rollout.concurrency",
               "reference.urls", "reference.replicas", "reference.request_timeout_s", "reference.retries",
-              "reference.start_timeout_s")  # fmt: skip
+              "reference.start_timeout_s", "data.too_long")  # fmt: skip
 
 
 FORK = "fork.json"

@@ -147,6 +147,14 @@ def test_the_update_against_trl(tmp_path):
 
 
 @pytest.mark.endurance
+def test_the_update_of_a_hybrid_and_of_families_that_cannot_share_against_trl(tmp_path):
+    bench("update_vs_trl.py", "--families", "--quick", "--out", tmp_path / "families.json")
+    hybrid, *padded = json.loads((tmp_path / "families.json").read_text())["points"]
+    assert all(set(p) >= POINT and p["gradient_gap_norm"] < 1e-4 for p in (hybrid, *padded))
+    assert hybrid["token_ratio"] > 2 and padded and all(0.8 < p["token_ratio"] <= 1 for p in padded)
+
+
+@pytest.mark.endurance
 def test_scaling(tmp_path):
     bench("scaling.py", "--quick", "--out", tmp_path / "scaling.json")
     points = read(tmp_path / "scaling.json")
@@ -160,3 +168,10 @@ def test_the_whole_step_against_trl(tmp_path):
     (point,) = read(tmp_path / "step.json")
     phases = point["seconds_by_phase"]
     assert {"rollout", "reward", "reference", "update"} <= set(phases["ours"]) & set(phases["trl"])
+
+
+def test_loading_is_measured_with_and_without_counting():
+    found = json.loads(bench("loading.py", "--images", 120, "--texts", 120))
+    assert len(found) == 6 and all(point["rows"] == 120 for point in found.values())
+    for name, point in found.items():
+        assert ("longest" in point) == name.endswith("counted")

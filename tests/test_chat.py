@@ -30,7 +30,7 @@ def test_waits_grow_and_a_server_may_ask_for_longer():
     assert play([reply(503), reply(500), GOOD])[1] == [0.0, 0.5, 1.0]
     assert play([reply(429, {"retry-after": "7"}), GOOD])[1] == [0.0, 7.0]
     assert play([reply(429, {"retry-after": "90000"}), GOOD])[1] == [0.0, 60.0]
-    assert play([reply(429, {"retry-after": "Fri, 27 Nov 2026 10:00:00 GMT"}), GOOD])[1] == [0.0, 0.5]
+    assert play([reply(429, {"retry-after": "Fri, 27 Nov 2026 10:00:00 GMT"}), GOOD])[1] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [null]}', b'{"choices": [{"message": 3}]}'])  # fmt: skip

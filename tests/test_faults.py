@@ -80,7 +80,7 @@ def test_a_run_starts_its_own_rollout_server_and_notices_its_death(tmp_path):
 
 @pytest.mark.parametrize("allowed", [0.05, 0.0])
 def test_a_prompt_that_the_engine_refuses_is_set_aside_or_ends_the_run_with_a_checkpoint(servers, tmp_path, allowed):
-    """The second step meets a question far longer than the model's context."""
+    """The second step meets a question far longer than the model's context, which went unseen at load."""
     order = PromptStream(range(12), seed=0).take(0, 12)
     rows = [
         {"id": f"row-{i}", "images": [], "kind": "yesno", "answer": "yes",
@@ -99,7 +99,19 @@ def test_a_prompt_that_the_engine_refuses_is_set_aside_or_ends_the_run_with_a_ch
         f"data.max_refused_share={allowed}",
     ]
     run = tmp_path / "run"
-    done = launch([*SHORT, *servers.settings, *settings, f"run.dir={run}"], env=servers.env)
+    if not allowed:
+        seen = launch([*SHORT, *servers.settings, *settings, f"run.dir={run}"], env=servers.env)
+        assert seen.returncode == 1 and "1 of 12 rows cannot be used" in seen.stdout, seen.stdout[-3000:]
+        assert f"line {order[5] + 1} (id row-{order[5]}): its prompt has" in seen.stdout
+        assert "of the servers in rollout.urls" in seen.stdout and not (run / "checkpoints").exists()
+    script = tmp_path / "blind.py"
+    script.write_text(
+        "import sys, lingshu_rl.model.lengths as l\n"
+        "l.Lengths.of = lambda self, prompt: None\n"
+        "from lingshu_rl.cli import train_main\n"
+        "sys.exit(train_main(sys.argv[1:]))\n"
+    )
+    done = launch([*SHORT, *servers.settings, *settings, f"run.dir={run}"], env=servers.env, script=str(script))
     assert done.returncode == (0 if allowed else 1) and "Traceback" not in done.stdout, done.stdout[-3000:]
     assert f"refused prompt 'row-{order[5]}': HTTP 400" in done.stdout and "maximum context length" in done.stdout
     if allowed:

@@ -101,11 +101,11 @@ def test_a_model_that_cannot_share_is_said_and_gets_rows_of_its_own():
 
     from lingshu_rl.model.families import model_spec
 
-    plain, linear = model_spec(CONFIG_MAPPING["qwen3"]()), model_spec(CONFIG_MAPPING["qwen3_next"]())
+    plain, linear = model_spec(CONFIG_MAPPING["qwen3"]()), model_spec(CONFIG_MAPPING["jamba"]())
     config = load_config()
     assert row_layout(config, plain, False) == ("shared", "")
     layout, note = row_layout(config, linear, False)
-    assert layout == "dense" and "qwen3_next" in note and "linear_attention" in note
+    assert layout == "dense" and "jamba" in note and "linear_attention" in note
     assert row_layout(load_config(None, ["packing.layout=dense"]), linear, False) == ("dense", "")
     flex = load_config(None, ["packing.attention=flex"])
     assert row_layout(flex, plain, True) == ("shared", "")

@@ -12,7 +12,7 @@ from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.groups import group_logprobs
 from lingshu_rl.model.loading import load_model
 from lingshu_rl.processes.token import TOKEN_ENV
-from lingshu_rl.reference.client import ReferenceClient, progress_told
+from lingshu_rl.reference.client import ReferenceClient, ReferenceRequestError, progress_told
 from lingshu_rl.reference.server import ReferenceModel, body_limit, build_app
 from lingshu_rl.reference.wire import WireError, decode_groups, decode_logprobs, encode_groups, encode_logprobs
 from lingshu_rl.types import TokenGroup
@@ -37,6 +37,40 @@ def test_groups_and_logprobs_survive_the_wire():
     logprobs = [(torch.tensor([-1.0, -2.0]), torch.tensor([-3.0])), (torch.tensor([-4.0, -5.0, -6.0]),)]
     answer = decode_logprobs(encode_logprobs(logprobs), groups())
     assert all(torch.equal(a, b) for x, y in zip(answer, logprobs, strict=True) for a, b in zip(x, y, strict=True))
+
+
+LOGPROBS = {"0": torch.tensor([-1.0, -2.0, -3.0]), "1": torch.tensor([-4.0, -5.0, -6.0])}
+HOLE = torch.tensor([-1.0, float("nan"), -3.0])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "no safetensors"),
+        (b"<html>busy</html>", "no safetensors"),
+        (save(LOGPROBS)[:-4], "no safetensors"),
+        (save({"0": LOGPROBS["0"]}), "group 'b' does not fit"),
+        (save({**LOGPROBS, "1": LOGPROBS["1"][:2]}), "group 'b' does not fit"),
+        (save({**LOGPROBS, "1": LOGPROBS["1"].double()}), "group 'b' does not fit"),
+        (save({**LOGPROBS, "0": HOLE}), "group 'a' holds log-probs that are no numbers"),
+        (save({**LOGPROBS, "0": HOLE.nan_to_num(float("-inf"))}), "group 'a' holds log-probs that are no numbers"),
+    ],
+)
+def test_reference_answers_that_are_none_are_asked_for_again_and_then_named(content, told):
+    answers = [content, save(LOGPROBS), content]
+
+    async def ask():
+        client = ReferenceClient(["http://a"], token="t", timeout_s=5, retries=1)
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, content=answers.pop(0)))
+        client.pool.http = httpx.AsyncClient(transport=transport)
+        found = await client.logprobs(groups())
+        client.pool.retries = 0
+        with pytest.raises(ReferenceRequestError, match=f"'a', which was sent 1 times .*that is none: .*{told}"):
+            await client.logprobs(groups())
+        return found
+
+    found = asyncio.run(ask())
+    assert [[len(piece) for piece in group] for group in found] == [[2, 1], [3]] and not answers
 
 
 @pytest.mark.parametrize(

@@ -326,9 +326,72 @@ def test_landed_groups_are_not_sampled_again_and_survive_a_file(tmp_path):
     assert read_rollouts(tmp_path / "none.jsonl", {}) == {}
 
 
-def test_a_server_without_token_ids_is_refused():
-    with pytest.raises(RolloutError, match="return_token_ids"):
-        asyncio.run(client(lambda r: answer(r, tokens=(5,))).sample(prompt(), 1, 40))
+def spoilt(change):
+    """A good answer's JSON, changed by `change(answer)`, which may return text in its place."""
+
+    def handler(request):
+        content = json.loads(answer(request).content)
+        told = change(content)
+        return httpx.Response(200, text=told if isinstance(told, str) else json.dumps(content))
+
+    return handler
+
+
+WRONG = {
+    "garbage": (lambda a: "<html>busy</html>", "malformed"),
+    "nothing": (lambda a: "", "truncated"),
+    "cut": (lambda a: json.dumps(a)[:-9], "truncated"),
+    "another thing": (lambda a: '{"error": null}', "prompt_token_ids"),
+    "no token ids": (lambda a: a["choices"][0].pop("token_ids") and None, "return_token_ids"),
+    "null token ids": (lambda a: a["choices"][0].update(token_ids=None), "return_token_ids"),
+    "other numbers of tokens and log-probs": (lambda a: a["choices"][0]["token_ids"].pop() and None, "1 tokens with 2 log-probs"),
+    "no tokens": (lambda a: a["choices"][0].update(token_ids=[], logprobs={"content": []}), "0 tokens with 0"),
+    "a token that is none": (lambda a: a["choices"][1]["token_ids"].insert(0, -1) or (a["choices"][1]["token_ids"].pop() and None), "no token"),
+    "no log-probs": (lambda a: a["choices"][0].update(logprobs=None), "logprobs"),
+    "a null log-prob": (lambda a: a["choices"][0]["logprobs"]["content"][0].update(logprob=None), "logprob"),
+    "NaN": (lambda a: a["choices"][0]["logprobs"]["content"][0].update(logprob=float("nan")), "malformed"),
+    "infinity": (lambda a: json.dumps(a).replace("-0.5", "-1e999", 1), "out of range"),
+    "a log-prob over 0": (lambda a: a["choices"][0]["logprobs"]["content"][0].update(logprob=0.5), "no log-prob"),
+    "too few": (lambda a: a["choices"].pop() and None, "completions \\[1\\] for a group of 2"),
+    "too many": (lambda a: a["choices"].append({**a["choices"][0], "index": 2}), "\\[0, 1, 2\\]"),
+    "one twice": (lambda a: a["choices"][0].update(index=0), "\\[0, 0\\]"),
+    "an index from elsewhere": (lambda a: a["choices"][0].update(index=7), "\\[0, 7\\]"),
+    "no prompt": (lambda a: a["prompt_token_ids"].clear(), "prompt without tokens"),
+    "no reason to end": (lambda a: a["choices"][0].update(finish_reason=None), "finish_reason"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_answer_that_is_none_is_asked_for_again_and_then_named(name):
+    change, told = WRONG[name]
+    tried = []
+
+    def once(request):
+        tried.append(1)
+        return spoilt(change)(request) if len(tried) == 1 else answer(request)
+
+    rollouts = asyncio.run(client(once).sample(prompt(), 2, 40))
+    assert len(tried) == 2 and [r.member for r in rollouts] == [0, 1] and rollouts[0].logprobs == (-0.5, -0.5)
+    with pytest.raises(
+        RolloutError, match=rf"'q1', which was sent 2 times .*HTTP 200 with an answer that is none: .*{told}"
+    ):
+        asyncio.run(client(spoilt(change), retries=1).sample(prompt(), 2, 40))
+
+
+@pytest.mark.parametrize("headers", [{"Retry-After": "0.05"}, {"Retry-After": "0"}, {"Retry-After": "soon"}, {}])
+def test_a_server_that_is_full_for_now_is_waited_for_and_that_is_no_failed_try(headers):
+    tried = []
+
+    def full(request):
+        tried.append(1)
+        return httpx.Response(429, headers=headers) if len(tried) < 3 else answer(request)
+
+    assert len(asyncio.run(client(full, retries=0).sample(prompt(), 2, 40))) == 2 and len(tried) == 3
+
+
+def test_a_server_that_stays_full_is_given_up():
+    with pytest.raises(RolloutError, match="HTTP 429"):
+        asyncio.run(client(lambda r: httpx.Response(429), timeout_s=1, retries=0).sample(prompt(), 2, 40))
 
 
 def test_groups_go_to_the_least_busy_server_and_land_as_they_finish():

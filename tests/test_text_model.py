@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from launching import ROOT, launch
@@ -51,11 +52,13 @@ def test_a_text_model_trains_two_steps_on_questions_and_conversations(text_model
     done = launch(
         [f"model={folder}", f"data.train={tmp_path}/train.jsonl", f"data.test={tmp_path}/test.jsonl", "data.instruction=short",
          "data.system=You read studies.", "train.steps=2", "train.prompts_per_step=4", "train.group_size=8", "train.warmup_steps=1",
-         "rollout.max_tokens=200", "rollout.vllm={max_model_len: 512}", "eval.limit=4", "eval.controls=[]", "loss.kl_coef=0",
+         "rollout.max_tokens=200", "eval.limit=4", "eval.controls=[]", "loss.kl_coef=0",
          "rewards.spec={class: 'length_reward:Length'}", "rewards.preflight=false", "run.trackers=[]", f"run.dir={run}"],
         env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+    (longest,) = re.findall(r"longest prompt: ([0-9]+) tokens", done.stdout)
+    assert f"max_seq_len={int(longest) + 200}," in (run / "logs" / "rollout-0.log").read_text()
     metrics = metrics_of(run)
     assert len(metrics) == 2 and max(row["policy/rollout_gap_max"] for row in metrics) < 1e-3
     rows = [row for file in sorted(run.glob("rollouts/*.parquet")) for row in pq.read_table(file).to_pylist()]

@@ -113,10 +113,11 @@ def test_rollouts_one_step_ahead_survive_a_preemption_to_the_last_digit(servers,
 def test_engines_in_the_processes_of_two_ranks_give_the_same_numbers_as_a_server(whole_run, servers, tmp_path):
     folder = tmp_path / "run"
     env = {**servers.env, "OMP_NUM_THREADS": "1"}
-    settings = [REFILLS, f"reference.urls=[{servers.reference}]", "rollout.placement=colocate", "eval.controls=[]", "rollout.vllm={max_model_len: 512}"]  # fmt: skip
+    settings = [REFILLS, f"reference.urls=[{servers.reference}]", "rollout.placement=colocate", "eval.controls=[]"]  # fmt: skip
     done = launch([*SHORT, *settings, f"run.dir={folder}"], env=env, processes=2)
     assert done.returncode == 0, done.stdout
     assert len(metrics_of(folder)) == 2 and "Traceback" not in done.stdout
+    assert done.stdout.count("max_seq_len=104") == 2  # each engine's: the longest prompt, 64 tokens, and 40
     for one, other in zip(untimed(metrics_of(whole_run[0])), untimed(metrics_of(folder)), strict=False):
         assert one["tokens/generated"] == other["tokens/generated"] and one["reward/mean"] == other["reward/mean"]
         assert other["policy/rollout_gap_max"] < 1e-3 and one["policy/kl"] == pytest.approx(

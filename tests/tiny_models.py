@@ -32,7 +32,16 @@ CLIP = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16,
     "patch_size": 4,
 }  # fmt: skip
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8}
+EXPERTS = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+}  # fmt: skip
 
+SIGLIP2_PATCHES = 16
 WINDOW = 6  # shorter than every row, so that a wrong window shows
 
 
@@ -57,6 +66,13 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         }  # fmt: skip
         text = TEXT | {"rope_parameters": MROPE | {"mrope_interleaved": True}}
         return t.Qwen3VLConfig(text_config=text, vision_config=vision, **QWEN_IDS)
+    if family in ("qwen3_5", "qwen3_5_moe"):
+        vision = QWEN_VISION | {
+            "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "num_position_embeddings": 64,
+        }  # fmt: skip
+        rope = MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 1.0}
+        cls = t.Qwen3_5Config if family == "qwen3_5" else t.Qwen3_5MoeConfig
+        return cls(text_config=TEXT | LINEAR | EXPERTS | {"rope_parameters": rope}, vision_config=vision, **QWEN_IDS)
     if family == "llava":
         return t.LlavaConfig(
             text_config=t.LlamaConfig(**TEXT), vision_config=t.CLIPVisionConfig(**CLIP), image_token_index=IMAGE
@@ -84,6 +100,24 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         return t.Qwen2Config(**TEXT, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
     if family == "qwen3":
         return t.Qwen3Config(**TEXT)
+    if family == "qwen3_next":
+        return t.Qwen3NextConfig(**TEXT, **LINEAR, **EXPERTS)
+    if family == "olmo_hybrid":
+        return t.OlmoHybridConfig(**TEXT, **LINEAR)
+    if family == "bamba":
+        return t.BambaConfig(**TEXT, **MAMBA, attn_layer_indices=[1])
+    if family == "granitemoehybrid":
+        layers = {"layer_types": ["mamba", "attention", "mamba"], "position_embedding_type": "rope"}
+        experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32}
+        return t.GraniteMoeHybridConfig(**TEXT, **MAMBA, **layers, **experts)
+    if family in ("lfm2", "lfm2_vl", "lfm2_moe"):
+        layers = {"layer_types": ["conv", "full_attention", "conv"]}
+        if family == "lfm2_moe":
+            return t.Lfm2MoeConfig(**TEXT, **layers, **EXPERTS, num_dense_layers=1)
+        text = t.Lfm2Config(**TEXT, **layers, block_auto_adjust_ff_dim=False)
+        vision = t.Siglip2VisionConfig(**CLIP, num_patches=SIGLIP2_PATCHES, vision_use_head=False)
+        vl = {"vision_config": vision, "image_token_id": IMAGE, "projector_hidden_size": 32}
+        return text if family == "lfm2" else t.Lfm2VlConfig(text_config=text, **vl)
     raise KeyError(family)
 
 
@@ -92,12 +126,27 @@ VISION_FAMILIES = (
     "qwen2_5_vl",
     "qwen2_5_vl_window",
     "qwen3_vl",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "lfm2_vl",
     "llava",
     "internvl",
     "gemma3",
     "paligemma",
 )
-TEXT_FAMILIES = ("llama", "mistral_window", "qwen2", "qwen2_window", "qwen3")
+TEXT_FAMILIES = (
+    "llama",
+    "mistral_window",
+    "qwen2",
+    "qwen2_window",
+    "qwen3",
+    "qwen3_next",
+    "olmo_hybrid",
+    "lfm2",
+    "lfm2_moe",
+    "bamba",
+    "granitemoehybrid",
+)
 
 
 def build(family: str, seed: int = 0, **changes: object) -> transformers.PreTrainedModel:
@@ -134,6 +183,12 @@ def image_of(family: str, height: int = 4, width: int = 4) -> tuple[list[int], d
         pixels = torch.randn(int(grid.prod()), 3 * 2 * 4 * 4)
         ids = [VISION_START, *[IMAGE] * (height * width), VISION_END]
         return ids, {"pixel_values": pixels, "image_grid_thw": grid}
+    if family == "lfm2_vl":
+        rows = min(2 * height - 2, 4)  # of four patches; the rest of the tensor is padding
+        held = (torch.arange(SIGLIP2_PATCHES) < 4 * rows).long()[None]
+        pixels = torch.randn(1, SIGLIP2_PATCHES, 3 * 4 * 4)
+        sizes = {"spatial_shapes": torch.tensor([[rows, 4]]), "pixel_attention_mask": held}
+        return [VISION_START, *[IMAGE] * rows, VISION_END], {"pixel_values": pixels} | sizes
     tokens = {"llava": 16, "internvl": 4, "gemma3": 4, "paligemma": 16}[family]
     return [VISION_START, *[IMAGE] * tokens, VISION_END], {"pixel_values": torch.randn(1, 3, 16, 16)}
 

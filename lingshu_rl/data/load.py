@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.data.tables import JsonLines, ParquetTable, RowList, Rows
@@ -115,7 +115,8 @@ class ById(Mapping[str, Prompt]):
 
 @dataclass(frozen=True)
 class Loaded:
-    """prompts: the usable rows in file order. refused: the others, each with its place and reason.
+    """prompts: the usable rows in file order. refused: the others, each with its place and reason; too_long: those that
+    were left out for their length alone.
 
     fingerprint: of the usable rows, their order and their images' names and sizes; equal rows give equal ones.
     """
@@ -123,6 +124,19 @@ class Loaded:
     prompts: Prompts
     refused: tuple[Refused, ...]
     fingerprint: str
+    too_long: tuple[Refused, ...] = ()
+
+
+class Measure(Protocol):
+    """Which prompts are too long, asked batch by batch: `lingshu_rl.model.lengths.Lengths`. advice: what to do about them."""
+
+    advice: str
+
+    def look(self, prompts: Sequence[Prompt]) -> None:
+        """Read a batch. The images' headers are readable."""
+
+    def of(self, prompt: Prompt) -> str | None:
+        """Why a prompt of that batch cannot be asked, or None."""
 
 
 class DataError(ValueError):
@@ -143,13 +157,16 @@ def load(
     fault: Fault = lambda prompt: None,
     check: LabelCheck | None = None,
     budget: Budget = DEFAULT_BUDGET,
+    lengths: Measure | None = None,
+    drop_long: bool = False,
 ) -> Loaded:
     """Prompts of a source: "demo:train", a .jsonl or .parquet file, a `save_to_disk` folder, a hub id, or rows.
 
     A folder or hub id takes its split after a colon ("org/name:train"). base_dir: where relative image paths start,
     by default the file's folder. instruction: see `rows.instruction_text`. system: see `rows.row_to_prompt`.
     fault: why the model cannot be asked a prompt, or None (`PromptEncoder.fault`). check: the `check_gold` of the
-    reward that will judge, by default that of each row's kind. budget: see `Picture`. Every row is checked, and every image's header; up to
+    reward that will judge, by default that of each row's kind. budget: see `Picture`. lengths: what finds prompts that are too long; they are
+    refused like other rows, or left out with drop_long. Every row is checked, and every image's header; up to
     DECODED_AT_LOAD images are decoded as well.
     Raises DataError with up to 20 bad rows and their total; with `skip_bad_rows` they are logged and returned instead.
     """
@@ -159,7 +176,10 @@ def load(
     make = partial(row_to_prompt, base_dir=base, instruction=instruction, system=system, check=check, budget=budget)
     ids: dict[str, int] = {}
     bad: list[tuple[int, Refused]] = []
-    unusable: set[str] = set()  # ids of rows with a bad image; another row with that id is a duplicate all the same
+    long: list[tuple[int, Refused]] = []
+    unusable: set[str] = (
+        set()
+    )  # ids of rows with a bad image, or too long; another row with that id is a duplicate all the same
     headers = Faults(Picture.fault_in_header)
     hashed = hashlib.blake2b(digest_size=8)
     total = 0
@@ -167,24 +187,32 @@ def load(
         total += len(batch)
         made = [(number, row, _made(rows, number, row, make, ids, fault)) for number, row in batch]
         headers.look(image for _, _, prompt in made if isinstance(prompt, Prompt) for image in prompt.images)
+        if lengths is not None:
+            lengths.look([p for _, _, p in made if isinstance(p, Prompt) and not headers.of(p)])
         for number, row, prompt in made:
             if isinstance(prompt, RowError):
                 bad.append((number, Refused(f"{rows.word} {number}", _row_id(row), str(prompt))))
             elif reason := headers.of(prompt):
                 bad.append((number, Refused(f"{rows.word} {number}", prompt.id, reason)))
                 unusable.add(prompt.id)
+            elif lengths is not None and (reason := lengths.of(prompt)):
+                long.append((number, Refused(f"{rows.word} {number}", prompt.id, reason)))
+                unusable.add(prompt.id)
             else:
                 hashed.update(_facts(prompt))
         headers.forget_bytes()
-    if headers.count <= DECODED_AT_LOAD:
+    if 0 < headers.count <= DECODED_AT_LOAD:
         whole = Prompts(rows, {key: number for key, number in ids.items() if key not in unusable}, make, name)
         for one in broken_rows(whole):
             bad.append((ids[str(one.id)], one))
             unusable.add(str(one.id))
     prompts = Prompts(rows, {key: number for key, number in ids.items() if key not in unusable}, make, name)
-    refused = tuple(one for _, one in sorted(bad, key=lambda pair: pair[0]))
-    _judge(name, total, len(prompts), refused, skip_bad_rows)
-    return Loaded(prompts, refused, hashed.hexdigest())
+    advice = lengths.advice if lengths is not None and long and not drop_long else ""
+    refused = tuple(one for _, one in sorted([*bad, *([] if drop_long else long)], key=lambda pair: pair[0]))
+    dropped = tuple(one for _, one in long) if drop_long else ()
+    _judge(name, total, len(prompts), refused, skip_bad_rows, advice)
+    _tell_dropped(name, total, len(prompts), dropped)
+    return Loaded(prompts, refused, hashed.hexdigest(), dropped)
 
 
 def broken_rows(prompts: Prompts) -> Iterator[Refused]:
@@ -257,14 +285,16 @@ def _facts(prompt: Prompt) -> bytes:
     return repr((told, images)).encode()
 
 
-def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], skip_bad_rows: bool) -> None:
+def _judge(
+    name: str, total: int, usable: int, refused: tuple[Refused, ...], skip_bad_rows: bool, advice: str = ""
+) -> None:
     if not total:
         raise DataError(f"{name}: no rows: the source is empty")
     if not refused:
         return
-    lines = [f"{name}: {len(refused)} of {total} rows cannot be used:", *(f"  {bad}" for bad in refused[:SHOWN])]
-    if len(refused) > SHOWN:
-        lines.append(f"  ... and {len(refused) - SHOWN} more")
+    lines = [f"{name}: {len(refused)} of {total} rows cannot be used:", *_listed(refused)]
+    if advice:
+        lines.append(advice)
     if not skip_bad_rows:
         lines.append("Correct these rows, or set data.skip_bad_rows=true to go on without them.")
     elif not usable:
@@ -273,6 +303,21 @@ def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], ski
     if not skip_bad_rows or not usable:
         raise DataError(message, refused)
     log.warning("%s", message)
+
+
+def _tell_dropped(name: str, total: int, usable: int, long: tuple[Refused, ...]) -> None:
+    if not long:
+        return
+    message = "\n".join([f"{name}: {len(long)} of {total} rows are left out as too long:", *_listed(long)])
+    if not usable:
+        raise DataError(f"{message}\nNo usable row is left.", long)
+    log.warning("%s", message)
+
+
+def _listed(refused: Sequence[Refused]) -> Iterator[str]:
+    yield from (f"  {one}" for one in refused[:SHOWN])
+    if len(refused) > SHOWN:
+        yield f"  ... and {len(refused) - SHOWN} more"
 
 
 def _row_id(row: Any) -> str | None:

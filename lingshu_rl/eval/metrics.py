@@ -19,28 +19,10 @@ from typing import Any
 
 from lingshu_rl.eval.benchmarks import EvalError
 from rewards.answer import CLOSED_CHANNELS, extract
-from rewards.report import DEFAULT_PACKS, load
-from rewards.report import extract as read_report
+from rewards.report import ReportLabels
 
-# Which of the rules' findings make which CheXpert label (Irvin et al. 2019). What no label names is left out.
-CHEXPERT: Mapping[str, tuple[str, ...]] = {
-    "Enlarged Cardiomediastinum": ("cardiomediastinal_enlargement", "mediastinal_widening", "mediastinal_mass"),
-    "Cardiomegaly": ("cardiomegaly", "chamber_enlargement"),
-    "Lung Opacity": ("opacity", "interstitial_opacity", "consolidation", "pneumonia", "atelectasis", "edema_pulmonary"),
-    "Lung Lesion": ("nodule", "mass", "granuloma", "cavity", "lesion"),
-    "Edema": ("edema_pulmonary", "vascular_congestion", "heart_failure"),
-    "Consolidation": ("consolidation", "pneumonia"),
-    "Pneumonia": ("pneumonia",),
-    "Atelectasis": ("atelectasis",),
-    "Pneumothorax": ("pneumothorax",),
-    "Pleural Effusion": ("pleural_effusion", "hemothorax", "empyema"),
-    "Pleural Other": ("pleural_thickening", "pleural_plaque"),
-    "Fracture": ("fracture", "fracture_rib", "fracture_compression"),
-    "Support Devices": ("endotracheal_tube", "tracheostomy", "enteric_tube", "central_line", "swan_ganz", "chest_tube", "pacemaker",
-                        "sternotomy", "valve_prosthesis", "stent", "orthopedic_hardware", "stimulator", "shunt", "support_device"),
-}  # fmt: skip
 NO_FINDING = "No Finding"
-LABELS = (*CHEXPERT, NO_FINDING)
+LABELS = ReportLabels("chexpert_14").names
 
 
 def report_text(completion: str) -> str:
@@ -54,12 +36,7 @@ def report_text(completion: str) -> str:
 @lru_cache(maxsize=8192)
 def chexpert_labels(report: str) -> frozenset[str]:
     """The labels that a report states, said to be present or possible. A report without any finding says nothing."""
-    reading = read_report(report, load(tuple(DEFAULT_PACKS)))
-    if not reading.entities:
-        return frozenset()
-    said = {e.finding for e in reading.entities if e.assertion != "absent"}
-    labels = {label for label, findings in CHEXPERT.items() if said.intersection(findings)}
-    return frozenset(labels if labels - {"Support Devices"} else labels | {NO_FINDING})
+    return frozenset(label for label, said in ReportLabels("chexpert_14").read(report).items() if said != "absent")
 
 
 def label_f1(references: Sequence[str], reports: Sequence[str]) -> dict[str, Any]:

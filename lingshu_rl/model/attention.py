@@ -21,7 +21,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from lingshu_rl.model.families import ModelSpec
+from lingshu_rl.model.families import STATEFUL, ModelSpec
+from lingshu_rl.model.forks import Forks, use_forks
 from lingshu_rl.model.packing import PackedRow, Span
 
 NAME = "shared_prefix"
@@ -135,6 +136,8 @@ def use_shared_attention(base: Any, spec: ModelSpec) -> None:
         text._attn_implementation = NAME
     if spec.mrope_merge and base.config.vision_config._attn_implementation == "sdpa":
         base.config.vision_config._attn_implementation = WINDOWS
+    if STATEFUL.intersection(spec.windows):
+        use_forks(base)
 
 
 def attention_masks(row: PackedRow, spec: ModelSpec, device: torch.device, backend: str, last_layer: int) -> Any:
@@ -144,6 +147,9 @@ def attention_masks(row: PackedRow, spec: ModelSpec, device: torch.device, backe
     """
     masks: dict[str, Any] = {}
     for kind, window in spec.windows.items():
+        if kind in STATEFUL:
+            masks[kind] = Forks.of(row.spans, device)
+            continue
         sight = Sight.of(row, spec, window, device)
         if backend == "flex":
             masks[kind] = _flex_mask(sight, row.tokens)

@@ -82,20 +82,31 @@ class PromptEncoder:
 
     def fault(self, prompt: Prompt) -> str | None:
         """Why this model cannot be asked this prompt, or None. Text and template only: no image is opened."""
+        try:
+            self.checked_text(prompt)
+        except TemplateError as error:
+            return str(error)
+        return None
+
+    def checked_text(self, prompt: Prompt) -> str:
+        """`render`, for a prompt that this model can be asked; else raises TemplateError with the reason."""
         texts = [text for message in prompt.messages for text in texts_of(message["content"])]
         for text in texts:
             if found := self.special.search(text):
-                return (
+                raise TemplateError(
                     f"the text holds {found[0]!r}, which this model reads as a control token and not as text: reword it"
                 )
         if prompt.images and self.processor is None:
-            return "it has images, and this model reads text alone"
-        try:
-            rendered = self.render(prompt)
-        except TemplateError as error:
-            return str(error)
-        lost = next((text for text in texts if text.strip() not in rendered), None)
-        return lost and f"the model's chat template leaves out or changes the text {lost[:60]!r}"
+            raise TemplateError("it has images, and this model reads text alone")
+        rendered = self.render(prompt)
+        if lost := next((text for text in texts if text.strip() not in rendered), None):
+            raise TemplateError(f"the model's chat template leaves out or changes the text {lost[:60]!r}")
+        return rendered
+
+    def text_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of rendered texts, as `encode` makes them; a long text is no matter for a warning here."""
+        found = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [len(ids) for ids in found["input_ids"]]
 
     def end_of_turn(self) -> str:
         """The text that ends an answer: what the template writes after one, to the first token that ends a completion."""

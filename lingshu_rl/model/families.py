@@ -12,11 +12,17 @@ from typing import Any
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
+STATEFUL = frozenset({"linear_attention", "conv"})  # layers that carry state along the row
 
 # Rotary types whose angles depend on a token's position alone. `dynamic` and `longrope` also look at the row's length.
 _PLAIN_ROPE = {"default", "linear", "llama3", "yarn", "proportional", "mrope"}
+# Text models that take a mask for each layer type, and whose stateful layers go on from a cache by several tokens.
+_FORKED = {
+    *("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "lfm2", "lfm2_moe"),
+    *("bamba", "granitemoehybrid"),
+}
 # State that runs along the row cannot be forked by a mask. Most families name such layers in `layer_types`; not these.
-_RECURRENT = {"recurrent_gemma", "rwkv", "xlstm", "lfm2_moe"}
+_RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
 # Multi-axis positions as in Qwen2-VL: an image spans rows and columns, text goes on after the longer side.
 _MROPE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
 # Models whose ordinary forward wants to be told which tokens are image (Gemma 3) or answer (PaliGemma).
@@ -34,6 +40,7 @@ class ModelSpec:
     first_position: position of the first prompt token.
     mrope_merge: patches merged along a side of the image in multi-axis positions, 0 for ordinary positions.
     token_types: name of the per-token type input that the model wants in an ordinary row, "" for none.
+    rope_limit: length in tokens up to which rotary angles do not depend on it; None where they never do.
     shareable: whether completions can share the prompt's row; reason: why not.
     """
 
@@ -46,6 +53,7 @@ class ModelSpec:
     first_position: int
     mrope_merge: int
     token_types: str
+    rope_limit: int | None
     shareable: bool
     reason: str
 
@@ -96,6 +104,7 @@ def model_spec(model: Any) -> ModelSpec:
         first_position=1 if family == "paligemma" else 0,
         mrope_merge=config.vision_config.spatial_merge_size if family in _MROPE else 0,
         token_types="mm_token_type_ids" if _has_own_positions(config) else _TOKEN_TYPES.get(family, ""),
+        rope_limit=_rope_limit(text),
         shareable=shareable,
         reason=reason,
     )
@@ -109,7 +118,7 @@ def supports_sharing(config: Any) -> tuple[bool, str]:
     ropes = _rope_parameters(text)
     if getattr(config, "is_encoder_decoder", False):
         reason = "the prompt is read by an encoder"
-    elif other := kinds - {FULL, SLIDING}:
+    elif other := kinds - {FULL, SLIDING} - (STATEFUL if text.model_type in _FORKED else set()):
         reason = f"no mask can keep completions apart in layers of type {', '.join(sorted(other))}"
     elif families & _RECURRENT and not kinds:
         reason = "its layers carry state along the row"
@@ -170,6 +179,11 @@ def _has_own_positions(config: Any) -> bool:
     from transformers import AutoModel
 
     return hasattr(AutoModel._model_mapping.get(type(config), None), "get_rope_index")
+
+
+def _rope_limit(text: Any) -> int | None:
+    odd = [rope for rope in _rope_parameters(text) if rope.get("rope_type", "default") not in _PLAIN_ROPE]
+    return min((r.get("original_max_position_embeddings", text.max_position_embeddings) for r in odd), default=None)
 
 
 def _rope_parameters(text: Any) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 DEMO_MODEL = "demo"
+NO_END = 10**12  # tokenizers without a limit tell 10**30
 
 
 def model_path(name: str) -> str:
@@ -67,6 +68,29 @@ def empty_model(name: str) -> Any:
     finally:
         if sharing is not None and sharing() is not None:
             deepspeed.set_hf_deepspeed_config(sharing())
+
+
+def has_tokenizer(name: str) -> bool:
+    """Whether the model's tokenizer is on this machine."""
+    from transformers.utils.hub import cached_file
+
+    kept = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    kept["_raise_exceptions_for_connection_errors"] = False
+    return cached_file(model_path(name), "tokenizer_config.json", **kept) is not None
+
+
+def model_context(name: str, tokenizer: Any) -> int:
+    """Most tokens that vLLM lets the model have, by its configuration and tokenizer; 0 where neither says so.
+
+    Scaled positions may count once too often here, never too rarely: vLLM has the last word.
+    """
+    _, config = _loader(name)
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None) or 0
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    scale = max([1.0, *(float(kind.get("factor") or 1.0) for kind in kinds)])
+    return int(min(most * scale or NO_END, tokenizer.model_max_length, NO_END)) % NO_END
 
 
 def _loader(name: str) -> tuple[Any, Any]:

@@ -62,12 +62,12 @@ def completion_logprobs(
     banned = torch.tensor(within, device=device) if within else None
     transform = LogitTransform.of(base.config, temperature)
     where = {"row_T": row.row_T.to(device), "target_T": row.target_T.to(device)}
-    keep_U = row.keep_U.to(device)
+    keep_U = row.outputs_U.to(device)
     last = _narrowable_layer(base) if not row.dense else None
 
-    def score(hidden_1SH: Tensor) -> tuple[Tensor, Tensor | None]:
+    def score(hidden_BLH: Tensor) -> tuple[Tensor, Tensor | None]:
         return logprobs_of(
-            hidden_1SH[0, keep_U], head.weight, head.bias, **where,
+            hidden_BLH.flatten(0, 1)[keep_U], head.weight, head.bias, **where,
             transform=transform, banned=banned, entropy=entropy, chunk=chunk,
         )  # fmt: skip
 
@@ -106,17 +106,16 @@ def model_inputs(
     row: PackedRow, spec: ModelSpec, device: torch.device, attention: str = "sdpa", last_layer: int = -1
 ) -> dict[str, Any]:
     """Arguments of the model's forward for one row."""
-    ids = row.input_ids_1S.to(device)
-    inputs: dict[str, Any] = {"input_ids": ids}
+    inputs: dict[str, Any] = {"input_ids": row.batched(row.input_ids_1S[0]).to(device)}
     inputs |= {key: value.to(device) for key, value in row.vision.items()}
     if row.features is not None:
         inputs["mm_encoder_outputs"] = {"image": row.features}
     if row.dense:
-        inputs["attention_mask"] = torch.ones_like(ids)
+        inputs["attention_mask"] = row.batched(torch.ones_like(row.image_S)).to(device)
         if spec.token_types == "mm_token_type_ids" or spec.image_blocks:
-            inputs[str(spec.token_types)] = (row.image_S >= 0).long()[None].to(device)
+            inputs[str(spec.token_types)] = row.batched((row.image_S >= 0).long()).to(device)
         elif spec.prefix_blocks:
-            inputs[str(spec.token_types)] = (row.branch_S >= 0).long()[None].to(device)
+            inputs[str(spec.token_types)] = row.batched((row.branch_S >= 0).long(), fill=1).to(device)
         return inputs
     assert row.positions is not None
     inputs["position_ids"] = row.positions.to(device)

@@ -1,6 +1,7 @@
 """Groups -> rows. A shared row is `[prompt, completion 1, ..., completion G]`, the prompt and its images once; several
-groups fill a row up to a token budget. Completions of a group that are alike, as short answers often are, stand there
-once too. Tensors here stay on the CPU; masks are built where they are used.
+groups fill a row up to a token budget. A dense row is a batch of ordinary sequences, each with its prompt and images, as
+the model's processor would make it. Completions of a group that are alike, as short answers often are, stand in a row
+once. Tensors here stay on the CPU, one sequence after another; what fills up a batch and masks come where they are used.
 
 Shapes: S tokens in a row, T completion tokens scored by it, U places of the row whose output predicts a token (U <= T:
 the last prompt token predicts the first token of all G completions). The last token of a completion predicts
@@ -9,12 +10,13 @@ nothing, so it is a target and not part of a shared row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lingshu_rl.model.families import ModelSpec, model_spec, mrope_positions
 from lingshu_rl.types import TokenGroup
@@ -25,8 +27,9 @@ _PER_TOKEN = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_id
 
 @dataclass(frozen=True)
 class Span:
-    """One group's place in a row: the prompt is [start, start + prompt), then follow the branches."""
+    """Where a prompt stands in a row: [start, start + prompt), then follow the branches. group: its index."""
 
+    group: int
     start: int
     prompt: int
     branches: tuple[int, ...]  # row tokens of each different completion
@@ -45,7 +48,7 @@ class PackedRow:
     logical_S: place in the unshared sequence.
     image_S: number of the image a token belongs to, -1 for text.
     keep_U: places whose output predicts a token. row_T, target_T: which of the U, and which id, for each of the T.
-    vision: as in TokenGroup, of all the row's images; see `with_pixels`.
+    vision: as in TokenGroup, of the images of all spans; see `with_pixels`.
     members: (group index, member index, completion tokens) in the order of the T tokens.
     features: the encoded images, in place of the pixels in `vision`; see `logprobs.with_image_features`.
     """
@@ -67,8 +70,24 @@ class PackedRow:
 
     @property
     def tokens(self) -> int:
-        """Tokens the model reads in this row."""
-        return self.input_ids_1S.shape[1]
+        """Tokens the model reads in this row, those included that fill a dense one up."""
+        return self.longest * len(self.spans) if self.dense else self.input_ids_1S.shape[1]
+
+    @property
+    def longest(self) -> int:
+        return max(span.end - span.start for span in self.spans)
+
+    def batched(self, x_S: Tensor, fill: int = 0) -> Tensor:
+        """What there is of each token, as the model reads it: (1, S), or (B, longest) of a dense row, filled up behind."""
+        if not self.dense:
+            return x_S[None]
+        return pad_sequence([x_S[span.start : span.end] for span in self.spans], batch_first=True, padding_value=fill)
+
+    @property
+    def outputs_U(self) -> Tensor:
+        """Where `keep_U` are in what the model returns, its batch flattened."""
+        places = self.batched(torch.arange(self.input_ids_1S.shape[1]), fill=-1).flatten()
+        return places.argsort()[-self.input_ids_1S.shape[1] :][self.keep_U]
 
     @property
     def sequence_T(self) -> Tensor:
@@ -90,9 +109,9 @@ def pack(groups: Sequence[TokenGroup], model: Any, token_budget: int, layout: st
     """Rows that score every completion of `groups` once.
 
     model: the model that will run the rows (wrapped or not) or its config.
-    layout: "shared", or "dense" for one unshared row a completion. A family that cannot share gets dense rows.
+    layout: "shared", or "dense" for batches of unshared sequences. A family that cannot share gets dense rows.
     token_budget: tokens of a row. A group over it is split over rows, each with the prompt; a single sequence over it
-    gets a row of its own.
+    gets a row of its own. With 1, dense rows are the model's forward on one sequence after another: the oracle.
     Raises ValueError naming the group for an empty prompt, an image placeholder in a completion, or placeholders that
     do not match the images.
     """
@@ -101,15 +120,16 @@ def pack(groups: Sequence[TokenGroup], model: Any, token_budget: int, layout: st
         raise ValueError(f"layout={layout!r} is not one of shared, dense")
     for group in groups:
         _check(group, spec)
-    if layout == "dense" or not spec.shareable:
-        return [_dense_row(group, g, m, spec) for g, group in enumerate(groups) for m in range(len(group.completions))]
     prompts = {}  # a group may be split over several rows; its positions are computed once
     rows = []
-    for parts in _fill(groups, token_budget):
+    shared = layout == "shared" and spec.shareable
+    for parts in _fill(groups, token_budget) if shared else _batch(groups, token_budget, spec):
         for part in parts:
             if part.group not in prompts:
                 prompts[part.group] = _prompt(groups[part.group], spec)
-        rows.append(_shared_row(groups, parts, prompts, spec))
+        row = _row(groups, parts, prompts, spec)
+        # Positions and mask of a batch are left to the model.
+        rows.append(row if shared else replace(row, positions=None, dense=True))
     return rows
 
 
@@ -129,8 +149,8 @@ def with_pixels(
     """The row with `vision_of` each of its groups, where the groups that it was packed from had no pixels."""
     if not lacks_pixels(row.vision):
         return row
-    indices = dict.fromkeys(index for index, *_ in row.members)
-    return replace(row, vision=_merge_vision([vision_of(groups[i]) for i in indices]))
+    of = {span.group: vision_of(groups[span.group]) for span in row.spans}
+    return replace(row, vision=_merge_vision([of[span.group] for span in row.spans]))
 
 
 def _check(group: TokenGroup, spec: ModelSpec) -> None:
@@ -179,6 +199,29 @@ def _split(index: int, group: TokenGroup, budget: int) -> list[_Part]:
     return parts
 
 
+def _batch(groups: Sequence[TokenGroup], budget: int, spec: ModelSpec) -> list[list[_Part]]:
+    """Sequences of about one length together: as many as stay in the budget when filled up to the longest."""
+    rows: list[list[_Part]] = []
+    for part in sorted(_sequences(groups), key=lambda part: -part.tokens):
+        longest = rows[-1][0].tokens if rows else 0
+        alike = longest == part.tokens or spec.rope_limit is None or longest <= spec.rope_limit
+        if rows and alike and (len(rows[-1]) + 1) * longest <= budget:
+            rows[-1].append(part)
+        else:
+            rows.append([part])
+    return rows
+
+
+def _sequences(groups: Sequence[TokenGroup]) -> Iterator[_Part]:
+    """A part for each different completion of a group."""
+    for index, group in enumerate(groups):
+        members: dict[tuple[int, ...], list[int]] = {}
+        for member, completion in enumerate(group.completions):
+            members.setdefault(completion, []).append(member)
+        for completion, alike in members.items():
+            yield _Part(index, alike, len(group.prompt_ids) + _row_tokens(completion))
+
+
 @dataclass(frozen=True)
 class _PromptLayout:
     ids: Tensor
@@ -206,7 +249,7 @@ def _prompt(group: TokenGroup, spec: ModelSpec) -> _PromptLayout:
     return _PromptLayout(ids, torch.tensor(axes), following, image)
 
 
-def _shared_row(
+def _row(
     groups: Sequence[TokenGroup], parts: Sequence[_Part], prompts: dict[int, _PromptLayout], spec: ModelSpec
 ) -> PackedRow:
     ids: list[Tensor] = []
@@ -252,7 +295,7 @@ def _shared_row(
             row_of += scored_at[completion]
             targets += completion
             members.append((part.group, member, len(completion)))
-        spans.append(Span(start, size, tuple(branches)))
+        spans.append(Span(part.group, start, size, tuple(branches)))
         group_of.append(torch.full((place - start,), n))
         start = place
     positions_1S = torch.cat(positions, dim=1)[:, None]
@@ -271,14 +314,6 @@ def _shared_row(
         spans=tuple(spans),
         dense=False,
     )
-
-
-def _dense_row(group: TokenGroup, index: int, member: int, spec: ModelSpec) -> PackedRow:
-    """One ordinary, unpadded sequence: positions and mask are left to the model, which makes it the oracle."""
-    only = replace(group, completions=(group.completions[member],))
-    completion = only.completions[0]
-    row = _shared_row([only], [_Part(0, [0])], {0: _prompt(only, spec)}, spec)
-    return replace(row, positions=None, members=((index, member, len(completion)),), dense=True)
 
 
 def _images(vision: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -141,6 +141,12 @@ def _config_of(name: str) -> tuple[Any, str]:
         ) from None
 
 
+def is_published(name: str) -> bool:
+    """Whether the model's sizes are known without its files."""
+    table = published()
+    return table["same_shape"].get(name, name) in table["models"]
+
+
 def published() -> dict[str, Any]:
     """Published configs of some models, so that a plan needs no download."""
     table: dict[str, Any] = json.loads((Path(__file__).parent / "published.json").read_text())

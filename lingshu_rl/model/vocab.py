@@ -38,7 +38,8 @@ class LogitTransform:
             scale = getattr(text, "lm_head_multiplier", None)
         if scale is None:
             scale = 1.0 / divisor if divisor else 1.0
-        return cls(float(scale), getattr(text, "final_logit_softcapping", None), temperature)
+        softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
+        return cls(float(scale), softcap, temperature)
 
     def apply(self, y: Tensor) -> Tensor:
         if self.scale != 1.0:

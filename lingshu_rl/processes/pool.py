@@ -12,14 +12,20 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
-from lingshu_rl.chat import AGAIN, NEVER, bearer
+from lingshu_rl.chat import AGAIN, NEVER, bearer, seconds_to_wait
 from lingshu_rl.failures import PromptRefused
 from lingshu_rl.processes.pulse import Counter, Pulse
 from lingshu_rl.threads import in_thread
+
+T = TypeVar("T")
+
+
+class BadAnswer(ValueError):
+    """A server's 200 holds something other than what was asked for; the text says what."""
 
 
 @dataclass(eq=False)
@@ -141,28 +147,47 @@ class Pool:
         return min(free, key=lambda s: (s in ticket.failed_at, s.load), default=None)
 
     async def post(
-        self, path: str, make: Callable[[], bytes], *, prompt_id: str, cost: int = 1, places: int = 1, kind: str = "application/octet-stream"
-    ) -> tuple[bytes, int]:  # fmt: skip
-        """The content of a 200 answer from any server, and the version of the weights that gave it.
+        self,
+        path: str,
+        make: Callable[[], bytes],
+        read: Callable[[bytes], T],
+        *,
+        prompt_id: str,
+        cost: int = 1,
+        places: int = 1,
+        kind: str = "application/octet-stream",
+    ) -> tuple[T, int]:
+        """What any server answers, and the version of the weights that gave it.
 
-        make: builds the body, in a thread, once a server has room for it. kind: its media type. Raises PromptRefused
-        when the server refuses this prompt, else `error`.
+        make: builds the body, in a thread, once a server has room for it. read: takes the content of a 200 answer, or
+        raises BadAnswer, which is a failed try. kind: the body's media type. A server that answers 429 is waited for, as
+        long as one without progress. Raises PromptRefused when the server refuses this prompt, else `error`.
         """
         failed_at: list[Server] = []
+        told_to_wait_s = 0.0
         while True:
             server = await self.take(cost, places, failed_at)
-            version = server.version
+            version, wait_s = server.version, 0.0
             try:
                 response = await self._send(server, path, make, kind)
             except httpx.HTTPError as error:
                 last = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == 200:
-                    return response.content, version
-                last = f"HTTP {response.status_code}: {response.text[:500]}"
-                self._check_refusal(server, response.status_code, last, prompt_id)
+                    try:
+                        return read(response.content), version
+                    except BadAnswer as error:
+                        last = f"HTTP 200 with an answer that is none: {error}"
+                else:
+                    last = f"HTTP {response.status_code}: {response.text[:500]}"
+                    self._check_refusal(server, response.status_code, last, prompt_id)
+                    wait_s = seconds_to_wait(response)
             finally:
                 self.give(server, cost, places)
+            if wait_s and told_to_wait_s < self.timeout_s:
+                told_to_wait_s += wait_s
+                await asyncio.sleep(wait_s)
+                continue
             if await self.examine(server):
                 continue
             failed_at.append(server)

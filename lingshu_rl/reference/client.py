@@ -41,8 +41,13 @@ class ReferenceClient:
         """Per group, per completion, float32 log-probs in nats. Raises PromptRefused or ReferenceRequestError."""
         from lingshu_rl.reference.wire import decode_logprobs, encode_groups
 
-        content, _ = await self.pool.post("/logprobs", lambda: encode_groups(groups), prompt_id=groups[0].key)
-        return decode_logprobs(content, groups)
+        found, _ = await self.pool.post(
+            "/logprobs",
+            lambda: encode_groups(groups),
+            lambda content: decode_logprobs(content, groups),
+            prompt_id=groups[0].key,
+        )
+        return found
 
     async def close(self) -> None:
         await self.pool.close()

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import torch
 from safetensors.torch import load, save
 
+from lingshu_rl.processes.pool import BadAnswer
 from lingshu_rl.types import TokenGroup
 
 MAX_HEADER = 1 << 20  # bytes of JSON; what it describes cannot be larger than the body, which safetensors checks
 MAX_SIDE = 1 << 16  # largest grid or size that a vision tensor may name
 
 
-class WireError(ValueError):
+class WireError(BadAnswer):
     """A message that is not what this protocol says; the text says where."""
 
 
@@ -92,14 +93,19 @@ def encode_logprobs(logprobs: Sequence[Sequence[torch.Tensor]]) -> bytes:
 
 
 def decode_logprobs(body: bytes, groups: Sequence[TokenGroup]) -> list[tuple[torch.Tensor, ...]]:
-    """Per group, per completion, a float32 tensor of its length."""
-    tensors = load(body)
+    """Per group, per completion, a float32 tensor of its length. Raises WireError for anything but finite log-probs."""
+    try:
+        tensors = load(body)
+    except Exception as error:  # safetensors' own errors share no base class
+        raise WireError(f"no safetensors: {type(error).__name__}: {error}") from None
     result = []
     for i, group in enumerate(groups):
         lengths = [len(c) for c in group.completions]
         value = tensors.get(str(i))
-        if value is None or value.shape != (sum(lengths),):
+        if value is None or value.shape != (sum(lengths),) or value.dtype != torch.float32:
             raise WireError(f"the answer for group {group.key!r} does not fit its completions")
+        if not torch.isfinite(value).all():
+            raise WireError(f"the answer for group {group.key!r} holds log-probs that are no numbers")
         result.append(tuple(value.split(lengths)))
     return result
 

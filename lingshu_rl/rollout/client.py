@@ -13,10 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
+
+from lingshu_rl.chat import bearer
 from lingshu_rl.failures import PromptRefused
 from lingshu_rl.images import Picture
 from lingshu_rl.processes.pool import Examine, Pool, unwatched
 from lingshu_rl.processes.pulse import Counter
+from lingshu_rl.processes.token import TOKEN_ENV
+from lingshu_rl.rollout.answers import Answer, read_answer
 from lingshu_rl.rollout.sampler import RolloutError, Sampler
 from lingshu_rl.types import Prompt, Rollout
 
@@ -73,16 +78,16 @@ class RolloutClient(Sampler):
     def weight_version(self) -> int:
         return max(server.version for server in self.pool.servers)
 
-    async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Mapping[str, Any], int]:
-        content, version = await self.pool.post(
+    async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Answer, int]:
+        return await self.pool.post(
             "/v1/chat/completions",
             lambda: json.dumps({**body, "messages": readable_messages(prompt)}).encode(),
+            lambda content: read_answer(content, body["n"]),
             kind="application/json",
             prompt_id=prompt.id,
             cost=body["n"] * body["max_tokens"],
             places=body["n"],
         )
-        return json.loads(content), version
 
     async def context_length(self) -> int:
         """Of the server that takes the fewest, as they say themselves; asked once."""
@@ -111,6 +116,30 @@ def tokens_counted(metrics: str, names: Sequence[str]) -> float:
     if not lines:
         raise ValueError(f"/metrics shows no {names[0]}; the server must be a vLLM without disable_log_stats")
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+class SilentServer(RolloutError):
+    """A given server that does not answer: it is not there, or not yet."""
+
+
+def served_context(urls: Sequence[str], token: str) -> int:
+    """max_model_len of the server that takes the fewest tokens. Raises RolloutError, SilentServer among others."""
+    with httpx.Client(headers=bearer(token), timeout=10.0) as http:
+        return min(_max_model_len(_answer(http, url.rstrip("/") + "/v1/models")) for url in urls)
+
+
+def _answer(http: httpx.Client, url: str) -> str:
+    try:
+        return http.get(url).raise_for_status().text
+    except httpx.HTTPStatusError as error:
+        raise RolloutError(
+            f"{url} answers {error.response.status_code}: {error.response.text[:200]}; check rollout.urls, and that "
+            f"{TOKEN_ENV} is the same here and there"
+        ) from error
+    except httpx.HTTPError as error:
+        raise SilentServer(
+            f"{url} does not answer ({type(error).__name__}: {error}); check rollout.urls, and whether the server runs"
+        ) from error
 
 
 def _max_model_len(models: str) -> int:

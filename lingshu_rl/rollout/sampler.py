@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lingshu_rl.failures import PromptRefused, RunStopped
+from lingshu_rl.rollout.answers import Answer
 from lingshu_rl.types import Prompt, Rollout
 
 
@@ -54,8 +55,8 @@ class Sampler(ABC):
         """Of the weights that it holds."""
 
     @abstractmethod
-    async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Mapping[str, Any], int]:
-        """A chat completion as vLLM's server returns it, and the version of the weights that gave it.
+    async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Answer, int]:
+        """The answer (`read_answer`) to a request for body["n"] completions, and the version of the weights that gave it.
 
         body: the request but its messages, which are made of the prompt (`chat_messages`) when its turn has come.
         """
@@ -108,31 +109,22 @@ class Sampler(ABC):
         body = {**self.sampling, "n": n, "seed": seed, **changes}
         room = await self.prompt_room(body["max_tokens"])
         answer, version = await self._ask(body, prompt)
-        prompt_ids = tuple(answer["prompt_token_ids"])
+        prompt_ids = tuple(answer.prompt_token_ids)
         if len(prompt_ids) > room:
             raise PromptRefused(_too_long(prompt.id, len(prompt_ids), body["max_tokens"], room), prompt.id)
-        rollouts = []
-        for choice in sorted(answer["choices"], key=lambda c: c["index"]):
-            token_ids = tuple(choice["token_ids"])
-            logprobs = tuple(item["logprob"] for item in choice["logprobs"]["content"])
-            if len(token_ids) != len(logprobs) or not token_ids:
-                raise RolloutError(
-                    f"the rollout server returned {len(token_ids)} tokens with {len(logprobs)} log-probs for prompt "
-                    f"{prompt.id!r}; it must be a vLLM that knows return_token_ids"
-                )
-            rollouts.append(
-                Rollout(
-                    prompt=prompt,
-                    member=choice["index"],
-                    text=self.decode(token_ids),
-                    prompt_ids=prompt_ids,
-                    token_ids=token_ids,
-                    logprobs=logprobs,
-                    finish_reason=choice["finish_reason"],
-                    weight_version=version,
-                )
+        return tuple(
+            Rollout(
+                prompt=prompt,
+                member=choice.index,
+                text=self.decode(choice.token_ids),
+                prompt_ids=prompt_ids,
+                token_ids=tuple(choice.token_ids),
+                logprobs=tuple(token.logprob for token in choice.logprobs.content),
+                finish_reason=choice.finish_reason,
+                weight_version=version,
             )
-        return tuple(rollouts)
+            for choice in answer.choices
+        )
 
     async def prompt_room(self, max_tokens: int) -> int:
         """Tokens that a prompt may have beside `max_tokens` of completion. Raises RolloutError when there are none."""

@@ -2,7 +2,8 @@
 
 from rewards.report.entity import Entity, Reading
 from rewards.report.extract import extract
+from rewards.report.labels import ReportLabels
 from rewards.report.lexicon import DEFAULT_PACKS, Lexicon, load
 from rewards.report.score import ReportEntities
 
-__all__ = ["DEFAULT_PACKS", "Entity", "Lexicon", "Reading", "ReportEntities", "extract", "load"]
+__all__ = ["DEFAULT_PACKS", "Entity", "Lexicon", "Reading", "ReportEntities", "ReportLabels", "extract", "load"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ROOT_GROUP = "any"
 
@@ -25,6 +25,7 @@ class Entity:
     qualifiers: tuple[tuple[str, str], ...] = ()
     group: bool = False
     text: str = ""
+    sites: frozenset[str] = field(default=frozenset(), compare=False)  # organ systems of all places said, wide ones too
 
 
 @dataclass(frozen=True)

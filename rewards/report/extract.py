@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
-from rewards.report.assertion import clause_starts
-from rewards.report.clause import Head, entity_of, give, read_clause
+from rewards.report.clause import read_clause
+from rewards.report.clauses import clause_starts
 from rewards.report.entity import Entity, Reading
+from rewards.report.head import Head, entity_of, give
 from rewards.report.lexicon import Lexicon
-from rewards.report.sentences import read
+from rewards.report.sentences import Sentence, read
 from rewards.report.terms import find
 
 _MAX_ALIKE = 16  # differing mentions of one finding that a new one is compared with
@@ -20,6 +21,8 @@ _MAX_ALIKE = 16  # differing mentions of one finding that a new one is compared 
 def extract(text: str, lexicon: Lexicon) -> Reading:
     """Read a whole report. Never raises on any text; the work is bounded by `sentences.MAX_WORDS`."""
     parsed = read(text, lexicon)
+    if parsed.too_long:
+        return Reading((), sum(len(sentence.words) for sentence in parsed.sentences), too_long=True)
     found: list[tuple[int, Entity]] = []
     seen: dict[tuple[int, tuple[str, ...]], int] = {}
     total = repeated = 0
@@ -33,36 +36,42 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
             repeated += len(words)
             if seen[key] > 2:
                 continue
-        if sentence.question and words[0] in lexicon.grammar["asks"]:
-            continue
-        if words[0] in lexicon.grammar["pronouns"] and found:
-            continued = _continued(words, lexicon, found[-1][1])
-            if continued is not None:
-                found[-1] = (found[-1][0], continued)
-                continue
-        entities = _read_sentence(words, sentence.lines, lexicon)
-        if not entities and found and len(words) <= 9:
-            other = _other_side(words, lexicon, found[-1][1])
-            entities = (other,) if other is not None else ()
-        for entity in entities:
-            if sentence.question and entity.assertion == "present":
-                entity = replace(entity, assertion="uncertain")
-            found.append((sentence.section, entity))
+        _add(sentence, found, lexicon)
     entities_only, extra = _merge(found)
     share = min(1.0, repeated / total) if total else 0.0
     return Reading(entities_only, total, share, extra, parsed.too_long)
+
+
+def _add(sentence: Sentence, found: list[tuple[int, Entity]], lexicon: Lexicon) -> None:
+    """What a sentence says after those before it: "It is small." and "none on the right" speak of the finding before."""
+    words = sentence.words
+    if sentence.question and words[0] in lexicon.grammar["asks"]:
+        return
+    if words[0] in lexicon.grammar["pronouns"] and found:
+        continued = _continued(words, lexicon, found[-1][1])
+        if continued is not None:
+            found[-1] = (found[-1][0], continued)
+            return
+    entities = _read_sentence(words, sentence.lines, lexicon)
+    if not entities and found and len(words) <= 9:
+        other = _other_side(words, lexicon, found[-1][1])
+        entities = (other,) if other is not None else ()
+    for entity in entities:
+        if sentence.question and entity.assertion == "present":
+            entity = replace(entity, assertion="uncertain")
+        found.append((sentence.section, entity))
 
 
 @lru_cache(maxsize=16384)
 def _read_sentence(words: tuple[str, ...], lines: tuple[int, ...], lexicon: Lexicon) -> tuple[Entity, ...]:
     """The findings of one sentence. Cached: reports share most of their sentences, the members of a group above all."""
     marks = find(words, lexicon)
-    if not (marks.heads or marks.states or marks.normals or marks.abnormals or marks.modifiers):
+    if not (marks.heads or marks.states or marks.normals or marks.abnormals or marks.modifiers or marks.organs):
         return ()
     starts = clause_starts(marks, lines)
     results: list[Entity] = []
     for lo, hi in zip(starts, [*starts[1:], len(words)], strict=True):
-        subject = next((organ for organ in reversed(marks.organs) if organ[1] <= lo), None)
+        subject = next((organ for organ in reversed(marks.organs) if organ.end <= lo), None)
         entities = read_clause(marks, subject, lexicon, lo, hi)
         if not entities and results:
             other = _other_side(words[lo:hi], lexicon, results[-1])
@@ -83,8 +92,8 @@ def _continued(words: Sequence[str], lexicon: Lexicon, last: Entity) -> Entity |
     for mod in marks.modifiers:
         give(head, mod, False)
     more = entity_of(head, last.assertion, marks.words)
-    denied = any(role.startswith("negate") for _, _, role in marks.cues)
-    doubted = any(role.startswith("doubt") for _, _, role in marks.cues)
+    denied = any(cue.name.startswith("negate") for cue in marks.cues)
+    doubted = any(cue.name.startswith("doubt") for cue in marks.cues)
     assertion = "absent" if denied else "uncertain" if doubted and last.assertion == "present" else last.assertion
     return replace(
         last,
@@ -106,9 +115,9 @@ def _other_side(words: Sequence[str], lexicon: Lexicon, last: Entity) -> Entity 
         return None
     head = Head(0, 0, last.finding)
     for mod in marks.modifiers:
-        if mod[3] != ("number", "single"):
+        if mod.value != ("number", "single"):
             give(head, mod, False)
-    denied = any(role.startswith("negate") for _, _, role in marks.cues)
+    denied = any(cue.name.startswith("negate") for cue in marks.cues)
     if not (denied or head.grades or head.sizes or "one" in words):
         return None
     return entity_of(head, "absent" if denied else "present", words, lexicon)
@@ -179,4 +188,5 @@ def _joined(a: Entity, b: Entity) -> Entity | None:
         change=a.change or b.change,
         size_mm=a.size_mm or b.size_mm,
         qualifiers=tuple(sorted(qualifiers.items())),
+        sites=a.sites | b.sites,
     )

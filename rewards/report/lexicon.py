@@ -10,45 +10,68 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 PACK_FOLDER = Path(__file__).parent / "packs"
-DEFAULT_PACKS = ("general", "chest_xray", "skeleton", "head_ct", "abdomen")
+DEFAULT_PACKS = ("general", "chest_xray", "skeleton", "head_ct", "abdomen", "chest_ct")
 TERMS = ""  # trie key of what ends at a node; no word is empty
 PACK_KEYS = frozenset(
     {
-        *("name", "about", "source", "licence", "needs", "irregular", "abbreviations", "sections", "cues", "sides"),
+        *(
+            "name",
+            "about",
+            "source",
+            "licence",
+            "needs",
+            "irregular",
+            "abbreviations",
+            "sections",
+            "answers",
+            "cues",
+            "sides",
+        ),
         *("severity", "change", "qualifiers", "normal", "abnormal", "abnormal_states", "states", "open_states"),
         *("open_suffixes", "not_findings", "grammar", "groups", "mains", "anatomy", "findings", "pairs"),
     }
 )
-FINDING_KEYS = frozenset(("terms", "group", "weight", "sided", "related"))
-ANATOMY_KEYS = frozenset(("terms", "group", "parent", "side", "same", "broad"))
+FINDING_KEYS = frozenset(("terms", "group", "weight", "sided", "related", "home", "grows", "means", "evidence_of"))
+ANATOMY_KEYS = frozenset(("terms", "group", "parent", "side", "same", "broad", "inside", "finding"))
 
+_SPINE = {"c": "c_spine", "t": "t_spine", "l": "l_spine", "s": "spine"}  # of a level such as "t12"
 _PLURAL_KEPT = ("ss", "us", "is")
 _ISE = re.compile(r"(?<!w)is(e|es|ed|ing|ation)$")  # not otherwise, likewise
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`weight`: what missing it costs, 1 for an ordinary one. `related`: how much of it another finding may stand for."""
+    """`weight`: what missing it costs, 1 for an ordinary one. `related`: how much of it another finding may stand for.
+
+    `home`: groups in whose organs its bare word means this finding; elsewhere ("effusion of the testis") it is another.
+    `grows`: the finding it is from so many millimetres on. `means`: the findings its word stands for ("hydropneumothorax").
+    `evidence_of`: findings that it shows, beside which it costs nothing (blunting beside an effusion).
+    """
 
     id: str
     group: str = ""
     weight: float = 1.0
     sided: bool = True
     related: Mapping[str, float] = field(default_factory=dict)
+    home: Sequence[str] = ()
+    grows: Mapping[str, float] = field(default_factory=dict)
+    means: Sequence[str] = ()
+    evidence_of: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """`group`: the organ system for which a "normal" said of it speaks, None where it is only a place.
 
-    `same`: the place that it names by another word.
+    `same`: the place that it names by another word. `inside`: a thing found in other organs (a lymph node), which then
+    only say where it is. `finding`: the finding that its mere mention is.
     """
 
     id: str
@@ -57,6 +80,8 @@ class Anatomy:
     side: str = ""
     same: str = ""
     broad: bool = False  # too wide to say where a finding is: "lung" beside "left base"
+    inside: bool = False
+    finding: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +99,11 @@ class Lexicon:
     related: Mapping[tuple[str, str], float]  # both orders
     stem: Callable[[str], str]
     abbreviations: Mapping[str, str]
-    skip_sections: frozenset[str]
-    keep_sections: frozenset[str]
+    headings: Mapping[str, str]  # phrase of stems -> skip, closing, findings or impression
+    things: frozenset[str]  # organs that lie inside others
+    organ_words: frozenset[str]  # single words that name an organ
+    answers: tuple[tuple[str, tuple[str, ...]], ...]  # (yes | no | unsaid, the words for it)
+    none_of: tuple[str, ...]  # what heads a list of denied findings
     grammar: Mapping[str, frozenset[str]]  # small word classes: prepositions, separators, predicates ...
     open_states: frozenset[str]
     open_suffixes: tuple[str, ...]
@@ -86,6 +114,22 @@ class Lexicon:
         """The finding of this id; one met by its suffix or by an organ's state alone weighs a little less."""
         return self.findings.get(id) or Finding(id, weight=0.8)
 
+    def organ(self, id: str) -> Anatomy:
+        """The organ of this id; a vertebral level is one of its own."""
+        return self.anatomy.get(id) or Anatomy(id)
+
+    def bare_finding(self, word: str) -> str | None:
+        """The finding that this word alone means."""
+        return self._bare(word, "finding")
+
+    def bare_organ(self, word: str) -> str | None:
+        """The organ that this word alone names."""
+        return self._bare(word, "anatomy")
+
+    def _bare(self, word: str, wanted: str) -> str | None:
+        ends = self.trie.get(word, {}).get(TERMS, ())
+        return next((value for kind, value in ends if kind == wanted), None)
+
     def group_chain(self, group: str) -> Iterator[str]:
         """The group and all that hold it, the root "" last."""
         while group:
@@ -93,13 +137,21 @@ class Lexicon:
             group = self.groups.get(group, "")
         yield ""
 
+    def place_group(self, place: str) -> str | None:
+        """The organ system that a place, or the organ that holds it, belongs to; None for a mere direction."""
+        for organ in self.place_chain(place.partition(" ")[0]):
+            known = self.anatomy.get(organ)
+            if known is not None and known.group:
+                return known.group
+        return None
+
     def place_chain(self, place: str) -> Iterator[str]:
         """The place and all that hold it."""
         seen = 0
         while place and seen < 8:
             yield place
             known = self.anatomy.get(place)
-            place = (known.parent or "") if known else ""
+            place = (known.parent or "") if known else _SPINE.get(place[:1], "") if place[1:].isdigit() else ""
             seen += 1
 
 
@@ -175,9 +227,27 @@ def _with_needs(names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 class _Builder:
-    def __init__(self, irregular: Mapping[str, str]) -> None:
+    """Collects packs in order; what a later one says of a finding or an organ stands."""
+
+    def __init__(self, packs: Sequence[Mapping[str, Any]]) -> None:
+        self.packs = packs
+        self.irregular: Mapping[str, str] = self.table("irregular")
         self.trie: dict[str, Any] = {}
-        self.irregular = irregular
+        self.findings: dict[str, Finding] = {}
+        self.anatomy: dict[str, Anatomy] = {}
+        for pack in packs:
+            self.add_vocabulary(pack)
+            self.add_entries(pack, "anatomy", self.anatomy, Anatomy)
+            self.add_entries(pack, "findings", self.findings, Finding)
+
+    def table(self, key: str) -> dict[str, Any]:
+        return {word: value for pack in self.packs for word, value in pack.get(key, {}).items()}
+
+    def listed(self, key: str) -> frozenset[str]:
+        return frozenset(word for pack in self.packs for word in pack.get(key, ()))
+
+    def stems(self, words: Iterable[str]) -> frozenset[str]:
+        return frozenset(stem(word, self.irregular) for word in words)
 
     def add(self, template: str, kind: str, value: Any, origin: str) -> None:
         for words in expand(template.lower()):
@@ -192,6 +262,66 @@ class _Builder:
             if (kind, value) not in held:
                 node[TERMS] = (*held, (kind, value))
 
+    def add_vocabulary(self, pack: Mapping[str, Any]) -> None:
+        """Cues, sides, grades, changes, states, qualifiers, and what says normal or abnormal."""
+        meanings = [
+            (*_meaning(kind, value), templates)
+            for kind in ("cues", "sides", "severity", "change", "states")
+            for value, templates in pack.get(kind, {}).items()
+        ]
+        for family, values in pack.get("qualifiers", {}).items():
+            meanings += [("qualifier", (family, value), templates) for value, templates in values.items()]
+        meanings += [(kind, "", pack.get(kind, ())) for kind in ("normal", "abnormal")]
+        for kind, value, templates in meanings:
+            for template in templates:
+                self.add(template, kind, value, pack["name"])
+
+    def add_entries(self, pack: Mapping[str, Any], part: str, known: dict[str, Any], make: Callable[..., Any]) -> None:
+        """Findings or organs. An entry of terms alone extends one of an earlier pack."""
+        for id, entry in pack.get(part, {}).items():
+            if id not in known or entry.keys() != {"terms"}:
+                known[id] = make(id, **{key: value for key, value in entry.items() if key != "terms"})
+            for template in entry["terms"]:
+                self.add(template, part.removesuffix("s"), id, pack["name"])
+
+    def headings(self) -> dict[str, str]:
+        phrases = (
+            (phrase, role)
+            for pack in self.packs
+            for role, templates in pack.get("sections", {}).items()
+            for template in templates
+            for phrase in expand(template)
+        )
+        return {" ".join(stem(word, self.irregular) for word in phrase): role for phrase, role in phrases}
+
+    def answers(self) -> dict[str, tuple[str, ...]]:
+        forms: dict[str, tuple[str, ...]] = {}
+        for pack in self.packs:
+            for answer, words in pack.get("answers", {}).items():
+                forms[answer] = (*forms.get(answer, ()), *words)
+        return forms
+
+    def grammar(self) -> dict[str, frozenset[str]]:
+        roles = dict.fromkeys(role for pack in self.packs for role in pack.get("grammar", {}))
+        return {r: self.stems(w for pack in self.packs for w in pack.get("grammar", {}).get(r, ())) for r in roles}
+
+    def pairs(self) -> dict[tuple[str, str], str]:
+        rules = (re.split(r" [+=] ", rule) for pack in self.packs for rule in pack.get("pairs", ()))
+        return {(organ, head): finding for organ, head, finding in rules}
+
+    def related(self) -> dict[tuple[str, str], float]:
+        shares: dict[tuple[str, str], float] = {}
+        for one in self.findings.values():
+            for other, share in one.related.items():
+                for both in ((one.id, other), (other, one.id)):
+                    shares[both] = max(share, shares.get(both, 0.0))
+        return shares
+
+    def organ_words(self) -> frozenset[str]:
+        return frozenset(
+            word for word, node in self.trie.items() if any(kind == "anatomy" for kind, _ in node.get(TERMS, ()))
+        )
+
 
 @lru_cache(maxsize=8)
 def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
@@ -199,81 +329,33 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
 
     Raises FileNotFoundError for an unknown pack, ValueError for a broken one (naming the pack, the entry and the term).
     """
-    packs = _with_needs(("general", *names))
-    merged: dict[str, dict[str, Any]] = {"irregular": {}, "abbreviations": {}, "groups": {}, "mains": {}}
-    listed: dict[str, set[str]] = {key: set() for key in ("open_states", "not_findings", "open_suffixes")}
-    for pack in packs:
-        for key, table in merged.items():
-            table.update(pack.get(key, {}))
-        for key, words in listed.items():
-            words.update(pack.get(key, ()))
-    irregular = merged["irregular"]
-    grammar: dict[str, frozenset[str]] = {}
-    for pack in packs:
-        for role, words in pack.get("grammar", {}).items():
-            grammar[role] = grammar.get(role, frozenset()) | {stem(word, irregular) for word in words}
-    build = _Builder(irregular)
-    findings: dict[str, Finding] = {}
-    anatomy: dict[str, Anatomy] = {}
-    pairs: dict[tuple[str, str], str] = {}
-    sections: dict[str, set[str]] = {"skip": set(), "keep": set()}
-    states: set[str] = set()
-    abnormal_states: set[str] = set()
-    for pack in packs:
-        name = pack["name"]
-        for role, templates in pack.get("sections", {}).items():
-            sections[role].update(
-                " ".join(stem(word, irregular) for word in words) for item in templates for words in expand(item)
-            )
-        for kind in ("cues", "sides", "severity", "change", "states"):
-            for value, templates in pack.get(kind, {}).items():
-                for template in templates:
-                    build.add(template, *_meaning(kind, value), name)
-        states.update(pack.get("states", {}))
-        for family, values in pack.get("qualifiers", {}).items():
-            for value, templates in values.items():
-                for template in templates:
-                    build.add(template, "qualifier", (family, value), name)
-        for kind in ("normal", "abnormal"):
-            for template in pack.get(kind, ()):
-                build.add(template, kind, "", name)
-        abnormal_states.update(stem(word, irregular) for word in pack.get("abnormal_states", ()))
-        for id, entry in pack.get("anatomy", {}).items():
-            anatomy[id] = Anatomy(id, **{key: value for key, value in entry.items() if key != "terms"})
-            for template in entry["terms"]:
-                build.add(template, "anatomy", id, name)
-        for id, entry in pack.get("findings", {}).items():
-            findings[id] = Finding(id, **{key: value for key, value in entry.items() if key != "terms"})
-            for template in entry["terms"]:
-                build.add(template, "finding", id, name)
-        for rule in pack.get("pairs", ()):
-            organ, head, finding = re.split(r" [+=] ", rule)
-            pairs[organ, head] = finding
-    _check(findings, anatomy, merged["groups"], merged["mains"], pairs, states, names)
-    related: dict[tuple[str, str], float] = {}
-    for one in findings.values():
-        for other, share in one.related.items():
-            for both in ((one.id, other), (other, one.id)):
-                related[both] = max(share, related.get(both, 0.0))
+    build = _Builder(_with_needs(("general", *names)))
+    answers = build.answers()
+    none_of = answers.pop("none_of", ())
+    groups, mains, pairs = build.table("groups"), build.table("mains"), build.pairs()
+    _check(build.findings, build.anatomy, groups, mains, pairs, set(build.table("states")), names)
     return Lexicon(
         packs=names,
         trie=build.trie,
-        findings=findings,
-        anatomy=anatomy,
-        groups=merged["groups"],
-        mains=merged["mains"],
+        findings=build.findings,
+        anatomy=build.anatomy,
+        groups=groups,
+        mains=mains,
         pairs=pairs,
         many_organs=frozenset(f for f, count in Counter(pairs.values()).items() if count >= 4),
-        related=related,
-        stem=lru_cache(maxsize=32768)(partial(stem, irregular=irregular)),
-        abbreviations=merged["abbreviations"],
-        skip_sections=frozenset(sections["skip"]),
-        keep_sections=frozenset(sections["keep"]),
-        grammar=grammar,
-        open_states=frozenset(listed["open_states"]),
-        open_suffixes=tuple(sorted(listed["open_suffixes"])),
-        not_findings=frozenset(stem(word, irregular) for word in listed["not_findings"]),
-        abnormal_states=frozenset(abnormal_states),
+        related=build.related(),
+        stem=lru_cache(maxsize=32768)(partial(stem, irregular=build.irregular)),
+        abbreviations=build.table("abbreviations"),
+        headings=build.headings(),
+        things=frozenset(organ.id for organ in build.anatomy.values() if organ.inside or organ.finding),
+        organ_words=build.organ_words(),
+        answers=tuple(answers.items()),
+        none_of=tuple(" ".join(words) for template in none_of for words in expand(template)),
+        grammar=build.grammar(),
+        open_states=build.listed("open_states"),
+        open_suffixes=tuple(sorted(build.listed("open_suffixes"))),
+        not_findings=build.stems(build.listed("not_findings")),
+        abnormal_states=build.stems(build.listed("abnormal_states")),
     )
 
 
@@ -297,10 +379,14 @@ def _check(
     for finding in findings.values():
         if finding.group not in known_groups:
             wrong.append(f"finding {finding.id}: unknown group {finding.group!r}")
-        wrong += [f"finding {finding.id}: unknown related {o!r}" for o in finding.related if o not in findings]
+        named = (*finding.related, *finding.grows, *finding.means, *finding.evidence_of)
+        wrong += [f"finding {finding.id}: unknown finding {o!r}" for o in named if o not in findings]
+        wrong += [f"finding {finding.id}: unknown group {g!r}" for g in finding.home if g not in known_groups]
     for organ in anatomy.values():
         if organ.group is not None and organ.group not in known_groups:
             wrong.append(f"anatomy {organ.id}: unknown group {organ.group!r}")
+        if organ.finding and organ.finding not in findings:
+            wrong.append(f"anatomy {organ.id}: unknown finding {organ.finding!r}")
     wrong += [f"main {g} = {f}: define both" for g, f in mains.items() if g not in groups or f not in findings]
     for (organ_id, head), result in pairs.items():
         if organ_id not in anatomy or result not in findings or not (head in states or head in findings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,10 @@ from rewards.report.lexicon import Lexicon
 NEGATIVE_WEIGHT = 0.25  # a pertinent negative beside an ordinary finding
 NEGATIVE_CAP = 0.3  # all negatives together, beside the positives of an abnormal reference
 FALSE_DENIED = 1.5  # a finding the reference rules out costs more than one it does not mention
-OPPOSITE = 0.5  # subtracted for the opposite assertion or the wrong side
+OPPOSITE = 0.5  # subtracted for the opposite assertion
+WRONG_SIDE = 0.7  # of the credit stays: radiologists mark a wrong side as one error of a finding that is there
+RISK = 1.3  # a device said to lie wrong is a finding to act on, whatever the device
+LOWEST = 0.05  # of the scale is kept for the order among reports that earn nothing otherwise
 ALIKE = 0.9  # related findings this close deny each other ("no bleed", "no intracranial hemorrhage")
 MINOR_CAP = 0.6  # the same where all positives are light ones
 NONE_FOUND = 0.4  # of the pay stays when a reference has only light positives and none of them was named
@@ -60,8 +64,14 @@ def weight(entity: Entity, lexicon: Lexicon) -> float:
     if dict(entity.qualifiers).get("age") == "chronic":
         value *= 0.5
     if entity.severity and entity.severity[1] <= 1.0:
-        value *= 0.85 if entity.severity[1] > 0.5 else 0.4  # borderline is nearly normal
+        value *= 0.25 if _borderline(entity) else 0.85  # borderline is nearly normal
+    if ("position", "bad") in entity.qualifiers:
+        value = max(value, RISK)
     return value * (0.8 if entity.assertion == "uncertain" else 1.0)
+
+
+def _borderline(entity: Entity) -> bool:
+    return entity.severity is not None and entity.severity[1] <= 0.5
 
 
 def _sides(side: str) -> frozenset[str]:
@@ -88,6 +98,7 @@ def _places_found(wanted: Sequence[str], given: Sequence[str], lexicon: Lexicon)
             continue
         chain = set(lexicon.place_chain(place))
         kin = any(other in chain or place in set(lexicon.place_chain(other)) for other in given)
+        kin = kin or any(" " in place and other.partition(" ")[0] == place.partition(" ")[0] for other in given)
         total += 0.93 if kin else 0.3
     return total / len(wanted)
 
@@ -101,50 +112,58 @@ def _share(a: object, b: object, missing: float, equal: bool, wrong: float) -> f
 
 
 def agreement(a: Entity, b: Entity, lexicon: Lexicon) -> float:
-    """How far two positive findings say the same, in [0, 1]; 0 for different findings or opposite sides."""
-    if a.finding == b.finding:
-        value = 1.0
-    elif a.group or b.group:
-        part, whole = (a, b) if b.group else (b, a)
-        if part.group or not covers(whole, part.finding, lexicon):
-            return 0.0
-        value = 0.35
-    else:
-        value = lexicon.related.get((a.finding, b.finding), 0.0)
-    if not value or opposite_sides(a, b):
+    """How far two positive findings say the same, in [0, 1]; 0 for different findings."""
+    value = _same_finding(a, b, lexicon)
+    if not value:
         return 0.0
     if a.assertion != b.assertion:
         value *= 0.5
-    if a.side != b.side:
-        value *= 0.85 if not a.side or not b.side else 0.45
-    value *= _place_factor(a.places, b.places, lexicon)
-    if a.severity and b.severity:
-        distance = max(abs(a.severity[0] - b.severity[0]), abs(a.severity[1] - b.severity[1]))
-        value *= max(0.35, 1.0 - 0.28 * distance)
-        if a.severity[1] - a.severity[0] > 1.2 and a.severity != b.severity:
-            value *= 0.5
-        if b.severity[1] - b.severity[0] > 1.2 and a.severity != b.severity:
-            value *= 0.5
-    elif a.severity or b.severity:
-        value *= 0.92
-    value *= _share(a.change, b.change, 0.93, a.change == b.change, 0.5)
-    if a.size_mm and b.size_mm:
-        ratio = min(a.size_mm, b.size_mm) / max(a.size_mm, b.size_mm)
-        value *= (
-            1.0
-            if ratio >= 0.88 or (abs(a.size_mm - b.size_mm) <= 2.0 and ratio > 0.6)
-            else 0.8
-            if ratio >= 0.7
-            else 0.4
-        )
-    elif a.size_mm or b.size_mm:
-        value *= 0.9
+    value *= _side_factor(a, b) * _place_factor(a.places, b.places, lexicon) * _grade_factor(a.severity, b.severity)
+    value *= _share(a.change, b.change, 0.93, a.change == b.change, 0.5) * _size_factor(a.size_mm, b.size_mm)
     ours, theirs = dict(a.qualifiers), dict(b.qualifiers)
     for family in {**ours, **theirs}:
-        mild = family in ("extent", "number", "margin")
-        wrong = 0.85 if mild else 0.5
+        wrong = 0.85 if family in _MILD_QUALIFIERS else 0.5
         value *= _share(ours.get(family), theirs.get(family), 0.97, ours.get(family) == theirs.get(family), wrong)
     return value
+
+
+_MILD_QUALIFIERS = ("extent", "number", "margin")
+
+
+def _same_finding(a: Entity, b: Entity, lexicon: Lexicon) -> float:
+    """1 for one finding, less for a related one or for a finding of the organ system that the other speaks of."""
+    if a.finding == b.finding:
+        return 1.0
+    if a.group or b.group:
+        part, whole = (a, b) if b.group else (b, a)
+        return 0.35 if not part.group and covers(whole, part.finding, lexicon) else 0.0
+    return lexicon.related.get((a.finding, b.finding), 0.0)
+
+
+def _side_factor(a: Entity, b: Entity) -> float:
+    if a.side == b.side:
+        return 1.0
+    if opposite_sides(a, b):
+        return WRONG_SIDE
+    return 0.88 if not a.side or not b.side else 0.8
+
+
+def _grade_factor(a: tuple[float, float] | None, b: tuple[float, float] | None) -> float:
+    if not a or not b:
+        return 0.92 if a or b else 1.0
+    factor = max(0.35, 1.0 - 0.28 * max(abs(a[0] - b[0]), abs(a[1] - b[1])))
+    if a != b:  # "mild to severe" meets every grade
+        factor *= 0.5 ** sum(high - low > 1.2 for low, high in (a, b))
+    return factor
+
+
+def _size_factor(a: float | None, b: float | None) -> float:
+    if not a or not b:
+        return 0.9 if a or b else 1.0
+    ratio = min(a, b) / max(a, b)
+    if ratio >= 0.88 or (abs(a - b) <= 2.0 and ratio > 0.6):
+        return 1.0
+    return 0.8 if ratio >= 0.7 else 0.4
 
 
 def covers(whole: Entity, finding: str, lexicon: Lexicon) -> bool:
@@ -173,8 +192,8 @@ def contradicts(absent: Entity, positive: Entity, lexicon: Lexicon) -> float:
         strength = 0.5
     else:
         return 0.0
-    if opposite_sides(absent, positive):
-        return 0.0
+    if opposite_sides(absent, positive) or _borderline(positive):
+        return 0.0  # "borderline heart size" and "normal heart" say nearly the same
     if absent.places and positive.places and _place_factor(absent.places, positive.places, lexicon) < 0.5:
         return 0.0
     if absent.severity and (not positive.severity or positive.severity[1] < absent.severity[0]):
@@ -207,6 +226,10 @@ class _Denials:
         if groups:
             found += [contradicts(absent, entity, self.lexicon) for absent in self.groups]
         return max(found, default=0.0)
+
+    def deny_side(self, entity: Entity) -> bool:
+        """Whether the finding is denied on its very side: "none on the left"."""
+        return any(absent.side == entity.side for absent in self.named.get(entity.finding, ()))
 
 
 def _key(entity: Entity) -> tuple[object, ...]:
@@ -254,7 +277,8 @@ def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, 
     ]
     # "atelectasis rather than pneumonia": what the reference rules out by name cannot stand for its opacity.
     ruled_out = [e.assertion == "present" and gold_denials.strength(e, groups=False) == 1.0 for e in theirs.entities]
-    _pair_up(ours, theirs, clash, ruled_out, lexicon)
+    other_side = _OtherSide(gold_denials, said_denials)
+    _pair_up(ours, theirs, clash, ruled_out, other_side, lexicon)
     tally = _Tally(
         earned_gold=sum(w * c for w, c in zip(ours.weights, ours.credit, strict=True)),
         earned_said=sum(w * c for w, c in zip(theirs.weights, theirs.credit, strict=True)),
@@ -264,8 +288,10 @@ def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, 
     tally.stated += sum(0.25 * count * lexicon.finding(finding).weight for finding, count in extra.items())
     rows = _judge_missed(ours, theirs, said_denials, tally) + _judge_said(ours, theirs, clash, gold_denials, tally)
     false = [e for e, partner in zip(theirs.entities, theirs.partner, strict=True) if partner < 0]
-    total, earned, negative_rows = _negatives(gold_absent, said_absent, false, lexicon)
-    value, precision, recall = _pay(tally, sum(ours.weights), any(w >= MAJOR for w in ours.weights), total, earned)
+    firm = sum(w for e, w in zip(ours.entities, ours.weights, strict=True) if not _borderline(e))
+    nearly_normal = [replace(e, assertion="absent", severity=None) for e in said_positive if _borderline(e)]
+    total, earned, negative_rows = _negatives(gold_absent, [*said_absent, *nearly_normal], false, lexicon)
+    value, precision, recall = _pay(tally, firm, any(w >= MAJOR for w in ours.weights), total, earned)
     judged = len(ours.entities) + len(theirs.entities)
     components = {
         "precision": precision,
@@ -284,19 +310,15 @@ def _by_assertion(entities: Sequence[Entity]) -> tuple[list[Entity], list[Entity
 
 
 def _judge_missed(ours: _Side, theirs: _Side, said: _Denials, tally: _Tally) -> list[dict[str, object]]:
-    """Rows of the reference's findings that found no partner; those denied or put on the wrong side cost."""
+    """Rows of the reference's findings that found no partner; those denied cost."""
     rows = []
     for i, entity in enumerate(ours.entities):
         if ours.partner[i] >= 0:
             continue
         denial = said.strength(entity)
-        wrong_side = any(
-            theirs.partner[j] < 0 and e.finding == entity.finding and opposite_sides(e, entity)
-            for j, e in enumerate(theirs.entities)
-        )
-        penalty = OPPOSITE * ours.weights[i] * max(denial, float(wrong_side))
+        penalty = OPPOSITE * ours.weights[i] * denial
         tally.lose(penalty)
-        note = "denied" if denial else "wrong side" if wrong_side else "missed"
+        note = "denied" if denial else "missed"
         rows.append(_row(entity, "reference", note, "", -penalty))
     return rows
 
@@ -304,32 +326,42 @@ def _judge_missed(ours: _Side, theirs: _Side, said: _Denials, tally: _Tally) -> 
 def _judge_said(
     ours: _Side, theirs: _Side, clash: Sequence[bool], gold: _Denials, tally: _Tally
 ) -> list[dict[str, object]]:
-    """Rows of the completion's findings; those the reference denies or has on the other side cost."""
+    """Rows of the completion's findings; those the reference denies cost."""
     rows = []
     for j, entity in enumerate(theirs.entities):
         weight_, partner = theirs.weights[j], ""
         if theirs.partner[j] >= 0:
             partner = describe(ours.entities[theirs.partner[j]])
             points = -OPPOSITE * weight_ if clash[j] else weight_ * theirs.credit[j]
-            note = "denied in the same report" if clash[j] else "matched"
+            wrong_side = opposite_sides(entity, ours.entities[theirs.partner[j]])
+            note = "denied in the same report" if clash[j] else "wrong side" if wrong_side else "matched"
         else:
             denial = gold.strength(entity)
-            wrong_side = any(e.finding == entity.finding and opposite_sides(e, entity) for e in ours.entities)
             tally.stated += (FALSE_DENIED - 1.0) * weight_ * denial
-            points = -OPPOSITE * weight_ * (denial if denial else float(wrong_side))
-            note = "the reference denies it" if denial else "wrong side" if wrong_side else "not in the reference"
+            points = -OPPOSITE * weight_ * denial
+            note = "the reference denies it" if denial else "not in the reference"
         tally.lose(max(0.0, -points))
         rows.append(_row(entity, "completion", note, partner, points))
     return rows
+
+
+@dataclass(frozen=True)
+class _OtherSide:
+    """Whether two findings on opposite sides may still be one: not where either report denies the other's side."""
+
+    gold: _Denials
+    said: _Denials
+
+    def forbids(self, ours: Entity, theirs: Entity) -> bool:
+        if not opposite_sides(ours, theirs):
+            return False
+        return self.said.deny_side(ours) or self.gold.deny_side(theirs)
 
 
 def _pay(
     tally: _Tally, positive_total: float, abnormal: bool, negative_total: float, negative_earned: float
 ) -> tuple[float, float, float]:
     """(pay, precision, recall), all in [0, 1]."""
-    if abnormal and tally.earned_gold <= tally.lost:
-        # Nothing of what is wrong with the patient was found: a copied normal report is worth nothing.
-        return 0.0, 0.0, 0.0
     cap = positive_total * (NEGATIVE_CAP if abnormal else MINOR_CAP)
     if positive_total and negative_total > cap:
         negative_earned *= cap / negative_total
@@ -343,12 +375,24 @@ def _pay(
     recall = min(1.0, credit_gold / asked) if asked else 0.0
     precision = min(1.0, credit_said / stated) if stated else 0.0
     value = _f1(precision, recall)
+    if abnormal and tally.earned_gold <= tally.lost:
+        # Nothing of what is wrong with the patient was found: a copied normal report is worth nothing.
+        value = precision = recall = 0.0
     if tally.stated:
         # Lists of everything that could be wrong hit something: below one right in two the pay falls off.
         value *= min(1.0, 2.0 * precision)
     if positive_total and tally.earned_gold <= 0.0:
         value *= NONE_FOUND
-    return value, precision, recall
+    order = _order(tally, asked, stated, negative_earned)
+    return (1.0 - LOWEST) * value + LOWEST * order, precision, recall
+
+
+def _order(tally: _Tally, asked: float, stated: float, negatives: float) -> float:
+    """How near a report is to the reference, in [0, 1], also where it earns nothing: 1 only if nothing is wrong with it."""
+    earned = tally.earned_gold + tally.earned_said + 2.0 * negatives
+    share = earned / (asked + stated + 2.0 * tally.lost) if asked + stated else 0.0
+    wrong = max(0.0, tally.asked + tally.stated - tally.earned_gold - tally.earned_said) + 2.0 * tally.lost
+    return 0.5 * min(1.0, share) + 0.5 * math.exp(-wrong)
 
 
 def _f1(precision: float, recall: float) -> float:
@@ -364,13 +408,20 @@ def _side(entities: list[tuple[Entity, float]], lexicon: Lexicon) -> _Side:
     )
 
 
-def _pair_up(ours: _Side, theirs: _Side, clash: Sequence[bool], ruled_out: Sequence[bool], lexicon: Lexicon) -> None:
+def _pair_up(
+    ours: _Side,
+    theirs: _Side,
+    clash: Sequence[bool],
+    ruled_out: Sequence[bool],
+    other_side: _OtherSide,
+    lexicon: Lexicon,
+) -> None:
     """Best pairs first, each finding once."""
     options = []
     for i, a in enumerate(ours.entities):
         for j, b in enumerate(theirs.entities):
             value = 0.0 if ruled_out[j] and a.finding != b.finding else agreement(a, b, lexicon)
-            if value > 0.0:
+            if value > 0.0 and not other_side.forbids(a, b):
                 options.append((-value, i, j))
     for negated, i, j in sorted(options):
         if ours.partner[i] < 0 and theirs.partner[j] < 0:
@@ -387,7 +438,12 @@ def _discounted(mine: _Side, other: _Side, lexicon: Lexicon) -> float:
         share = 1.0
         if mine.partner[i] < 0:
             for j, twin in enumerate(other.entities):
-                if j in spent or other.credit[j] <= 0.0:
+                if other.credit[j] <= 0.0:
+                    continue
+                if twin.finding in lexicon.finding(entity.finding).evidence_of:
+                    share = 0.0
+                    break
+                if j in spent:
                     continue
                 kin = lexicon.related.get((entity.finding, twin.finding), 0.0)
                 if kin >= 0.4 and agreement(entity, twin, lexicon) >= 0.3 * kin:

@@ -8,20 +8,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from rewards.report.fields import spell_out
 from rewards.report.lexicon import Lexicon
+from rewards.report.sections import LEFT_OUT, split
 
-MAX_WORDS = 1200  # a long whole-body CT report has about 900; what is longer is no report and is not read
+MAX_WORDS = 1500  # with punctuation; a long whole-body CT report has about 1,400, what is longer is no report
 MAX_CHARS = 12_000
 MAX_SENTENCE = 100  # words; a longer run is cut, which bounds the work on text without full stops
 
 _TOKEN = re.compile(r"\d+(?:st|nd|rd|th)\b|\d+(?:\.\d+)?|(?<![\w.])\.\d+|[^\W\d_]+\d*|[.;:,!?/|]")
 _NOT = re.compile(r"\b(can|ca|wo|\w{1,12})n't\b")
+_INVISIBLE = re.compile(  # the category Cf
+    "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
+    "\ufff9-\ufffb\U000e0001\U000e0020-\U000e007f]"
+)
+_TIMES = re.compile(r"(\d)\s?[x×](?=\s?\d)")
+_OPTIONAL_PLURAL = re.compile(r"(?<=\w)\(e?s\)", re.IGNORECASE)  # diagnosis(es)
 _CAN_NOT = re.compile(r"\bcannot\b")
 _DASH = re.compile(r"\s[-–—]+\s|—|\s\|\s")
 _LEADING_QUESTION = re.compile(r"(^|[\s,(])\?+\s*(?=[a-z])", re.MULTILINE)
 _BULLET = re.compile(r"^\s*(?:[-•*–—+]+\s|\(?\d{1,2}[.)]\s|[a-z][.)]\s|#+\s*)", re.IGNORECASE)
 _MARKUP = str.maketrans({c: " " for c in '*_`#"“”[]{}<>()'} | {"’": "'", "‘": "'"})
 _ENDS = frozenset(".;!?")
+_SIGNS = frozenset(".;!?:/|x")  # what such a token begins with may be no word; "x" begins a redaction
 _NO_END = frozenset(("dr", "e", "g", "i", "eg", "ie", "etc", "fig", "al"))
 _REDACTED = re.compile(r"^x{2,}$")
 _GOES_ON = frozenset(
@@ -55,7 +64,9 @@ def _abbreviation_pattern(shorts: tuple[str, ...]) -> re.Pattern[str]:
 def clean(text: str) -> str:
     """NFKC, without zero-width, direction and other invisible characters."""
     text = unicodedata.normalize("NFKC", text)
-    return text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
+    if "s)" in text or "S)" in text:
+        text = _OPTIONAL_PLURAL.sub("", text)
+    return text if text.isascii() else _INVISIBLE.sub("", text)
 
 
 def _lines(text: str, shouted: bool) -> Iterator[tuple[str, bool]]:
@@ -80,79 +91,84 @@ def read(text: str, lexicon: Lexicon) -> Text:
     """Split a report. Sections that only ask (indication, technique, comparison ...) are left out."""
     too_long = len(text) > MAX_CHARS
     text = clean(text[:MAX_CHARS])
-    shouted = text.upper() == text
-    shorts = _abbreviation_pattern(tuple(lexicon.abbreviations))
-    sentences: list[Sentence] = []
-    words: list[str] = []
-    lines: list[int] = []
-    section, skipping, count = 0, "", 0
+    splitter = _Splitter(lexicon, shouted=text.upper() == text)
+    for number, section in enumerate(split(text, lexicon)):
+        if section.kind not in LEFT_OUT:
+            splitter.section = number
+            splitter.take(spell_out(section.text, lexicon))
+    return Text(tuple(splitter.sentences), too_long or splitter.count > MAX_WORDS)
 
-    def close(question: bool = False) -> None:
-        nonlocal skipping
-        while words and words[-1] in (",", ":"):
-            words.pop()
-        if words and not skipping:
-            sentences.append(Sentence(tuple(words), tuple(lines), section, question))
-        words.clear()
-        lines.clear()
-        if skipping == "sentence":
-            skipping = ""
 
-    for line, starts in _lines(text, shouted):
+class _Splitter:
+    """Collects words until a sentence ends."""
+
+    def __init__(self, lexicon: Lexicon, shouted: bool) -> None:
+        self.lexicon, self.shouted = lexicon, shouted
+        self.shorts = _abbreviation_pattern(tuple(lexicon.abbreviations))
+        self.sentences: list[Sentence] = []
+        self.words: list[str] = []
+        self.lines: list[int] = []
+        self.section = self.count = 0
+        self.short = False  # whether a short form may stand in this section
+
+    def take(self, text: str) -> None:
+        """The sentences of one section; the last of them ends with it."""
+        lowered = text.lower()
+        self.short = any(short in lowered for short in self.lexicon.abbreviations)
+        for line, starts in _lines(text, self.shouted):
+            tokens = [self.lexicon.stem(word) for word in _TOKEN.findall(self.plain(line))]
+            if starts:
+                self.close()
+            elif self.words:
+                self.lines.append(len(self.words))
+            self.count += len(tokens)
+            if self.count > MAX_WORDS:
+                break
+            last = len(tokens) - 1
+            for i, token in enumerate(tokens):
+                if token[0] not in _SIGNS and len(self.words) < MAX_SENTENCE:
+                    self.words.append(token)
+                else:
+                    self.add(token, last=i == last)
+        self.close()
+
+    def plain(self, line: str) -> str:
+        """Lower case, without markup, short forms written out."""
         line = line.lower().translate(_MARKUP)
         if "?" in line:
             line = _LEADING_QUESTION.sub(r"\1 possible ", line)
-        if any(short in line for short in lexicon.abbreviations):
-            line = shorts.sub(lambda match: f" {lexicon.abbreviations[match[0]]} ", line)
+        if self.short:
+            line = self.shorts.sub(lambda match: f" {self.lexicon.abbreviations[match[0]]} ", line)
+        if "x" in line or "×" in line:
+            line = _TIMES.sub(r"\1 x ", line)
         if "n't" in line:
             line = _NOT.sub(
                 lambda m: {"can": "can not", "ca": "can not", "wo": "will not"}.get(m[1], f"{m[1]} not"), line
             )
         if "cannot" in line:
             line = _CAN_NOT.sub("can not", line)
-        line = _DASH.sub(" , ", line)
-        tokens = [lexicon.stem(word) for word in _TOKEN.findall(line)]
-        if starts:
-            close()
-            skipping = ""
-        elif words:
-            lines.append(len(words))
-        phrase = " ".join(tokens)
-        if phrase in lexicon.keep_sections or phrase in lexicon.skip_sections:
-            close()
-            section += 1
-            skipping = "lines" if phrase in lexicon.skip_sections else ""
-            continue
-        last_kept = max(
-            (i for i in range(1, len(tokens)) if tokens[i] == ":" and tokens[i - 1] in lexicon.keep_sections),
-            default=-1,
-        )
-        for i, token in enumerate(tokens):
-            count += 1
-            if count > MAX_WORDS:
-                close()
-                return Text(tuple(sentences), True)
-            if token in _ENDS:
-                if token != "." or not words or words[-1] not in _NO_END or i + 1 == len(tokens):
-                    close(token == "?")
-            elif token == ":":
-                kept = next(
-                    (n for n in (1, 2, 3) if n <= len(words) and " ".join(words[-n:]) in lexicon.keep_sections), 0
-                )
-                if kept:
-                    del words[-kept:]
-                    close()
-                    section, skipping = section + 1, ""
-                elif words and len(words) <= 5 and " ".join(words) in lexicon.skip_sections:
-                    words.clear()
-                    skipping = "line" if last_kept > i else "sentence"
-                elif words:
-                    words.append(":")
-            elif token in ("/", "|"):
-                words.append(",")
-            elif not _REDACTED.match(token):
-                if len(words) >= MAX_SENTENCE:
-                    close()
-                words.append(token)
-    close()
-    return Text(tuple(sentences), too_long)
+        return _DASH.sub(" , ", line)
+
+    def add(self, token: str, last: bool) -> None:
+        words = self.words
+        if token in _ENDS:
+            if token != "." or not words or words[-1] not in _NO_END or last:
+                self.close(token == "?")
+        elif token == ":":
+            if words:
+                words.append(":")
+        elif token in ("/", "|"):
+            words.append(",")
+        elif token[0] != "x" or not _REDACTED.match(token):
+            if len(words) >= MAX_SENTENCE:
+                self.close()
+            words.append(token)
+
+    def close(self, question: bool = False) -> None:
+        words = self.words
+        while words and words[-1] in (",", ":"):
+            words.pop()
+        if words:
+            self.sentences.append(Sentence(tuple(words), tuple(self.lines), self.section, question))
+        words.clear()
+        self.lines.clear()

@@ -10,6 +10,7 @@ from typing import Any
 from rewards.report.lexicon import TERMS, Lexicon
 
 _LEVEL = re.compile(r"[ctls]\d{1,2}$")
+_NUMBER_STARTS = frozenset("0123456789.")
 _ORDINAL = re.compile(r"(\d{1,2})(?:st|nd|rd|th)$")
 _UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0, "cms": 10.0, "mms": 1.0}
 _ORDINAL_WORDS = {
@@ -34,21 +35,38 @@ _ORDINAL_WORDS = {
 }
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Mention:
+    """words[begin:end] is a term: `name` is its finding, organ, state or cue role; "" for normal and abnormal."""
+
+    begin: int
+    end: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Modifier:
+    """words[begin:end] is an attribute. `kind`: side, severity, change, qualifier, level, size (mm) or place."""
+
+    begin: int
+    end: int
+    kind: str
+    value: object
+
+
 @dataclass
 class Marks:
     """The mentions of one sentence by kind; positions are word indices, ends exclusive."""
 
     words: Sequence[str]
     lexicon: Lexicon
-    heads: list[tuple[int, int, str]] = field(default_factory=list)  # findings
-    organs: list[tuple[int, int, str]] = field(default_factory=list)
-    states: list[tuple[int, int, str]] = field(default_factory=list)
-    normals: list[tuple[int, int]] = field(default_factory=list)
-    abnormals: list[tuple[int, int]] = field(default_factory=list)
-    modifiers: list[tuple[int, int, str, object]] = field(
-        default_factory=list
-    )  # side, severity, change, qualifier, size
-    cues: list[tuple[int, int, str]] = field(default_factory=list)
+    heads: list[Mention] = field(default_factory=list)  # findings
+    organs: list[Mention] = field(default_factory=list)
+    states: list[Mention] = field(default_factory=list)
+    normals: list[Mention] = field(default_factory=list)
+    abnormals: list[Mention] = field(default_factory=list)
+    modifiers: list[Modifier] = field(default_factory=list)
+    cues: list[Mention] = field(default_factory=list)
     verbs: list[int] = field(default_factory=list)
 
     def says_where(self, lo: int, hi: int) -> bool:
@@ -56,56 +74,65 @@ class Marks:
         return not self.lexicon.grammar["prepositions"].isdisjoint(self.words[lo:hi])
 
 
+_LISTS = {"finding": "heads", "anatomy": "organs", "state": "states", "cue": "cues"}
+_PLAIN = {"normal": "normals", "abnormal": "abnormals"}
+
+
 def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
     """All terms, longest first from the left; besides them sizes, vertebral levels and words that end like a disease."""
     marks = Marks(words, lexicon)
-    root, n, i = lexicon.trie, len(words), 0
-    predicates = lexicon.grammar["predicates"]
-    while i < n:
-        word = words[i]
-        node = root.get(word)
-        best = 0
-        meanings: tuple[tuple[str, Any], ...] = ()
-        j = i + 1
-        while node is not None:
-            ends = node.get(TERMS)
-            if ends:
-                best, meanings = j, ends
-            if j >= n:
-                break
-            node = node.get(words[j])
-            j += 1
-        if not best:
-            whole = _elided(words, i, root) if i + 3 < n else None
-            if whole is not None:
-                marks.organs.append((i, i + 1, whole))
-            elif word in predicates:
-                marks.verbs.append(i)
-            else:
-                _other_word(marks, i, word, lexicon)
-            i += 1
-            continue
+    i = 0
+    while i < len(words):
+        end, meanings = _longest_term(words, i, lexicon.trie)
         for kind, value in meanings:
-            if kind == "finding":
-                marks.heads.append((i, best, value))
-                _inner_sides(marks, i, best)
-            elif kind == "anatomy":
-                marks.organs.append((i, best, value))
-                if not value.startswith(("left_", "right_")):
-                    _inner_sides(marks, i, best)
-            elif kind == "state":
-                marks.states.append((i, best, value))
-            elif kind == "cue":
-                marks.cues.append((i, best, value))
-            elif kind == "normal":
-                marks.normals.append((i, best))
-            elif kind == "abnormal":
-                marks.abnormals.append((i, best))
-            else:
-                marks.modifiers.append((i, best, kind, value))
-        i = best
-    marks.organs = [organ for organ in marks.organs if not _only_says_where(organ, marks)]
+            _mark(marks, i, end, kind, value)
+        if not meanings:
+            _mark_word(marks, i, words[i])
+        i = end
+    vague = {_held_by(organ, marks) for organ in marks.organs}  # and None, which no organ is
+    marks.organs = [organ for organ in marks.organs if organ not in vague]
     return marks
+
+
+def _longest_term(words: Sequence[str], i: int, trie: Mapping[str, Any]) -> tuple[int, tuple[tuple[str, Any], ...]]:
+    """(its end, its meanings) of the longest term at i; (i + 1, nothing) where none begins."""
+    best, meanings = i + 1, ()
+    node = trie.get(words[i])
+    j, count = i + 1, len(words)
+    while node is not None:
+        ends = node.get(TERMS)
+        if ends:
+            best, meanings = j, ends
+        if j >= count:
+            break
+        node = node.get(words[j])
+        j += 1
+    return best, meanings
+
+
+def _mark(marks: Marks, begin: int, end: int, kind: str, value: Any) -> None:
+    if kind in _LISTS:
+        getattr(marks, _LISTS[kind]).append(Mention(begin, end, value))
+        if kind == "finding" or (kind == "anatomy" and not value.startswith(("left_", "right_"))):
+            _inner_sides(marks, begin, end)
+    elif kind in _PLAIN:
+        getattr(marks, _PLAIN[kind]).append(Mention(begin, end))
+    else:
+        marks.modifiers.append(Modifier(begin, end, kind, value))
+
+
+def _mark_word(marks: Marks, i: int, word: str) -> None:
+    """A word that begins no term: a shared noun left out, a verb, a number, a level or the name of a disease."""
+    if word in marks.lexicon.grammar["predicates"]:
+        marks.verbs.append(i)
+    elif word in marks.lexicon.trie:
+        whole = _elided(marks.words, i, marks.lexicon.trie) if i + 3 < len(marks.words) else None
+        if whole is not None:
+            marks.organs.append(Mention(i, i + 1, whole))
+        else:
+            _other_word(marks, i, word, marks.lexicon)
+    elif word[0] in _NUMBER_STARTS or word in _ORDINAL_WORDS or word[0] in "ctls" or len(word) > 6:
+        _other_word(marks, i, word, marks.lexicon)
 
 
 def _elided(words: Sequence[str], i: int, root: Mapping[str, Any]) -> str | None:
@@ -127,7 +154,7 @@ def _inner_sides(marks: Marks, begin: int, end: int) -> None:
     if end - begin > 2:
         for i in range(begin, end):
             if marks.words[i] in ("left", "right"):
-                marks.modifiers.append((i, i + 1, "side", marks.words[i]))
+                marks.modifiers.append(Modifier(i, i + 1, "side", marks.words[i]))
 
 
 def _other_word(marks: Marks, i: int, word: str, lexicon: Lexicon) -> None:
@@ -135,27 +162,35 @@ def _other_word(marks: Marks, i: int, word: str, lexicon: Lexicon) -> None:
     if word[0].isdigit() or word[0] == ".":
         ordinal = _ORDINAL.match(word)
         if ordinal:
-            marks.modifiers.append((i, i + 1, "level", ordinal[1]))
+            marks.modifiers.append(Modifier(i, i + 1, "level", ordinal[1]))
             return
         for j in range(i + 1, min(i + 5, len(words))):
             scale = _UNITS.get(words[j])
             if scale is not None:
-                marks.modifiers.append((i, i + 1, "size", float(word) * scale))
+                marks.modifiers.append(Modifier(i, i + 1, "size", float(word) * scale))
                 return
             if words[j] not in ("x", "by", "to", ",") and not words[j][0].isdigit():
                 return
     elif word in _ORDINAL_WORDS:
-        marks.modifiers.append((i, i + 1, "level", _ORDINAL_WORDS[word]))
+        marks.modifiers.append(Modifier(i, i + 1, "level", _ORDINAL_WORDS[word]))
     elif _LEVEL.match(word):
-        marks.organs.append((i, i + 1, word))
+        marks.organs.append(Mention(i, i + 1, word))
     elif len(word) > 6 and word.endswith(lexicon.open_suffixes) and word not in lexicon.not_findings and word.isascii():
-        marks.heads.append((i, i + 1, word))
+        marks.heads.append(Mention(i, i + 1, word))
 
 
-def _only_says_where(organ: tuple[int, int, str], marks: Marks) -> bool:
-    """ "structures of the thorax": the organ after "of" only places the organ before it."""
-    begin, words = organ[0], marks.words
-    at = begin - 1
-    while at > 0 and words[at] in ("the", "left", "right"):
+def _held_by(organ: Mention, marks: Marks) -> Mention | None:
+    """Which of two organs joined by "of" says nothing of its own.
+
+    "the structures of the thorax": the second, which is too wide; "the right lobe of the thyroid": the first.
+    """
+    at, words = organ.begin - 1, marks.words
+    while at > 0 and words[at] in ("the", "left", "right", "both"):
         at -= 1
-    return at > 0 and words[at] == "of" and any(end == at for _, end, _ in marks.organs)
+    if at <= 0 or words[at] != "of":
+        return None
+    before = next((other for other in marks.organs if other.end == at), None)
+    if before is None:
+        return None
+    wide = [marks.lexicon.organ(o.name).broad for o in (before, organ)]
+    return before if wide == [True, False] else organ

@@ -20,6 +20,8 @@ from lingshu_rl.model.packing import PackedRow, pack
 from lingshu_rl.types import TokenGroup
 
 FAMILIES = (*VISION_FAMILIES, *TEXT_FAMILIES)
+# Rounding of the model's own gradient: 4e-4 from that in float64, in which test_forks.py compares it.
+ROUNDING = {"qwen3_5": 5e-4}
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +60,35 @@ def score(
     return found, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def own_forward(
+    model, groups: Sequence[TokenGroup], weights: Sequence[Sequence[Tensor]]
+) -> tuple[dict[tuple[int, int], Tensor], dict[str, Tensor]]:
+    """As `score`, from the model's logits on what its processor returns for a prompt, with the completion behind it."""
+    model.zero_grad()
+    found = {}
+    for g, one in enumerate(groups):
+        for m, completion in enumerate(one.completions):
+            ids = torch.tensor([[*one.prompt_ids, *completion]])
+            inputs = one.vision | own_token_types(model, ids, len(one.prompt_ids))
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **inputs).logits[0]
+            start = len(one.prompt_ids) - 1
+            logprobs = logits.log_softmax(-1)[range(start, ids.shape[1] - 1), list(completion)]
+            (logprobs * weights[g][m]).sum().backward()
+            found[g, m] = logprobs.detach()
+    return found, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def own_token_types(model, ids_1S: Tensor, prompt: int) -> dict[str, Tensor]:
+    """What processors return beside ids: which tokens are image (Qwen-VL, GLM-4.6V, Gemma 3) or answer (PaliGemma)."""
+    if model.config.model_type == "paligemma":
+        return {"token_type_ids": (torch.arange(ids_1S.shape[1]) >= prompt).long()[None]}
+    if model.config.model_type == "gemma3":
+        return {"token_type_ids": (ids_1S == IMAGE).long()}
+    if hasattr(model.base_model, "get_rope_index"):
+        return {"mm_token_type_ids": (ids_1S == IMAGE).long()}
+    return {}
+
+
 def flat_logprobs(model, groups: Sequence[TokenGroup], layout: str = "shared", **options) -> Tensor:
     found = group_logprobs(model, groups, token_budget=512, layout=layout, banned_ids=(), temperature=1.0, **options)
     return torch.cat([part for one in found for part in one])
@@ -81,19 +112,20 @@ def gradient_gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shared_rows_are_exact(family: str) -> None:
+def test_rows_are_exact(family: str) -> None:
+    """Against the model's own forward, one completion after another."""
     model = build(family)
     groups = make_groups(family)
     weights = token_weights(groups)
-    dense = pack(groups, model, 1, "dense")
-    assert len(dense) == 6 and all(row.dense for row in dense)
-    logprobs, gradients = score(model, dense, weights)
-    for budget in (512, 40):  # one row; groups split over rows
-        rows = pack(groups, model, budget)
-        assert (len(rows) == 1) == (budget == 512)
-        shared_logprobs, shared_gradients = score(model, rows, weights)
-        assert logprob_gap(logprobs, shared_logprobs) < 1e-4
-        assert gradient_gap(gradients, shared_gradients) < 1e-4
+    logprobs, gradients = own_forward(model, groups, weights)
+    # One shared row; groups split over rows; one batch of all completions; some; one after another.
+    for layout, budget in (("shared", 512), ("shared", 40), ("dense", 512), ("dense", 120), ("dense", 1)):
+        rows = pack(groups, model, budget, layout)
+        assert (len(rows) == 1) == (budget == 512) and (len(rows) == 6) == (budget == 1)
+        assert all(row.dense == (layout == "dense") for row in rows)
+        found = score(model, rows, weights)
+        assert logprob_gap(logprobs, found[0]) < 1e-4
+        assert gradient_gap(gradients, found[1]) < ROUNDING.get(family, 1e-4)
     assert unwrap(model).config.get_text_config()._attn_implementation == NAME
 
 
@@ -369,19 +401,16 @@ def tiny_config(model_type: str, **changes: object) -> transformers.PretrainedCo
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (tiny_config("qwen3_5"), "linear_attention"),
-        (tiny_config("qwen3_next"), "linear_attention"),
         (tiny_config("jamba"), "linear_attention"),
+        (tiny_config("kimi_linear"), "linear_attention"),
         (tiny_config("falcon_h1"), "hybrid"),
-        (tiny_config("lfm2", layer_types=["conv", "full_attention"], num_hidden_layers=2), "conv"),
-        (tiny_config("lfm2_moe", layer_types=None), "state"),
         (tiny_config("recurrent_gemma"), "state"),
         (tiny_config("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "dynamic"),
         (tiny_config("llama4"), "chunked_attention"),
         (tiny_config("t5"), "encoder"),
         (tiny_config("llama", attn_implementation="eager"), "eager"),
         (tiny_config("paligemma", text_config={"model_type": "gemma2", "num_hidden_layers": 2}), "sliding"),
-        (tiny_config("glm4v"), "multi-axis"),
+        (tiny_config("glm46v"), "multi-axis"),
     ],
 )
 def test_families_that_cannot_share_are_named(config: transformers.PretrainedConfig, reason: str) -> None:
@@ -393,12 +422,6 @@ def test_families_that_cannot_share_are_named(config: transformers.PretrainedCon
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_that_can_share(family: str) -> None:
     assert supports_sharing(build(family).config) == (True, "")
-
-
-def test_a_family_that_cannot_share_gets_dense_rows() -> None:
-    model = build("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
-    rows = pack(make_groups("llama"), model, 512)
-    assert all(row.dense for row in rows) and len(rows) == 6
 
 
 def test_a_broken_mask_shows_in_the_gap_that_a_run_checks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,17 @@ def test_rows_keep_the_budget_and_split_no_group_that_fits(shapes, budget: int) 
     assert sum(row.tokens * 2 <= budget for row in rows) <= 1
 
 
+@given(group_shapes, st.integers(1, 60))
+@settings(max_examples=150, deadline=None)
+def test_batches_keep_the_budget_and_read_no_more_than_one_batch_filled_up_would(shapes, budget: int) -> None:
+    groups = groups_of(shapes)
+    rows = pack(groups, TEXT_CONFIG, budget, "dense")
+    lengths = [len(one.prompt_ids) + len(c) - 1 for one in groups for c in one.completions]
+    assert sorted(span.end - span.start for row in rows for span in row.spans) == sorted(lengths)
+    assert all(row.tokens <= budget or len(row.spans) == 1 for row in rows)
+    assert sum(lengths) <= sum(row.tokens for row in rows) <= len(lengths) * max(lengths)
+
+
 def test_groups_fill_a_row_and_share_their_prompt() -> None:
     groups = groups_of([(10, [5, 5, 5]), (8, [4, 4]), (30, [2])])
     rows = pack(groups, TEXT_CONFIG, 40)

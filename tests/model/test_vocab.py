@@ -105,6 +105,7 @@ def test_bfloat16_rounds_the_product_and_nothing_after_it(chunk: int) -> None:
         ({"model_type": "cohere", "logit_scale": 0.25}, LogitTransform(0.25)),
         ({"model_type": "granite", "logits_scaling": 4.0}, LogitTransform(0.25)),
         ({"model_type": "gemma2", "final_logit_softcapping": 30.0}, LogitTransform(1.0, 30.0)),
+        ({"model_type": "recurrent_gemma", "logits_soft_cap": 30.0}, LogitTransform(1.0, 30.0)),
         ({"model_type": "qwen2"}, LogitTransform()),
     ],
 )

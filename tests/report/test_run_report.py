@@ -377,7 +377,7 @@ def test_findings_of_a_report_are_listed():
     graded = ReportEntities().score(RewardInput(completion=text, gold=gold))
     stored = {"kind": "report", "parsed": json.loads(json.dumps(graded.parsed, default=str)), "reason": graded.reason}
     found = findings(stored)
-    assert any("left pleural effusion" in f["text"] and f["points"] < 0 for f in found)
+    assert any("left pleural effusion" in f["text"] and f["verdict"] == "wrong side" for f in found)
     assert any("cardiomegaly" in f["text"].lower() and "(in the reference)" in f["text"] for f in found)
     assert findings(stored | {"parsed": json.dumps(stored["parsed"])}) == found  # as parquet holds it
     fields = {

@@ -210,4 +210,5 @@ def test_the_default_pays_the_answer_of_every_kind_and_form_alone_nothing(kind):
     unformed = scored(f"<answer>{sample.completion}</answer>")
     assert unformed.value == 1 and unformed.components["format"] == 0
     false = scored(formed.format(wrong))
-    assert false.value == 0 and false.components["format"] == 1
+    least = 0.05 if kind == "report" else 0.0  # the lowest part of a report's scale orders wrong ones
+    assert false.value <= least and false.components["format"] == 1

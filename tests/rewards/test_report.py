@@ -60,7 +60,7 @@ def test_shared_cases_are_ordered():
     ]
     wrong = [row for row in firm if not ordered(row)]
     assert not [row["id"] for row in wrong if row["category"] in PROTECTED]
-    assert len(wrong) <= 0.08 * len(firm), [row["id"] for row in wrong]
+    assert len(wrong) <= 0.03 * len(firm), [row["id"] for row in wrong]
 
 
 P, U, A = "present", "uncertain", "absent"
@@ -160,7 +160,7 @@ def test_normal_against_normal_is_one_and_a_report_against_itself_too():
     ],
 )
 def test_a_copied_normal_report_does_not_pay(reference):
-    assert pay(NORMAL, reference) == 0.0
+    assert pay(NORMAL, reference) < 0.04
 
 
 @pytest.mark.parametrize(
@@ -199,11 +199,55 @@ def test_only_the_answer_is_read():
     assert pay(thought, "Left effusion.") == pytest.approx(1.0)
 
 
-def test_wrong_side_and_opposite_assertion_cost_more_than_silence():
+def test_the_opposite_assertion_costs_more_than_silence_and_a_wrong_side_less():
     reference = "Left effusion. Cardiomegaly. Right basal atelectasis."
     silent = pay("Cardiomegaly. Right basal atelectasis.", reference)
-    assert pay("Right effusion. Cardiomegaly. Right basal atelectasis.", reference) < silent
+    right = pay(reference, reference)
+    wrong_side = pay("Right effusion. Cardiomegaly. Right basal atelectasis.", reference)
+    assert silent < wrong_side < right - 0.05
     assert pay("No effusion. Cardiomegaly. Right basal atelectasis.", reference) < silent
+    denied_side = pay("Right effusion, none on the left. Cardiomegaly. Right basal atelectasis.", reference)
+    assert denied_side < silent
+
+
+def test_borderline_is_nearly_normal():
+    assert pay(NORMAL.replace("normal.", "at the upper limit of normal."), NORMAL) > 0.85
+    assert pay(NORMAL, NORMAL.replace("Heart size is normal.", "Borderline heart size.")) > 0.8
+
+
+def test_evidence_of_a_matched_finding_is_free():
+    reference = "Left pleural effusion."
+    assert pay("Left pleural effusion with blunting of the left costophrenic angle.", reference) > 0.99
+    assert pay("Blunting of the left costophrenic angle. Cardiomegaly.", reference) < 0.6
+
+
+def test_a_device_costs_by_its_risk_in_a_normal_report_too():
+    fine = pay(f"{NORMAL} Monitor leads overlie the chest.", NORMAL)
+    invented = pay(f"{NORMAL} Endotracheal tube in place.", NORMAL)
+    wrong = pay(f"{NORMAL} Malpositioned endotracheal tube.", NORMAL)
+    assert wrong < invented < fine - 0.1
+    placed = "Endotracheal tube in good position."
+    assert pay("The endotracheal tube is malpositioned.", placed) < 0.6 * pay(placed, placed)
+
+
+def test_reports_that_earn_nothing_are_still_ordered():
+    """A small part of the scale orders bad reports, so that a group of them is not all ties; no honest one is below it."""
+    reference = "Large left pneumothorax. Right effusion. Cardiomegaly. No consolidation."
+    worse_to_better = [
+        "No pneumothorax. No effusion. Normal heart. Consolidation. Fractures. Nodule.",
+        "No pneumothorax. No effusion. Normal heart. Consolidation.",
+        "No pneumothorax. No effusion. Normal heart.",
+        "Normal heart. No consolidation.",
+        "Small right pneumothorax. No consolidation.",
+    ]
+    pays = [pay(text, reference) for text in worse_to_better]
+    assert pays == sorted(pays) and len(set(pays)) == len(pays)
+    assert max(pays[:4]) < 0.05 < pays[4]
+
+
+def test_rib_levels_are_attributes():
+    reference = "Fracture of the left 6th rib."
+    assert 0.85 < pay("Fracture of the left 7th rib.", reference) < 1.0
 
 
 def test_more_of_the_same_or_of_the_false_never_pays_more():
@@ -228,8 +272,8 @@ def test_rows_tell_people_what_happened():
 
 
 def test_every_shipped_pack_names_its_source_and_works_alone():
-    assert {path.stem for path in PACK_FOLDER.glob("*.json")} == set(DEFAULT_PACKS)
-    for name in DEFAULT_PACKS:
+    assert {path.stem for path in PACK_FOLDER.glob("*.json")} == {*DEFAULT_PACKS, "german"}
+    for name in (*DEFAULT_PACKS, "german"):
         pack = json.loads((PACK_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
         assert pack["source"] and pack["licence"]
         assert load((name,)).findings
@@ -257,7 +301,7 @@ def test_a_pack_is_only_data(tmp_path):
     values = [
         reward.score(RewardInput(t, "Drusen in the left macula.")).value for t in ("Left macular drusen.", "No drusen.")
     ]
-    assert values == [pytest.approx(1.0), 0.0]
+    assert values[0] == pytest.approx(1.0) and values[1] < 0.05
     pack["pairs"] = ["macula + swollen = drusen"]
     path.write_text(json.dumps(pack | {"name": "again"}))
     load.cache_clear()

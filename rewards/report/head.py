@@ -1,0 +1,135 @@
+"""A finding while its attributes are collected, and the entity it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from rewards.report.entity import Entity
+from rewards.report.lexicon import Lexicon
+from rewards.report.terms import Modifier
+
+
+@dataclass
+class Spot:
+    """What one phrase of a list says of the finding they share ("moderate right and small left effusions")."""
+
+    phrase: int
+    sides: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    grades: list[float] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Head:
+    """A finding while its attributes are collected; positions are word indices."""
+
+    begin: int
+    end: int
+    finding: str
+    group: bool = False
+    side: tuple[str, ...] = ()
+    own_side_late: bool = False  # the side came after a preposition: "... on the left"
+    places: tuple[str, ...] = ()
+    grades: tuple[float, ...] = ()
+    changes: tuple[str, ...] = ()
+    sizes: tuple[float, ...] = ()
+    qualifiers: tuple[tuple[str, str], ...] = ()
+    levels: tuple[str, ...] = ()
+    spots: list[Spot] = field(default_factory=list)
+    sites: frozenset[str] = frozenset()
+
+
+def parts(head: Head) -> list[Head]:
+    """ "right upper and left lower lobe opacities" are two findings: each side keeps its own place and grade."""
+    spots: list[Spot] = []
+    for spot in sorted(head.spots, key=lambda spot: spot.phrase):
+        named = set(spot.sides)
+        if len(named) == 1 and named <= {"left", "right"}:
+            spots.append(Spot(spot.phrase, spot.sides[:1], list(spot.places), list(spot.grades)))
+        elif named or (not spots and spot.places):
+            return [head]
+        elif spots:
+            spots[-1].places += spot.places
+    if len({spot.sides[0] for spot in spots}) < 2:
+        return [head]
+    placed, graded = all(spot.places for spot in spots), all(spot.grades for spot in spots)
+    if not placed and not graded:
+        return [head]
+    return [
+        replace(
+            head,
+            side=(spot.sides[0],),
+            places=tuple(spot.places) if placed else head.places,
+            grades=tuple(spot.grades) if graded else head.grades,
+        )
+        for spot in spots
+    ]
+
+
+def give(head: Head, thing: Modifier, late: bool, lexicon: Lexicon | None = None, segment: int = -1) -> None:
+    """Add a modifier or a place to a finding. `late`: it stands behind the finding, after a preposition."""
+    kind, value = thing.kind, thing.value
+    if kind == "side":
+        head.side = (*head.side, str(value))
+        _spot(head, segment).sides.append(str(value))
+        head.own_side_late = head.own_side_late or late
+    elif kind == "severity" and isinstance(value, float):
+        head.grades = (*head.grades, value)
+        _spot(head, segment).grades.append(value)
+    elif kind == "change":
+        head.changes = (*head.changes, str(value))
+    elif kind == "size" and isinstance(value, float):
+        head.sizes = (*head.sizes, value)
+    elif kind == "qualifier" and isinstance(value, tuple):
+        head.qualifiers = (*head.qualifiers, value)
+    elif kind == "level":
+        head.levels = (*head.levels, str(value))
+    elif kind == "place" and lexicon is not None:
+        organ = lexicon.anatomy.get(str(value))
+        group = lexicon.place_group(str(value))
+        head.sites |= {group} if group else frozenset()
+        if organ is not None and organ.broad:
+            return
+        spot = _spot(head, segment)
+        place = (organ.same or organ.id) if organ is not None else str(value)
+        head.places = (*head.places, place)
+        spot.places.append(place)
+        if organ is not None and organ.side:
+            head.side = (*head.side, organ.side)
+            spot.sides.append(organ.side)
+
+
+def _spot(head: Head, phrase: int) -> Spot:
+    for spot in head.spots:
+        if spot.phrase == phrase:
+            return spot
+    head.spots.append(Spot(phrase))
+    return head.spots[-1]
+
+
+def entity_of(head: Head, assertion: str, words: Sequence[str], lexicon: Lexicon | None = None) -> Entity:
+    sides = set(head.side)
+    side = "bilateral" if "bilateral" in sides or len(sides) > 1 else next(iter(sides), "")
+    if lexicon is not None and not head.group and not lexicon.finding(head.finding).sided:
+        side = ""
+    qualifiers: dict[str, str] = {}
+    for family, value in sorted(set(head.qualifiers)):
+        qualifiers[family] = f"{qualifiers[family]}|{value}" if family in qualifiers else value
+    changes = sorted(set(head.changes))
+    places = set(head.places)
+    if "rib" in head.finding or "rib" in places:
+        places = (places - {"rib"}) | {f"rib {level}" for level in head.levels} if head.levels else places
+    return Entity(
+        finding=head.finding,
+        assertion=assertion,
+        side=side,
+        places=tuple(sorted(places)),
+        severity=(min(head.grades), max(head.grades)) if head.grades else None,
+        change="|".join(changes),
+        size_mm=max(head.sizes) if head.sizes else None,
+        qualifiers=tuple(qualifiers.items()),
+        group=head.group,
+        sites=head.sites,
+        text=" ".join(words[max(0, head.begin - 4) : head.end + 4]),
+    )
