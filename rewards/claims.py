@@ -218,7 +218,7 @@ def asks(sentence: str) -> bool:
 Raw = Callable[[Candidate, Answer], str]
 
 
-def places(answer: Answer, candidates: Sequence[Candidate], raw: Raw) -> list[list[Claim]]:
+def places(answer: Answer, candidates: Sequence[Candidate], kind: Reader) -> list[list[Claim]]:
     """The claims of each candidate: its own, then what takes it back behind it."""
     found: list[list[Claim]] = []
     for index, candidate in enumerate(candidates):
@@ -227,7 +227,9 @@ def places(answer: Answer, candidates: Sequence[Candidate], raw: Raw) -> list[li
             continue
         following = candidates[index + 1].lead if index + 1 < len(candidates) else len(answer.rest)
         behind = answer.rest[candidate.end : max(candidate.end, min(following, candidate.end + _BEHIND))]
-        found.append([*claims_of(raw(candidate, answer)), *_behind(behind)])
+        text = kind.raw(candidate, answer)
+        own = [Claim(text)] if kind.is_whole(text) else claims_of(text)
+        found.append([*own, *_behind(behind)])
     return found
 
 
@@ -294,7 +296,8 @@ class Reader:
     """How one kind of question reads an answer.
 
     read: a claim's text. bare: the places that decide in a completion without any mark. beside: places that may veto a
-    marked answer; decides_beside: they decide where no cue says anything. raw: a candidate as it was written.
+    marked answer; decides_beside: they decide where no cue says anything. raw: a candidate as it was written. is_whole: a
+    text is one claim whatever words it holds, as the label itself is ("coronal plane?").
     """
 
     read: Callable[[str], Said]
@@ -302,13 +305,14 @@ class Reader:
     beside: Callable[[Answer], Sequence[Sequence[Claim]]] = lambda answer: ()
     decides_beside: bool = False
     raw: Raw = lambda candidate, answer: candidate.text
+    is_whole: Callable[[str], bool] = lambda text: False
 
 
 def settle(answer: Answer, kind: Reader) -> Said:
     """What the answer says: its deciding places agree, and no lower one says something else."""
     if len(answer.candidates) + len(answer.lower) > _MOST_CLAIMS:
         return Said(status="conflict", reason="too many answers")
-    deciding = kind.bare(answer) if answer.channel == "bare" else places(answer, answer.candidates, kind.raw)
+    deciding = kind.bare(answer) if answer.channel == "bare" else places(answer, answer.candidates, kind)
     read = lru_cache(maxsize=None)(kind.read)
     spoken: list[Said] = []
     for place in deciding:
@@ -319,7 +323,7 @@ def settle(answer: Answer, kind: Reader) -> Said:
             spoken.append(said)
         elif answer.closed:
             return Said(status="unparsed", reason=said.reason or _silence(place))
-    lower = [fold(place, read) for place in (*places(answer, answer.lower, kind.raw), *kind.beside(answer))]
+    lower = [fold(place, read) for place in (*places(answer, answer.lower, kind), *kind.beside(answer))]
     firm = [said for said in lower if said.firm and (said.value is not None or said.status == "conflict")]
     if not spoken and kind.decides_beside:
         spoken, firm = [said for said in firm if said.value is not None], [said for said in firm if said.value is None]

@@ -70,7 +70,14 @@ class OpenAnswer(Reward):
         if answer.status != "ok":
             return RewardResult(0.0, answer.status, reason=answer.reason)
         question = question_of(sample.prompt)
-        said = settle(answer, Reader(lambda text: _read(text, accepted, question), bare=_only_line))
+        said = settle(
+            answer,
+            Reader(
+                lambda text: _read(text, accepted, question),
+                bare=lambda answer: _only_line(answer, accepted),
+                is_whole=accepted.has,
+            ),
+        )
         if said.status != "ok":
             return RewardResult(0.0, said.status, parsed=said.parsed, reason=said.reason)
         right = said.value is True
@@ -78,9 +85,11 @@ class OpenAnswer(Reward):
         return RewardResult(float(right), parsed=said.parsed, reason=reason)
 
 
-def _only_line(answer: Answer) -> list[list[Claim]]:
+def _only_line(answer: Answer, accepted: _Accepted) -> list[list[Claim]]:
     body = lines(answer.body)
-    return [claims_of(body[0])] if len(body) == 1 else []
+    if len(body) != 1:
+        return []
+    return [[Claim(body[0])] if accepted.has(body[0]) else claims_of(body[0])]
 
 
 def _read(text: str, accepted: _Accepted, question: Question) -> Said:
@@ -106,12 +115,20 @@ def texts_of(gold: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class _Accepted:
-    """Every right answer: as keys, as keys without spaces, as sorted lists of keys, and as words, longest first."""
+    """Every right answer: as keys, as keys without spaces, as sorted lists of keys, and as words, longest first.
+
+    asks: one of them ends with a question mark.
+    """
 
     keys: frozenset[str]
     squashed: frozenset[str]
     lists: frozenset[tuple[str, ...]]
     words: tuple[tuple[str, ...], ...]
+    asks: bool
+
+    def has(self, text: str) -> bool:
+        """Whether a text is one of them word by word, though it may ask or hold an "or" as they do."""
+        return answer_key(text) in self.keys and (self.asks or not text.rstrip().endswith("?"))
 
 
 def _accepted(sample: RewardInput) -> _Accepted:
@@ -134,7 +151,11 @@ def _accept(texts: tuple[str, ...]) -> _Accepted:
         {tuple(key.split()) for key in keys} | {as_said(form) for form in forms} - {()}, key=len, reverse=True
     )
     return _Accepted(
-        keys, frozenset(map(_squashed, keys)), frozenset(_parts(normalise(form)) for form in forms), tuple(said)
+        keys,
+        frozenset(map(_squashed, keys)),
+        frozenset(_parts(normalise(form)) for form in forms),
+        tuple(said),
+        any(text.rstrip().endswith("?") for text in texts),
     )
 
 

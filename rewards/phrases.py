@@ -510,6 +510,8 @@ def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: 
     exact = Reading(CHOSEN, frozenset(letter), exact=True)
     if _PLAIN_END.fullmatch(rest) or words().closers_only.fullmatch(rest):
         return exact
+    if _SECOND_THOUGHT.match(rest):
+        return chosen
     denied = words().negated_after.match(rest)
     if denied is not None:
         return _denied_after(rest[denied.end() :], options, multi, depth)
