@@ -28,6 +28,20 @@ KEPT, RETRACTS, RECONSIDERS, OFFERS = "", "retracts", "reconsiders", "offers"
 _AHEAD = 300  # characters of the sentence before a cue
 _MOST_CLAIMS = 100  # nobody answers this often; it also bounds the time
 _SHORTEST_OPEN = 16  # characters in which a choice can be left open in so many words
+_LONGEST_VERDICT = 200
+_VERDICT_HINTS = (
+    "answer",
+    "diagnosis",
+    "choice",
+    "solution",
+    "result",
+    "respuesta",
+    "réponse",
+    "risposta",
+    "Antwort",
+    "ответ",
+    "答",
+)
 _BEHIND = 2000  # characters after an answer in which it may be taken back
 
 
@@ -101,6 +115,7 @@ class _Stances:
                 rf"\s*{role('verdicts')}[\s).!]*$",
             )
         )
+        self.verdict = re.compile(rf"\s{role('verdicts')}[\s).!]*$", flags)
         self.reason = re.compile(rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$", flags)
         self.alternative = re.compile(role("alternatives"), flags)
         self.undecided = re.compile(
@@ -288,6 +303,18 @@ def heard(sample: RewardInput, read: str = PROSE, prepare: Callable[[str], str] 
     return Answer("unparsed", reason="no tag, box or JSON answer, and more than an answer is said")
 
 
+def _verdicts(answer: Answer) -> Iterable[list[Claim]]:
+    """Sentences beside a marked answer that call something the answer: "7 mg is the correct answer."."""
+    text = answer.rest
+    if answer.channel == "bare" or not any(word in text for word in _VERDICT_HINTS):
+        return
+    for start, end in sentence_spans(text)[:_MOST_CLAIMS]:
+        named = text[max(start, end - _LONGEST_VERDICT) : end].strip()
+        verdict = stances().verdict.search(named)
+        if verdict is not None and verdict.start() > 0 and not is_disowned(named):
+            yield claims_of(core(named[: verdict.start()]))
+
+
 # -------------------------------------------------------------------------------------------------------------- settle
 
 
@@ -323,7 +350,9 @@ def settle(answer: Answer, kind: Reader) -> Said:
             spoken.append(said)
         elif answer.closed:
             return Said(status="unparsed", reason=said.reason or _silence(place))
-    lower = [fold(place, read) for place in (*places(answer, answer.lower, kind), *kind.beside(answer))]
+    lower = [
+        fold(place, read) for place in (*places(answer, answer.lower, kind), *kind.beside(answer), *_verdicts(answer))
+    ]
     firm = [said for said in lower if said.firm and (said.value is not None or said.status == "conflict")]
     if not spoken and kind.decides_beside:
         spoken, firm = [said for said in firm if said.value is not None], [said for said in firm if said.value is None]

@@ -113,6 +113,8 @@ def _find(rest: str, answer: Answer, options: OptionSet, multi: bool) -> list[St
         seen.add(sentence)
         if len(seen) > _MOST_SENTENCES:
             return [FLOOD]
+        if index and sentence[:3] == "Or ":
+            sentence = f"or {sentence[3:]}"  # the second line of "B\nOr C" takes part of the first back
         before = len(found)
         found += (Statement(reading, "cue", start) for reading in _in_sentence(sentence, options, multi))
         if len(found) > before:

@@ -72,6 +72,7 @@ GUARDS = frozenset(
         "any((text not in lowered for text in options.lowered))",
         "'\\n' not in rest",
         "answer.channel == 'bare'",
+        "answer.channel == 'bare' or not any((word in text for word in _VERDICT_HINTS))",
         "word not in said[at + 1:]",
         "not isinstance(gold, Iterable)",
         "read not in (PROSE, CLOSED)",
