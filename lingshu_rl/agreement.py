@@ -15,6 +15,7 @@ from torch import Tensor
 from lingshu_rl.config import CheckConfig, Config
 from lingshu_rl.failures import RunStopped
 from lingshu_rl.gap import Gap
+from lingshu_rl.model.families import cpu_options
 
 SHOWN = 3  # deviating prompts that a message names
 ROW = 2.0  # in bfloat16 a prompt deviates at so many times the batch's limit of the mean: it has few tokens to average over
@@ -104,4 +105,6 @@ def bfloat16_limits(check: CheckConfig) -> dict[str, float]:
 
 
 def exact_engine(config: Config) -> bool:
-    return bool(config.rollout.vllm.get("dtype", "float32") == "float32")
+    """Whether the engine computes in float32 where the policy does."""
+    options = {**cpu_options(config.model), **config.rollout.vllm}
+    return bool(options.get("dtype", "float32") == "float32")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lingshu_rl.run import Run
 
 SAMPLE = 4  # groups that the two extra forwards (dense rows, blank images) look at
+GREY = 1e-3  # of a normalised pixel; an image of zeros is padding to SmolVLM and Idefics3, and they leave it out
 SIGHT = 1e-4  # nats that a blank image must change at the least
 # A blank image's mean gap over the real one's, on the same tokens. Rounding is so small a part of it in float32, ...
 CLEAR_EXACT = 10.0
@@ -154,5 +155,7 @@ def mean_kl(own: Any, reference: Any) -> float:
 
 
 def blank_vision(vision: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors with every pixel at the processor's mean; grids and sizes stay."""
-    return {name: torch.zeros(v.shape, dtype=v.dtype) if v.is_floating_point() else v for name, v in vision.items()}
+    """The same tensors with every pixel about at the processor's mean; grids and sizes stay."""
+    return {
+        name: torch.full(v.shape, GREY, dtype=v.dtype) if v.is_floating_point() else v for name, v in vision.items()
+    }

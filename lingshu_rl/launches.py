@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import Config
+from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.model.families import model_spec
 from lingshu_rl.model.loading import model_path
+from lingshu_rl.model.shape import config_of
 from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Launch
 from lingshu_rl.processes.placement import DeviceSet, Placement
 from lingshu_rl.processes.token import TOKEN_ENV
@@ -15,6 +17,7 @@ from lingshu_rl.processes.workers import HOST, PORT
 from lingshu_rl.reference.server import reference_command
 from lingshu_rl.rollout.server import vllm_command, vllm_env
 from lingshu_rl.rollout.transfer import weight_transfer_kind
+from lingshu_rl.types import Prompt
 
 
 def transfer_kind(config: Config, placement: Placement) -> str:
@@ -26,6 +29,25 @@ def transfer_kind(config: Config, placement: Placement) -> str:
         ours=not config.rollout.urls and config.cluster == "local",
         colocated=placement.colocated,
     )
+
+
+def check_sight(config: Config, placement: Placement, prompts: Iterable[Prompt]) -> None:
+    """Raises ConfigError where prompts would be read by an engine whose attention is not the model's: vLLM's is causal, but
+    among the tokens of an image on CUDA."""
+    spec = model_spec(config_of(config.model)[0])
+    if spec.prefix_blocks:
+        raise ConfigError(
+            f"model={config.model}: in {spec.model_type} all tokens of a prompt see each other, and vLLM reads its text causally: "
+            "its samples would be another model's, log-probs off by nats. This family can be fine-tuned (lingshu-rl sft), not "
+            "trained with rollouts"
+        )
+    on_cpu = not all(devices.on_gpu for devices in (*placement.engines, *placement.rollout_servers))
+    if on_cpu and spec.image_blocks and any(p.images for p in prompts):
+        raise ConfigError(
+            f"model={config.model}: in {spec.model_type} tokens of an image see those after them, which vLLM's attention on a "
+            "CPU does not know: its samples would be another model's, log-probs off by tenths of nats. Rows with images need "
+            "rollout devices with CUDA (devices.rollout, or servers by rollout.urls); rows of text alone train here"
+        )
 
 
 def launches(

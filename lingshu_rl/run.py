@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import ById
 from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused
 from lingshu_rl.folders import own
-from lingshu_rl.launches import launches, transfer_kind
+from lingshu_rl.launches import check_sight, launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import model_path
@@ -268,6 +269,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     else:
         loaded = load_prompts(config, encoder)
     prompts, test = loaded["train"].prompts, loaded["test"].prompts
+    check_sight(config, placement, chain(prompts, test))
     if checkpoint is not None:
         folder.judge_changes(data_changes(RunState.read(checkpoint).data, seen(loaded)), "rows")
     for complaint in folder.complaints:

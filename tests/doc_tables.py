@@ -1,4 +1,4 @@
-"""The tables of docs/training.md and docs/coming_from.md, made of the settings' own comments and of `lingshu_rl.names`.
+"""The tables of docs/: of the settings' own comments, of `lingshu_rl.names`, of what families of models did in tests.
 
 `python tests/doc_tables.py` writes them between their markers.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import tokenize
 from collections.abc import Iterator
@@ -66,12 +67,28 @@ def names_table(known: dict[str, names.Ours]) -> str:
     return "\n".join(rows)
 
 
+def families_table() -> str:
+    """What tests/families/matrix.py wrote down."""
+    rows = [
+        "| family | two steps with vLLM | a group is | trainer to engine | shared to single rows | to the model's own forward |",
+        "|---|---|---|--:|--:|--:|",
+    ]
+    for found in json.loads((ROOT / "tests/families/results.json").read_text()).values():
+        loop = f"works, on {found['rows']}" if found["works"] else f"**no**: {found['failure']}"
+        layout = "one row" if found["shares"] else f"rows of its own ({found['why_not'].partition(': ')[2]})"
+        gaps = [f"{found[key]:.0e}" if found[key] is not None else "" for key in ("engine", "dense", "oracle")]
+        engine = gaps[0] + (f" ({found['dtype']})" if found["dtype"] != "float32" else "")
+        rows.append(f"| {found['title']} | {loop} | {layout} | {engine} | {gaps[1]} | {gaps[2]} |")
+    return "\n".join(rows)
+
+
 def _shown(value: Any) -> str:
     return "empty" if value in ("", [], {}) else f"`{value}`"
 
 
 TABLES = {
     "docs/training.md": {"settings": settings_table},
+    "docs/models.md": {"families": families_table},
     "docs/coming_from.md": {"trl": lambda: names_table(names.TRL), "verl": lambda: names_table(names.VERL)},
 }
 

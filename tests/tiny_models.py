@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import transformers
 from torch import Tensor
+from transformers.conversion_mapping import get_model_conversion_mapping
 
+from lingshu_rl.model.loading import loader_of, undoable
 from lingshu_rl.types import TokenGroup
 
 VOCAB = 160
@@ -28,6 +32,7 @@ QWEN_VISION = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }
+ROUTED = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
 CLIP = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16,
     "patch_size": 4,
@@ -100,6 +105,61 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         return t.Qwen2Config(**TEXT, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
     if family == "qwen3":
         return t.Qwen3Config(**TEXT)
+    if family == "gemma2":
+        return t.Gemma2Config(**TEXT | {"tie_word_embeddings": True})
+    if family == "qwen3_moe":  # a layer's experts are one tensor in the model, and one each in checkpoints
+        return t.Qwen3MoeConfig(**TEXT | ROUTED)
+    if family == "qwen3_vl_moe":
+        vision = QWEN_VISION | {
+            "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1],
+            "num_position_embeddings": 64,
+        }  # fmt: skip
+        text = TEXT | ROUTED | {"rope_parameters": MROPE | {"mrope_interleaved": True}}
+        return t.Qwen3VLMoeConfig(text_config=text, vision_config=vision, **QWEN_IDS)
+    if family == "llava_onevision":
+        return t.LlavaOnevisionConfig(
+            text_config=t.Qwen2Config(**TEXT), vision_config=t.SiglipVisionConfig(**CLIP, vision_use_head=False),
+            image_token_index=IMAGE, video_token_index=VIDEO, image_grid_pinpoints=[[16, 16], [32, 32]],
+        )  # fmt: skip
+    if family in ("llava_pixtral", "mistral3"):
+        vision = t.PixtralVisionConfig(**CLIP, head_dim=8)
+        text = t.MistralConfig(**TEXT)
+        if family == "mistral3":
+            return t.Mistral3Config(text_config=text, vision_config=vision, image_token_index=IMAGE)
+        layers = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+        return t.LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE, **layers)
+    if family in ("idefics3", "smolvlm"):
+        config = t.Idefics3Config if family == "idefics3" else t.SmolVLMConfig
+        vision = CLIP | {"model_type": f"{family}_vision"}
+        return config(
+            text_config=t.LlamaConfig(**TEXT),
+            vision_config=vision,
+            image_token_id=IMAGE,
+            pad_token_id=0,
+            scale_factor=2,
+        )
+    if family == "glm4v":
+        vision = QWEN_VISION | {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "image_size": 16}
+        text = TEXT | {"rope_parameters": MROPE | {"partial_rotary_factor": 1.0}}
+        ends = {"image_start_token_id": VISION_START, "image_end_token_id": VISION_END}
+        return t.Glm4vConfig(
+            text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
+            video_start_token_id=154, video_end_token_id=155, **ends,
+        )  # fmt: skip
+    if family in ("gemma4", "gemma4_blocks"):
+        text = t.Gemma4TextConfig(
+            **TEXT, sliding_window=WINDOW, layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            global_head_dim=16, hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCAB,
+            num_kv_shared_layers=0, use_bidirectional_attention="vision" if family == "gemma4_blocks" else None,
+        )  # fmt: skip
+        vision = t.Gemma4VisionConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+            head_dim=8, patch_size=4, position_embedding_size=64, pooling_kernel_size=2,
+        )  # fmt: skip
+        return t.Gemma4Config(
+            text_config=text, vision_config=vision, audio_config=None, image_token_id=IMAGE, video_token_id=VIDEO,
+            boi_token_id=VISION_START, eoi_token_id=VISION_END, audio_token_id=154,
+        )  # fmt: skip
     if family == "qwen3_next":
         return t.Qwen3NextConfig(**TEXT, **LINEAR, **EXPERTS)
     if family == "olmo_hybrid":
@@ -132,7 +192,9 @@ VISION_FAMILIES = (
     "llava",
     "internvl",
     "gemma3",
+    "gemma4_blocks",
     "paligemma",
+    "glm4v",
 )
 TEXT_FAMILIES = (
     "llama",
@@ -147,6 +209,18 @@ TEXT_FAMILIES = (
     "bamba",
     "granitemoehybrid",
 )
+# Known by name and weights here; no prompts are made for them.
+OTHER_FAMILIES = (
+    "gemma2",
+    "qwen3_moe",
+    "qwen3_vl_moe",
+    "llava_onevision",
+    "llava_pixtral",
+    "mistral3",
+    "idefics3",
+    "smolvlm",
+    "gemma4",
+)
 
 
 def build(family: str, seed: int = 0, **changes: object) -> transformers.PreTrainedModel:
@@ -158,8 +232,7 @@ def build(family: str, seed: int = 0, **changes: object) -> transformers.PreTrai
     torch.manual_seed(seed)
     config = config_of(family)
     config.get_text_config().update(changes)
-    cls = transformers.AutoModelForImageTextToText if family in VISION_FAMILIES else transformers.AutoModelForCausalLM
-    model = cls.from_config(config, attn_implementation="sdpa")
+    model = loader_of(config).from_config(config, attn_implementation="sdpa")
     redraw(model)
     return model.train()
 
@@ -176,13 +249,23 @@ def redraw(model: torch.nn.Module) -> None:
             parameter.normal_(0, gain * fan_in**-0.5)
 
 
+def publish(model: transformers.PreTrainedModel, folder: Path) -> None:
+    """The model's folder with the names that its makers would give, which transformers changes at loading."""
+    model._weight_conversions = undoable(get_model_conversion_mapping(model, add_legacy=False))
+    model.save_pretrained(folder)
+
+
 def image_of(family: str, height: int = 4, width: int = 4) -> tuple[list[int], dict[str, Tensor]]:
     """The prompt ids of one random image and its tensors. height and width count merged patches (Qwen only)."""
-    if family.startswith("qwen"):
+    if family.startswith("qwen") or family == "glm4v":
         grid = torch.tensor([[1, 2 * height, 2 * width]])
         pixels = torch.randn(int(grid.prod()), 3 * 2 * 4 * 4)
         ids = [VISION_START, *[IMAGE] * (height * width), VISION_END]
         return ids, {"pixel_values": pixels, "image_grid_thw": grid}
+    if family == "gemma4_blocks":
+        places = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(1)[None]
+        pixels = {"pixel_values": torch.rand(1, 16, 3 * 4 * 4), "image_position_ids": places}
+        return [VISION_START, *[IMAGE] * 4, VISION_END], pixels
     if family == "lfm2_vl":
         rows = min(2 * height - 2, 4)  # of four patches; the rest of the tensor is padding
         held = (torch.arange(SIGLIP2_PATCHES) < 4 * rows).long()[None]

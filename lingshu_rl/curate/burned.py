@@ -58,6 +58,8 @@ class BurnedText:
             item = item.with_meta(burned_text=told)
             if self.action == "mask":
                 masked = {path: keep(mask_corners(Path(path), corners)) for path, corners in found.items()}
+                for path in masked.values():
+                    context.looked(str(path))
                 item = item.with_row(images=[masked.get(path, path) for path in item.row["images"]])
             yield item
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from lingshu_rl.chat import Answer, Refused
 from lingshu_rl.curate.endpoint import Endpoint
 from lingshu_rl.curate.items import Context, Dropped, Item, rank
+from lingshu_rl.images import UnreadablePicture
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,29 @@ class Difficulty:
         endpoint = Endpoint(self.url, context.cache / "answers.sqlite", key_env=self.key_env, timeout_s=self.timeout_s,
                             concurrency=self.concurrency)  # fmt: skip
 
-        def ask(item: Item) -> list[Answer] | str:
-            """The rollouts, or why the label cannot be judged."""
+        def ask(item: Item) -> list[Answer] | str | UnreadablePicture:
+            """The rollouts, or why the label cannot be judged or a picture not be read."""
             prompt = row_to_prompt(item.row, instruction=self.instruction)
             if fault := reward.check_gold(prompt.reward_input()):
                 return fault
-            body = {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens,
-                    "messages": chat_messages(prompt)}  # fmt: skip
+            try:
+                messages = chat_messages(prompt)
+            except UnreadablePicture as error:
+                return error
+            body = {
+                "model": self.model,
+                "temperature": self.temperature,
+                "max_tokens": self.max_tokens,
+                "messages": messages,
+            }
             return endpoint.sample(body, self.k, rank(context.seed, "difficulty", str(item.row["id"])) & 0x7FFFFF00)
 
         try:
             for item, answers in endpoint.each(rows, ask):
                 if isinstance(answers, Refused):
                     yield Dropped.item(item, "writer_failed", str(answers))
+                elif isinstance(answers, UnreadablePicture):
+                    yield Dropped.item(item, "unreadable_image", str(answers))
                 elif isinstance(answers, str):
                     yield Dropped.item(item, "label_invalid", answers)
                 else:

@@ -14,15 +14,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lingshu_rl.curate.images import LONG_BITS, SCORE, Features, ImageError, distance, features, likeness
+from lingshu_rl.curate.images import (
+    FEATURES,
+    LONG_BITS,
+    SCORE,
+    THUMB,
+    VARIANTS,
+    Features,
+    ImageError,
+    View,
+    distance,
+    features,
+    likeness,
+)
 
 BANDS = 4  # a short hash is looked up by four pieces of 16 bits
 ALIGNED = 8  # candidates of a query that are aligned pixel by pixel, the nearest by the long hash
 CACHE_KIB = 32 * 1024  # of SQLite's pages, a database
 MAX_DISTANCE = 15
+TABLE = f"features_{FEATURES}"
 
 
 def open_database(path: Path | str, *, scratch: bool) -> sqlite3.Connection:
@@ -50,7 +64,7 @@ class FeatureStore:
     def __init__(self, path: Path, workers: int | None = None) -> None:
         self.base = open_database(path, scratch=False)
         self.base.execute(
-            "CREATE TABLE IF NOT EXISTS features (path TEXT, bytes INTEGER, changed INTEGER, error TEXT, "
+            f"CREATE TABLE IF NOT EXISTS {TABLE} (path TEXT, bytes INTEGER, changed INTEGER, error TEXT, "
             "sha TEXT, pixels TEXT, width INTEGER, height INTEGER, std REAL, sharpness REAL, queries BLOB, thumb BLOB, "
             "PRIMARY KEY (path)) WITHOUT ROWID"
         )
@@ -100,20 +114,21 @@ class FeatureStore:
             row: tuple
             if isinstance(result, Features):
                 r = result
-                queries = b"".join(s.to_bytes(8, "big") + long for s, long in r.queries)
-                row = (None, r.sha, r.pixels, r.width, r.height, r.std, r.sharpness, queries, r.thumb)
+                queries = b"".join(s.to_bytes(8, "big") + long for view in r.views for s, long in view.queries)
+                thumbs = b"".join(view.thumb for view in r.views)
+                row = (None, r.sha, r.pixels, r.width, r.height, r.std, r.sharpness, queries, thumbs)
             else:
                 row = (str(result), *[None] * 8)
             key = (os.path.abspath(image), stat.st_size, stat.st_mtime_ns)
-            self.base.execute(f"INSERT OR REPLACE INTO features VALUES ({','.join('?' * 12)})", (*key, *row))
+            self.base.execute(f"INSERT OR REPLACE INTO {TABLE} VALUES ({','.join('?' * 12)})", (*key, *row))
         return result
 
     def _known(self, image: str) -> Features | ImageError | None:
-        query = "SELECT * FROM features WHERE path = ?"
+        query = f"SELECT * FROM {TABLE} WHERE path = ?"
         row = self.base.execute(query, (os.path.abspath(image),)).fetchone()
         if row is None:
             return None
-        _, size, changed, error, sha, pixels, width, height, std, sharpness, queries, thumb = row
+        _, size, changed, error, sha, pixels, width, height, std, sharpness, queries, thumbs = row
         try:
             stat = os.stat(image)
         except OSError:
@@ -122,10 +137,10 @@ class FeatureStore:
             return None
         if error is not None:
             return ImageError(error)
-        pairs = tuple(
-            (int.from_bytes(queries[i : i + 8], "big"), queries[i + 8 : i + 40]) for i in range(0, len(queries), 40)
-        )
-        return Features(sha, pixels, width, height, std, sharpness, *pairs[0], thumb, pairs)
+        pairs = [(int.from_bytes(q[:8], "big"), q[8:]) for q in _pieces(queries, 40)]
+        views = zip(_pieces(thumbs, THUMB * THUMB), _pieces(pairs, len(VARIANTS)), strict=True)
+        found = tuple(View(thumb, tuple(hashes)) for thumb, hashes in views)
+        return Features(sha, pixels, width, height, std, sharpness, found)
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)
@@ -166,13 +181,14 @@ class ImageIndex:
 
     def add(self, picture: Features, owner: str) -> None:
         insert = "INSERT INTO pictures (owner, short, long, thumb) VALUES (?, ?, ?, ?)"
-        short = picture.short.to_bytes(8, "big")
-        number = self.base.execute(insert, (owner, short, picture.long, picture.thumb)).lastrowid
-        digests = [(picture.sha, number), (picture.pixels, number)]
-        self.base.executemany("INSERT OR IGNORE INTO digests VALUES (?, ?)", digests)
-        if not picture.flat:
-            rows = [(int(key), number) for key in _keys(np.array([picture.short], np.uint64), 0)]
-            self.base.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", rows)
+        for view in picture.views:
+            short, long = view.queries[0]
+            number = self.base.execute(insert, (owner, short.to_bytes(8, "big"), long, view.thumb)).lastrowid
+            digests = [(picture.sha, number), (picture.pixels, number)]
+            self.base.executemany("INSERT OR IGNORE INTO digests VALUES (?, ?)", digests)
+            if not picture.flat:
+                rows = [(int(key), number) for key in _keys(np.array([short], np.uint64), 0)]
+                self.base.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", rows)
 
     def find(self, picture: Features) -> Match | None:
         """The best match: an exact copy, else the candidate whose aligned pixels agree best."""
@@ -182,31 +198,32 @@ class ImageIndex:
         if self.max_distance == 0 or picture.flat:
             return None
         best: Match | None = None
-        for number, bits, variant in self._candidates(picture):
-            owner, thumb = self.base.execute("SELECT owner, thumb FROM pictures WHERE id = ?", (number,)).fetchone()
-            score = likeness(picture.thumb, thumb, variant)
-            if score >= self.min_score and (best is None or score > best.score):
-                best = Match(owner, "near", bits, score)
+        for view in picture.views:
+            for number, bits, variant in self._candidates(view):
+                owner, thumb = self.base.execute("SELECT owner, thumb FROM pictures WHERE id = ?", (number,)).fetchone()
+                score = likeness(view.thumb, thumb, variant)
+                if score >= self.min_score and (best is None or score > best.score):
+                    best = Match(owner, "near", bits, score)
         return best
 
-    def _candidates(self, picture: Features) -> list[tuple[int, int, int]]:
+    def _candidates(self, view: View) -> list[tuple[int, int, int]]:
         """(number, distance, variant) of at most ALIGNED pictures, the nearest by the long hash first."""
-        shorts = np.array([short for short, _ in picture.queries], np.uint64)
+        shorts = np.array([short for short, _ in view.queries], np.uint64)
         # Two hashes that differ in d bits agree up to d // BANDS bits in one of their pieces.
         keys = _keys(shorts, self.max_distance // BANDS)
         numbers: set[int] = set()
         for start in range(0, len(keys), 900):
             part = ",".join(map(str, keys[start : start + 900].tolist()))
             numbers.update(n for (n,) in self.base.execute(f"SELECT DISTINCT id FROM bands WHERE key IN ({part})"))
-        longs = np.array([np.frombuffer(long, np.uint8) for _, long in picture.queries])
+        longs = np.array([np.frombuffer(long, np.uint8) for _, long in view.queries])
         near = []
-        for group in _chunks(sorted(numbers), 900):
+        for group in _pieces(sorted(numbers), 900):
             places = ",".join(map(str, group))
             for number, short, long in self.base.execute(
                 f"SELECT id, short, long FROM pictures WHERE id IN ({places})"
             ):
                 value = int.from_bytes(short, "big")
-                bits = [distance(value, s) for s, _ in picture.queries]
+                bits = [distance(value, s) for s, _ in view.queries]
                 if min(bits) > self.max_distance:
                     continue
                 gaps = np.bitwise_count(longs ^ np.frombuffer(long, np.uint8)).sum(1)
@@ -236,6 +253,5 @@ def _flips(count: int) -> np.ndarray:
     return np.array(masks, np.uint64)
 
 
-def _chunks(values: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
+def _pieces(whole: Any, size: int) -> list[Any]:
+    return [whole[start : start + size] for start in range(0, len(whole), size)]

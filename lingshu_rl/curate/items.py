@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ REASONS: Mapping[str, str] = {
     "bad_row": "is no data row",
     "missing_image": "names an image file that does not exist",
     "unreadable_scan": "DICOM or NIfTI file that cannot be read",
+    "missing_codec": "DICOM file whose compression no installed decoder reads",
+    "no_patient": "the pattern for patients finds nothing in the file's path",
     "no_pixels": "scan file without a picture",
     "empty_scan": "volume without a slice of enough tissue",
     "burned_in_text": "text is burnt into the picture",
@@ -35,6 +37,7 @@ REASONS: Mapping[str, str] = {
     "benchmark_image": "shows a picture of a benchmark",
     "benchmark_patient": "about a patient of a benchmark",
     "benchmark_text": "text of a benchmark, nearly word for word",
+    "identifying_answer": "the answer is a date, number or name and nothing else",
     "untagged": "no rule tells its modality or organ",
     "surplus": "over the share that its class may have",
     "writer_failed": "the writer model gave no usable reply",
@@ -113,7 +116,8 @@ class Stage:
 class Context:
     """What steps may use. folder: the step's own scratch folder, emptied before it runs. cache: survives kills.
 
-    notes: what the step wants to report beside its counts.
+    notes: what the step wants to report beside its counts. looked: to be told of every file that the step reads beside its
+    rows and their pictures; when one changes, or appears, the step runs again.
     """
 
     store: FeatureStore
@@ -122,6 +126,7 @@ class Context:
     seed: int
     progress: Progress
     notes: dict[str, Any]
+    looked: Callable[[Path | str], object] = lambda path: None
 
     def count(self, name: str, by: int = 1) -> None:
         self.notes[name] = self.notes.get(name, 0) + by

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -47,12 +48,28 @@ class Hit:
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """What the text comparison sees: a report or caption by itself, else question, options and an open answer."""
+    """What the text comparison sees: a report or caption by itself, else question, options (in any order the same) and an
+    open answer.
+    """
     answer = str(row.get("answer") or "")
     if row.get("kind") == "report":
         return answer
-    parts = [str(row.get("question") or ""), *map(str, row.get("options") or ())]
+    question, options = question_parts(row)
+    parts = [question, *sorted(options)]
     return " ".join([*parts, answer] if row.get("kind") == "open" else parts).strip()
+
+
+def question_parts(row: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The question, or all that a conversation says before the answer; and the options' texts."""
+    question = row.get("question") or " ".join(_texts(row.get("messages") or ()))
+    options = row.get("options") or ()
+    return str(question), [str(text) for text in (options.values() if isinstance(options, Mapping) else options)]
+
+
+def _texts(messages: Any) -> Iterator[str]:
+    for turn in messages:
+        content = turn.get("content", "")
+        yield from [content] if isinstance(content, str) else [str(p.get("text", "")) for p in content]
 
 
 class Reference:
@@ -260,7 +277,9 @@ def add_leaks_parser(commands: Any) -> None:
 
 
 def run_leaks(arguments: argparse.Namespace) -> int:
-    progress = Progress(quiet=False)
+    from rich.console import Console
+
+    progress = Progress(quiet=False, console=Console(stderr=True, highlight=False, soft_wrap=True))
     try:
         limits = Limits(distance=arguments.distance, threshold=arguments.threshold)
         train, test = (_source(text, arguments.images) for text in (arguments.train, arguments.test))
@@ -269,9 +288,12 @@ def run_leaks(arguments: argparse.Namespace) -> int:
     except ValueError as error:  # SourceError, and limits out of range
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(leaks_table(report))
     if arguments.json:
         write_text(arguments.json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    try:
+        print(leaks_table(report), flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; the interpreter must not try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -1,7 +1,7 @@
 """The curation pipeline: a YAML file of sources and steps, run as one pass over files a step.
 
 Every step reads the file that the step before it wrote and writes its own, first aside and renamed when whole. A step whose
-parameters, code and input are those of a finished one is not run again, so a killed run goes on at the step it was in, and
+parameters, code and input (pictures too) are those of a finished one is not run again, so a killed run goes on at the step it was in, and
 gives the same files. Memory holds one row, the picture in work and bounded caches, whatever the number of rows.
 """
 
@@ -15,7 +15,7 @@ import shutil
 import time
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from lingshu_rl.curate.image_index import FeatureStore, open_database
 from lingshu_rl.curate.items import REASONS, SPLIT_KEY, SPLITS, Context, Dropped, Item, Stage
 from lingshu_rl.curate.readers import Source, SourceError, image_folder, read_rows
 from lingshu_rl.curate.rewrite import Rewrite
+from lingshu_rl.curate.scans import pseudonym
 from lingshu_rl.curate.shares import Balance, ShuffleOptions, Split
 from lingshu_rl.curate.steps import (
     CaptionLength,
@@ -40,13 +41,14 @@ from lingshu_rl.curate.steps import (
     StepError,
     Tag,
 )
+from lingshu_rl.curate.watch import Watch, digest
 from lingshu_rl.data.rows import row_to_prompt
 from lingshu_rl.exits import exit_code
 from lingshu_rl.folders import own
 from lingshu_rl.progress import Progress
 from lingshu_rl.runfolder import write_text
 
-VERSION = 1  # of the steps' behaviour: a change makes older stage files stale
+VERSION = 2  # of the steps' behaviour: a change makes older stage files stale
 SAY_EVERY = 50_000  # rows between two lines of a step in a log
 
 STEPS: Mapping[str, type] = {
@@ -181,30 +183,37 @@ def run_pipeline(pipeline: Pipeline, progress: Progress) -> dict[str, Any]:
     try:
         # Most trusted first: every later step may keep the first of two duplicates.
         ordered = sorted(pipeline.sources, key=lambda source: -source.trust)
-        key = _digest("read", VERSION, pipeline.seed, [(dataclasses.asdict(s), _state(s.path)) for s in ordered])
+        key = _digest(
+            "read", VERSION, pipeline.seed, pseudonym("curate"), [(asdict(s), _state(s.path)) for s in ordered]
+        )
         names = ["00_read", *(f"{i:02d}_{step.name}" for i, step in enumerate(pipeline.steps, start=1))]
         for name, step in zip(names, (None, *pipeline.steps), strict=True):
             if step is not None:
-                key = _digest(key, step.name, dataclasses.asdict(step), *_inputs(step))  # type: ignore[call-overload]
-            stage, dropped, done = work / f"{name}.jsonl", side / f"{name}.jsonl", work / f"{name}.json"
-            report = _finished(done, key, stage, dropped)
-            if report is None:
+                key = _digest(key, step.name, asdict(step), *_inputs(step))  # type: ignore[call-overload]
+            files = Files(
+                work / f"{name}.jsonl", side / f"{name}.jsonl", work / f"{name}.json", work / f"{name}.looked"
+            )
+            seen = digest(files.looked)
+            report = files.finished(key, seen)
+            if report is not None:
+                progress.say(f"{name}: finished before")
+            else:
+                looked = Watch(files.looked)
                 if step is None:
-                    results: Iterable[Item | Dropped] = _read(ordered, work, image_folder(out / "images"))
-                    report = _write(name, results, stage, dropped, {}, None, progress)
+                    results: Iterable[Item | Dropped] = _read(ordered, work, image_folder(out / "images"), looked)
+                    report = _write(name, results, files, {}, None, progress)
                 else:
                     before = Stage(work / f"{names[names.index(name) - 1]}.jsonl")
                     scratch = work / "scratch"
                     shutil.rmtree(scratch, ignore_errors=True)
                     scratch.mkdir()
                     notes: dict[str, Any] = {}
-                    context = Context(store, scratch, work, pipeline.seed, progress, notes)
-                    total = reports[-1]["kept"]
-                    report = _write(name, step.run(before, context), stage, dropped, notes, total, progress)
+                    context = Context(store, scratch, work, pipeline.seed, progress, notes, looked)
+                    report = _write(name, step.run(before, context), files, notes, reports[-1]["kept"], progress)
                     shutil.rmtree(scratch)
-                write_text(done, json.dumps({"key": key, **report}))
-            else:
-                progress.say(f"{name}: finished before")
+                seen = looked.close()
+                write_text(files.done, json.dumps({"key": key, "looked": seen, **report}))
+            key = _digest(key, seen)
             reports.append(report)
         _forget_others(names, work, side)
         return _finish(pipeline, Stage(work / f"{names[-1]}.jsonl"), work / "00_read.jsonl", reports, out)
@@ -212,12 +221,39 @@ def run_pipeline(pipeline: Pipeline, progress: Progress) -> dict[str, Any]:
         store.close()
 
 
-def _read(sources: Iterable[Source], work: Path, keep: Any) -> Iterator[Item | Dropped]:
+@dataclass(frozen=True)
+class Files:
+    """What a step leaves: kept rows, dropped rows, its report, and which files it looked at beside its input."""
+
+    stage: Path
+    dropped: Path
+    done: Path
+    looked: Path
+
+    def finished(self, key: str, seen: str) -> dict[str, Any] | None:
+        """The report of the step that ran with this key, if all that it read and wrote stands as it left it. seen: the
+        digest of what it looked at, as it is now.
+        """
+        try:
+            found = json.loads(self.done.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        whole = self.stage.is_file() and self.dropped.is_file()
+        same = found.pop("key", None) == key and found.pop("looked", None) == seen
+        return found if whole and same else None
+
+
+def _read(sources: Iterable[Source], work: Path, keep: Any, looked: Watch) -> Iterator[Item | Dropped]:
     path = work / "ids.sqlite"
     ids = open_database(path, scratch=True)
     ids.execute("CREATE TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID")
+
+    def kept(data: bytes) -> str:
+        looked(path := keep(data))
+        return path
+
     for source in sources:
-        for record in read_rows(source, keep, label=True):
+        for record in read_rows(source, kept, label=True, looked=looked):
             if record.row is None:
                 yield Dropped(source.label, record.place, None, record.reason, record.detail)
                 continue
@@ -232,13 +268,13 @@ def _read(sources: Iterable[Source], work: Path, keep: Any) -> Iterator[Item | D
 
 
 def _write(
-    name: str, results: Iterable[Item | Dropped], stage: Path, dropped: Path, notes: dict[str, Any], total: int | None, progress: Progress
+    name: str, results: Iterable[Item | Dropped], files: Files, notes: dict[str, Any], total: int | None, progress: Progress
 ) -> dict[str, Any]:  # fmt: skip
     """Run a step into its files; they appear together with their final names when it is whole."""
     kept = gone = 0
     reasons: dict[str, int] = {}
     sources: dict[str, list[int]] = {}
-    parts = [path.with_name(path.name + ".part") for path in (stage, dropped)]
+    parts = [path.with_name(path.name + ".part") for path in (files.stage, files.dropped)]
     progress.start(name, total or 0)
     begun = time.monotonic()
     with parts[0].open("w", encoding="utf-8") as rows, parts[1].open("w", encoding="utf-8") as side:
@@ -259,7 +295,7 @@ def _write(
             if (kept + gone) % SAY_EVERY == 0:
                 progress.say(f"{name}: {kept + gone:,}{f' of {total:,}' if total else ''} rows")
     progress.stop()
-    for part, path in zip(parts, (stage, dropped), strict=True):
+    for part, path in zip(parts, (files.stage, files.dropped), strict=True):
         part.replace(path)
     told = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
     progress.say(f"{name}: {kept + gone:,} rows, {kept:,} kept{f'; {told}' if told else ''}")
@@ -304,16 +340,6 @@ def _final_path(image: str, out: Path, keep: Any) -> str:
     if keep is not None and not path.is_relative_to(out.resolve()):
         path = Path(keep(path.read_bytes()))
     return str(path.relative_to(out.resolve())) if path.is_relative_to(out.resolve()) else str(path)
-
-
-def _finished(done: Path, key: str, stage: Path, dropped: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(done.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    if found.pop("key", None) != key or not stage.is_file() or not dropped.is_file():
-        return None
-    return found
 
 
 def _forget_others(names: list[str], work: Path, side: Path) -> None:

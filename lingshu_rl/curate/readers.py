@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.curate.scans import ScanError, ScanOptions, is_scan, read_scan, scan_files
+from lingshu_rl.curate.scans import ScanError, ScanOptions, read_scan, scan_files, scan_kind, windowed
 from lingshu_rl.data.rows import FIELDS, RowError, row_to_prompt
 from rewards.kinds import KINDS, guess
 
@@ -29,6 +29,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 META_NAMES = tuple(name for name in ALIASES if name.startswith("meta."))
 ImageSink = Callable[[bytes], "str | bytes"]
+Looked = Callable[[Path], object]
 
 
 class SourceError(ValueError):
@@ -80,13 +81,19 @@ class Record:
 
 
 def read_rows(
-    source: Source, keep_image: ImageSink = lambda data: data, *, label: bool = False, strict: bool = True
+    source: Source,
+    keep_image: ImageSink = lambda data: data,
+    *,
+    label: bool = False,
+    strict: bool = True,
+    looked: Looked = lambda path: None,
 ) -> Iterator[Record]:
     """The source's records as data rows in file order; a record that is no usable row comes with its reason.
 
     keep_image: what becomes of pictures that are bytes or scans (a path to store in the row, or the bytes themselves).
     label: put the source's name in front of the ids and into meta.source. strict: rows must be fit to train on; otherwise
     (to compare sets) whatever a record has is taken, and a row without some of its pictures comes with the reason too.
+    looked: told of every place where an image was looked for.
     Raises SourceError for the source as a whole.
     """
     folder = Path(source.path).expanduser()
@@ -101,7 +108,7 @@ def read_rows(
             if label:
                 row["id"] = f"{source.label}:{row['id']}"
                 row.setdefault("meta", {}).setdefault("source", source.label)
-            images, facts, missing = _images(row.get("images", []), source, folder, keep_image)
+            images, facts, missing = _images(row.get("images", []), source, folder, keep_image, looked)
             row["images"] = images
             if facts:
                 row["meta"] = {**facts, **row.get("meta", {})}
@@ -145,13 +152,12 @@ def _format(path: Path) -> str:
             if next(iter(scan_files(path, kind)), None) is not None:
                 return kind
         raise SourceError(f"{path}: a folder is read as a save_to_disk dataset, DICOM or NIfTI files, it holds neither")
-    name = path.name.lower()
-    if is_scan(name):
-        return "nifti" if ".nii" in name else "dicom"
     kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
+    if kind in FORMATS[1:]:
+        return kind
+    if not (scan := scan_kind(path)):
         raise SourceError(f"{path}: what is it? Say format: one of {', '.join(FORMATS[1:])}")
-    return kind
+    return scan
 
 
 def _numbered(records: Iterator[Any]) -> Iterator[tuple[str, Any]]:
@@ -261,9 +267,9 @@ def _scans(path: Path, kind: str, options: ScanOptions) -> Iterator[tuple[str, A
     found_any = False
     for file in scan_files(path, kind):
         found_any = True
-        place = str(file.relative_to(path)) if file != path else file.name
+        place = file.relative_to(path).as_posix() if file != path else file.name
         try:
-            for picture in read_scan(file, options):
+            for picture in read_scan(file, options, place):
                 yield f"{place}{picture.place}", {**picture.fields, "images": [picture.png], "meta": picture.facts}
         except ScanError as error:
             yield place, Record(place, None, error.reason, str(error))
@@ -327,7 +333,7 @@ def _listed(text: str, separator: str) -> list[Any]:
 
 
 def _images(
-    value: Any, source: Source, folder: Path, keep_image: ImageSink
+    value: Any, source: Source, folder: Path, keep_image: ImageSink, looked: Looked
 ) -> tuple[list[str | bytes], dict[str, Any], list[str]]:
     """The row's pictures as paths or what `keep_image` made of their bytes, facts of a scan among them, what is missing."""
     if isinstance(value, str):
@@ -349,24 +355,27 @@ def _images(
         elif isinstance(image, str) and image.strip():
             if image.startswith(("http://", "https://", "data:")):
                 raise RowError(f"images are files or bytes, not addresses: {image[:60]!r}; fetch it first")
-            path = _locate(image, source, folder, missing)
+            path = _locate(image, source, folder, missing, looked)
             if path is None:
                 continue
-            if is_scan(path.name):
-                for picture in read_scan(path, source.scan):
+            if scan_kind(path):
+                for picture in read_scan(path, source.scan, image):
                     found.append(keep_image(picture.png))
                     facts |= picture.facts
             else:
-                found.append(str(path))
+                png = windowed(path, source.scan.window)
+                found.append(keep_image(png) if png else str(path))
         else:
             raise RowError(f"an image must be a path or bytes, got {type(image).__name__}")
     return found, facts, missing
 
 
-def _locate(image: str, source: Source, folder: Path, missing: list[str]) -> Path | None:
+def _locate(image: str, source: Source, folder: Path, missing: list[str], looked: Looked) -> Path | None:
     places = [Path(source.image_dir).expanduser()] if source.image_dir else [folder, folder / "images"]
     for place in places:
-        if (path := place / Path(image).expanduser()).is_file():
+        path = place / Path(image).expanduser()
+        looked(path)
+        if path.is_file():
             return path.resolve()
     missing.append(f"image file not found: {image} (looked in {', '.join(map(str, places))})")
     return None

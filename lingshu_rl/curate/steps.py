@@ -6,7 +6,7 @@ Rows arrive from the most trusted source to the least, so "the first stays" keep
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Protocol
@@ -15,11 +15,13 @@ from lingshu_rl.curate.benchmarks import benchmark_rows
 from lingshu_rl.curate.image_index import ImageIndex, open_database
 from lingshu_rl.curate.images import SCORE, Features, ImageError
 from lingshu_rl.curate.items import Context, Dropped, Item, group_of
-from lingshu_rl.curate.leaks import Limits, Reference, row_text, with_features
+from lingshu_rl.curate.leaks import Limits, Reference, question_parts, row_text, with_features
 from lingshu_rl.curate.readers import Source, image_folder, read_rows
-from lingshu_rl.curate.scans import scrub
+from lingshu_rl.curate.scrub import PLACEHOLDER, scrub
 from lingshu_rl.curate.tags import modality_of, organ_of
-from lingshu_rl.curate.texts import TextIndex, words
+from lingshu_rl.curate.texts import TextIndex, asked, stated, words
+from lingshu_rl.data.rows import LETTERS
+from rewards.rows import read_row
 
 Result = Item | Dropped
 
@@ -125,8 +127,9 @@ class DedupImages:
                     yield Dropped.item(item, "duplicate_image", f"first in {first}; {', '.join(how) or 'exact copy'}")
                     continue
             else:
-                question = [" ".join(words(str(item.row[key]))) for key in ("question", "options") if item.row.get(key)]
-                key, answer = f"{group}|{'|'.join(question)}", " ".join(words(str(item.row["answer"])))
+                text, options = question_parts(item.row)
+                asks = "|".join(" ".join(words(part)) for part in (text, *sorted(options)))
+                key, answer = f"{group}|{asks}", " ".join(words(answer_text(item.row)))
                 if item.row["kind"] == "report":
                     key += f"|{answer}"  # several reports of one picture are no conflict
                 row = seen.execute("SELECT id, answer FROM seen WHERE key = ?", (key,)).fetchone()
@@ -144,9 +147,10 @@ class DedupImages:
 class DedupText:
     """Drop rows whose text an earlier row has nearly word for word.
 
-    threshold: Jaccard index of words and word pairs. guard: numbers, sides, negations and degrees must agree too.
-    across_images: also compare rows about different pictures (captions); otherwise a question that is asked of many
-    pictures is no duplicate. Closed questions with different answers are never duplicates.
+    threshold: Jaccard index of words and word pairs. guard: what is asked, and the answer, must be the same too: "Is there
+    a mass?" is no duplicate of "Is there a nodule?"; a report must state the same findings. across_images: also compare
+    rows about different pictures (captions); otherwise a question that is asked of many pictures is no duplicate. Closed
+    questions with different answers are never duplicates.
     """
 
     name: ClassVar[str] = "dedup_text"
@@ -155,12 +159,11 @@ class DedupText:
     across_images: bool = False
 
     def run(self, rows: Iterable[Item], context: Context) -> Iterator[Result]:
-        index = TextIndex(context.folder / "texts.sqlite", self.threshold, self.guard)
+        # Only texts of one group are compared, and what a row means is part of its group: the index need not guard.
+        index = TextIndex(context.folder / "texts.sqlite", self.threshold, guard=False)
         for item in rows:
             text = row_text(item.row)
-            group = "" if self.across_images else group_of(item)
-            if item.row["kind"] in ("option", "yesno", "numeric"):
-                group += f"|{item.row['answer']}"
+            group = "|".join(["" if self.across_images else group_of(item), *self._meaning(item.row)])
             match = index.find_or_add(text, str(item.row["id"]), group) if words(text) else None
             yield (
                 Dropped.item(item, "near_duplicate_text", f"{match.owner}, Jaccard {match.score:.2f}")
@@ -168,6 +171,24 @@ class DedupText:
                 else item
             )
         index.close()
+
+    def _meaning(self, row: Mapping[str, Any]) -> Iterator[str]:
+        """What two rows must have in common, however alike their texts are."""
+        if row["kind"] in ("option", "yesno", "numeric"):
+            yield answer_text(row)
+        if self.guard and row["kind"] == "report":
+            yield stated(str(row["answer"]))
+        elif self.guard:
+            yield asked(*question_parts(row))
+            yield asked(str(row["answer"])) if row["kind"] == "open" else ""
+
+
+def answer_text(row: Mapping[str, Any]) -> str:
+    """The answer in words: of a choice, the text of the right option, which keeps its meaning when options move."""
+    if row["kind"] != "option":
+        return str(row["answer"])
+    read = read_row(row)
+    return "|".join(sorted(read.options[LETTERS.index(letter)] for letter in str(read.gold)))
 
 
 @dataclass(frozen=True)
@@ -215,21 +236,41 @@ def _tokenizer(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Deidentify:
-    """Replace dates, record numbers, telephone numbers, addresses and titled names in question and answer."""
+    """Replace dates, record numbers, telephone numbers, addresses and titled names in question, conversation and answer.
+
+    Rows of kind numeric stay as they are: their dates and numbers are what is computed with. So do the options of a
+    choice, and an answer that is one of them. A row whose answer is nothing but an identifier is dropped.
+    """
 
     name: ClassVar[str] = "deidentify"
 
     def run(self, rows: Iterable[Item], context: Context) -> Iterator[Result]:
         for item in rows:
-            clean = {
-                key: scrub(value)
-                for key in ("question", "answer")
-                if isinstance(value := item.row[key], str) and item.row["kind"] != "numeric"
-            }
-            if any(item.row[key] != value for key, value in clean.items()):
+            changed = {key: new for key, new in self._clean(item.row) if new != item.row[key]}
+            if "answer" in changed and not words(PLACEHOLDER.sub("", changed["answer"])):
+                yield Dropped.item(item, "identifying_answer", changed["answer"])
+                continue
+            if changed:
                 context.count("rows_changed")
-                item = item.with_row(**clean)
+                item = item.with_row(**changed)
             yield item
+
+    def _clean(self, row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        if row["kind"] == "numeric":
+            return
+        if isinstance(row.get("question"), str):
+            yield "question", scrub(row["question"])
+        if row.get("messages"):
+            yield "messages", [{**turn, "content": _clean_content(turn["content"])} for turn in row["messages"]]
+        if isinstance(row["answer"], str) and row["kind"] != "option":
+            yield "answer", scrub(row["answer"])
+
+
+def _clean_content(content: Any) -> Any:
+    """What a turn says: a text, or parts of which some are texts."""
+    if isinstance(content, str):
+        return scrub(content)
+    return [{**part, "text": scrub(part["text"])} if "text" in part else part for part in content]
 
 
 @dataclass(frozen=True)
@@ -324,7 +365,7 @@ class Decontaminate:
         keep = image_folder(context.cache / "benchmark_images")
 
         def rows(source: Source) -> Iterator[dict[str, Any]]:
-            for record in read_rows(source, keep, strict=False):
+            for record in read_rows(source, keep, strict=False, looked=context.looked):
                 if record.reason:
                     context.count(f"faulty_rows_of_{source.label}")
                 if record.row is not None:

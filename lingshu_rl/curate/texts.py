@@ -2,12 +2,14 @@
 
 MinHash only proposes; a pair counts as near duplicate when the exact Jaccard index of both texts reaches the threshold and
 the words that carry the finding agree (numbers, sides, negations, degrees): "no left effusion" is not "left effusion".
+What a question asks and what a report states is told more exactly by `asked` and `stated`, where rows are to be dropped.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -71,6 +73,96 @@ def telling_words(text: str) -> tuple[tuple[str, ...], int]:
         elif word[0].isdigit():
             found.add(word)
     return tuple(sorted(found)), negations
+
+
+# Words of a question that say how it is put, not what is asked.
+_FRAME = """
+a an the this that these those any some please following given shown here there it its is are was were be been being
+am do does did has have had can could would should may might will you your we i me in of on at by for with as image
+images picture pictures photo photograph scan scans film films study figure exam examination patient s evidence sign
+signs seen see visible visualized visualised show shows showing depict depicts depicted display displays displayed
+demonstrate demonstrates demonstrated present noted identified observed located
+"""
+FRAME = frozenset(_FRAME.split())
+# Words that mean little without the one after them: "left" of what, "than" what.
+BINDING = NEGATIONS | {"than", "from", "to", "before", "after", "over", "under", "into", "between", *TELLING.values()}
+DOUBTS = frozenset(
+    [
+        "possible",
+        "possibly",
+        "probable",
+        "probably",
+        "likely",
+        "unlikely",
+        "suspected",
+        "suspicious",
+        "questionable",
+        "may",
+    ]
+)
+SAME_WORD = {"which": "what", **TELLING}
+# How words for diseases, operations and substances end, whatever the speciality.
+TERM_ENDING = re.compile(
+    r"(?:itis|omas?|osis|oses|emia|aemia|uria|pathy|pathies|ectasis|ectasia|megaly|plasia|ectomy|ostomy|otomy|thorax|algia"
+    r"|rrhage|rrhagic|stenosis|stenotic|sclerosis|sclerotic|lithiasis|penia|cele|dynia|phagia|plegia|trophy|lysis|listhesis"
+    r"|adenopathy|effusions?|edema|oedema|fractured?s?|tumou?rs?|cysts?|cystic|lesions?|mass(?:es)?|nodules?|opacit(?:y|ies)|infarcts?"
+    r"|infarction|ischemi[ac]|ischaemi[ac]|aneurysms?|thromb\w+|embol\w+|absces\w+|calcifi\w+|ulcer\w*|polyps?|necro\w+|metasta\w+)$"
+)
+
+
+def asked(question: str, options: Iterable[str] = ()) -> str:
+    """One text for all wordings that ask the same: the words that carry the question, sorted, without those that only frame
+    it ("Does this image show ...?"). A question of nothing but frame words is kept as it is.
+    """
+    carrying = _carrying(question)
+    kept = carrying if set(carrying) - {"what"} else words(question)
+    bound = [f"{a} {b}" for a, b in pairwise(kept) if a in BINDING]
+    choices = sorted(" ".join(_carrying(option) or words(option)) for option in options)
+    return "|".join([*sorted(kept), *sorted(bound), "/", *choices])
+
+
+def _carrying(text: str) -> list[str]:
+    found = [SAME_WORD.get(word, word) for word in words(text) if word not in FRAME]
+    return [_singular(word) for word in found]
+
+
+def _singular(word: str) -> str:
+    from rewards.report import load
+
+    return load().stem(word)
+
+
+def stated(report: str) -> str:
+    """One text for all wordings that state the same: the findings that the report reader knows, names of diseases and
+    operations that it may not know, what is denied, doubted and on which side, and the numbers and finding words.
+
+    Not the reader's stances: they follow the sentences, and a copy may have lost its full stops.
+    """
+    from rewards.report import load
+    from rewards.report.sentences import read
+    from rewards.report.terms import find
+
+    lexicon = load()
+    findings = {
+        head.name for sentence in read(report, lexicon).sentences for head in find(sentence.words, lexicon).heads
+    }
+    terms = {_singular(word) for word in words(report) if TERM_ENDING.search(word)}
+    doubts = sum(word in DOUBTS for word in words(report))
+    parts = (findings, terms, _denied(report), _sided(report))
+    return "/".join([*("|".join(sorted(part)) for part in parts), str(doubts), repr(telling_words(report))])
+
+
+def _denied(report: str) -> set[str]:
+    carrying = [word for word in words(report) if word not in FRAME]
+    return {f"no {_singular(b)}" for a, b in pairwise(carrying) if a in ("no", "without")}
+
+
+def _sided(report: str) -> set[str]:
+    found = set()
+    for sentence in re.split(r"[.;:\n]", report):
+        carrying = [TELLING.get(word, word) for word in words(sentence) if word not in FRAME]
+        found |= {f"{a} {_singular(b)}" for a, b in pairwise(carrying) if a in ("left", "right", "bilateral")}
+    return found
 
 
 def shingles(text: str) -> frozenset[int]:

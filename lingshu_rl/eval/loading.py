@@ -224,17 +224,28 @@ def _read(file: Path) -> Iterator[Row]:
                 yield from csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
         else:
             text = file.read_text(encoding="utf-8-sig")
-            try:
-                content = json.loads(text)
-            except json.JSONDecodeError:
-                content = [json.loads(line) for line in text.splitlines() if line.strip()]
-            if isinstance(content, dict):
-                split = next((content[k] for k in ("test", "data") if isinstance(content.get(k), list)), None)
-                content = split if split is not None else [{"id": k, **v} for k, v in content.items()]
-            for row in content:
+            for row in _listed(text) if file.suffix == ".json" else _one_a_line(text):
                 yield dict(row)
     except (OSError, ValueError, TypeError) as error:
         raise EvalError(f"{file} cannot be read: {error}") from error
+
+
+def _listed(text: str) -> Iterable[Mapping[str, Any]]:
+    """The rows of a .json file: a list, alone or under "test" or "data"; a mapping by id; one row; or a row a line."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        return _one_a_line(text)
+    if not isinstance(content, dict):
+        return content
+    if split := next((content[k] for k in ("test", "data") if isinstance(content.get(k), list)), None):
+        return split
+    by_id = all(isinstance(value, dict) for value in content.values())
+    return [{"id": key, **value} for key, value in content.items()] if by_id else [content]
+
+
+def _one_a_line(text: str) -> Iterator[Mapping[str, Any]]:
+    return (json.loads(line) for line in text.split("\n") if line.strip())
 
 
 def _open_i(reports: Path, projections: Path, folder: Path) -> Iterator[tuple[Row, Path]]:

@@ -101,9 +101,10 @@ class Sight:
     window: int | None
 
     @classmethod
-    def of(cls, row: PackedRow, spec: ModelSpec, window: int | None, device: torch.device) -> Sight:
-        block_S = None
-        if spec.image_blocks:  # those of an image (Gemma 3)
+    def of(cls, row: PackedRow, spec: ModelSpec, kind: str, device: torch.device) -> Sight:
+        """In layers of this kind."""
+        block_S, window = None, spec.windows[kind]
+        if kind in spec.image_blocks:  # those of an image (Gemma 3 and 4)
             block_S = row.image_S.to(device)
         elif spec.prefix_blocks:  # the prompt's (PaliGemma)
             block_S = torch.where(row.branch_S < 0, 0, -1).to(device)
@@ -146,11 +147,11 @@ def attention_masks(row: PackedRow, spec: ModelSpec, device: torch.device, backe
     backend: "sdpa" (any device), or "flex" for CUDA; on the CPU flex has a forward, but no backward.
     """
     masks: dict[str, Any] = {}
-    for kind, window in spec.windows.items():
+    for kind in spec.windows:
         if kind in STATEFUL:
             masks[kind] = Forks.of(row.spans, device)
             continue
-        sight = Sight.of(row, spec, window, device)
+        sight = Sight.of(row, spec, kind, device)
         if backend == "flex":
             masks[kind] = _flex_mask(sight, row.tokens)
         else:

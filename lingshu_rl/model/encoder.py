@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 PROBE = "lingshu"  # a text whose place in a rendered prompt shows what a template takes
-_NOT_VISION = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
+_NOT_VISION = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
 
 
 class TemplateError(RunStopped):
@@ -39,12 +39,12 @@ class PromptEncoder:
         from transformers.processing_utils import ProcessorMixin
 
         path = model_path(name)
-        try:
-            found = AutoProcessor.from_pretrained(path)
-        except (ValueError, OSError):  # "Unrecognized processing class": a tokenizer is all there is
-            found = None
-        self.processor: Any = found if isinstance(found, ProcessorMixin) else None
         with reading_model(name):
+            try:
+                found = AutoProcessor.from_pretrained(path)
+            except (ValueError, OSError):  # "Unrecognized processing class": a tokenizer is all there is
+                found = None
+            self.processor: Any = found if isinstance(found, ProcessorMixin) else None
             self.tokenizer: Any = getattr(self.processor, "tokenizer", None) or AutoTokenizer.from_pretrained(path)
         self.template = template_of(name, self.processor, self.tokenizer)
         self.takes_parts = self._takes_parts()

@@ -6,6 +6,7 @@ compares shared and dense log-probs, so a family that breaks the assumption is c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,9 @@ _FORKED = {
 # State that runs along the row cannot be forked by a mask. Most families name such layers in `layer_types`; not these.
 _RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
 # Multi-axis positions as in Qwen2-VL: an image spans rows and columns, text goes on after the longer side.
-_MROPE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
-# Models whose ordinary forward wants to be told which tokens are image (Gemma 3) or answer (PaliGemma).
-_TOKEN_TYPES = {"gemma3": "token_type_ids", "paligemma": "token_type_ids"}
+_MROPE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v"}
+# Models whose ordinary forward wants to be told which tokens are image (Gemma) or answer (PaliGemma).
+_TOKEN_TYPES = {"gemma3": "token_type_ids", "paligemma": "token_type_ids", "gemma4": "mm_token_type_ids"}
 _SHARED_ATTENTION = ("sdpa", "shared_prefix", "shared_flex")
 
 
@@ -34,9 +35,10 @@ _SHARED_ATTENTION = ("sdpa", "shared_prefix", "shared_flex")
 class ModelSpec:
     """How to lay out rows for one model.
 
-    placeholder_ids: stand for image or video features; image_id: the one for images.
+    placeholder_ids: stand for image, video or audio features, whatever text they are in; image_id: the one for images.
     windows: layer type -> sliding window in tokens, None for full attention.
-    image_blocks: tokens of one image see each other (Gemma 3). prefix_blocks: the whole prompt does (PaliGemma).
+    image_blocks: layer types in which tokens of one image see each other (Gemma 3 and 4).
+    prefix_blocks: the whole prompt does (PaliGemma).
     first_position: position of the first prompt token.
     mrope_merge: patches merged along a side of the image in multi-axis positions, 0 for ordinary positions.
     token_types: name of the per-token type input that the model wants in an ordinary row, "" for none.
@@ -48,7 +50,7 @@ class ModelSpec:
     placeholder_ids: tuple[int, ...]
     image_id: int | None
     windows: dict[str, int | None]
-    image_blocks: bool
+    image_blocks: frozenset[str]
     prefix_blocks: bool
     first_position: int
     mrope_merge: int
@@ -93,17 +95,17 @@ def model_spec(model: Any) -> ModelSpec:
     if not kinds:  # all layers are alike, so a window in the config holds for all of them
         kinds = [SLIDING if window and getattr(text, "use_sliding_window", None) is not False else FULL]
     image_id = _first(config, "image_token_id", "image_token_index")
-    video_id = _first(config, "video_token_id", "video_token_index")
+    others = [_first(config, f"{kind}_token_id", f"{kind}_token_index") for kind in ("video", "audio")]
     return ModelSpec(
         model_type=family,
-        placeholder_ids=tuple(i for i in (image_id, video_id) if i is not None),
+        placeholder_ids=tuple(i for i in (image_id, *others) if i is not None),
         image_id=image_id,
         windows={kind: window if kind == SLIDING else None for kind in kinds},
-        image_blocks=family == "gemma3",
+        image_blocks=_image_blocks(config),
         prefix_blocks=family == "paligemma",
         first_position=1 if family == "paligemma" else 0,
         mrope_merge=config.vision_config.spatial_merge_size if family in _MROPE else 0,
-        token_types="mm_token_type_ids" if _has_own_positions(config) else _TOKEN_TYPES.get(family, ""),
+        token_types=_token_types(config),
         rope_limit=_rope_limit(text),
         shareable=shareable,
         reason=reason,
@@ -135,6 +137,21 @@ def supports_sharing(config: Any) -> tuple[bool, str]:
     else:
         return True, ""
     return False, f"{config.model_type}: {reason}"
+
+
+@functools.cache
+def cpu_options(model: str) -> dict[str, Any]:
+    """vLLM options that its CPU build asks of this model: linear attention is there in bfloat16 alone, prompts in pieces.
+
+    Nothing for a model whose config is not on this machine: vLLM says then what it misses.
+    """
+    from lingshu_rl.model.shape import UnknownModelError, config_of
+
+    try:
+        kinds = getattr(config_of(model)[0].get_text_config(), "layer_types", None) or ()
+    except UnknownModelError:
+        return {}
+    return {"dtype": "bfloat16", "enable_chunked_prefill": True} if "linear_attention" in kinds else {}
 
 
 def mrope_positions(
@@ -172,6 +189,18 @@ def mrope_positions(
 
 def _first(config: Any, *names: str) -> int | None:
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+
+
+def _image_blocks(config: Any) -> frozenset[str]:
+    """In Gemma 4 some sizes have them, and not in layers that see everything."""
+    if config.model_type == "gemma3":
+        return frozenset({FULL, SLIDING})
+    sees = getattr(config.get_text_config(), "use_bidirectional_attention", None)
+    return frozenset({SLIDING} if config.model_type == "gemma4" and sees == "vision" else ())
+
+
+def _token_types(config: Any) -> str:
+    return "mm_token_type_ids" if _has_own_positions(config) else _TOKEN_TYPES.get(config.model_type, "")
 
 
 def _has_own_positions(config: Any) -> bool:

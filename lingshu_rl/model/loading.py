@@ -24,9 +24,12 @@ def model_path(name: str) -> str:
 
 @contextmanager
 def reading_model(name: str) -> Iterator[None]:
-    """Around what transformers reads of a model's files. Raises ConfigError where they are not there or not such files."""
+    """Around what transformers reads of a model's files. Raises ConfigError where they are not there, not such files, or
+    need a package that is not installed (num2words for SmolVLM)."""
     try:
         yield
+    except ImportError as error:
+        raise ConfigError(f"model {name!r} needs a package that is not installed: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model {name!r} cannot be read: {error}\nGive a folder with config.json, weights and tokenizer, or a Hub id that can "
@@ -46,9 +49,23 @@ def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1, quantize
     bits = {"quantization_config": quantization(quantize, dtype)} if quantize else {}
     with reading_model(name):
         model = loader.from_pretrained(model_path(name), dtype=dtype, attn_implementation="sdpa", **sharding, **bits)
-    # What was renamed at loading is named back when weights leave. Under ZeRO-3 transformers notes what could have been, too.
-    model._weight_conversions = [used for used in model._weight_conversions or [] if used.was_used()]
+    model._weight_conversions = undoable([used for used in model._weight_conversions or [] if used.was_used()])
     return model.eval()
+
+
+def undoable(conversions: list[Any]) -> list[Any]:
+    """What transformers changed at loading, so that undoing it gives the published tensors; `weights` does when they leave.
+
+    Only those that were used: under ZeRO-3 transformers notes what could have been, too. A transposition that looks at the
+    shape first (experts of Qwen3-VL-MoE) finds the model's own one right on the way out, and would leave it as it is.
+    """
+    from transformers.core_model_loading import Transpose
+
+    for conversion in conversions:
+        for operation in getattr(conversion, "operations", []):
+            if isinstance(operation, Transpose):
+                operation.check_dims = False
+    return conversions
 
 
 def empty_model(name: str) -> Any:

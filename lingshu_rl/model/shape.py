@@ -89,7 +89,7 @@ def read_shape(name: str, freeze: Sequence[str] = (), lora: Mapping[str, Any] | 
 def _read_shape(name: str, freeze: tuple[str, ...], lora: str) -> Shape:
     import torch
 
-    config, source = _config_of(name)
+    config, source = config_of(name)
     with torch.device("meta"):
         model: Any = loader_of(config).from_config(config)
         plain = list(model.named_parameters())
@@ -122,7 +122,7 @@ def _read_shape(name: str, freeze: tuple[str, ...], lora: str) -> Shape:
     )
 
 
-def _config_of(name: str) -> tuple[Any, str]:
+def config_of(name: str) -> tuple[Any, str]:
     from transformers import AutoConfig
 
     path, table = model_path(name), published()

@@ -25,7 +25,7 @@ from lingshu_rl.processes.token import RequireToken
 from lingshu_rl.rollout.client import RolloutClient
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.rollout.server import vllm_options
-from lingshu_rl.rollout.vllm_plugin import retie_heads
+from lingshu_rl.rollout.vllm_plugin import finish_reload
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ class InProcessEngine:
             for _ in rest:
                 pass
             finalize_layerwise_reload(model, model_config)
-            retie_heads(model)
+            finish_reload(model)
 
         self.llm.apply_model(replace)
         if self.sleeps:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.config import LORA_RANKS, Config, lora_rank
+from lingshu_rl.model.families import cpu_options
 from lingshu_rl.plan import SERVER_SHARE
 from lingshu_rl.processes.placement import DeviceSet, available_cores
 from lingshu_rl.processes.token import TOKEN_ENV
@@ -43,6 +44,7 @@ def vllm_options(
         chosen["enable_chunked_prefill"] = False
         # A group's samples share their prompt in whole blocks; vLLM's 128 tokens on a CPU are longer than many a prompt.
         chosen["block_size"] = 32
+        chosen |= cpu_options(model)
     if transfer == "adapter":
         room = next(rank for rank in LORA_RANKS if rank >= lora_rank(config.train.lora))
         chosen |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}

@@ -86,12 +86,31 @@ def file_engine_class() -> Any:
             from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
             finalize_layerwise_reload(self.model, self.model_config)
-            retie_heads(self.model)
+            finish_reload(self.model)
 
         def shutdown(self) -> None:
             pass
 
     return FileWeightTransferEngine
+
+
+def finish_reload(model: torch.nn.Module) -> None:
+    """What a layer-wise reload of all weights leaves undone in vLLM, after which it would sample from others, without an error."""
+    retie_heads(model)
+    pack_experts(model)
+
+
+def pack_experts(model: torch.nn.Module) -> None:
+    """Bring renewed experts into the layout that the kernel of a CPU reads; vLLM does so at the first loading alone."""
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if isinstance(method, UnquantizedFusedMoEMethod) and method.moe_kernel is not None:
+            method.moe_kernel.fused_experts.process_weights_after_loading(module)
 
 
 def retie_heads(model: torch.nn.Module) -> None:
@@ -108,9 +127,18 @@ def retie_heads(model: torch.nn.Module) -> None:
         if not isinstance(head, ParallelLMHead) or not getattr(config, "tie_word_embeddings", False):
             continue
         embeddings = [
-            m for m in module.modules() if isinstance(m, VocabParallelEmbedding) and not isinstance(m, ParallelLMHead)
+            m
+            for m in module.modules()
+            if isinstance(m, VocabParallelEmbedding) and not isinstance(m, ParallelLMHead) and _sizes(m) == _sizes(head)
         ]
         if len(embeddings) != 1:
-            raise RuntimeError(f"a tied head needs exactly one embedding beside it, found {len(embeddings)}")
+            raise RuntimeError(
+                f"a tied head needs exactly one embedding of its sizes {_sizes(head)} beside it, found {len(embeddings)}"
+            )
         head.weight = embeddings[0].weight
         head.quant_method.process_weights_after_loading(head)  # type: ignore[operator]
+
+
+def _sizes(embedding: Any) -> tuple[int, int]:
+    """Tokens and width; Gemma 4 has a second embedding, for its layers."""
+    return embedding.num_embeddings, embedding.embedding_dim

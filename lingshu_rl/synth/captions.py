@@ -18,6 +18,7 @@ from typing import Any
 from lingshu_rl.chat import Refused
 from lingshu_rl.synth.regions import Region, regions_of, with_boxes
 from lingshu_rl.synth.rows import Dropped, Kept, Outcome, Record, SynthError, provenance, training_row
+from lingshu_rl.synth.stances import is_place, states
 from lingshu_rl.synth.writer import Asker
 
 QUESTIONS = ("Describe this {modality} image.", "What does this {modality} image show?")
@@ -25,10 +26,6 @@ SHORTEST, LONGEST = 10, 1024  # words of a caption
 _REFUSAL = re.compile(
     r"\b(?:as an ai|i (?:cannot|can't|am unable to|am sorry)|i'm sorry|consult (?:a|your) doctor)\b", re.I
 )
-_DENIES = re.compile(
-    r"\b(?:no|not|without|absent|absence of|free of|negative for|rather than|ruled out|excluded)\b", re.I
-)
-_SENTENCE = re.compile(r"[^.;\n]+")
 
 FACTUAL = (
     "You see a {modality} image{framed}. These facts are certain:\n{facts}\n"
@@ -157,7 +154,7 @@ def fact_lines(record: Record, facts: Sequence[str], regions: Sequence[Region]) 
 
 
 def judge_caption(caption: str, facts: Sequence[str], truncated: bool) -> dict[str, Any]:
-    """Facts win: each stands in the caption, and in some sentence without a denial before it."""
+    """Facts win: each stands in the caption, is stated there and denied nowhere."""
     verdict: dict[str, Any] = {"verifier": "facts in caption", "kept": False, "facts": len(facts)}
 
     def dropped(status: str, reason: str) -> dict[str, Any]:
@@ -170,28 +167,15 @@ def judge_caption(caption: str, facts: Sequence[str], truncated: bool) -> dict[s
         return dropped("writer declined", caption[:100])
     if not SHORTEST <= words <= LONGEST:
         return dropped("caption length", f"{words} words; {SHORTEST} to {LONGEST} are kept")
-    lost = [fact for fact in facts if _stands(fact, caption) is None]
-    if lost:
+    stances = {fact: states(fact, caption, _about_picture(fact)) for fact in facts}
+    if lost := [fact for fact, stance in stances.items() if stance is None]:
         return dropped("fact missing", "; ".join(lost))
-    denied = [fact for fact in facts if _stands(fact, caption) is False]
-    if denied:
+    if denied := [fact for fact, stance in stances.items() if stance is False]:
         return dropped("fact denied", "; ".join(denied))
     return {**verdict, "kept": True, "status": "ok", "reason": ""}
 
 
-def _stands(fact: str, caption: str) -> bool | None:
-    """True: said somewhere, and denied nowhere. False: denied. None: not said.
-
-    A denial is a denying word before the fact in the same sentence, unless the fact's own words hold one.
-    """
-    wanted = _plain(fact)
-    found = False
-    for sentence in _SENTENCE.findall(caption):
-        before, hit, _ = f" {_plain(sentence)} ".partition(f" {wanted} ")
-        if hit and not _DENIES.search(wanted):
-            if _DENIES.search(before.rpartition(" but ")[2]):
-                return False
-            found = True
-        elif hit:
-            found = True
-    return found or None
+def _about_picture(fact: str) -> bool:
+    """Whether a fact names a modality or a region, which a picture shows whatever is found in it."""
+    names = {_plain(name) for entry in modalities().values() for name in entry["names"]}
+    return _plain(fact) in names or is_place(fact)

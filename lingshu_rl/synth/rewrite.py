@@ -1,7 +1,8 @@
 """Multiple choice to open questions and back. Which way is right by rule, so no writer is needed and none is trusted.
 
-An option question becomes open only where its text stands without the options. An open question becomes multiple choice
-with wrong options from answers to the same question or task (one label space), none of which the grader would accept.
+An option question becomes open only where its text stands without the options and has one right answer: what says so are
+words ("most common", "how many", "which plane"), and no other row that asks the same of the same picture may answer
+otherwise. An open question becomes multiple choice with wrong options from answers to the same question or task (one label space), none of which the grader would accept.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from lingshu_rl.data.rows import LETTERS, RowError
 from lingshu_rl.synth.rows import Dropped, Kept, Outcome, Record, as_prompt, provenance, training_row
 from lingshu_rl.synth.verify import Verifier
 
-# The question means its options, or several of them could be answers.
+# The question means its options.
 _NEEDS_OPTIONS = re.compile(
     r"\b(?:(?:which|what|one|any|all|none|some|each) of (?:the|these|those)\b|the following|(?:all|none|both) of the above"
     r"|except\b|least likely|most likely|best describe|not (?:true|correct|seen|a)\b|options?\b|choices?\b|false\b)",
@@ -25,12 +26,42 @@ _NEEDS_OPTIONS = re.compile(
 _REFERS = re.compile(
     r"^(?:all|none|both|neither|either|any)\b|\b(?:of the above|of these|[A-E] and [A-E])\b", re.IGNORECASE
 )
+# Without options, "Which finding is present?" has as many right answers as there are findings. These words make it one:
+_SUPERLATIVE = re.compile(
+    r"\b(?:most|best|main|chief|sole|maximum|minimum|of choice|gold standard|commonest"
+    r"|(?:first|last|only|primary|principal)[ -](?:line|step|sign|symptom|cause|treatment|drug|function|action|test|organ|person)"
+    r"|(?:larg|small|high|low|earli|lat|long|short|old|young|great|strong|weak|thick|thinn|near|safe|fast|quick)est)\b",
+    re.IGNORECASE,
+)
+_QUANTITY = re.compile(
+    r"\bhow (?:many|much|old|long|large|big|wide|high|deep|far|often|was this|is this)\b"
+    r"|(?:^|\b(?:what(?:'s| is| was| will be)?|calculate)\s+(?:the\s+)?)(?:\w+\s+){0,2}?(?:dose|dosage|rate|ratio|percentage|number"
+    r"|incidence|prevalence|half-?life|angle|age|size|volume|duration|width|length|height|weight|distance|thickness|diameter"
+    r"|frequency|value|amount|concentration|temperature|score)\b",
+    re.IGNORECASE,
+)
+_ATTRIBUTE = re.compile(
+    r"\b(?:modality|plane|view|projection|sequence|weighting|side|half|hemisphere|lobe|quadrant|stage|staging|grade|stain|phase"
+    r"|sex|gender|chromosome|vertebral level|organ|body part|region of the body|part of the body|window|(?:the|your|likely|probable) diagnosis"
+    r"|(?:type|kind) of (?:image|imaging|scan|study|contrast|stain)|colou?r of|shape of|unit of|formula (?:of|for)"
+    r"|name of|called|known as|terms? (?:for|used)|inventor|discoverer|father of|who|when|where (?:is|are|was|does)|what year"
+    r"|which year|year of)\b",
+    re.IGNORECASE,
+)
+# ... and these make it several all the same, unless a superlative stands with them.
+_SEVERAL = re.compile(
+    r"\b(?:findings?|abnormalit\w+|features?|signs?|symptoms?|complications?|causes?|drugs?|examples?|characteristics?"
+    r"|associated|includes?|can|may|could|seen in|differential|both|true)\b",
+    re.IGNORECASE,
+)
 LONGEST_ANSWER = 6  # words; a longer option is a statement, not an answer
 YES_NO = ({"yes", "no"}, {"true", "false"})
 
 
 def to_open(records: Iterable[Record], verifier: Verifier) -> Iterator[Outcome]:
-    for record in records:
+    rows = list(records)
+    answers = right_answers(rows)
+    for record in rows:
         name = str(record["id"])
         try:
             prompt = as_prompt(record)
@@ -54,9 +85,41 @@ def to_open(records: Iterable[Record], verifier: Verifier) -> Iterator[Outcome]:
         if len(answer.split()) > LONGEST_ANSWER:
             yield Dropped(name, "answer is a statement", answer, record)
             continue
+        if kind == "open" and not has_one_answer(str(record["question"])):
+            yield Dropped(name, "several answers may be right", str(record["question"]), record)
+            continue
+        if len(known := answers[_asked_of(record)]) > 1:
+            yield Dropped(name, "several answers are right", "; ".join(sorted(known)), record)
+            continue
         if kind == "yesno":
             answer = {"true": "yes", "false": "no"}.get(answer.casefold(), answer.casefold())
         yield _judged(record, verifier, "open", prompt.options, question=record["question"], kind=kind, answer=answer)
+
+
+def has_one_answer(question: str) -> bool:
+    """Whether the words of the question itself (its last sentence) leave one right answer without options."""
+    asks = re.split(r"(?<=[.?!])\s+", question.strip())[-1]
+    if _SUPERLATIVE.search(asks) or _QUANTITY.search(asks):
+        return True
+    return bool(_ATTRIBUTE.search(asks)) and not _SEVERAL.search(asks)
+
+
+def right_answers(records: Iterable[Record]) -> dict[str, set[str]]:
+    """The right options of all rows that ask one thing of one picture."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        try:
+            prompt = as_prompt(record)
+        except RowError:
+            continue
+        if prompt.kind == "option" and not prompt.meta.get("multi"):
+            found[_asked_of(record)].add(prompt.options[LETTERS.index(str(prompt.gold))].casefold())
+    return found
+
+
+def _asked_of(record: Record) -> str:
+    images = [str(image) for image in record.get("images") or ()]
+    return "|".join([" ".join(str(record.get("question")).casefold().split()), *images])
 
 
 def to_options(records: Iterable[Record], verifier: Verifier, count: int, seed: int) -> Iterator[Outcome]:

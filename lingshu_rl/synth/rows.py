@@ -17,6 +17,7 @@ from typing import Any
 
 from lingshu_rl.data.rows import FIELDS, RowError, row_to_prompt
 from lingshu_rl.folders import own
+from lingshu_rl.images import Picture
 from lingshu_rl.runfolder import write_text
 from lingshu_rl.types import Prompt
 
@@ -100,6 +101,16 @@ def provenance(step: str, record: Record, verdict: Mapping[str, Any], **facts: A
     }
 
 
+def image_fault(record: Record) -> tuple[str, str] | None:
+    """(reason, detail) of the first image that no one could look at, or None. Decodes them."""
+    for image in record.get("images") or ():
+        if not Path(image).is_file():
+            return "image not found", str(image)
+        if told := Picture(str(image)).fault():
+            return "unreadable image", told
+    return None
+
+
 def as_prompt(record: Record) -> Prompt:
     """The record's training row as a prompt; what only synthesis knows is left out. Raises RowError."""
     return row_to_prompt({key: record[key] for key in FIELDS if key in record}, base_dir="/")
@@ -142,8 +153,8 @@ async def _write(outcomes: AsyncIterator[Outcome] | Iterable[Outcome], out: Path
     used: set[str] = set()
     with parts[0].open("w", encoding="utf-8") as kept, parts[1].open("w", encoding="utf-8") as dropped:
         async for outcome in _as_async(outcomes):
-            if isinstance(outcome, Kept) and (reason := _row_fault(outcome.row, used)):
-                outcome = Dropped(str(outcome.row["id"]), "not a usable row", reason, outcome.row)
+            if isinstance(outcome, Kept) and (why := _row_fault(outcome.row, used)):
+                outcome = Dropped(str(outcome.row["id"]), *why, outcome.row)
             if isinstance(outcome, Kept):
                 used.add(outcome.row["id"])
                 row = {**outcome.row, "images": [_relative(i, out.parent) for i in outcome.row["images"]]}
@@ -160,8 +171,12 @@ async def _write(outcomes: AsyncIterator[Outcome] | Iterable[Outcome], out: Path
     return tally
 
 
-def _row_fault(row: Mapping[str, Any], used: set[str]) -> str | None:
-    return f"duplicate id {row['id']!r}" if row["id"] in used else fault(row)
+def _row_fault(row: Mapping[str, Any], used: set[str]) -> tuple[str, str] | None:
+    """(reason, detail) why a made row is not written, or None. Its images are looked for, not decoded."""
+    if told := f"duplicate id {row['id']!r}" if row["id"] in used else fault(row):
+        return "not a usable row", told
+    missing = next((image for image in row["images"] if not Path(image).is_file()), None)
+    return ("image not found", str(missing)) if missing else None
 
 
 def _relative(image: str, folder: Path) -> str:

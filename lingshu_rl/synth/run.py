@@ -13,7 +13,7 @@ from typing import Any
 
 from lingshu_rl.chat import EndpointError
 from lingshu_rl.exits import exit_code
-from lingshu_rl.synth.rows import Outcome, Record, SynthError, Tally, read_records, write_outcomes
+from lingshu_rl.synth.rows import Dropped, Outcome, Record, SynthError, Tally, image_fault, read_records, write_outcomes
 from lingshu_rl.synth.writer import Asker, Estimator, Writer, WriterConfig
 
 Step = Callable[[Record, Asker], Awaitable[list[Outcome]]]
@@ -169,6 +169,8 @@ async def outcomes(records: Iterable[Record], step: Step, asker: Asker, concurre
 
 
 async def _run(step: Step, record: Record, asker: Asker) -> list[Outcome]:
+    if fault := image_fault(record):
+        return [Dropped(str(record["id"]), *fault, record)]
     return await step(record, asker)
 
 

@@ -189,7 +189,11 @@ def template_rows(records: Iterable[Record], questions: Sequence[Question], limi
     """All questions about all records. Records with labels outside of a label space are dropped for that question."""
     cases: dict[str, dict[str, list[Case]]] = {q.name: defaultdict(list) for q in questions}
     for record in records:
-        regions = regions_of(record)
+        try:
+            regions = regions_of(record)
+        except SynthError as error:
+            yield Dropped(str(record["id"]), "unreadable record", str(error), record)
+            continue
         for question in questions:
             if question.about.startswith("labels."):
                 found, fault = label_cases(record, question)

@@ -384,7 +384,8 @@ def _pay(
     if positive_total and tally.earned_gold <= 0.0:
         value *= NONE_FOUND
     order = _order(tally, asked, stated, negative_earned)
-    return (1.0 - LOWEST) * value + LOWEST * order, precision, recall
+    # Rounded, so that a sum of tenths that should be 1 is 1.
+    return round((1.0 - LOWEST) * value + LOWEST * order, 9), round(precision, 9), round(recall, 9)
 
 
 def _order(tally: _Tally, asked: float, stated: float, negatives: float) -> float:

@@ -447,7 +447,7 @@ def check_tied_heads_are_found_by_names_that_exist() -> None:
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
     assert issubclass(ParallelLMHead, VocabParallelEmbedding)
-    vllm_plugin.retie_heads(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    vllm_plugin.finish_reload(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}

@@ -23,6 +23,7 @@ from PIL import Image
 from lingshu_rl.cli import main
 from lingshu_rl.config import ConfigError
 from lingshu_rl.curate.pipeline import STEPS, load_pipeline, parse_pipeline, run_pipeline
+from lingshu_rl.curate.scans import PSEUDONYM_KEY_ENV
 from lingshu_rl.data.load import load
 from lingshu_rl.folders import LOCK
 from lingshu_rl.progress import Progress
@@ -165,6 +166,70 @@ def test_pictures_are_copied_when_asked(tmp_path: Path) -> None:
     out = Path(settings["out"])
     rows = read_rows(out / "train.jsonl")
     assert all((out / image).is_file() and not Path(image).is_absolute() for row in rows for image in row["images"])
+
+
+def test_a_picture_that_comes_later_or_is_repaired_is_noticed(tmp_path: Path) -> None:
+    """As after a download that went on: one file was missing, one was cut off, one of a benchmark was not there yet."""
+    settings = make_set(tmp_path)
+    pictures = tmp_path / "images"
+    late, whole = (pictures / "3.png").read_bytes(), (pictures / "4.png").read_bytes()
+    (pictures / "3.png").unlink()
+    (pictures / "4.png").write_bytes(whole[:200])
+    bench = write_rows(tmp_path / "bench" / "b.jsonl", [question(0, images=["b.png"])])
+    settings["steps"] = ["quality", {"decontaminate": {"against": [{"name": "bench", "path": str(bench)}]}}]
+    out = Path(settings["out"])
+
+    def reasons() -> dict[str, int]:
+        return {k: v for step in run(settings)["steps"] for k, v in step["reasons"].items() if k != "bad_row"}
+
+    assert reasons() == {"missing_image": 3, "unreadable_image": 3}
+    (pictures / "3.png").write_bytes(late)
+    assert reasons() == {"unreadable_image": 3}
+    (pictures / "4.png").write_bytes(whole)
+    assert reasons() == {}
+    (bench.parent / "b.png").write_bytes((pictures / "5.png").read_bytes())
+    assert reasons() == {"benchmark_image": 3}
+    before = outputs(out)
+    stamps = [path.stat().st_mtime_ns for path in sorted((out / "work").glob("*.json"))]
+    run(settings)
+    assert [path.stat().st_mtime_ns for path in sorted((out / "work").glob("*.json"))] == stamps  # nothing ran again
+    assert outputs(out) == before
+
+
+def test_pictures_of_the_outputs_own_folder_are_made_again_when_they_are_gone(tmp_path: Path) -> None:
+    import shutil
+
+    import pyarrow
+    import pyarrow.parquet
+
+    row = {"id": "a", "images": [png(texture(1))], "question": "Q?", "answer": "a lung", "kind": "open"}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    settings = {"out": str(tmp_path / "out"), "sources": [{"path": str(tmp_path / "a.parquet")}], "steps": ["quality"]}
+    run(settings)
+    shutil.rmtree(tmp_path / "out" / "images")
+    run(settings)
+    (written,) = read_rows(tmp_path / "out" / "rows.jsonl")
+    assert (tmp_path / "out" / written["images"][0]).is_file()
+
+
+def test_another_pseudonym_key_makes_other_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nibabel
+    import numpy as np
+
+    volume = np.random.default_rng(0).uniform(0, 1, (40, 40, 8)).astype(np.float32)
+    (tmp_path / "raw").mkdir()
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 10.0, 1.0])), tmp_path / "raw" / "Sub_001.nii")
+    source = {"path": str(tmp_path / "raw"), "format": "nifti", "values": {"question": "Q?", "answer": "a phantom"}}
+    settings = {"out": str(tmp_path / "out"), "sources": [source], "steps": ["tag"]}
+
+    def patients() -> set[str]:
+        run(settings)
+        return {row["meta"]["patient_id"] for row in read_rows(tmp_path / "out" / "rows.jsonl")}
+
+    before = patients()
+    monkeypatch.setenv(PSEUDONYM_KEY_ENV, "another secret")
+    assert len(before) == 1 and before.isdisjoint(patients())
+    assert "another secret" not in "".join(p.read_text() for p in (tmp_path / "out" / "work").glob("*.json"))
 
 
 def test_a_row_cannot_name_the_file_that_it_is_written_to(tmp_path: Path) -> None:

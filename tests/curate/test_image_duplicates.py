@@ -14,9 +14,32 @@ from curate_helpers import jpeg, png, texture
 from PIL import Image
 
 from lingshu_rl.curate.image_index import FeatureStore, ImageIndex
-from lingshu_rl.curate.images import SCORE, ImageError, distance, features, likeness
+from lingshu_rl.curate.images import SCORE, ImageError, content_box, distance, features, likeness
 
 Change = Callable[[Image.Image, random.Random], bytes]
+
+
+def cropped(left: float, top: float, right: float, bottom: float) -> Change:
+    """The picture without these shares of its sides."""
+    return lambda p, r: png(
+        p.crop(
+            (round(left * p.width), round(top * p.height), round((1 - right) * p.width), round((1 - bottom) * p.height))
+        )
+    )
+
+
+def padded(x: float, y: float, grey: int, quality: int = 0) -> Change:
+    """The picture on a larger ground: shares of its sides that are added at each side, and the ground's grey."""
+
+    def change(picture: Image.Image, rng: random.Random) -> bytes:
+        w, h = round(x * picture.width), round(y * picture.height)
+        ground = Image.new("L", (picture.width + 2 * w, picture.height + 2 * h), grey)
+        ground.paste(picture, (w, h))
+        return jpeg(ground, quality) if quality else png(ground)
+
+    return change
+
+
 CHANGES: dict[str, Change] = {
     "resized": lambda p, r: png(p.resize([max(32, int(s * r.uniform(0.3, 1.6))) for s in p.size])),
     "squashed to a square": lambda p, r: png(p.resize((224, 224))),
@@ -28,6 +51,15 @@ CHANGES: dict[str, Change] = {
     "cut at the rim": lambda p, r: png(
         p.crop((int(0.03 * p.width), int(0.02 * p.height), int(0.98 * p.width), int(0.97 * p.height)))
     ),
+    "left cut off": cropped(0.05, 0, 0, 0),
+    "top cut off": cropped(0, 0.05, 0, 0),
+    "right cut off": cropped(0, 0, 0.05, 0),
+    "a corner cut off": cropped(0.05, 0.05, 0, 0),
+    "cut all round": cropped(0.05, 0.05, 0.05, 0.05),
+    "letterbox": padded(0, 0.2, 0),
+    "letterbox as JPEG": padded(0.25, 0, 0, 60),
+    "white ground": padded(0.1, 0.15, 255),
+    "wide ground": padded(0.3, 0.3, 20),
     "darker": lambda p, r: png(p.point(lambda v: min(255, int(255 * (v / 255) ** 1.3 * 0.9 + 10)))),
     "all of it": lambda p, r: jpeg(
         p.rotate(r.uniform(-4, 4), Image.Resampling.BICUBIC).resize([s // 2 for s in p.size]), 35
@@ -50,6 +82,24 @@ def test_a_mirrored_or_inverted_picture_is_another_one(tmp_path: Path) -> None:
     index.add(features(png(picture)), "a")
     assert index.find(features(png(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))) is None
     assert index.find(features(png(picture.point(lambda v: 255 - v)))) is None
+
+
+def test_a_padded_picture_finds_the_bare_one_and_the_other_way_round(tmp_path: Path) -> None:
+    """Either may be the one that is stored; and what looks like a bar in a copy may be content in the first."""
+    bare = texture(4)
+    wide = padded(0.2, 0, 0)(bare, random.Random(0))
+    for number, (stored, asked) in enumerate(((png(bare), wide), (wide, png(bare)))):
+        index = ImageIndex(tmp_path / f"{number}.sqlite")
+        index.add(features(stored), "first")
+        assert index.find(features(asked)).owner == "first"
+    assert len(features(wide).views) == 2 and len(features(png(bare)).views) == 1
+
+
+def test_bars_are_found_at_every_side_and_a_plain_picture_stays_whole() -> None:
+    inside = np.random.default_rng(0).integers(0, 255, (40, 60), dtype=np.uint8)
+    assert content_box(np.pad(inside, ((3, 5), (7, 9)), constant_values=12)) == (7, 3, 67, 43)
+    assert content_box(inside) == (0, 0, 60, 40)
+    assert content_box(np.full((40, 60), 9, np.uint8)) == (0, 0, 60, 40)
 
 
 def test_exact_copies_are_found_by_bytes_and_by_pixels_at_distance_zero(tmp_path: Path) -> None:
@@ -176,7 +226,7 @@ def test_films_of_one_patient_stay_apart_even_when_aligned(shared_data: Path) ->
     above = []
     for a, b in pairs:
         first, second = features(str(a)), features(str(b))
-        score = likeness(first.thumb, second.thumb, 0)
+        score = likeness(first.views[0].thumb, second.views[0].thumb, 0)
         if score >= SCORE and first.pixels != second.pixels:
             above.append((a.name, b.name, score))
     assert above == []

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from curate_helpers import jpeg, png, question, read_rows, texture, write_rows
 
 from lingshu_rl.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def check(train: Path, test: Path, folder: Path, *more: str) -> dict:
@@ -111,6 +115,21 @@ def test_rows_need_not_be_fit_to_train_on(tmp_path: Path) -> None:
     report = check(train, test, tmp_path)
     assert (report["shared_images"], report["shared_patients"], report["near_duplicate_texts"]) == (1, 1, 1)
     assert [(e["set"], e["place"]) for e in report["faulty_rows"]] == [("train", "line 2")]
+
+
+def test_the_report_is_written_though_nobody_reads_the_table(tmp_path: Path) -> None:
+    """`eval leaks --json F | head`: the pipe is closed before the table comes."""
+    rows = write_rows(tmp_path / "a.jsonl", [question(1), question(2)])
+    arguments = ["eval", "leaks", "--train", str(rows), "--test", str(rows), "--json", str(tmp_path / "leaks.json")]
+    code = f"import sys; from lingshu_rl.cli import main; sys.exit(main({arguments!r}))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as done:
+        assert done.stdout is not None and done.stderr is not None
+        done.stdout.close()
+        told = done.stderr.read().decode()
+    assert done.returncode == 0 and "Traceback" not in told and "Broken" not in told
+    assert json.loads((tmp_path / "leaks.json").read_text())["test_rows"] == 2
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys) -> None:

@@ -232,6 +232,19 @@ def test_pass_rates_are_stored_and_the_extremes_dropped(curate, scripted: Script
     ) == {"label_invalid"}
 
 
+def test_a_picture_that_cannot_be_read_costs_its_row_alone(curate, scripted: Scripted, tmp_path: Path) -> None:
+    scripted.answer = lambda body: ["<answer>yes</answer>", "<answer>no</answer>"]
+    (tmp_path / "good.png").write_bytes(png(texture(1)))
+    (tmp_path / "cut.png").write_bytes(png(texture(1))[:200])
+    rows = [
+        question(0, id=name, images=[str(tmp_path / f"{name}.png")], question="Is it?", answer="yes", kind="yesno")
+        for name in ("cut", "good", "gone")
+    ]
+    run = curate(rows, [{"difficulty": {"url": scripted.url, "model": "policy", "k": 2}}])
+    assert list(run.dropped("read").values()) == ["missing_image"]
+    assert run.dropped("difficulty") == {"cut": "unreadable_image"} and run.ids() == ["good"]
+
+
 def test_rollouts_that_cannot_be_judged_count_as_neither(curate, scripted: Scripted) -> None:
     from lingshu_rl.curate.difficulty import Difficulty
     from lingshu_rl.curate.items import Context, Dropped, Item

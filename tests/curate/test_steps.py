@@ -71,6 +71,21 @@ def test_image_dedup_by_question_keeps_every_question_and_finds_conflicts(curate
     assert groups["s:first"] == groups["s:new question"] != groups["s:other picture"]
 
 
+def test_image_dedup_knows_a_choice_again_when_its_options_moved(curate, tmp_path: Path) -> None:
+    image = same_pictures(tmp_path / "p")["a"]
+    rows = [
+        question(0, id=name, images=[image], question="Which one?", kind="option", options=options, answer=answer)
+        for name, options, answer in (
+            ("first", ["lung", "liver"], "A"),
+            ("moved", ["liver", "lung"], "B"),
+            ("conflict", ["liver", "lung"], "A"),
+            ("other options", ["lung", "heart"], "A"),
+        )
+    ]
+    run = curate(rows, ["dedup_images"])
+    assert run.dropped("dedup_images") == {"moved": "duplicate_question", "conflict": "conflicting_answer"}
+
+
 def test_image_dedup_by_image_keeps_the_most_trusted_row(curate, tmp_path: Path) -> None:
     p = same_pictures(tmp_path / "p")
     low = [question(i, id=name, images=[p[name]], kind="report") for i, name in enumerate(("a", "other"))]
@@ -114,6 +129,53 @@ def test_text_dedup_keeps_the_trusted_copy_and_asks_about_pictures(curate, tmp_p
     assert "other finding" in loose.dropped("dedup_text")
 
 
+LABELS = ("atelectasis", "cardiomegaly", "pleural effusion", "infiltration", "lung mass", "lung nodule", "pneumonia",
+          "pneumothorax", "consolidation", "pulmonary edema", "emphysema", "pulmonary fibrosis")  # fmt: skip
+REWORDED = {"Does this chest X-ray show {}?": "Does this chest X-ray image show {}?", "Is there {}?": "is there {} ?",
+            "Is there evidence of {} in this study?": "Is there any evidence of {} in this study?"}  # fmt: skip
+
+
+def test_text_dedup_tells_the_findings_of_template_questions_apart(curate) -> None:
+    """Every label asked in three ways about 20 films; what is dropped are the planted copies and nothing else."""
+    rng = random.Random(0)
+    asked, copies = [], []
+    for film in range(20):
+        for template, other in REWORDED.items():
+            for label in LABELS:
+                row = question(0, id=f"{film}-{template[-8:]}-{label}", question=template.format(label), kind="yesno",
+                               answer=rng.choice(("yes", "no")), meta={"image_group": f"film{film}"})  # fmt: skip
+                asked.append(row)
+                if rng.random() < 0.2:
+                    copies.append({**row, "id": f"copy-{row['id']}", "question": other.format(label)})
+        options = {"question": "Which finding is present?", "kind": "option", "meta": {"image_group": f"film{film}"}}
+        for n in range(4):
+            shown = rng.sample(LABELS, 4)
+            asked.append(question(0, id=f"{film}-option-{n}", **options, options=shown, answer="A"))
+            copies.append(question(0, id=f"copy-{film}-option-{n}", **options, options=shown[::-1], answer="D"))
+    repeated = {row["id"] for row in copies}
+    dropped = set(curate([*asked, *copies], ["dedup_text"]).dropped("dedup_text"))
+    assert len(dropped & repeated) >= 0.99 * len(dropped), sorted(dropped - repeated)[:5]
+    assert len(dropped & repeated) >= 0.9 * len(repeated), sorted(repeated - dropped)[:40]
+
+
+def test_text_dedup_reads_conversations_and_option_mappings(curate) -> None:
+    def chat(name: str, asks: str, **more: object) -> dict:
+        row = question(0, id=name, **more)
+        del row["question"]
+        return {**row, "messages": [{"role": "user", "content": asks}]}
+
+    two = {"kind": "option", "answer": "A"}
+    rows = [
+        chat("mass", "Is there a mass in the lung?", kind="yesno", answer="yes"),
+        chat("node", "Is there a lymph node in the lung?", kind="yesno", answer="yes"),
+        chat("again", "Is there a mass seen in the lung?", kind="yesno", answer="yes"),
+        question(1, id="CT", question="Which one?", options={"A": "CT", "B": "MRI"}, **two),
+        question(1, id="US", question="Which one?", options={"A": "US", "B": "MRI"}, **two),
+    ]
+    assert set(curate(rows, ["dedup_text"]).dropped("dedup_text")) == {"again"}
+    assert curate(rows, ["dedup_images"]).dropped("dedup_images") == {}
+
+
 def test_caption_length_counts_tokens_of_its_kinds(curate) -> None:
     rows = [question(i, id=str(n), kind="report", answer="word " * n) for i, n in enumerate((3, 10, 30, 31))]
     run = curate([*rows, question(9, id="open")], [{"caption_length": {"min": 5, "max": 30}}])
@@ -149,6 +211,22 @@ def test_deidentify_changes_texts_and_counts_rows(curate) -> None:
     run = curate(rows, ["deidentify"])
     assert [row["answer"] for row in run.rows()] == ["Seen on [date] by Dr. [name].", "a lung", "12/03/2019"]
     assert run.notes("deidentify") == {"rows_changed": 1}
+
+
+def test_an_answer_that_is_an_identifier_is_no_label(curate) -> None:
+    rows = [question(0, id="when", answer="12-Feb-2021."), question(1, id="range", answer="0.55-4.78 uIU/mL")]
+    run = curate(rows, ["deidentify"])
+    assert run.dropped("deidentify") == {"when": "identifying_answer"}
+    assert [row["answer"] for row in run.rows()] == ["0.55-4.78 uIU/mL"]
+
+
+def test_deidentify_reads_conversations_and_leaves_options_as_they_are(curate) -> None:
+    said = [{"role": "user", "content": [{"type": "text", "text": "Dated 12-Feb-2021. Any effusion?"}]}]
+    chat = {"id": "chat", "images": [], "messages": said, "answer": "no", "kind": "yesno"}
+    choice = question(1, id="choice", kind="option", options=["15 April 1987", "1 May 1990"], answer="15 April 1987")
+    first, second = curate([chat, choice], ["deidentify"]).rows()
+    assert first["messages"][0]["content"][0]["text"] == "Dated [date]. Any effusion?"
+    assert (second["options"], second["answer"]) == (choice["options"], choice["answer"])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from lingshu_rl.eval.benchmarks import BENCHMARKS, MEDCALC_UNITS, EvalError, cho
 from lingshu_rl.eval.controls import CONTROLS
 from lingshu_rl.eval.judge import JudgeSettings
 from lingshu_rl.eval.loading import READERS, load_benchmark, vqa_rad_held_out
+from lingshu_rl.eval.loading import _read as read_file
 from lingshu_rl.eval.runner import Settings, run_evaluation
 from lingshu_rl.progress import Progress
 from rewards.kinds import KINDS
@@ -38,6 +39,18 @@ def evaluate(name, root, answer, **changes):
             changes["judge"] = JudgeSettings(url)
         summary = asyncio.run(run_evaluation(replace(settings, **changes), Progress(quiet=True)))
     return summary["benchmarks"][name]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_are_read_whatever_way_a_json_file_holds_them(tmp_path, count):
+    """One row must do as many do: a file of one line is no mapping of rows by their ids."""
+    rows = [{"id": f"q{n}", "question": "Why?\u2028So.", "meta": {"n": n}} for n in range(count)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    ways = {"a.jsonl": lines, "lines.json": lines, "list.json": json.dumps(rows), "test.json": json.dumps({"test": rows}),
+            "by_id.json": json.dumps({row["id"]: {k: v for k, v in row.items() if k != "id"} for row in rows})}  # fmt: skip
+    for name, text in ways.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert list(read_file(tmp_path / name)) == rows, name
 
 
 def test_every_entry_has_a_sample_and_says_what_it_was_tried_on():

@@ -17,16 +17,16 @@ from lingshu_rl.types import TokenGroup
 CPU = torch.device("cpu")
 
 
-def whole_mask(row: PackedRow, spec: ModelSpec, window: int | None) -> Tensor:
+def whole_mask(row: PackedRow, spec: ModelSpec, kind: str) -> Tensor:
     """(S, S) bool, [query, key], written from the definition."""
     group_S, branch_S, logical_S = row.group_S, row.branch_S, row.logical_S
     distance = logical_S[:, None] - logical_S[None, :]
     may = distance >= 0
-    if spec.image_blocks:
+    if kind in spec.image_blocks:
         may |= (row.image_S[:, None] == row.image_S[None, :]) & (row.image_S[:, None] >= 0)
     if spec.prefix_blocks:
         may |= (branch_S[:, None] < 0) & (branch_S[None, :] < 0)
-    if window is not None:
+    if (window := spec.windows[kind]) is not None:
         may &= distance < window
     may &= (branch_S[None, :] < 0) | (branch_S[None, :] == branch_S[:, None])
     return may & (group_S[None, :] == group_S[:, None])
@@ -75,7 +75,7 @@ def test_blocks_allow_what_the_whole_mask_does(family: str, largest: int, monkey
         for kind in spec.windows.keys() - STATEFUL:
             carrier = masks[kind]
             assert isinstance(carrier, RowMask) and carrier.shape == (1, 1, row.tokens, row.tokens)
-            expected = whole_mask(row, spec, spec.windows[kind])
+            expected = whole_mask(row, spec, kind)
             every, times = drawn(carrier.blocks, row.tokens, "every")
             assert torch.equal(every, expected) and (times == 1).all()
             last, times = drawn(carrier.blocks, row.tokens, "last")
@@ -94,7 +94,7 @@ def test_flex_masks_are_those_of_create_block_mask(family: str) -> None:
         assert set(masks) == set(spec.windows)
         places = torch.arange(row.tokens)
         for kind, mask in masks.items():
-            whole = whole_mask(row, spec, spec.windows[kind])
+            whole = whole_mask(row, spec, kind)
             assert torch.equal(mask.mask_mod(0, 0, places[:, None], places[None, :]), whole)
             expected = create_block_mask(lambda b, h, q, k, w=whole: w[q, k], 1, None, *whole.shape, device="cpu")
             assert mask.shape == expected.shape and mask.seq_lengths == expected.seq_lengths

@@ -79,12 +79,12 @@ def own_forward(
 
 
 def own_token_types(model, ids_1S: Tensor, prompt: int) -> dict[str, Tensor]:
-    """What processors return beside ids: which tokens are image (Qwen-VL, GLM-4.6V, Gemma 3) or answer (PaliGemma)."""
+    """What processors return beside ids: which tokens are image (Qwen-VL, GLM-4.6V, Gemma) or answer (PaliGemma)."""
     if model.config.model_type == "paligemma":
         return {"token_type_ids": (torch.arange(ids_1S.shape[1]) >= prompt).long()[None]}
     if model.config.model_type == "gemma3":
         return {"token_type_ids": (ids_1S == IMAGE).long()}
-    if hasattr(model.base_model, "get_rope_index"):
+    if model.config.model_type == "gemma4" or hasattr(model.base_model, "get_rope_index"):
         return {"mm_token_type_ids": (ids_1S == IMAGE).long()}
     return {}
 

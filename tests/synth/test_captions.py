@@ -105,6 +105,43 @@ def test_a_caption_is_kept_only_if_every_fact_stands_in_it_unopposed(caption, st
     assert judge_caption(caption, ["CT", "abdomen", "cyst"], False)["status"] == status
 
 
+@pytest.mark.parametrize(
+    ("fact", "said", "status"),
+    [
+        ("pleural effusion", "Pleural effusion is not seen in this image.", "fact denied"),
+        ("pleural effusion", "Pleural effusion: none in this image at all.", "fact denied"),
+        ("pleural effusion", "Pleural effusion has been ruled out here.", "fact denied"),
+        ("pleural effusion", "A pleural effusion is unlikely in this image.", "fact denied"),
+        ("pleural effusion", "Pleural effusion has completely resolved since then.", "fact denied"),
+        ("pleural effusion", "Pleural effusion cannot be identified on either side here.", "fact denied"),
+        ("left pleural effusion", "There is a pleural effusion on the right, none on the left.", "fact denied"),
+        ("pleural effusion", "Without contrast, it shows a right-sided pleural effusion below.", "ok"),
+        ("pleural effusion", "It shows no pneumothorax, and there is a pleural effusion on the right.", "ok"),
+        ("pleural effusion", "It has no rib fracture and a moderate pleural effusion on the right side.", "ok"),
+        ("pleural effusion", "It shows a pleural effusion on the right, not on the left.", "ok"),
+        ("pleural effusion", "It shows pleural effusions on both sides.", "ok"),
+        ("pleural effusion", "There is effusion in the right pleural space, moderate in amount.", "ok"),
+        ("no pneumothorax", "There is no pneumothorax on either side.", "ok"),
+        ("no pneumothorax", "There is no doubt: a pneumothorax is present.", "fact denied"),
+        ("possible pneumonia", "There is possible pneumonia on the left.", "ok"),
+        ("dysplastic nevus", "It shows a dysplastic nevus in the middle.", "ok"),  # in no pack of terms
+        ("dysplastic nevus", "A dysplastic nevus is not seen.", "fact denied"),
+        ("dysplastic nevus", "It shows a nevus.", "fact missing"),
+        ("liver", "It shows the liver; no cyst is seen in the liver.", "ok"),
+        ("liver", "The liver is not included.", "fact denied"),
+    ],
+)
+def test_a_fact_is_read_with_its_stance(fact, said, status):
+    caption = f"The CT shows the chest in good quality today. {said} Nothing else stands out here."
+    assert judge_caption(caption, ["CT", "chest", fact], False)["status"] == status
+
+
+def test_another_modality_is_no_denial_of_this_one_but_a_denial_beside_it_is():
+    told = "It is sharp and well exposed, and nothing else stands out here."
+    assert judge_caption(f"Without contrast and with no artefact, this CT is good. {told}", ["CT"], False)["kept"]
+    assert judge_caption(f"This is not a CT but a drawing of one. {told}", ["CT"], False)["status"] == "fact denied"
+
+
 def test_a_cut_caption_a_denied_fact_and_a_record_without_facts_are_dropped(tmp_path):
     def answer(body):
         if not text_of(body).startswith("Join"):

@@ -9,6 +9,7 @@ from test_thoughts import read, synth
 
 from lingshu_rl.data.load import load
 from lingshu_rl.synth.rendering import MARGIN, Page, draw, unknown_characters
+from lingshu_rl.synth.rewrite import has_one_answer
 from lingshu_rl.synth.rows import SynthError
 from rewards import OptionLetter
 
@@ -102,6 +103,38 @@ def test_multiple_choice_becomes_open_where_it_stands_alone_and_comes_back_as_it
     (back,) = read(tmp_path / "back.jsonl")
     assert (back["options"], back["answer"], back["question"]) == (rows[0]["options"], "A", rows[0]["question"])
     assert back["meta"]["synth"]["before"]["step"] == "rewrite open"
+
+
+@pytest.mark.parametrize(
+    ("question", "one"),
+    [
+        ("Which finding is present?", False),
+        ("Which of these findings does this chest X-ray show?", False),
+        ("Which drug lowers the pressure in the eye?", False),
+        ("Which muscle abducts the eye?", False),
+        ("A man has the largest liver of all. Which sign does he show?", False),
+        ("What may be the diagnosis?", False),
+        ("Which projection is this chest X-ray?", True),
+        ("In which half of the image does the mass lie?", True),
+        ("What is the most common cause of pneumonia?", True),
+        ("How many nuclei are there?", True),
+        ("What is the normal size of the heart?", True),
+        ("He coughs and has chest pain. What is the diagnosis?", True),
+        ("Who described it?", True),
+    ],
+)
+def test_a_question_is_opened_only_if_it_has_one_right_answer(question, one):
+    assert has_one_answer(question) is one
+
+
+def test_a_question_that_other_rows_answer_otherwise_is_not_opened(tmp_path):
+    row = {"question": "What is the main finding?", "kind": "option", "options": ["effusion", "mass", "fracture"]}
+    rows_file(tmp_path, [{**row, "answer": "effusion"}, {**row, "answer": "mass"}, {**MCQ}, {**row, "question": "Which finding is it?", "answer": "mass"}])  # fmt: skip
+    assert synth("rewrite", tmp_path / "r.jsonl", "--to", "open", "--out", tmp_path / "o.jsonl") == 0
+    assert [r["answer"] for r in read(tmp_path / "o.jsonl")] == [MCQ["answer"]]
+    dropped = read(tmp_path / "o.dropped.jsonl")
+    assert [d["reason"] for d in dropped] == ["several answers are right"] * 2 + ["several answers may be right"]
+    assert dropped[0]["detail"] == "effusion; mass"
 
 
 def test_wrong_options_come_from_the_label_space_and_none_is_right(tmp_path):

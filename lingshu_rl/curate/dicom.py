@@ -1,0 +1,251 @@
+"""DICOM files as pictures: what the header says of grey values, spacing and patient, frame by frame."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lingshu_rl.curate.scans import (
+    Picture,
+    ScanError,
+    ScanOptions,
+    begins_as_dicom,
+    encoded,
+    patient_by_pattern,
+    pseudonym,
+    scaled,
+    square,
+)
+from lingshu_rl.curate.scrub import scrub
+
+# Attributes that may become text of a row; everything else stays in the file.
+TEXT_ATTRIBUTES = ("Modality", "BodyPartExamined", "ViewPosition", "Laterality", "ImageLaterality", "StudyDescription",
+                   "SeriesDescription", "ProtocolName", "ContrastBolusAgent", "PatientSex", "ImageComments")  # fmt: skip
+MODALITIES = {"CR": "X-ray", "DX": "X-ray", "RG": "X-ray", "XA": "X-ray angiography", "RF": "fluoroscopy", "CT": "CT", "MR": "MRI",
+              "US": "ultrasound", "IVUS": "ultrasound", "MG": "mammography", "NM": "nuclear medicine", "PT": "PET", "OP": "fundus",
+              "OPT": "OCT", "ES": "endoscopy", "SM": "histopathology", "GM": "microscopy", "XC": "photograph"}  # fmt: skip
+# Functional groups of enhanced files whose attributes stand at the top of older ones.
+GREY_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
+CENTIMETRES, TISSUE = 3, 1  # an ultrasound region's unit, and its spatial format "2D"
+
+
+def read_dicom(file: Path, options: ScanOptions, place: str) -> Iterator[Picture]:
+    import pydicom
+    from pydicom.pixels import iter_pixels
+
+    try:
+        data = pydicom.dcmread(file, force=begins_as_dicom(file))
+    except Exception as error:  # pydicom raises whatever a broken header leads to
+        raise ScanError(f"{file}: not a readable DICOM file: {type(error).__name__}: {error}") from error
+    _name_syntax(data)
+    _check(file, data, options)
+    count = int(data.get("NumberOfFrames", 1) or 1)
+    chosen = {"first": [0], "middle": [count // 2], "all": list(range(count))}[options.frames]
+    fields, facts = dicom_facts(data)
+    if options.patient:
+        facts["patient_id"] = pseudonym(patient_by_pattern(place, options))
+    try:
+        for number, pixels in zip(chosen, iter_pixels(data, indices=chosen), strict=True):
+            frame = frame_header(data, number)
+            rows_mm, columns_mm = spacing(frame)
+            size = {"mm_per_pixel": round(min(rows_mm, columns_mm), 5)} if rows_mm else {}
+            png = encoded(square(_eight_bits(frame, pixels, options.window), rows_mm, columns_mm))
+            name = fields["id"] if count == 1 else f"{fields['id']}-{number}"
+            yield Picture("" if count == 1 else f":frame {number}", png, {**fields, "id": name}, {**facts, **size})
+    except ScanError:
+        raise
+    except Exception as error:  # decoders and look-up tables raise their own kinds
+        raise ScanError(f"{file}: pixels cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def _name_syntax(data: Any) -> None:
+    """Files without a meta header do not say how their pixels are written: as the elements before them."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    data.ensure_file_meta()
+    if "TransferSyntaxUID" not in data.file_meta:
+        implicit, little = data.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+
+
+def _check(file: Path, data: Any, options: ScanOptions) -> None:
+    """Raises ScanError for a file that is no picture, or none that may or can be read."""
+    if "PixelData" not in data:
+        raise ScanError(f"{file}: holds no picture ({data.get('Modality', 'no modality')})", "no_pixels")
+    if data.get("Modality") in ("SEG", "RTDOSE", "RTSTRUCT"):
+        raise ScanError(f"{file}: a {data.Modality} object is no picture of a patient", "no_pixels")
+    if str(data.get("BurnedInAnnotation", "")).upper() == "YES" and not options.burned_in:
+        raise ScanError(f"{file}: its header says that text is burnt into the pixels", "burned_in_text")
+    syntax = data.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not _decodable(syntax):
+        raise ScanError(
+            f"{file}: compressed as {syntax.name}, which no installed decoder reads: pip install 'lingshu-rl[dicom]'",
+            "missing_codec",
+        )
+
+
+def _decodable(syntax: Any) -> bool:
+    from pydicom.pixels import get_decoder
+
+    if syntax.is_deflated:  # the whole file is, and was unpacked with its header
+        return True
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:  # a compression that pydicom does not know
+        return False
+
+
+def frame_header(data: Any, number: int) -> Any:
+    """What the header says of one frame: its own functional groups before those of all frames, before the top level."""
+    shared, own = data.get("SharedFunctionalGroupsSequence"), data.get("PerFrameFunctionalGroupsSequence")
+    if not shared and not own:
+        return data
+    from pydicom.dataset import Dataset
+
+    header = Dataset()
+    header.file_meta = data.file_meta  # look-up tables ask for the byte order
+    header.update(
+        {e.tag: e for e in data if e.keyword != "PixelData" and not e.keyword.endswith("FunctionalGroupsSequence")}
+    )
+    for groups in (shared[0] if shared else None, own[number] if own and number < len(own) else None):
+        for name in GREY_GROUPS:
+            for entry in (groups.get(name) or ()) if groups is not None else ():
+                header.update({element.tag: element for element in entry})
+    return header
+
+
+def dicom_facts(data: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(columns, meta) of a header, without anything that names the patient, staff, place or day."""
+    secrets = _secrets(data)
+    fields: dict[str, Any] = {"id": pseudonym(str(data.get("SOPInstanceUID", "")) or repr(sorted(secrets)))}
+    for name in TEXT_ATTRIBUTES:
+        if text := str(data.get(name, "") or "").strip():
+            fields[name] = scrub(text, secrets)
+    facts: dict[str, Any] = {}
+    if patient := str(data.get("PatientID", "") or ""):
+        facts["patient_id"] = pseudonym(patient)
+    if study := str(data.get("StudyInstanceUID", "") or ""):
+        facts["study_id"] = pseudonym(study)
+    if modality := str(data.get("Modality", "") or ""):
+        facts["modality"] = MODALITIES.get(modality, modality)
+    if part := fields.get("BodyPartExamined"):
+        facts["organ"] = part.lower()
+    return fields, facts
+
+
+def spacing(header: Any) -> tuple[float, float]:
+    """Millimetres between rows and between columns; (0, 0) when unknown. Projection films give the detector's."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        value = header.get(name)
+        if value and len(value) == 2 and float(value[0]) > 0 and float(value[1]) > 0:
+            return float(value[0]), float(value[1])
+    return _ultrasound_spacing(header.get("SequenceOfUltrasoundRegions") or ())
+
+
+def _ultrasound_spacing(regions: Any) -> tuple[float, float]:
+    """Of the tissue regions, if they agree; traces (Doppler, M-mode) measure something else."""
+    found = {
+        (10 * abs(float(r.PhysicalDeltaY)), 10 * abs(float(r.PhysicalDeltaX)))
+        for r in regions
+        if r.get("PhysicalUnitsXDirection") == r.get("PhysicalUnitsYDirection") == CENTIMETRES
+        and r.get("RegionSpatialFormat", TISSUE) == TISSUE
+    }
+    rows_mm, columns_mm = found.pop() if len(found) == 1 else (0.0, 0.0)
+    return (rows_mm, columns_mm) if rows_mm > 0 and columns_mm > 0 else (0.0, 0.0)
+
+
+def _eight_bits(header: Any, pixels: np.ndarray, window: tuple[float, ...]) -> np.ndarray:
+    from pydicom.pixels import apply_color_lut
+
+    kind = str(header.get("PhotometricInterpretation", ""))
+    if kind == "PALETTE COLOR":
+        coloured = apply_color_lut(pixels, header)
+        return (coloured >> (8 * (coloured.dtype.itemsize - 1))).astype(np.uint8)
+    if pixels.ndim == 3:
+        if pixels.dtype == np.uint8:
+            return pixels
+        return scaled(pixels.astype(np.float64), 0, float(2 ** int(header.BitsStored) - 1))
+    padding = _padding(header, pixels)
+    grey = _grey(header, pixels, window, padding)
+    if kind == "MONOCHROME1":
+        grey = 255 - grey
+    return np.where(padding, np.uint8(0), grey) if padding.any() else grey
+
+
+def _padding(header: Any, pixels: np.ndarray) -> np.ndarray:
+    """Pixels that were never measured: what stands outside a round field of view."""
+    first = header.get("PixelPaddingValue")
+    if first is None:
+        return np.zeros(pixels.shape, bool)
+    last = header.get("PixelPaddingRangeLimit", first)
+    # Files of signed pixels write it unsigned now and then: 63536 for -2000.
+    low, high = sorted(int(np.array(int(value)).astype(pixels.dtype)) for value in (first, last))
+    return (pixels >= low) & (pixels <= high)
+
+
+def _grey(header: Any, pixels: np.ndarray, window: tuple[float, ...], padding: np.ndarray) -> np.ndarray:
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    values = apply_modality_lut(pixels, header)
+    if window:
+        centre, width = window
+        return scaled(values.astype(np.float64), centre - width / 2, centre + width / 2)
+    if tables := header.get("VOILUTSequence"):
+        return _looked_up(tables[0], values, header.file_meta.TransferSyntaxUID.is_little_endian)
+    if _has_window(header):
+        seen = apply_voi_lut(values, header, prefer_lut=False)
+        return scaled(seen.astype(np.float64), *_window_range(header, seen))
+    if pixels.dtype == np.uint8 and int(header.get("BitsStored", 8)) == 8:
+        return pixels
+    measured = values if padding.all() else values[~padding]
+    low, high = np.percentile(measured, (0.5, 99.5))
+    return scaled(values.astype(np.float64), low, high)
+
+
+def _looked_up(table: Any, values: np.ndarray, little_endian: bool) -> np.ndarray:
+    """Grey values by a VOI table. pydicom's own look-up wraps round where 8-bit entries are more than 256."""
+    count, first, bits = table.LUTDescriptor
+    order = "<u2" if little_endian else ">u2"
+    entries = np.frombuffer(table.LUTData, order) if isinstance(table.LUTData, bytes) else np.asarray(table.LUTData)
+    places = np.clip(values.astype(np.int64) - int(first), 0, min(count or 2**16, len(entries)) - 1)
+    return scaled(entries[places].astype(np.float64), 0.0, float(2**bits - 1))
+
+
+def _has_window(header: Any) -> bool:
+    return None not in (_first(header, "WindowCenter"), _first(header, "WindowWidth"))
+
+
+def _first(header: Any, name: str) -> float | None:
+    value = header.get(name)
+    if value is None or str(value).strip() == "":
+        return None
+    return float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
+
+
+def _window_range(header: Any, seen: np.ndarray) -> tuple[float, float]:
+    """The range that apply_voi_lut stretches a window to: the modality's whole output range."""
+    if "ModalityLUTSequence" in header:
+        return float(seen.min()), float(seen.max())
+    bits, signed = int(header.BitsStored), int(header.get("PixelRepresentation", 0))
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
+    return low * slope + intercept, high * slope + intercept
+
+
+def _secrets(data: Any) -> set[str]:
+    """Words of the header that name a person, a place, a number or a day."""
+    found: set[str] = set()
+    for element in data.iterall():
+        if element.VR in ("PN", "DA", "DT") or element.keyword in (
+            "PatientID", "AccessionNumber", "StudyID", "OtherPatientIDs", "InstitutionName", "InstitutionAddress", "StationName",
+            "PatientAddress", "PatientTelephoneNumbers", "DeviceSerialNumber",
+        ):  # fmt: skip
+            text = str(element.value or "")
+            pieces = re.split(r"[\^\s,=\\]+", text) if element.VR == "PN" else [text.strip()]
+            found.update(piece for piece in pieces if len(piece) > 2)
+    return found

@@ -1,0 +1,95 @@
+"""NIfTI volumes as slices, patient-left on the right and upright, as radiologists look at them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from lingshu_rl.curate.scans import (
+    PLANES,
+    Picture,
+    ScanError,
+    ScanOptions,
+    encoded,
+    patient_by_pattern,
+    pseudonym,
+    scaled,
+    square,
+)
+
+# Words of file and folder names that say which sequence, visit or part it is, not whose.
+_SAME_PATIENT = """
+t1 t1w t1c t1ce t1gd t1n t1km t2 t2w t2f t2star t2flair flair dwi adc swi pd pdw asl bold cbf cbv mra mrv mri mr ct cta cect pet suv
+fdg us seg mask label labels segmentation image images imaging img imagestr imagests labelstr labelsts volume vol scan anat func
+fmap perf pre post contrast arterial venous portal delayed nc axial coronal sagittal baseline followup nii brain bet n4 mni space
+reg orig raw data train test val training validation left right
+"""
+SAME_PATIENT = frozenset(_SAME_PATIENT.split())
+_VISIT = re.compile(r"(?:ses|session|visit|scan|run|acq|rec|echo|series|time|tp|week|month|year|day)\d*")
+_CHANNEL = re.compile(r"0{3}\d")  # how nnU-Net numbers sequences, after the case's own number
+_BIDS = re.compile(r"(?:^|[/_])(sub-[0-9A-Za-z]+)")
+
+
+def patient_of(place: str) -> str:
+    """Whose volume it is, by its path below the source: the BIDS subject; else the nearest name, from the file upwards,
+    that says more than a sequence or a visit ("CASE_7/ct.nii.gz", "Sub_001_t1.nii.gz", "CASE_7/ses-2/t1.nii.gz").
+    """
+    if bids := _BIDS.search(place):
+        return bids[1]
+    parts = PurePosixPath(place.split(".nii")[0]).parts
+    for part in reversed(parts):
+        words = [word for word in re.split(r"[\W_]+", part) if word]
+        telling = [word for n, word in enumerate(words) if not _tells_nothing(word, words[:n])]
+        if telling:
+            return "_".join(telling)
+    return place
+
+
+def _tells_nothing(word: str, before: list[str]) -> bool:
+    """Whether a word of a name, after these, says which sequence, visit or part it is."""
+    of_visit = word.isdigit() and bool(before) and bool(_VISIT.fullmatch(before[-1].lower()))
+    channel = bool(_CHANNEL.fullmatch(word)) and any(other[-1].isdigit() for other in before)
+    return of_visit or channel or word.lower() in SAME_PATIENT or bool(_VISIT.fullmatch(word.lower()))
+
+
+def read_nifti(file: Path, options: ScanOptions, place: str) -> Iterator[Picture]:
+    import nibabel
+
+    try:
+        volume = nibabel.as_closest_canonical(nibabel.load(file))
+        values = np.asanyarray(volume.dataobj, dtype=np.float32)
+    except Exception as error:  # nibabel raises its own, zlib's and numpy's errors
+        raise ScanError(f"{file}: not a readable NIfTI file: {type(error).__name__}: {error}") from error
+    if values.ndim == 4:
+        values = values[..., 0]
+    if values.ndim != 3:
+        raise ScanError(f"{file}: has {values.ndim} dimensions, a volume has 3", "no_pixels")
+    spacing = [float(x) for x in volume.header.get_zooms()[:3]]
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0, 0)
+    if options.window:
+        low, high = options.window[0] - options.window[1] / 2, options.window[0] + options.window[1] / 2
+    background = low + 0.1 * (high - low)
+    axis = PLANES.index(options.plane)
+    step = max(1, round(options.every_mm / spacing[axis]))
+    patient = patient_by_pattern(place, options) if options.patient else patient_of(place)
+    name = pseudonym(place)
+    row_axis, column_axis = {0: (2, 1), 1: (2, 0), 2: (1, 0)}[axis]
+    taken = 0
+    for index in range(step // 2, values.shape[axis], step):
+        section = np.nan_to_num(np.take(values, index, axis=axis), nan=low)
+        if (section > background).mean() < options.min_foreground:
+            continue
+        # canonical axes run to the right, front and top: rows must run down, and the patient's left stand on the right
+        picture = section.T[::-1, ::-1]
+        grey = scaled(picture.astype(np.float64), low, high)
+        upright = square(grey, spacing[row_axis], spacing[column_axis])
+        facts = {"patient_id": pseudonym(patient), "plane": options.plane, "position": index,
+                 "mm_per_pixel": round(min(spacing[row_axis], spacing[column_axis]), 5)}  # fmt: skip
+        taken += 1
+        yield Picture(f":slice {index}", encoded(upright), {"id": f"{name}-{options.plane}-{index}"}, facts)
+    if not taken:
+        raise ScanError(f"{file}: no slice has {options.min_foreground:.0%} of tissue", "empty_scan")
