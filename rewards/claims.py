@@ -141,6 +141,19 @@ _CLAUSE_BREAK = re.compile(
 )
 
 
+_ACCORDING_TO = re.compile(
+    r"\b(?:according to|in the (?:opinion|view) of) (?:my|a|an|the|some|one)? ?(?:\w+ )?"
+    r"(?:students?|colleagues?|friends?|doctors?|teachers?|radiologists?|users?|patients?|forum|wikipedia)\b",
+    re.IGNORECASE,
+)
+
+
+def says_another(ahead: str) -> bool:
+    """Whether the sentence that leads up to an answer begins with the one whose view it is, clauses before it included."""
+    return _ACCORDING_TO.search(ahead) is not None
+
+
+_ANYTHING_BUT = re.compile(r"\b(?:any|every)thing (?:but|except)\b", re.IGNORECASE)
 _RELATIVE = re.compile(r"[\s,]{0,3}\b(?:which|who)\s*$", re.IGNORECASE)  # what it adds has the stance of its noun
 
 
@@ -149,7 +162,7 @@ def is_disowned(ahead: str, denials: bool = True) -> bool:
 
     denials: False where the kind reads "not" itself, as numbers do.
     """
-    ahead = _RELATIVE.sub("", ahead[-_AHEAD:])
+    ahead = _ANYTHING_BUT.sub("unlikely", _RELATIVE.sub("", ahead[-_AHEAD:]))
     if not ahead or ahead.isspace():
         return False
     begin = 0
@@ -163,13 +176,17 @@ def is_conditional(text: str) -> bool:
     return may_be_conditional(text) and words().conditional.search(text) is not None
 
 
+_NOT_BUT = re.compile(r"^(?:it is |it['’]s )?not [^,;.]{1,60}?,? but (?:rather |it is |it['’]s )?(?=\w)", re.IGNORECASE)
+
+
 def core(text: str) -> str:
     """A phrase without the words that only present it: "I would say X, most likely, rather than Y" is X."""
     return strip_leads(without_ends(clean_phrase(text)))
 
 
 def without_ends(phrase: str) -> str:
-    """A cleaned phrase without what is said about it behind it: a reason, a verdict, what it is preferred to."""
+    """A cleaned phrase without what is said about it: a reason, a verdict, what it is preferred to ("not Y but X")."""
+    phrase = _NOT_BUT.sub("", phrase)
     for _ in range(3):
         shorter = phrase
         for end in stances().ends:
@@ -256,6 +273,8 @@ def _stance_ahead(rest: str, cue: Candidate) -> str:
         return ASSERTED
     if is_conditional(ahead):
         return CONDITIONAL
+    if says_another(ahead):
+        return DISOWNED
     return DISOWNED if is_disowned(ahead) or words().wrong_lead.search(ahead) is not None else ASSERTED
 
 
@@ -313,6 +332,18 @@ def _verdicts(answer: Answer) -> Iterable[list[Claim]]:
         verdict = stances().verdict.search(named)
         if verdict is not None and verdict.start() > 0 and not is_disowned(named):
             yield claims_of(core(named[: verdict.start()]))
+
+
+def retractions(text: str) -> list[str]:
+    """What the sentences of a text say that begin by taking back what stands before them; "" for nothing."""
+    found: list[str] = []
+    for start, end in sentence_spans(text[:_BEHIND]):
+        sentence = rest = text[start:end].strip()
+        while (mark := stances().takes_back.match(rest)) is not None and mark.lastgroup == RETRACTS:
+            rest = rest[mark.end() :].strip(" .:!")
+        if rest != sentence:
+            found.append(rest)
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- settle

@@ -9,7 +9,7 @@ from typing import Any
 from rewards.answer import Answer, extract
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.choices import OptionSet, option_set
-from rewards.claims import PROSE, Said, checked_read, claims_of, fold, heard, stances
+from rewards.claims import PROSE, Said, checked_read, claims_of, fold, heard, retractions, stances
 from rewards.fuzzy import nearest_option
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, NOTHING, Reading, clean_phrase, read_phrase
 from rewards.rivals import rivals_after
@@ -101,6 +101,10 @@ class OptionLetter(Reward):
         if len(sets) != 1:
             shown = ", ".join(sorted("".join(sorted(letters)) for letters in sets))
             return "conflict", nobody, f"different answers: {shown}"
+        for instead in retractions(_behind(answer)):
+            other = read_phrase(instead, options, multi)
+            if not instead or (other.kind == CHOSEN and other.exact and other.letters not in sets):
+                return "conflict", nobody, "the answer is taken back"
         if not answer.closed and not multi:
             tail = answer.rest[min(statement.start for statement in statements) :]
             if rivals := rivals_after(tail) & set(options.letters) - min(sets):
@@ -145,6 +149,16 @@ class OptionLetter(Reward):
         if reading.kind != CHOSEN and self.fuzzy and not multi:
             return _misspelt(text, options) or reading
         return reading
+
+
+def _behind(answer: Answer) -> str:
+    """What follows the last answer of the deciding channel; a cue's text goes on behind "B."."""
+    if not answer.candidates:
+        return ""
+    last = answer.candidates[-1]
+    if answer.closed:
+        return answer.rest[last.end :]
+    return answer.rest[last.start :].partition(". ")[2]
 
 
 def _misspelt(text: str, options: OptionSet) -> Reading | None:

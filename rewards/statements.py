@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, may_be_conditional, named_first, text_head
-from rewards.claims import asks, is_disowned
+from rewards.claims import asks, is_disowned, says_another
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, denied_later, read_phrase
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import words
@@ -171,7 +171,8 @@ def _after_cues(
             continue
         if words().wrong_lead.search(rest[max(0, candidate.lead - 40) : candidate.lead]):
             continue
-        if index >= 0 and is_disowned(rest[max(starts[index], candidate.lead - _LONGEST_LINE) : candidate.lead]):
+        lead = rest[max(starts[index], candidate.lead - _LONGEST_LINE) : candidate.lead] if index >= 0 else ""
+        if is_disowned(lead) or says_another(lead):
             continue
         text = candidate.text
         if multi:

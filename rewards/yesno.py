@@ -20,6 +20,7 @@ from rewards.claims import (
     heard,
     is_conditional,
     is_disowned,
+    says_another,
     sentence_claims,
     settle,
     stances,
@@ -97,7 +98,8 @@ def _said_in(text: str, start: int, end: int) -> set[str]:
         if not _BEFORE.search(text[max(start, match.start() - 24) : match.start()]):
             continue
         named = {"yes", "no"} if _OR_ELSE.match(text, match.end(), end) else {word}
-        if not named <= said and not is_disowned(text[max(start, match.start() - _AHEAD) : match.start()]):
+        ahead = text[max(start, match.start() - _AHEAD) : match.start()]
+        if not named <= said and not is_disowned(ahead) and not says_another(ahead):
             said |= named
     return said
 
