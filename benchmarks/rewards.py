@@ -30,6 +30,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Pa
 from rewards.base import Reward, RewardInput  # noqa: E402
 from rewards.choices import option_set  # noqa: E402
 from rewards.compose import build  # noqa: E402
+from rewards.labels import _known  # noqa: E402
+from rewards.open_answers import _accept  # noqa: E402
+from rewards.questions import question_of  # noqa: E402
 from rewards.report.extract import _read_sentence  # noqa: E402
 from rewards.report.score import _read_reference  # noqa: E402
 
@@ -124,7 +127,14 @@ def _case(row: Mapping[str, Any], kind: str) -> Case:
         meta |= {key: value for key, value in given.items() if value is not None}
     if row.get("multi"):
         meta["multi"] = True
-    sample = RewardInput(row["output"], gold=row["gold"], options=tuple(row.get("options") or ()), kind=kind, meta=meta)
+    sample = RewardInput(
+        row["output"],
+        gold=row["gold"],
+        options=tuple(row.get("options") or ()),
+        prompt=row.get("question", ""),
+        kind=kind,
+        meta=meta,
+    )
     return Case(row["id"], (sample,), float(row["expected_reward"]))
 
 
@@ -175,7 +185,7 @@ def scores_per_second(score: Score, samples: Sequence[RewardInput]) -> float:
 
 def forget() -> None:
     """Empty the caches that hold what rows said; those of tables and compiled patterns stay."""
-    for cached in (_read_sentence, _read_reference, option_set):
+    for cached in (_read_sentence, _read_reference, option_set, question_of, _accept, _known):
         cached.cache_clear()
 
 

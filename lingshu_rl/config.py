@@ -139,6 +139,7 @@ class DevicesConfig:
 @dataclass
 class RewardsConfig:
     spec: dict[str, Any] = field(default_factory=dict)  # rewards.build; empty = the default composition
+    read: str = "auto"  # of the default: closed (tag, box, JSON, or nothing but the answer) | prose | auto (closed where the instruction asks for tags)
     executor: str = "inline"  # inline | isolated (killable worker processes)
     timeout_s: float = 10.0  # a sample's limit in isolated workers
     workers: int = 1  # isolated processes that judge
@@ -544,6 +545,11 @@ def validate(config: Config) -> None:
         c.data.curriculum != "none" and c.train.max_staleness > 0,
         "data.curriculum follows each step's rewards, which a batch that runs ahead (train.max_staleness) may or may not have "
         "seen; unset one of them",
+    )
+    one_of("rewards.read", c.rewards.read, ("auto", "closed", "prose"))
+    refuse(
+        c.rewards.read != "auto" and bool(c.rewards.spec),
+        "rewards.read belongs to the default composition, and rewards.spec replaces it; give `args: {read: ...}` there",
     )
     one_of("rewards.executor", c.rewards.executor, ("inline", "isolated"))
     one_of("check.on_failure", c.check.on_failure, ("stop", "dense", "warn"))

@@ -16,11 +16,11 @@ from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import Loaded, load
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.lengths import Length, Lengths, Limit, PictureTokens
-from lingshu_rl.model.loading import DEMO_MODEL, has_tokenizer, model_context
+from lingshu_rl.model.loading import has_tokenizer, model_context
 from lingshu_rl.model.shape import is_published
 from lingshu_rl.optimizers import check_arguments
 from lingshu_rl.processes.token import TOKEN_ENV
-from lingshu_rl.rewarding import reward_of
+from lingshu_rl.rewarding import instruction_of, read_of, reward_of
 from lingshu_rl.rollout.client import SilentServer, served_context
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.runfolder import RunFolder
@@ -81,10 +81,8 @@ def load_prompts(
 
     Refused rows are listed in the run folder, or end the run.
     """
-    instruction = config.data.instruction
-    if instruction == "auto":
-        instruction = "short" if config.model == DEMO_MODEL else "full"
-    sets, check = {}, reward_of(config.rewards.spec, config.data.train, config.data.test).check_gold
+    instruction, sets = instruction_of(config), {}
+    check = reward_of(config.rewards.spec, config.data.train, config.data.test, read=read_of(config)).check_gold
     for name, source in zip(SETS, (config.data.train, config.data.test), strict=True):
         counting = lengths.get(name)
         one = sets[name] = load(

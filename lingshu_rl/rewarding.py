@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.data.rows import instruction_text
 from lingshu_rl.data.sources import is_demo
+from lingshu_rl.model.loading import DEMO_MODEL
 from lingshu_rl.progress import Progress
 from lingshu_rl.types import Prompt
 from rewards.base import Reward, RewardInput, RewardResult
-from rewards.compose import DEFAULT_SPEC, Compose, SpecError, build
+from rewards.compose import Compose, SpecError, build
+from rewards.compose import default_spec as composition
 from rewards.executor import Executor
 from rewards.preflight import check
 
@@ -49,7 +52,7 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
 
     A probe that earns what it should not (see rewards.preflight) is said, but is no reason to stop.
     """
-    spec = config.rewards.spec or default_spec(config.data.train, config.data.test)
+    spec = config.rewards.spec or default_spec(config.data.train, config.data.test, read=read_of(config))
     try:
         reward = build(spec)
         weights = reward.weights if isinstance(reward, Compose) else {}
@@ -80,18 +83,33 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
     return Rewards(executor, weights)
 
 
-def reward_of(given: Mapping[str, Any], *sources: Any) -> Reward:
-    """The reward of a spec, or where none is given that of these sources. Raises ConfigError for one that cannot be built."""
+def reward_of(given: Mapping[str, Any], *sources: Any, read: str = "prose") -> Reward:
+    """The reward of a spec, or where none is given that of these sources (see `read_of`). Raises ConfigError for one that cannot be built."""
     try:
-        return build(given or default_spec(*sources))
+        return build(given or default_spec(*sources, read=read))
     except SpecError as error:
         raise ConfigError(f"rewards.{error}") from None
 
 
-def default_spec(*sources: Any) -> Mapping[str, Any]:
+def default_spec(*sources: Any, read: str = "prose") -> Mapping[str, Any]:
     """By the rows' kinds, as the demo's rows have them if one of the sources is the demo."""
     if any(map(is_demo, sources)):
         from lingshu_rl.demo.reward import demo_spec
 
         return demo_spec()
-    return DEFAULT_SPEC
+    return composition(read)
+
+
+def read_of(config: Config) -> str:
+    """How much of a completion the run's default rewards read: closed answers only, where its prompts ask for tags."""
+    if config.rewards.read != "auto":
+        return config.rewards.read
+    asked = instruction_text(instruction_of(config), "open") + config.data.system
+    return "closed" if "<answer>" in asked else "prose"
+
+
+def instruction_of(config: Config) -> str:
+    """The run's data.instruction with "auto" made plain."""
+    if config.data.instruction != "auto":
+        return config.data.instruction
+    return "short" if config.model == DEMO_MODEL else "full"

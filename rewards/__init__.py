@@ -10,14 +10,16 @@ from rewards.base import STATUSES, Reward, RewardInput, RewardResult
 
 if TYPE_CHECKING:
     from rewards.answer import Answer, Candidate, extract
-    from rewards.closed import LabelSet, OpenAnswer, YesNo
     from rewards.compose import Compose, Part, Route, build, default_reward
     from rewards.executor import Executor
     from rewards.format import Overlong, Repetition, ThinkAnswerFormat
     from rewards.kinds import Kind
+    from rewards.labels import LabelSet
     from rewards.numeric import NumericUnits
+    from rewards.open_answers import OpenAnswer
     from rewards.option import OptionLetter
     from rewards.report import ReportEntities
+    from rewards.yesno import YesNo
 
 _HOME = {
     "Answer": "rewards.answer",
@@ -25,9 +27,9 @@ _HOME = {
     "Compose": "rewards.compose",
     "Executor": "rewards.executor",
     "Kind": "rewards.kinds",
-    "LabelSet": "rewards.closed",
+    "LabelSet": "rewards.labels",
     "NumericUnits": "rewards.numeric",
-    "OpenAnswer": "rewards.closed",
+    "OpenAnswer": "rewards.open_answers",
     "OptionLetter": "rewards.option",
     "Overlong": "rewards.format",
     "Part": "rewards.compose",
@@ -35,7 +37,7 @@ _HOME = {
     "ReportEntities": "rewards.report",
     "Route": "rewards.compose",
     "ThinkAnswerFormat": "rewards.format",
-    "YesNo": "rewards.closed",
+    "YesNo": "rewards.yesno",
     "build": "rewards.compose",
     "default_reward": "rewards.compose",
     "extract": "rewards.answer",

@@ -19,13 +19,33 @@ CLOSED_CHANNELS = ("tag", "boxed", "json")
 
 _END_OF_TURN = re.compile(
     r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|end|endofturn|end_of_turn_token|start_header_id|user"
-    r"|return|call|diff_marker)\|>|<\|end▁of▁sentence\|>|</s>|<eos>|<end_of_turn>|<start_of_turn>|<turn\|>|<end_of_utterance>",
+    r"|return|call|diff_marker)\|>|\[END FINAL RESPONSE\]|<\|end▁of▁sentence\|>|</s>|<eos>|<end_of_turn>|<start_of_turn>|<turn\|>|<end_of_utterance>",
     re.IGNORECASE,
 )
 _THINK = re.compile(
-    r"<\s*(/?)\s*(?:think|thinking|thought|reasoning|analysis|scratchpad|reflection)\s*>|(\[/?THINK\])|(◁/?think▷)"
-    r"|(<unused9[45]>)|(<\|(?:begin|end)_of_thought\|>)",
+    r"<\s*/?\s*(?:\w{1,9}:)?(?:think|thinking|thought|reasoning|analysis|scratchpad|reflection)\s*>|\[/?THINK\]|◁/?think▷"
+    r"|<unused9[45]>|<\|(?:begin|end)_of_thought\|>|<\|(?:START|END)_THINKING\|>|<\|channel>\s?(?:thought)?|<channel\|>",
     re.IGNORECASE,
+)
+_CLOSES_THOUGHT = re.compile(r".*(?:/|unused95|end_|<channel\|>)")
+# Where a reply opens with a channel of thought, and where its final part begins.
+_CHANNELS = tuple(
+    (re.compile(opens), re.compile(final, re.MULTILINE))
+    for opens, final in (
+        # gpt-oss, with its special tokens and without them
+        (
+            r"<\|channel\|>",
+            r"<\|channel\|>\s*final[^<\n]{0,20}(?:<\|constrain\|>[^<\n]{0,20})?<\|message\|>",
+        ),
+        (r"\A\s*analysis(?=[A-Z\"'(])", r"assistantfinal\s*"),
+        # HuatuoGPT; a reply with a closed tag has headings of its own
+        (
+            r"\A\s*#{1,4} Thinking\s*\n(?!(?s:.*)</answer>)",
+            r"^#{1,4} (?:Final )?(?:Response|Answer|Conclusion):?[ \t]*$",
+        ),
+        # Apriel
+        (r"\A\s*Here are my reasoning steps", r"\[BEGIN FINAL RESPONSE\]"),
+    )
 )
 _TAG = re.compile(r"<\s{0,3}(/?)\s{0,3}(?:answer|final[_ ]?answer|ans)\s{0,3}>", re.IGNORECASE)
 _OPEN_TAG_END = re.compile(r"<\s{0,3}/?\s{0,3}(?:final[_ ]?)?ans(?:w(?:er?)?)?\s{0,3}$", re.IGNORECASE)
@@ -34,6 +54,10 @@ _BRACE = re.compile(r"\\[{}]|[{}]")
 _JSON_KEY = re.compile(
     r"[\"'](?:(?:final|correct|selected|chosen|predicted|my|best)[_ -]?)?(?:answers?|option|choices?|letters?|prediction)"
     r"(?:[_ -](?:letter|choice|option|key|text))?[\"']\s{0,9}:\s{0,9}",
+    re.IGNORECASE,
+)
+_JSON_THOUGHT = re.compile(
+    r"\"(?:(?:step[_ -]by[_ -]step[_ -])?(?:reasoning|thinking|thoughts?|explanation|rationale|analysis|working|steps|calculation))\"\s{0,9}:\s{0,9}(?=\")",
     re.IGNORECASE,
 )
 _JSON_UNIT = re.compile(
@@ -47,6 +71,10 @@ _JSON = json.JSONDecoder(
     object_pairs_hook=lambda pairs: _JsonObject(pairs),
 )
 _EMPTY_OBJECT = re.compile(r"\{[\s,]*\}")
+_TABLE_HEADER = re.compile(
+    r"^((?:[^|\n]*\|){1,6}?)[ *_]*(?:(?:final|correct|selected|my) )?answer[ *_]*\|[^\n]*\n[ ]*\|?[ ]*:?-+[-:| ]*\n",
+    re.I | re.M,
+)
 _CUE_BEFORE, _CUE_BEHIND = 120, 200  # characters; no cue is that long
 _CUE_TAIL = r"[*_`\"'\s]{0,12}(?:[:=|→👉➡]|->|=>)?[*_`\"\s]{0,12}"
 _ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&nbsp;": " ", "&amp;": "&"}
@@ -105,9 +133,10 @@ def extract(completion: str) -> Answer:
     text = normalise(completion)
     if "&" in text:
         text = _ENTITY.sub(lambda match: _ENTITIES[match.group()], text)
-    text = cut_at_end_of_turn(text)
+    final = _final_channel(text)
+    text = cut_at_end_of_turn(final or "")
     stripped = _without_thoughts(text)
-    if stripped is None:
+    if final is None or stripped is None:
         return Answer("unparsed", reason="the think block is never closed")
     body = stripped.strip()
     if not body:
@@ -129,7 +158,8 @@ def extract(completion: str) -> Answer:
         rest = _blank(rest, spans)
         if spans and find is _json_answers:
             rest = _EMPTY_OBJECT.sub(lambda match: " " * len(match.group()), rest)
-    found += _cues(rest)
+    cells, header = _table_cells(rest)
+    found = _formulas_last([*found, *_cues(_blank(rest, header)), *cells])
 
     if not found:
         last = body.rsplit("\n", 1)[-1].strip()
@@ -147,10 +177,29 @@ def extract(completion: str) -> Answer:
     )
 
 
+def _formulas_last(found: list[Candidate]) -> list[Candidate]:
+    """A boxed formula of the working ("\\boxed{V = D/C}") decides nothing where a cue follows it; it may veto."""
+    last_cue = max((candidate.lead for candidate in found if candidate.channel == "cue"), default=-1)
+    formulas = [c for c in found if c.channel == "boxed" and "=" in c.text and c.end < last_cue]
+    return [candidate for candidate in found if candidate not in formulas] + formulas if formulas else found
+
+
 def cut_at_end_of_turn(text: str) -> str:
     """What stands before the first end-of-turn token of any common chat template."""
     end = _END_OF_TURN.search(text)
     return text if end is None else text[: end.start()]
+
+
+def _final_channel(text: str) -> str | None:
+    """What stands in the final channel of a model family that marks channels, or None when it was never reached."""
+    for opens, final in _CHANNELS:
+        if opens.search(text) is None:
+            continue
+        *_, last = [None, *final.finditer(text)]
+        if last is None:
+            return None
+        text = text[last.end() :]
+    return text.replace("<|begin_of_box|>", "\\boxed{").replace("<|end_of_box|>", "}")  # GLM
 
 
 def _without_thoughts(text: str) -> str | None:
@@ -165,9 +214,7 @@ def _without_thoughts(text: str) -> str | None:
     start = 0
     opened = False
     for match in _THINK.finditer(text):
-        mark = match.group().lower()
-        closing = "/" in mark or mark in ("<unused95>", "<|end_of_thought|>")
-        if not closing:
+        if not _CLOSES_THOUGHT.match(match.group().lower()):
             if depth == 0:
                 kept.append(text[start : match.start()])
             depth += 1
@@ -277,7 +324,23 @@ def _json_answers(text: str) -> _Found:
         candidates.append(Candidate(answer, "json", match.end(), end, match.start()))
         spans.append((match.start(), end))
         position = end
+    if candidates:
+        spans = sorted([*spans, *_json_thoughts(text, spans)])
     return candidates, spans, ""
+
+
+def _json_thoughts(text: str, answers: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The fields before a JSON answer in which it is thought out."""
+    found: list[tuple[int, int]] = []
+    for key in _JSON_THOUGHT.finditer(text):
+        try:
+            value, end = _JSON.raw_decode(text, key.end())
+        except (ValueError, RecursionError):
+            continue
+        # What follows an answer may take it back.
+        if isinstance(value, str) and end <= answers[0][0] and (not found or key.start() >= found[-1][1]):
+            found.append((key.start(), end))
+    return found
 
 
 def _unpack_json(candidates: list[Candidate]) -> tuple[list[Candidate], str]:
@@ -359,6 +422,25 @@ def _around(lowered: str, hints: tuple[str, ...]) -> list[tuple[int, int]]:
         else:
             parts.append((start, end))
     return parts
+
+
+def _table_cells(text: str) -> tuple[list[Candidate], list[tuple[int, int]]]:
+    """The cells below a heading such as "Answer" in a markdown table, and the place of the heading."""
+    if "|" not in text or (header := _TABLE_HEADER.search(text)) is None:
+        return [], []
+    column = header.group(1).count("|")
+    cells: list[Candidate] = []
+    start = header.end()
+    for line in text[header.end() :].split("\n"):
+        parts = line.split("|")
+        if len(parts) <= column:
+            break
+        begin = start + sum(len(part) + 1 for part in parts[:column])
+        end = begin + len(parts[column])
+        if value := strip_markup(text[begin:end]):
+            cells.append(Candidate(value, "cue", begin, end, header.start()))
+        start += len(line) + 1
+    return cells, [header.span()]
 
 
 def _cues(text: str) -> list[Candidate]:

@@ -33,6 +33,7 @@ class OptionSet:
     longest: int
     yes_no: bool
     conditional: tuple[str, ...]
+    only_letters: bool  # the texts are not known
     letter_alone: re.Pattern[str]
 
     def mentions(self, text: str) -> list[int]:
@@ -58,7 +59,7 @@ class OptionSet:
         return key_of_normalised(self.texts[self.letters.index(letter)])
 
 
-_TOKEN = re.compile(r"[^\W_]+(?:\.\d+)?|[^\w\s]|_")
+_TOKEN = re.compile(r"[A-Za-z0-9\u00c0-\u024f]+(?:\.\d+)?|[^\W_]+(?:\.\d+)?|[^\w\s]|_")
 _IGNORED = frozenset("\"'“”„‟‘’‚‛«»‹›「」『』`*,;:!?()[]{}。、，；：！？।._")
 _DASH_CHARS = frozenset("-‐‑‒–—―−﹣")
 _OWN_LABEL = re.compile(r"\s*\(?([A-Za-z])\s*[.):]\s+(?=\S)|\s*\(([A-Za-z])\)\s*(?=\S)")
@@ -78,9 +79,15 @@ def unlettered(options: tuple[str, ...]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8192)
 def option_set(options: tuple[str, ...]) -> OptionSet:
-    """Prepare 2 to 26 options. Labels that the data already carries ("A. CT") are taken off."""
+    """Prepare 2 to 26 options. Labels that the data already carries ("A. CT") are taken off.
+
+    Options that are their own letters ("A", "B", ...) have no texts: what stands behind a letter is then not compared.
+    """
     letters = ascii_uppercase[: len(options)]
     texts = unlettered(tuple(" ".join(normalise(option).split()) for option in options))
+    if texts == tuple(letters):
+        alone = re.compile(rf"(?<![A-Za-z0-9])[A-{letters[-1]}](?![A-Za-z0-9])")
+        return OptionSet(texts, (), letters, {}, {}, 0, False, (), True, alone)
     keys: dict[str, str] = {}
     shared: set[str] = set()
     for letter, text in zip(letters, texts, strict=True):
@@ -108,6 +115,7 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
         longest,
         yes_no,
         conditional,
+        False,
         re.compile(rf"(?<![A-Za-z0-9])[A-{letters[-1]}](?![A-Za-z0-9])"),
     )
 
@@ -165,7 +173,8 @@ def _text_at(text: str, start: int, options: OptionSet) -> tuple[str, int] | Non
     for letter, tokens in options.heads.get(spans[0][0], ()) if spans else ():
         if len(tokens) <= len(spans) and all(said == token for (said, _), token in zip(spans, tokens, strict=False)):
             end = spans[len(tokens) - 1][1]
-            if not text[end : end + 1].isalnum() and not _GOES_ON.match(text, end):
+            glued = text[end : end + 1].isalnum() and (text[end].isascii() or not words().closer.match(text, end))
+            if not glued and not _GOES_ON.match(text, end):
                 return letter, end
     return None
 

@@ -37,6 +37,20 @@ DEFAULT_SPEC: Mapping[str, Any] = {
     }
 }
 
+# Rewards that read one short answer out of a completion, and so can be told how much of it to read.
+_SHORT = ("OptionLetter", "YesNo", "OpenAnswer", "NumericUnits", "LabelSet")
+
+
+def default_spec(read: str = "prose") -> Mapping[str, Any]:
+    """DEFAULT_SPEC whose rewards for short answers read all of a completion, or "closed" answers only (see `claims`)."""
+    answer = DEFAULT_SPEC["parts"]["answer"]
+    route = {
+        kind: {"class": reward, "args": {"read": read}} if reward in _SHORT else reward
+        for kind, reward in answer["route"].items()
+    }
+    return {"parts": {**DEFAULT_SPEC["parts"], "answer": {**answer, "route": route}}}
+
+
 _FORMS = ("class", "route", "parts")
 _ROLES = ("weight", "gate", "multiply")
 

@@ -115,7 +115,7 @@ def _every_letter(samples: Sequence[RewardInput], labels: Labels) -> list[str]:
 
 
 def _yes_or_no(sample: RewardInput) -> str:
-    from rewards.closed import yes_no_gold
+    from rewards.yesno import yes_no_gold
 
     word = yes_no_gold(sample.gold)
     if not word:

@@ -45,6 +45,7 @@ _BLANK_LINES = re.compile(r"\s*\n\s*")
 _STARS = re.compile(r"(?<=\d)\s?\*\*\s?(?=[-+(]?\d)")
 _DEGREE = re.compile(r"\s?\u030a\s?|°\s(?=[CFcf]\b)|(?<=\d)\s?º|(?<=\d)\s?\^?[oO](?=[CF]\b)")
 
+_BODY_SURFACE = re.compile(r"\s?[·⋅*.×]?\s?\(?1[.,]73\)?\s?m\^?\(?[-−⁻]\s?2\)?")  # mL·min⁻¹·1.73 m⁻²
 _DELTA = re.compile(r"(?:delta|Δ)\s?(?=°|deg\b|degree|[KCF]\b)")  # "1.8 Δ°F": the row says that it is a difference
 
 _LATEX_FONT = re.compile(
@@ -96,6 +97,10 @@ class Literal:
 def clean(text: str) -> str:
     """One spelling for marks, digits, LaTeX, markdown and spaces. Lines are kept apart by single newlines."""
     text = normalise(text)
+    if "1.73" in text or "1,73" in text:
+        text = _BODY_SURFACE.sub("/1.73m2", text)
+    if "half" in text:
+        text = _AND_A_HALF.sub(_with_half, text)
     if not text.isascii():
         text = _MINUS_SPACE.sub("-", text)
         text = _DIGIT.sub(_ascii_digit, text).translate(_MARKS)
@@ -237,6 +242,14 @@ _WORD_RUN = re.compile(
     rf"\b(?:{_WORDS})(?:(?:[ -]|(?<=hundred) and )(?:{_WORDS}|hundred|thousand))*\b",
     re.I,
 )
+
+
+_AND_A_HALF = re.compile(rf"(?<![\w.,])(\d{{1,4}}|{'|'.join(_ONES)}) and (?:a|one)[ -]half\b", re.IGNORECASE)
+
+
+def _with_half(match: re.Match[str]) -> str:
+    whole = match.group(1).lower()
+    return f"{_ONES.get(whole, whole)}.5"
 
 
 def spell_digits(text: str) -> str:

@@ -9,25 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.analytes import bridges, convert_analyte
-from rewards.answer import Answer, Candidate, extract
+from rewards.answer import Answer, Candidate
 from rewards.base import Reward, RewardInput, RewardResult
+from rewards.claims import NOTHING, PROSE, Claim, Reader, Said, checked_read, claims_of, heard, is_disowned, settle
 from rewards.dates import find_dates
 from rewards.numeric_label import DEFAULT_TOLERANCE, UNIT_POLICIES, Label, LabelError, read_label
 from rewards.quantity import Quantity
 from rewards.reading import MAX_LENGTH, read, unit_behind
 from rewards.symbolic import equivalence, lift_superscripts
-from rewards.text import sentences
+from rewards.text import lines
 from rewards.units import Unit, convert
 
 _PRESSURE = (("length", -1), ("mass", 1), ("time", -2))
 _ANGLE = (("angle", 1),)
 _CLOSING = re.compile(r"\}|</[^<>\n]{1,20}>")
-_TAKES_BACK = re.compile(
-    r"\W*(?:wait|actually|correction|no\b|sorry|hmm|oops|or\b|alternatively|maybe|perhaps|on (?:second|reflection)|edit\b|rather)",
-    re.I,
-)
+_NAMED_VALUE = re.compile(r"(?!the\b|approximately\b|about\b)[A-Za-z][A-Za-z ()-]{2,40}\s?[=:]\s")
+_DIGIT = re.compile(r"\d")
 _UNIT_BEHIND = 60
-_MOST_ANSWERS = 20
 _BARE_LINES = 40
 
 
@@ -40,18 +38,23 @@ class NumericUnits(Reward):
     unit_policy: "require" a written unit, take the label's where none is written ("assume_if_missing"), or compare
     numbers only ("ignore"). A written unit of another dimension is wrong under the first two. Without a unit in the
     row, numbers are compared as they stand.
+    read: "prose" reads all of a completion, "closed" only marked answers (see `rewards.claims.heard`).
     """
 
     name = "numeric"
 
     def __init__(
-        self, tolerance: Mapping[str, Any] = DEFAULT_TOLERANCE, unit_policy: str = "assume_if_missing"
+        self,
+        tolerance: Mapping[str, Any] = DEFAULT_TOLERANCE,
+        unit_policy: str = "assume_if_missing",
+        read: str = PROSE,
     ) -> None:
         if unit_policy not in UNIT_POLICIES:
             raise ValueError(f"unknown unit_policy {unit_policy!r}; use one of {', '.join(UNIT_POLICIES)}")
         read_label(1.0, {"tolerance": tolerance}, DEFAULT_TOLERANCE, unit_policy)
         self.tolerance = dict(tolerance)
         self.unit_policy = unit_policy
+        self.read = checked_read(read)
 
     def check_gold(self, sample: RewardInput) -> str | None:
         try:
@@ -66,34 +69,17 @@ class NumericUnits(Reward):
         except LabelError as error:
             return RewardResult(None, "gold_invalid", reason=str(error))
         is_symbolic = label.kind == "symbolic"
-        answer = extract(lift_superscripts(sample.completion) if is_symbolic else sample.completion)
-        if sample.truncated and not answer.closed:
-            return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
+        answer = heard(sample, self.read, lift_superscripts if is_symbolic else str)
         if answer.status != "ok":
-            return RewardResult(0.0, "unparsed", reason=answer.reason)
+            return RewardResult(0.0, answer.status, reason=answer.reason)
         if answer.channel == "bare" and (len(answer.body) > 2 * MAX_LENGTH or answer.body.count("\n") > _BARE_LINES):
             return RewardResult(0.0, "unparsed", reason="a long text without a marked answer")
-        verdicts: list[_Verdict] = []
-        texts = _texts(answer)
-        if len(texts) > _MOST_ANSWERS:
-            return RewardResult(0.0, "conflict", reason=f"{len(texts)} different answers")
-        for text in texts:
-            verdict = _judge_text(text, label)
-            if verdict.status in ("timeout", "error"):
-                return RewardResult(None, verdict.status, reason=verdict.reason)
-            if verdict.status == "unparsed" and answer.channel == "cue" and verdict.is_silent:
-                continue  # "the answer is clear"
-            if verdict.status != "ok":
-                return RewardResult(0.0, verdict.status, verdict.parsed, verdict.reason)
-            verdicts.append(verdict)
-        if not verdicts:
-            return RewardResult(0.0, "unparsed", reason="no number after the cue")
-        first = verdicts[0]
-        if any(verdict.right != first.right for verdict in verdicts):
-            return RewardResult(0.0, "conflict", first.parsed, f"the {answer.channel} answers disagree")
-        if first.right and (veto := _veto(answer, label)):
-            return RewardResult(0.0, "conflict", first.parsed, veto)
-        return RewardResult(float(first.right), "ok", first.parsed, first.reason or f"read from {answer.channel}")
+        said = settle(answer, Reader(lambda text: _said(text, label), _last_line, _earlier_lines, raw=_raw))
+        if said.status in ("timeout", "error"):
+            return RewardResult(None, said.status, reason=said.reason)
+        if said.status != "ok":
+            return RewardResult(0.0, said.status, said.parsed, said.reason)
+        return RewardResult(float(said.value), "ok", said.parsed, said.reason or f"read from {answer.channel}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,47 +93,49 @@ class _Verdict:
     is_silent: bool = False
 
 
-def _texts(answer: Answer) -> list[str]:
-    """The different texts of the deciding channel, in order."""
-    return list(dict.fromkeys(_raw(candidate, answer) for candidate in answer.candidates) or answer.texts)
+def _is_of_another(candidate: Candidate, answer: Answer) -> bool:
+    """ "Result: ideal weight = 61 kg." on the way to the answer gives another quantity a value."""
+    cue = answer.body[candidate.lead : candidate.start].lower()
+    return "answer" not in cue and _NAMED_VALUE.match(candidate.text) is not None
+
+
+def _last_line(answer: Answer) -> list[list[Claim]]:
+    return [claims_of(answer.texts[0])]
+
+
+def _earlier_lines(answer: Answer) -> list[list[Claim]]:
+    """In a completion without a mark every other line may veto the last one."""
+    return [claims_of(line) for line in lines(answer.body)[:-1]] if answer.channel == "bare" else []
+
+
+def _said(text: str, label: Label) -> Said:
+    """Whether a claim gives the label's quantity. What has no value of the label's kind vetoes nothing."""
+    if is_disowned(text[: _first_digit(text)], denials=False):
+        return NOTHING
+    verdict = _judge_text(text, label)
+    if verdict.status == "unparsed" and verdict.is_silent:
+        return Said(reason=verdict.reason)
+    value = verdict.right if verdict.status == "ok" else None
+    return Said(value, verdict.parsed, verdict.status, verdict.reason, firm=verdict.right or verdict.parsed is not None)
+
+
+def _first_digit(text: str) -> int:
+    digit = _DIGIT.search(text)
+    return len(text) if digit is None else digit.start()
 
 
 def _raw(candidate: Candidate, answer: Answer) -> str:
     """The candidate as written: markdown stripping would turn 2*3 into 23 and "- 5" into "5"."""
     written = answer.body[candidate.start : candidate.end].strip()
     if candidate.channel == "cue":
-        return written
+        is_working = answer.closed and candidate.end < answer.candidates[-1].start and _is_of_another(candidate, answer)
+        return "" if is_working else written
     if candidate.channel == "json":
         return written if written.startswith("[") else candidate.text.replace(". ", " ")
     behind = _CLOSING.match(answer.body, candidate.end)
     if behind is not None and (unit := unit_behind(answer.body[behind.end() : behind.end() + _UNIT_BEHIND])):
         return f"{candidate.text} {unit}"
     return candidate.text
-
-
-def _veto(answer: Answer, label: Label) -> str:
-    """Why a right answer may not be paid: another place of the text gives a different one."""
-    lower = dict.fromkeys(_raw(candidate, answer) for candidate in answer.lower)
-    if len(lower) > _MOST_ANSWERS or any(_contradicts(text, label) for text in lower):
-        return "another place of the text gives another value"
-    if answer.channel == "cue":
-        last = max(candidate.end for candidate in answer.candidates)
-        later = sentences(answer.rest[last : last + MAX_LENGTH])
-        if any(_TAKES_BACK.match(text) and _contradicts(text, label) for text in later):
-            return "the answer is taken back"
-    if answer.channel == "bare":
-        earlier = [line for line in answer.body.split("\n")[:-1] if line.strip()]
-        if any(_contradicts(line, label) for line in earlier):
-            return "an earlier line gives another value"
-    return ""
-
-
-def _contradicts(text: str, label: Label) -> bool:
-    """True when a text that decides nothing states one quantity of the label's kind, and it is not the label's."""
-    verdict = _judge_text(text, label)
-    if verdict.status == "conflict":
-        return True
-    return verdict.status == "ok" and not verdict.right and verdict.parsed is not None
 
 
 def _judge_text(text: str, label: Label) -> _Verdict:

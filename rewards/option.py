@@ -9,12 +9,13 @@ from typing import Any
 from rewards.answer import Answer, extract
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.choices import OptionSet, option_set
-from rewards.closed import read_yes_no
+from rewards.claims import PROSE, Said, checked_read, claims_of, fold, heard, retractions, stances
 from rewards.fuzzy import nearest_option
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, NOTHING, Reading, clean_phrase, read_phrase
 from rewards.rivals import rivals_after
 from rewards.statements import FLOOD, Statement, agree, denied_letters, find_statements, open_ended
 from rewards.text import text_key
+from rewards.yesno import read_yes_no
 
 
 class OptionLetter(Reward):
@@ -23,12 +24,14 @@ class OptionLetter(Reward):
     gold: a letter, an option's text, or both ("B. Pneumonia"); with `meta["multi"]` a run or list of them, compared as
     a set. All places that commit to an answer must agree; letter and text must agree; nothing is guessed.
     fuzzy: also accept a misspelt option text inside a tag, box, JSON answer or after a cue (see `nearest_option`).
+    read: "prose" reads all of a completion, "closed" only marked answers (see `rewards.claims.heard`).
     """
 
     name = "option"
 
-    def __init__(self, fuzzy: bool = False) -> None:
+    def __init__(self, fuzzy: bool = False, read: str = PROSE) -> None:
         self.fuzzy = fuzzy
+        self.read = checked_read(read)
 
     def check_gold(self, sample: RewardInput) -> str | None:
         problem = _options_problem(tuple(sample.options))
@@ -52,9 +55,7 @@ class OptionLetter(Reward):
         except ValueError as error:
             return RewardResult(None, "gold_invalid", reason=str(error))
 
-        answer = extract(sample.completion)
-        if sample.truncated and not answer.closed:
-            return RewardResult(0.0, "truncated", reason="cut at the length limit before a closed answer")
+        answer = heard(sample, self.read)
         status, letters, reason = self._decide(answer, options, multi)
         if status != "ok":
             return RewardResult(0.0, status, reason=reason)
@@ -67,7 +68,7 @@ class OptionLetter(Reward):
     def _decide(self, answer: Answer, options: OptionSet, multi: bool) -> tuple[str, frozenset[str], str]:
         nobody: frozenset[str] = frozenset()
         if answer.status != "ok":
-            return "unparsed", nobody, answer.reason
+            return answer.status, nobody, answer.reason
         readings: list[Reading] = []
         if answer.closed:
             for text in dict.fromkeys(answer.texts):
@@ -100,6 +101,10 @@ class OptionLetter(Reward):
         if len(sets) != 1:
             shown = ", ".join(sorted("".join(sorted(letters)) for letters in sets))
             return "conflict", nobody, f"different answers: {shown}"
+        for instead in retractions(_behind(answer)):
+            other = read_phrase(instead, options, multi)
+            if not instead or (other.kind == CHOSEN and other.exact and other.letters not in sets):
+                return "conflict", nobody, "the answer is taken back"
         if not answer.closed and not multi:
             tail = answer.rest[min(statement.start for statement in statements) :]
             if rivals := rivals_after(tail) & set(options.letters) - min(sets):
@@ -108,6 +113,22 @@ class OptionLetter(Reward):
         return "ok", sets.pop(), f"read from {channel}"
 
     def _closed(self, text: str, options: OptionSet, multi: bool) -> Reading:
+        """What is left of a closed answer when each claim that takes something back has been heard."""
+        claims = claims_of(text) if stances().takes_back.search(text) is not None else []
+        if not any(claim.takes_back for claim in claims):
+            return self._claim(text, options, multi)
+        readings: dict[str, Reading] = {}
+
+        def read(claim: str) -> Said:
+            reading = readings[claim] = self._claim(claim, options, multi)
+            return Said(reading.letters or None, claim, reason=reading.reason)
+
+        said = fold(claims, read)
+        if said.status != "ok":
+            return Reading(CONFLICT, reason=said.reason)
+        return readings.get(said.parsed, Reading(NOTHING, reason="the answer is taken back"))
+
+    def _claim(self, text: str, options: OptionSet, multi: bool) -> Reading:
         reading = read_phrase(text, options, multi)
         if reading.kind == CHOSEN and not reading.exact:
             if options.is_conditional(text):
@@ -128,6 +149,16 @@ class OptionLetter(Reward):
         if reading.kind != CHOSEN and self.fuzzy and not multi:
             return _misspelt(text, options) or reading
         return reading
+
+
+def _behind(answer: Answer) -> str:
+    """What follows the last answer of the deciding channel; a cue's text goes on behind "B."."""
+    if not answer.candidates:
+        return ""
+    last = answer.candidates[-1]
+    if answer.closed:
+        return answer.rest[last.end :]
+    return answer.rest[last.start :].partition(". ")[2]
 
 
 def _misspelt(text: str, options: OptionSet) -> Reading | None:

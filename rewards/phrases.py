@@ -75,13 +75,16 @@ _SECOND_THOUGHT = re.compile(r"\W{0,4}(?:actually|no,? wait|wait|hmm|sorry|oops)
 _NEW_STATEMENT = re.compile(r"[\s.,;]+(?:(?:or|and|but)\s+)?I\s+[a-z]|\s*\.\s+(?:or|and|but)\b")
 # "B or": what follows was taken away as another answer, or is missing.
 _OPEN_END = re.compile(r"(?:(?<!\w)(?:or|and|but|oder|und|ou|et|или)|或|또는|または)\W{0,6}$")
+# The first text may keep its full stop ("Nasal polyp., Deviated septum.").
+_JOIN = re.compile(r"[\s.]{0,3}[,;、，]\s*(?:(?:and|or|und|oder|y|e|et|ou)\b)?\s*")
+_ITEM_END = re.compile(r"\s*(?:$|[.,;])")
 _COMMA = re.compile(r"\A\s*[,;(—–]?")
 _NEW_CLAUSE = re.compile(r"\s*[.;:。]+[,;]?\s|\s*[;(]|\s[—–-]\s|,\s")
 _SEPARATOR = re.compile(r"\s*[,;、，/.]?\s*")
 _STRAY = re.compile(r"\s*[,;/&+、，]?\s*(?:and\s+)?\(?([A-Z])\)?[\s.]*$")
 _LIST_WORD = re.compile(r"(?:options?|choices?|letters?|also|either)\s+", re.IGNORECASE)
 # Between a letter and its text. A dash before a digit is a sign of the text.
-_PAIR_MARK = re.compile(r"[\s.):,;=>(|/]*+(?:[-–—]++(?!\d)[\s(]*+)?")
+_PAIR_MARK = re.compile(r"[\s.):,;=>(|/の]*+(?:[-–—]++(?!\d)[\s(]*+)?")
 _HEDGE = re.compile(
     r"\b(?:or|and|but|maybe|perhaps|possibly|alternatively|could be|might be|also|oder|ou|и|или)\b"
     r"(?:\s+(?:it|is|it's|maybe|perhaps|possibly|also|even|option|choice|answer|could|might|be|the|a|an|probably)\b){0,4}"
@@ -287,8 +290,6 @@ def _hedged(chosen: frozenset[str], rest: str, options: OptionSet) -> bool:
             after = tail[other[1] :]
             if words().bad_verdict.match(after) or _bad_list(after, options):
                 continue
-            if _instead(clause[hedge.start() :], options):
-                continue
             return True
     return False
 
@@ -374,8 +375,6 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
         after = _after_mark(rest)[own_text[1] :]
         strong = closed or _STRONG.match(rest)
         if own_text[0] == letter:
-            if raw == "a" and not strong and not _PLAIN_END.fullmatch(after):
-                return _after_text(letter, after, options, multi, depth)
             return _after_pair(letter, after, options, multi)
         if not strong and raw in "Aa" and not (raw == "A" and re.match(r"\s+[A-Z][a-z]", rest)):
             # "a CT angiography": the article of another option's text, not letter A.
@@ -420,6 +419,8 @@ def _after_letter(raw: str, rest: str, closed: bool, options: OptionSet, multi: 
         return _NOTHING
     if _LATIN.match(tail) and tail[0].islower() and "." in mark and not closed:
         return Reading(NOTHING, reason=f"'{raw}. {tail[:20]}' is a name, not an option")
+    if options.only_letters:
+        return chosen
     if _NUMBER.match(tail) or (_LATIN.match(tail) and not _is_sentence(tail)):
         return Reading(CONFLICT, reason=f"letter {letter} with a text that is not its option's")
     return chosen
@@ -530,7 +531,7 @@ def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: 
                 return Reading(CHOSEN, frozenset(letter), exact=ends, by_letter=True)
             if ends or not articled:
                 return Reading(CONFLICT, reason=f"the text of option {letter} with letter {head.group(1)}")
-    join = words().join_word.match(rest) or re.match(r"\s*[,;、，]\s*(?:(?:and|or|und|oder|y|e|et|ou)\b)?\s*", rest)
+    join = words().join_word.match(rest) or _JOIN.match(rest)
     if join is not None and join.end() > 0:
         tail = rest[join.end() :]
         other = text_head(tail, options)
@@ -548,7 +549,11 @@ def _after_text(letter: str, rest: str, options: OptionSet, multi: bool, depth: 
         return Reading(EXCLUDED, reason=f"option {letter} is rejected")
     if _hedged(frozenset(letter), rest, options):
         return Reading(CONFLICT, reason=f"{letter} is offered beside another option")
-    if _NEW_CLAUSE.match(rest) or _NEW_STATEMENT.match(rest) or words().because.match(_COMMA.sub("", rest, count=1)):
+    clause = _NEW_CLAUSE.match(rest)
+    other = text_head(rest[clause.end() :], options) if clause is not None else None
+    if clause is not None and other is not None and _ITEM_END.match(rest, clause.end() + other[1]):
+        return Reading(CONFLICT, reason="several options are named")
+    if clause is not None or _NEW_STATEMENT.match(rest) or words().because.match(_COMMA.sub("", rest, count=1)):
         return chosen
     return Reading(NOTHING, reason="more words follow the option's text")
 
@@ -560,7 +565,7 @@ def _is_sentence(tail: str) -> bool:
         len(clause.split()) > 6
         or re.search(
             r"\b(?:is|are|was|were|has|have|had|shows?|showed|suggests?|indicates?|fits?|explains?|can|cannot|does|do|this|there|we|you|i|it"
-            r"|best|most|again|correct|right|because|since|reveals?|demonstrates?|supports?|rules?|the|see|final|explanation|reason|rationale)\b",
+            r"|best|most|again|correct|right|because|since|reveals?|demonstrates?|supports?|rules?|the|see|final|explanation|reason|reasoning|rationale|why)\b",
             clause,
             re.IGNORECASE,
         )

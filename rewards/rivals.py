@@ -1,7 +1,4 @@
-"""What takes an answer back: clauses that are doubted or are not the speaker's, and other letters offered besides.
-
-Used by OptionLetter. English word lists; other languages deny through data/choices.json.
-"""
+"""Letters that a text offers beside the one it chose. English words; other languages deny through data/choices.json."""
 
 from __future__ import annotations
 
@@ -14,24 +11,6 @@ _LONGEST_END = 300
 
 _DENIES = re.compile(
     r"\b(?:not|never|neither|nor|none|cannot|unlikely|wrong|incorrect|excluded?|ruled? out|reject\w*|eliminat\w*|distractors?|unlike|than)\b|n['’]t\b",
-    re.IGNORECASE,
-)
-_CLAUSE_BREAK = re.compile(
-    r"[,;:—–]|\b(?:but|so|therefore|thus|hence|however|and|while|although|because|since|yet|then)\b", re.IGNORECASE
-)
-_NO_DENIAL = re.compile(
-    r"\b(?:(?:no|without(?: any| a)?|beyond(?: any| a)?) (?:doubt|question|hesitation)|doubtless|not (?:only|difficult|hard|surprising))\b",
-    re.IGNORECASE,
-)
-# Whose clause "the answer is B" completes: a denial, a doubt, or what others say.
-_DISOWNED = re.compile(
-    r"\b(?:not|never|cannot|nobody|no[- ]one|none|neither|hardly|scarcely|barely|rarely|doubt\w*|den(?:y|ies|ied)|refus\w+|reject\w*"
-    r"|disagree\w*|wrong\w*|incorrect\w*|false\w*|mistake\w*|myth|error|tempt\w*|unlikely|impossible|untrue|pretend\w*"
-    r"|supposedly|allegedly|reportedly|claim\w*|thought|used to|assumption)\b|n['’]t\b"
-    r"|\b(?:one|you|we|some|many|few|people|anyone|someone|everyone|others?|students?|colleagues?|friends?|doctors?|experts?"
-    r"|teacher|textbook|author|user|model|he|she|they) (?:\w+ ){0,3}"
-    r"(?:say|says|said|thinks?|believed?|believes|argued?|argues|suggest|suggests|suggested|assumed?|assumes|chose|chooses?|answer|answered"
-    r"|insists?|insisted|told|picks?|picked|guess|guessed|expect)\b",
     re.IGNORECASE,
 )
 # Another letter beside the chosen one, and the words that may explain it ("B, since C would show air").
@@ -71,13 +50,3 @@ def rivals_beside(clause: str) -> set[str]:
     if rivals and _REJECTS.search(clause) is not None and _NOT_EXCLUDED.search(clause) is None:
         return set()
     return rivals
-
-
-def is_disowned(ahead: str) -> bool:
-    """Whether the clause that leads to a commitment takes it back or is not the speaker's ("some would say")."""
-    if not ahead or ahead.isspace():
-        return False
-    begin = 0
-    for stop in _CLAUSE_BREAK.finditer(ahead):
-        begin = stop.end()
-    return _DISOWNED.search(_NO_DENIAL.sub(" ", ahead[begin:])) is not None

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, may_be_conditional, named_first, text_head
+from rewards.claims import asks, is_disowned, says_another
 from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, denied_later, read_phrase
-from rewards.rivals import is_disowned
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import words
 
@@ -59,6 +59,14 @@ _COPULA = re.compile(
 _INSTEAD = re.compile(r",? (?:and not|not|rather than|instead of|as opposed to) ", re.IGNORECASE)
 _LABEL_LINE = re.compile(r"\s*(?:option|choice|letter|answer)\s+\(?[a-z]\)?[.\s]*", re.IGNORECASE)
 _FENCE = re.compile(r"^\s*(?:```\w*|-{3,}|={3,}|\*{3,}|_{3,})\s*$")
+_BLANK = "\xa0"
+_HEADING_MARK = re.compile(r"[ \t]*(?:(?:[-*•>+]|#{1,6})[ \t]+)*[*_]{0,3}[ \t]?")
+_ANNOUNCED = re.compile(r"[^:\n]{1,40}:[*_\s]{1,5}")
+_HEADING_LABEL = re.compile(
+    r"\(?(?:([A-Z])[.):\]]{1,2}|(?:option|choice|answer)s? \(?([A-Z])\)?(?:\s?[:.)–—-]|(?= \()))[*_\s]{0,5}(?=[\w(])",
+    re.IGNORECASE,
+)
+_HEADING_END = re.compile(r"[*_]{0,3}\s*(?:$|[:(–—-])[*_]{0,3}")
 _CLAUSE_END = re.compile(r";|\.\W")
 _NOTHING = Reading(NOTHING)
 # Nobody announces an answer this often; it also bounds the time.
@@ -73,12 +81,20 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
     rest = _without_echo(answer.rest, options)
     if not rest.strip():
         return []
+    plain = rest if multi else _without_headings(rest, options)
+    found = _find(plain, answer, options, multi)
+    if plain is rest or answer.closed or any(statement.reading.kind in (CHOSEN, CONFLICT) for statement in found):
+        return found
+    return _find(rest, answer, options, multi)
+
+
+def _find(rest: str, answer: Answer, options: OptionSet, multi: bool) -> list[Statement]:
     spans = sentence_spans(rest)
     starts = [start for start, _ in spans]
     mentioning = {bisect_right(starts, place) - 1 for place in options.mentions(rest)}
     conditional = may_be_conditional(rest)
     usable = [
-        not _asks(rest[start:end]) and not (conditional and options.is_conditional(rest[start:end]))
+        not asks(rest[start:end]) and not (conditional and options.is_conditional(rest[start:end]))
         for start, end in spans
     ]
     candidates = answer.candidates if answer.channel == "cue" else answer.lower
@@ -86,7 +102,7 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
         return [FLOOD]
 
     blocks: list[tuple[int, int]] = []
-    found = list(_after_cues(answer, candidates, starts, usable, options, multi, blocks))
+    found = list(_after_cues(rest, candidates, starts, usable, options, multi, blocks))
     taken = {bisect_right(starts, place) - 1 for candidate in candidates for place in (candidate.lead, candidate.start)}
 
     seen: set[str] = set()
@@ -97,6 +113,8 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
         seen.add(sentence)
         if len(seen) > _MOST_SENTENCES:
             return [FLOOD]
+        if index and sentence[:3] == "Or ":
+            sentence = f"or {sentence[3:]}"  # the second line of "B\nOr C" takes part of the first back
         before = len(found)
         found += (Statement(reading, "cue", start) for reading in _in_sentence(sentence, options, multi))
         if len(found) > before:
@@ -119,7 +137,7 @@ def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Sta
 
 
 def _after_cues(
-    answer: Answer,
+    rest: str,
     candidates: Iterable[Candidate],
     starts: Sequence[int],
     usable: Sequence[bool],
@@ -131,10 +149,11 @@ def _after_cues(
 
     `blocks` collects the places that a cue and the lines below it fill.
     """
-    rest = answer.rest
     read: dict[str, Reading] = {}
     before = 0
     for candidate in candidates:
+        if candidate.channel == "cue" and rest[candidate.start : candidate.start + 1] == _BLANK:
+            continue  # "Let me look at each option:" before the first of them
         if candidate.channel == "cue" and denied_later(candidate.text):
             before = max(before, candidate.end)
             continue
@@ -152,7 +171,8 @@ def _after_cues(
             continue
         if words().wrong_lead.search(rest[max(0, candidate.lead - 40) : candidate.lead]):
             continue
-        if index >= 0 and is_disowned(rest[max(starts[index], candidate.lead - _LONGEST_LINE) : candidate.lead]):
+        lead = rest[max(starts[index], candidate.lead - _LONGEST_LINE) : candidate.lead] if index >= 0 else ""
+        if is_disowned(lead) or says_another(lead):
             continue
         text = candidate.text
         if multi:
@@ -185,10 +205,6 @@ def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
     return "".join([*parts, text[position:]])
 
 
-def _asks(sentence: str) -> bool:
-    return "?" in sentence and sentence.rstrip(" *_)\"'").endswith("?")
-
-
 def _with_following_lines(rest: str, candidate: Candidate) -> tuple[str, int]:
     """In multi mode a heading may be followed by one option a line: (text, end)."""
     block: list[str] = []
@@ -217,7 +233,8 @@ def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Rea
             yield reading
     for match in words().soft_cue.finditer(plain):
         ahead = plain[max(0, match.start() - _LONGEST_LINE) : match.start()]
-        if _NEGATED_CUE.search(ahead) or is_disowned(ahead):
+        lead = ahead + "which" if match.group()[:5].lower() == "which" else ahead
+        if _NEGATED_CUE.search(ahead) or is_disowned(lead):
             continue
         phrase = plain[match.end() :]
         if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
@@ -305,13 +322,11 @@ def _bare_lines(rest: str, options: OptionSet, multi: bool) -> Iterator[Statemen
         if not (len(places) == 1 and len(plain) < 8) and not _may_choose(plain, options):
             continue
         reading = read_phrase(plain, options, multi)
-        if reading.kind == CONFLICT and index in edges:
-            loose.append(Statement(reading, "bare", start))
-        if reading.kind != CHOSEN:
-            continue
         if reading.exact and (reading.by_letter or index in edges):
             exact.append(Statement(reading, "bare", start))
-        elif index in edges and not options.is_conditional(plain):
+        elif reading.kind == EXCLUDED and reading.letters:
+            loose.append(Statement(reading, "bare", start))  # "B\nNot B"
+        elif reading.kind in (CHOSEN, CONFLICT) and index in edges and not options.is_conditional(plain):
             loose.append(Statement(reading, "bare", start))
     if multi and len(exact) == len(places) and len(exact) > 1:
         letters = frozenset[str]().union(*(statement.reading.letters for statement in exact))
@@ -354,7 +369,7 @@ def _only_sentence(sentence: str, options: OptionSet) -> Reading | None:
     if words().text_cue.search(plain):
         return None  # "the previous diagnosis was ...": what may follow it was judged as a cue
     copulas = list(_COPULA.finditer(plain))
-    if not copulas:
+    if not copulas or is_disowned(plain[: copulas[-1].start()]):
         return None
     reading = read_phrase(plain[copulas[-1].end() :], options)
     if reading.kind != CHOSEN or not reading.exact or reading.by_letter:
@@ -377,6 +392,8 @@ def _not_another(plain: str, options: OptionSet) -> str:
 
 def _without_echo(rest: str, options: OptionSet) -> str:
     """Blank out a copy of the whole option list, unless nothing follows it."""
+    if options.only_letters:
+        return rest
     lowered = " ".join(rest.lower().split())
     if any(text not in lowered for text in options.lowered):
         return rest
@@ -393,6 +410,50 @@ def _without_echo(rest: str, options: OptionSet) -> str:
         return rest
     blank = re.sub(r"[^\n]", " ", echo.group())
     return rest[: echo.start()] + blank + rest[echo.end() :]
+
+
+def _without_headings(rest: str, options: OptionSet) -> str:
+    """Blank out options that head the lines of a walk through them: "A. Sarcoidosis: would show nodes ...\\nB. ..."."""
+    if "\n" not in rest:
+        return rest
+    found: list[tuple[str, int, int]] = []
+    announced: list[tuple[str, int, int]] = []  # "Answer: A. Cardiomegaly", which may begin a copy of the whole list
+    offset = 0
+    for line in rest.split("\n"):
+        mark = _HEADING_MARK.match(line)
+        begin = mark.end() if mark is not None else 0
+        named = _heading(line[begin:], options)
+        if named is None and not found and (announcement := _ANNOUNCED.match(line)) is not None:
+            begin = announcement.end()
+            named = _heading(line[begin:], options)
+            announced = [(named[0], offset + begin, offset + begin + named[1])] if named is not None else []
+        elif named is not None:
+            found.append((named[0], offset + begin, offset + begin + named[1]))
+        offset += len(line) + 1
+    if len(found) + len(announced) == len(options.letters):
+        found = announced + found
+    letters = [letter for letter, _, _ in found]
+    if len(letters) < 2 or sorted(set(letters)) != letters:
+        return rest
+    parts: list[str] = []
+    position = 0
+    for _, start, end in found:
+        parts += [rest[position:start], _BLANK * (end - start)]
+        position = end
+    return "".join([*parts, rest[position:]])
+
+
+def _heading(line: str, options: OptionSet) -> tuple[str, int] | None:
+    """(letter, end) of a label with words behind it, or of an option's whole text."""
+    label = _HEADING_LABEL.match(line)
+    if label is None:
+        text = text_head(line, options)
+        return text if text is not None and _HEADING_END.match(line, text[1]) else None
+    letter = (label.group(1) or label.group(2)).upper()
+    own = text_head(line[label.end() :], options)
+    if letter not in options.letters or (own is not None and own[0] != letter):
+        return None
+    return letter, label.end() + (own[1] if own is not None else 0)
 
 
 def denied_letters(statements: Iterable[Statement]) -> frozenset[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.data.labels import labelled
+from lingshu_rl.data.labels import inline_options, labelled
 from lingshu_rl.data.rows import FIELDS, LETTERS, RowError, row_to_prompt
 from lingshu_rl.data.sources import Source, SourceError, open_records
 from lingshu_rl.eval.benchmarks import EvalError
@@ -22,11 +23,14 @@ from rewards.executor import judge
 from rewards.kinds import KindError, find
 
 OUTPUTS = ("completion", "response", "output", "prediction", "pred", "model_answer")
-ANSWERS = ("answer", "gold", "gt_answer", "target", "label", "correct_answer", "answer_idx")
+ANSWERS = ("answer", "gold", "ground_truth", "gt_answer", "target", "label", "correct_answer", "answer_idx")
 OPTIONS = ("options", "choices")
 QUESTIONS = ("question", "prompt", "input")
-VERDICTS = ("correct", "value", "exact_match", "acc", "score")
+VERDICTS = ("correct", "is_correct", "value", "exact_match", "acc", "score")
+FINISH = ("finish_reason", "stop_reason")
+CUT = ("length", "max_tokens", "max_length")
 SHOWN = 5
+_LETTER = re.compile(r"\s*\(?([A-J])[).:]?\s*")
 
 
 def rescore(file: Path, kind: str | None = None, out: Path | None = None) -> dict[str, Any]:
@@ -59,7 +63,7 @@ def rescore(file: Path, kind: str | None = None, out: Path | None = None) -> dic
         except RowError as error:
             unusable.append(f"row {number}: {error}")
             continue
-        reply = Reply(completion, "stop")
+        reply = Reply(completion, finish_reason(record))
         result: RewardResult = judge(grader, [reward_input(prompt, reply)])[0]
         rows.append({**make_row(prompt, reply, result), "image": str(record.get("image_name") or record.get("image") or ""), "before": before})  # fmt: skip
     if not rows:
@@ -78,6 +82,7 @@ def rescore(file: Path, kind: str | None = None, out: Path | None = None) -> dic
         "before": sum(r["before"] for r in known) / len(known) if known else None,
         "again": sum(r["value"] for r in known) / len(known) if known else None,
         "compared": len(known),
+        "finish_unknown": sum(not row["finish_reason"] for row in rows),
         "newly_right": [r["id"] for r in known if r["before"] < 0.5 <= r["value"]],
         "newly_wrong": [r["id"] for r in known if r["value"] < 0.5 <= r["before"]],
     }
@@ -125,10 +130,14 @@ def plain(form: str, record: Mapping[str, Any], number: int, kind: str | None) -
         raise RowError(
             f"has no {'output' if completion is None else 'label'} (fields {', '.join(sorted(fields)[:12])})"
         )
+    question = str(next((fields[k] for k in QUESTIONS if fields.get(k)), "?"))
+    options = next((fields[k] for k in OPTIONS if fields.get(k)), None) or _lettered(fields)
+    if not options and kind in (None, "option") and (letter := _letter(answer)):
+        answer, options = letter, _unwritten(question, letter)
     row: dict[str, Any] = {
         "id": str(next((fields[k] for k in ("id", "qid", "question_id") if fields.get(k) is not None), number)),
-        "question": str(next((fields[k] for k in QUESTIONS if fields.get(k)), "?")),
-        "options": next((fields[k] for k in OPTIONS if fields.get(k)), None) or _lettered(fields),
+        "question": question,
+        "options": options,
         "answer": answer,
         **({"kind": kind or str(fields["kind"])} if kind or fields.get("kind") else {}),
         **{name: fields[name] for name in ("unit", "tolerance") if name in fields},
@@ -139,6 +148,27 @@ def plain(form: str, record: Mapping[str, Any], number: int, kind: str | None) -
     if row["kind"] != "option":
         row.pop("options", None)
     return {**row, "completion": completion, "before": _verdict(fields)}
+
+
+def finish_reason(record: Mapping[str, Any]) -> str:
+    """ "length" for an output that was cut, "stop" for one that was not, "" where the file does not say."""
+    if isinstance(record.get("truncated"), bool):
+        return "length" if record["truncated"] else "stop"
+    value = next((_first_text(record[name]).lower() for name in FINISH if record.get(name)), "")
+    return "length" if value in CUT else "stop" if value else ""
+
+
+def _letter(answer: Any) -> str:
+    """The letter that a label is, "" for another."""
+    match = _LETTER.fullmatch(answer) if isinstance(answer, str) else None
+    return match[1] if match else ""
+
+
+def _unwritten(question: str, letter: str) -> list[str]:
+    """Bare letters for options of a row that stores none, where its question does not have them either."""
+    if letter in LETTERS[: len(inline_options(question)[1])]:
+        return []
+    return list(LETTERS[: max(5, LETTERS.index(letter) + 1)])
 
 
 def _lettered(fields: Mapping[str, Any]) -> list[str]:
@@ -172,6 +202,11 @@ def render(result: Mapping[str, Any]) -> str:
         parts.append(
             f"stored verdicts say {100 * result['before']:.1f} %, these graders {100 * result['again']:.1f} % of the same "
             f"{result['compared']}: {len(result['newly_right'])} newly right, {len(result['newly_wrong'])} newly wrong"
+        )
+    if result["finish_unknown"]:
+        parts.append(
+            f"{result['finish_unknown']} rows do not say whether their output was cut (no {' or '.join(FINISH)}); a cut one counts as "
+            "a whole answer"
         )
     if result["unusable"]:
         parts.append(f"{len(result['unusable'])} rows could not be read, for example {'; '.join(result['unusable'][:SHOWN])}")  # fmt: skip

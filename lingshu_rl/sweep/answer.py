@@ -276,18 +276,15 @@ def _grade_alike(members: Sequence[Member], base: Sequence[Member]) -> tuple[lis
 def regrade(data: RunData, config: Mapping[str, Any]) -> Values:
     """A run's held-out answers by the rewards of another run's config. Raises when its test set cannot be loaded."""
     from lingshu_rl.config import load_config
-    from lingshu_rl.model.loading import DEMO_MODEL
-    from lingshu_rl.rewarding import reward_of
+    from lingshu_rl.rewarding import instruction_of, read_of, reward_of
 
     theirs = load_config(None, [f"{key}={json.dumps(config[key])}" for key in ("model", "data", "rewards") if key in config])  # fmt: skip
-    instruction = "short" if theirs.model == DEMO_MODEL else "full"
-    instruction = instruction if theirs.data.instruction == "auto" else theirs.data.instruction
-    prompts = _prompts(theirs.data.test, instruction, theirs.data.skip_bad_rows)
+    prompts = _prompts(theirs.data.test, instruction_of(theirs), theirs.data.skip_bad_rows)
     answered = data.evals.get("after", [])
     rows = [row for row in answered if row["id"] in prompts]
     if answered and not rows:
         raise ValueError(f"none of its {len(answered)} questions is in {theirs.data.test}")
-    graded = reward_of(theirs.rewards.spec, theirs.data.train, theirs.data.test).score_batch(
+    graded = reward_of(theirs.rewards.spec, theirs.data.train, theirs.data.test, read=read_of(theirs)).score_batch(
         [prompts[row["id"]].reward_input(row["completion"], row.get("finish_reason") == "length") for row in rows]
     )
     return {row["id"]: result.value for row, result in zip(rows, graded, strict=True)}

@@ -12,7 +12,7 @@ from lingshu_rl.eval.controls import NORMAL_REPORT
 from lingshu_rl.eval.judge import JudgeSettings
 from lingshu_rl.eval.loading import load_benchmark
 from lingshu_rl.eval.metrics import report_metrics
-from lingshu_rl.eval.rescore import rescore
+from lingshu_rl.eval.rescore import render, rescore
 from lingshu_rl.eval.runner import Settings, run_evaluation
 from lingshu_rl.eval.stats import mean_ci, paired_gain
 from lingshu_rl.progress import Progress
@@ -136,5 +136,68 @@ def test_its_stored_outputs_are_graded_again(tmp_path):
     ]  # fmt: skip
     write_json(tmp_path / "results.json", rows)
     found = rescore(tmp_path / "results.json")
+    assert found["finish_unknown"] == 4 and "do not say" in render(found)
     assert found["form"] == "medevalkit" and found["all"]["accuracy"] == 0.25 and found["before"] == 0.5
     assert found["newly_wrong"] == ["1", "4"] and found["newly_right"] == ["2"]
+
+
+def test_outputs_with_letter_labels_and_no_options_are_graded_as_letters(tmp_path):
+    asked = "Which finding?\nA. Edema\nB. Mass\nC. Nodule"
+    rows = [
+        {
+            "question": asked,
+            "ground_truth": "B",
+            "output": "The answer is B. Mass",
+            "is_correct": False,
+            "finish_reason": "stop",
+        },
+        {
+            "question": asked,
+            "ground_truth": "B",
+            "output": "The answer is B. Edema",
+            "is_correct": True,
+            "finish_reason": "stop",
+        },
+        {
+            "question": "See the image.",
+            "ground_truth": "(B)",
+            "output": "B. Something",
+            "is_correct": True,
+            "truncated": False,
+        },
+        {
+            "question": "See the image.",
+            "ground_truth": "B",
+            "output": "A fracture is seen.",
+            "is_correct": False,
+            "truncated": False,
+        },
+        {
+            "question": "See the image.",
+            "ground_truth": "B",
+            "output": "The answer is B",
+            "is_correct": True,
+            "finish_reason": "length",
+        },
+        {
+            "question": "Which organ?",
+            "ground_truth": "liver",
+            "output": "liver",
+            "is_correct": True,
+            "stop_reason": "end_turn",
+        },
+    ]
+    (tmp_path / "o.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = rescore(tmp_path / "o.jsonl")
+    stored = [json.loads(line) for line in (tmp_path / "o.rescored.jsonl").read_text().splitlines()]
+    assert [(row["kind"], row["value"]) for row in stored] == [
+        ("option", 1.0),
+        ("option", 0.0),
+        ("option", 1.0),
+        ("option", 0.0),
+        ("option", 0.0),
+        ("open", 1.0),
+    ]
+    assert (
+        stored[4]["status"] == "truncated" and found["before"] == pytest.approx(4 / 6) and found["finish_unknown"] == 0
+    )

@@ -46,6 +46,39 @@ CASES = [
     ("thought</think>B", "ok", "bare", ("B",)),
     ("<think>a<think>b</think>c</think>B", "ok", "bare", ("B",)),
     ("B<|im_end|><answer>A</answer>", "ok", "bare", ("B",)),
+    (
+        "<|channel|>analysis<|message|>Maybe A.<|end|><|start|>assistant<|channel|>final<|message|>B<|return|>",
+        "ok",
+        "bare",
+        ("B",),
+    ),
+    ("<|channel|>final <|constrain|>json<|message|>B", "ok", "bare", ("B",)),
+    ("<|channel|>analysis<|message|>So the answer is B", "unparsed", "", ()),
+    ("analysisPossibly A.assistantfinalThe answer is B", "ok", "cue", ("B",)),
+    ("analysisPossibly the answer is A", "unparsed", "", ()),
+    ("The analysis: B", "ok", "bare", ("The analysis: B",)),
+    ("<|channel>thought\nThe answer is A.\n<channel|>The answer is B", "ok", "cue", ("B",)),
+    ("<|channel>thought\nThe answer is A.", "unparsed", "", ()),
+    ("## Thinking\n\nThe answer is A.\n\n## Final Response\n\nB", "ok", "bare", ("B",)),
+    ("## Thinking\n\nThe answer is A.", "unparsed", "", ()),
+    ("## Thinking\n\nA film.\n\n<answer>B</answer>", "ok", "tag", ("B",)),
+    (
+        "Here are my reasoning steps:\nThe answer is A.\n[BEGIN FINAL RESPONSE]\nB\n[END FINAL RESPONSE]",
+        "ok",
+        "bare",
+        ("B",),
+    ),
+    ("Here are my reasoning steps:\nThe answer is A.", "unparsed", "", ()),
+    ("<|START_THINKING|>A<|END_THINKING|>B", "ok", "bare", ("B",)),
+    ("<seed:think>A</seed:think>B", "ok", "bare", ("B",)),
+    ("So <|begin_of_box|>B<|end_of_box|>", "ok", "boxed", ("B",)),
+    ("So <|begin_of_box|>B", "unparsed", "boxed", ()),
+    ("\\boxed{V = D/C}\nAnswer: B", "ok", "cue", ("B",)),
+    ("Answer: B\n\\boxed{V = D/C}", "ok", "boxed", ("V = D/C",)),
+    ("| Item | Answer |\n|---|---|\n| 1 | C |", "ok", "cue", ("C",)),
+    ("| Item | **Answer** | Why |\n|:--|:--|---|\n| 1 | C | x |\n| 2 | B | y |\n", "ok", "cue", ("C", "B")),
+    ("| Item | Answer |\nC", "ok", "cue", ("C",)),
+    ('{"reasoning": "So the answer is A.", "answer": "B"}', "ok", "json", ("B",)),
     ("정답은 B입니다", "ok", "cue", ("B입니다",)),
     ("答案：Ｂ", "ok", "cue", ("B",)),
     ("答えはBです", "ok", "cue", ("Bです",)),
@@ -58,6 +91,11 @@ CASES = [
 def test_the_deciding_channel(completion, status, channel, texts):
     answer = extract(completion)
     assert (answer.status, answer.channel, answer.texts) == (status, channel, texts)
+
+
+def test_thoughts_in_json_are_no_answers_before_it():
+    assert extract('{"thinking": "The answer is A.", "answer": "B"}').lower == ()
+    assert extract('{"answer": "B", "explanation": "The answer is A."}').lower != ()
 
 
 def test_lower_channels_are_handed_on_with_their_place():

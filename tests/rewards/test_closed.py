@@ -1,4 +1,6 @@
+import json
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -6,107 +8,23 @@ from hypothesis import strategies as st
 
 from rewards import LabelSet, OpenAnswer, RewardInput, YesNo
 
+HERE = Path(__file__).parent
+REWARDS = {"yesno": YesNo(), "open": OpenAnswer(), "labels": LabelSet()}
+ROWS = {
+    kind: [json.loads(line) for line in (HERE / f"cases_{kind}.jsonl").read_text(encoding="utf-8").splitlines()]
+    for kind in REWARDS
+}
+LABELS = ["Edema", "Pleural effusion"]
+
+
+@pytest.mark.parametrize(("kind", "row"), [pytest.param(k, row, id=row["id"]) for k in ROWS for row in ROWS[k]])
+def test_own_case(kind, row):
+    result = REWARDS[kind].score(RewardInput(row["output"], row["gold"], prompt=row.get("question", "")))
+    assert result.value == pytest.approx(row["expected_reward"]), (row["output"], result.parsed, result.reason)
+
 
 def score(reward, completion, gold, truncated=False, **meta):
     return reward.score(RewardInput(completion, gold, truncated=truncated, meta=meta))
-
-
-YES_NO = [
-    # completion, parsed (None: no answer)
-    ("yes", "yes"),
-    ("No.", "no"),
-    ("<answer>Yes</answer>", "yes"),
-    ("<answer>**No**</answer>", "no"),
-    ("<think>no?</think><answer>yes</answer>", "yes"),
-    ("\\boxed{\\text{No}}", "no"),
-    ('{"answer": "yes"}', "yes"),
-    ('{"answer": true}', "yes"),
-    ('{"answer": false}', "no"),
-    ("The answer is yes.", "yes"),
-    ("The answer is no, since the lungs are clear.", "no"),
-    ("Answer: No", "no"),
-    ("Final answer: **Yes**", "yes"),
-    ("Yes, there is a fracture.", "yes"),
-    ("No, there is no fracture.", "no"),
-    ("No. The lungs are clear.", "no"),
-    ("The lungs are clear. No.", "no"),
-    ("The lungs are clear.\n\nNo", "no"),
-    ("Yes there is a nodule.", "yes"),
-    ("There is no doubt: yes", "yes"),
-    ("<answer>There is no doubt: yes</answer>", "yes"),
-    ("Without a doubt, yes.", "yes"),
-    ("I would say no.", "no"),
-    ("So the answer is definitely yes.", "yes"),
-    ("<answer>Yes, there is no midline shift.</answer>", "yes"),
-    ("<answer>not present</answer>", "no"),
-    ("<answer>present</answer>", "yes"),
-    ("<answer>absent</answer>", "no"),
-    ("<answer>True</answer>", "yes"),
-    ("예", "yes"),
-    ("아니요", "no"),
-    ("아니요, 없습니다.", "no"),
-    ("정답은 예입니다.", "yes"),
-    ("是的", "yes"),
-    ("答案是否", "no"),
-    ("没有", "no"),
-    ("はい", "yes"),
-    ("いいえ、ありません。", "no"),
-    ("答えははいです。", "yes"),
-    ("نعم", "yes"),
-    ("لا", "no"),
-    ("हाँ", "yes"),
-    ("नहीं", "no"),
-    ("Sí.", "yes"),
-    ("La respuesta es no.", "no"),
-    ("Oui", "yes"),
-    ("Non, il n'y en a pas.", "no"),
-    ("Nein.", "no"),
-    ("Die Antwort ist ja.", "yes"),
-    ("Não", "no"),
-    ("Да", "yes"),
-    ("Ответ: нет", "no"),
-    ("Không", "no"),
-    ("Hayır", "no"),
-    ("Ndiyo", "yes"),
-    ("", None),
-    ("<answer></answer>", None),
-    ("The nodule is in the right lobe.", None),
-    ("There is a node.", None),
-    ("The study is normal.", None),
-    ("I do not know.", None),
-    ("It is not known.", None),
-    ("No fracture is seen.", None),
-    ("There is no effusion.", None),
-    ("No abnormality.", None),
-    ("Note the nasal bone.", None),
-    ("Yesterday", None),
-    ("<answer>Eyes</answer>", None),
-    ("<answer>maybe</answer>", None),
-    ("<answer>yes or no</answer>", None),
-    ("<answer>yes/no</answer>", None),
-    ("Yes and no.", None),
-    ("Yes. No.", None),
-    ("Yes, but no.", None),
-    ("Yes or no", None),
-    ("<answer>yes</answer><answer>no</answer>", None),
-    ("The answer is yes. The answer is no.", None),
-    ("Yes. <answer>no</answer>", None),
-    ("<answer>no</answer> The answer is yes.", None),
-    ("Is it yes?", None),
-    ("Yes?", None),
-    ("If it is acute, yes, otherwise no.", None),
-    ("If it is acute, yes.", None),
-    ("<think>The answer is yes", None),
-    ("no doubt", None),
-    ("The answer is not yes.", None),
-]
-
-
-@pytest.mark.parametrize(("completion", "parsed"), YES_NO)
-def test_yes_or_no(completion, parsed):
-    for gold in ("yes", "no"):
-        result = score(YesNo(), completion, gold)
-        assert (result.value, result.parsed) == (float(gold == parsed), parsed), result.reason
 
 
 @pytest.mark.parametrize("gold", ["yes", "Yes.", "YES", "true", True, "예", "sí"])
@@ -136,128 +54,20 @@ def test_any_text_is_judged(text):
         assert result.value is not None and result == score(reward, text, gold)
 
 
-OPEN_RIGHT = [
-    ("pneumonia", "Pneumonia"),
-    ("<answer>Pneumonia.</answer>", "pneumonia"),
-    ("<answer>the left lung</answer>", "Left lung"),
-    ("<answer>Left-lung</answer>", "left lung"),
-    ("<answer>lungs</answer>", "lung"),
-    ("<answer>vertebra</answer>", "vertebrae"),
-    ("<answer>oedema</answer>", "edema"),
-    ("<answer>Haemorrhage</answer>", "hemorrhage"),
-    ("<answer>tumor</answer>", "tumour"),
-    ("<answer>X-ray</answer>", "x ray"),
-    ("<answer>Xray</answer>", "X-ray"),
-    ("<answer>two</answer>", "2"),
-    ("<answer>2</answer>", 2),
-    ("The answer is pneumonia.", "pneumonia"),
-    ("<answer>The answer is pneumonia</answer>", "pneumonia"),
-    ("<answer>It is a pneumothorax.</answer>", "pneumothorax"),
-    ("<answer>The image shows a pneumothorax.</answer>", "pneumothorax"),
-    ("\\boxed{\\text{pneumonia}}", "pneumonia"),
-    ('{"answer": "pneumonia"}', "pneumonia"),
-    ("<answer>pneumonia, because of the air bronchogram</answer>", "pneumonia"),
-    ("<answer>computed tomography (CT)</answer>", "computed tomography"),
-    ("<answer>CT</answer>", "Computed tomography (CT)"),
-    ("<answer>computed tomography</answer>", "CT (computed tomography)"),
-    ("<answer>right lung, left lung</answer>", "left lung, right lung"),
-    ("<answer>liver and spleen</answer>", "Spleen, liver"),
-    ("<answer>no pneumonia</answer>", "no pneumonia"),
-    ("<answer>Aspirin or warfarin</answer>", "aspirin or warfarin"),
-    ("<answer>폐렴</answer>", "폐렴"),
-]
-OPEN_WRONG = [
-    ("<answer>Aspirin or Warfarin</answer>", "aspirin"),
-    ("<answer>Aspirin/Warfarin</answer>", "aspirin"),
-    ("<answer>Aspirin, Warfarin, Heparin</answer>", "aspirin"),
-    ("<answer>aspirin and warfarin</answer>", "aspirin"),
-    ("<answer>aspirin</answer>", "aspirin and warfarin"),
-    ("<answer>right lung</answer>", "left lung"),
-    ("<answer>lung</answer>", "left lung"),
-    ("<answer>left lung</answer>", "lung"),
-    ("<answer>bilateral lungs</answer>", "left lung"),
-    ("<answer>no pneumonia</answer>", "pneumonia"),
-    ("<answer>not pneumonia</answer>", "pneumonia"),
-    ("<answer>pneumonia is absent</answer>", "pneumonia"),
-    ("<answer>pneumonia</answer>", "no pneumonia"),
-    ("<answer>type 2 diabetes</answer>", "type 1 diabetes"),
-    ("<answer>HPV type 1</answer>", "type 1 diabetes"),
-    ("<answer>bronchopneumonia</answer>", "pneumonia"),
-    ("<answer>hypokalemia</answer>", "hyperkalemia"),
-    ("<answer>pneumonia or not</answer>", "pneumonia"),
-    ("<answer></answer>", "pneumonia"),
-    ("", "pneumonia"),
-    ("<answer>pneumonia</answer><answer>effusion</answer>", "pneumonia"),
-    ("The answer is effusion. <answer>pneumonia</answer>", "pneumonia"),
-    ("<answer>pneumonia", "pneumonia"),
-    ("<think>pneumonia</think>", "pneumonia"),
-    ("pneumonia\neffusion", "pneumonia"),
-    ("<answer>1 2</answer>", "12"),
-    ("<answer>5.0</answer>", "50"),
-    ("<answer>pneumonia (effusion)</answer>", "pneumonia"),
-    ("<answer>axis</answer>", "axi"),
-]
-
-
-@pytest.mark.parametrize(("completion", "gold"), OPEN_RIGHT)
-def test_open_answers_in_other_clothes(completion, gold):
-    result = score(OpenAnswer(), completion, gold)
-    assert result.value == 1.0, result.reason
-
-
-@pytest.mark.parametrize(("completion", "gold"), OPEN_WRONG)
-def test_open_answers_that_are_others(completion, gold):
-    result = score(OpenAnswer(), completion, gold)
-    assert result.value == 0.0
-    assert result.reason
-
-
 def test_synonyms_are_a_list_or_a_mapping():
-    said = "<answer>heart attack</answer>"
+    said = "<answer>blocked coronary</answer>"
     assert score(OpenAnswer(), said, "myocardial infarction").value == 0.0
-    assert score(OpenAnswer(), said, "myocardial infarction", synonyms=["heart attack", "MI"]).value == 1.0
-    mapping = {"Myocardial infarction": ["heart attacks"], "Stroke": ["brain attack"]}
+    assert score(OpenAnswer(), said, "myocardial infarction", synonyms=["blocked coronary", "MI"]).value == 1.0
+    mapping = {"Myocardial infarction": ["blocked coronaries"], "Stroke": ["brain attack"]}
     assert score(OpenAnswer(), said, "myocardial infarction", synonyms=mapping).value == 1.0
     assert score(OpenAnswer(), "<answer>brain attack</answer>", "myocardial infarction", synonyms=mapping).value == 0.0
-    assert score(OpenAnswer(), said, ["heart attack", "MI"]).value == 1.0
+    assert score(OpenAnswer(), said, ["blocked coronary", "MI"]).value == 1.0
 
 
 @pytest.mark.parametrize("gold", ["", " ", None, True, [], ["a", ""], {"a": 1}, "?!"])
 def test_open_gold_that_cannot_be_judged(gold):
     assert OpenAnswer().check_gold(RewardInput("", gold))
     assert score(OpenAnswer(), "<answer>x</answer>", gold).value is None
-
-
-LABELS = ["Edema", "Pleural effusion"]
-
-
-@pytest.mark.parametrize(
-    ("completion", "value"),
-    [
-        ("<answer>edema, pleural effusion</answer>", 1.0),
-        ("<answer>Pleural effusions and oedema</answer>", 1.0),
-        ("<answer>\n- Edema\n- Pleural effusion\n</answer>", 1.0),
-        ('{"answer": ["edema", "pleural effusion"]}', 1.0),
-        ("edema; pleural effusion", 1.0),
-        ("<answer>edema, edema, pleural effusion</answer>", 1.0),
-        ("<answer>edema, pleural effusion, no pneumothorax</answer>", 1.0),
-        ("<answer>edema</answer>", 2 / 3),
-        ("<answer>edema, fracture</answer>", 0.25),
-        ("<answer>edema, pleural effusion, fracture</answer>", 0.6),
-        ("<answer>fracture</answer>", 0.0),
-        ("<answer>edema, fracture, mass, nodule</answer>", 0.0),
-        ("<answer>none</answer>", 0.0),
-        ("<answer>edema or pleural effusion</answer>", 0.0),
-        ("<answer>edema, no edema, pleural effusion</answer>", 0.0),
-        ("<answer>no edema, no pleural effusion</answer>", 0.0),
-        ("<answer>edema, pleural effusion, none</answer>", 0.0),
-        ("<answer>edema</answer><answer>pleural effusion</answer>", 0.0),
-        ("", 0.0),
-        ("<answer></answer>", 0.0),
-    ],
-)
-def test_label_sets(completion, value):
-    assert score(LabelSet(), completion, LABELS).value == pytest.approx(value)
 
 
 def test_naming_every_label_does_not_pay():
@@ -300,3 +110,7 @@ def _cpu_seconds(reward, completion, gold):
     start = time.process_time()
     score(reward, completion, gold)
     return time.process_time() - start
+
+
+def test_a_label_set_that_cannot_be_earned_is_named():
+    assert "cannot be earned" in LabelSet().check_gold(RewardInput("", ["edema because of failure"]))

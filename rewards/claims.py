@@ -1,0 +1,431 @@
+"""What an answer asserts: its places cut into claims, each with its stance, and one decision over all of them.
+
+A claim counts when it is asserted: not asked, not under a condition, not somebody else's view, not doubted and not taken
+back. What a claim says is read by the kind of question (a letter, a number, words); when two claims decide, they agree.
+The words are data (data/stances.json).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import resources
+from typing import Any
+
+from rewards.answer import Answer, Candidate, extract
+from rewards.base import RewardInput
+from rewards.choices import may_be_conditional
+from rewards.phrases import clean_phrase, strip_leads
+from rewards.text import normalise, sentence_spans
+from rewards.words import words
+
+ASSERTED, ASKED, CONDITIONAL, DISOWNED, OPEN = "asserted", "asked", "conditional", "disowned", "open"
+KEPT, RETRACTS, RECONSIDERS, OFFERS = "", "retracts", "reconsiders", "offers"
+
+_AHEAD = 300  # characters of the sentence before a cue
+_MOST_CLAIMS = 100  # nobody answers this often; it also bounds the time
+_SHORTEST_OPEN = 16  # characters in which a choice can be left open in so many words
+_LONGEST_VERDICT = 200
+_VERDICT_HINTS = (
+    "answer",
+    "diagnosis",
+    "choice",
+    "solution",
+    "result",
+    "respuesta",
+    "réponse",
+    "risposta",
+    "Antwort",
+    "ответ",
+    "答",
+)
+_BEHIND = 2000  # characters after an answer in which it may be taken back
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a place says in one go.
+
+    stance: asserted | asked | conditional | disowned (another's view, or doubted) | open (undecided). takes_back: "retracts" when it takes
+    back all that its place said before, "reconsiders" when it does so only by saying something else.
+    """
+
+    text: str
+    stance: str = ASSERTED
+    takes_back: str = KEPT
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a kind reads in a claim.
+
+    value: what is compared; None where nothing is said. status: why it cannot be read (`RewardResult.status`), or "ok".
+    firm: it may veto another answer.
+    """
+
+    value: Any = None
+    parsed: Any = None
+    status: str = "ok"
+    reason: str = ""
+    firm: bool = True
+
+
+NOTHING = Said()
+
+
+# ---------------------------------------------------------------------------------------------------------- cue words
+
+
+class _Stances:
+    """The roles of data/stances.json, compiled over all languages."""
+
+    def __init__(self) -> None:
+        source = resources.files("rewards") / "data" / "stances.json"
+        table: dict[str, Any] = json.loads(normalise(source.read_text(encoding="utf-8")))
+
+        def role(name: str) -> str:
+            entries = sorted((entry for words in table[name].values() for entry in words), key=len, reverse=True)
+            spaced = [entry for entry in entries if not _glued(entry)]
+            glued = [entry for entry in entries if _glued(entry)]
+            return "(?:" + "|".join([rf"(?<!\w)(?:{'|'.join(spaced)})(?!\w)", *glued]) + ")"
+
+        flags = re.IGNORECASE
+        says = rf"{role('others')} (?:\w+ ){{0,3}}{role('says')}"
+        self.sure = re.compile(role("sure"), flags)
+        self.doubts = re.compile(rf"{role('doubts')}|{says}", flags)
+        self.disowns = re.compile(rf"{role('doubts')}|{role('denies')}|n['’]t\b|{says}", flags)
+        start = (
+            r"(?:^|(?<=[.,;:!?)(—–\n-])|(?<=[.,;:!?)(—–\n-] )|(?<=[。！？，、])|(?<=\bbut )|(?<=\band ))"
+            r"[\s\"'(*_-]{0,6}+(?=\w)"
+        )
+        self.takes_back = re.compile(
+            rf"{start}(?:(?P<retracts>{role('retracts')})|(?P<reconsiders>{role('reconsiders')})|(?P<offers>{role('offers')}))"
+            r"[\s,:.!…—–-]*",
+            flags,
+        )
+        self.ends = tuple(
+            re.compile(pattern, flags)
+            for pattern in (
+                rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$",
+                rf"(?:\s*[,;(—–-]\s*|\s+){role('instead')}\s[^,;.]{{1,60}}[).!\s]*$",
+                rf"(?:\s*[,(—–-]\s*|\s+){role('hedges')}[\s).!]*$",
+                rf"\s*{role('verdicts')}[\s).!]*$",
+            )
+        )
+        self.verdict = re.compile(rf"\s{role('verdicts')}[\s).!]*$", flags)
+        self.reason = re.compile(rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$", flags)
+        self.alternative = re.compile(role("alternatives"), flags)
+        self.undecided = re.compile(
+            rf"{role('alternatives')}[^.;!?\n]{{0,80}}?{role('undecided')}"
+            rf"|{role('undecided')} (?:between|whether|which|if)\b[^,;.\n]{{0,120}}[.!]?\s*$",
+            flags,
+        )
+
+
+def _glued(entry: str) -> bool:
+    """Whether an entry is of a script that is written without spaces."""
+    return re.search("[\u0600-\u06ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]", entry) is not None
+
+
+@cache
+def stances() -> _Stances:
+    return _Stances()
+
+
+_CLAUSE_BREAK = re.compile(
+    r"[,;:—–]|[.!?]\s|\b(?:but|so|therefore|thus|hence|however|and|while|although|because|since|yet|then)\b",
+    re.IGNORECASE,
+)
+
+
+_ACCORDING_TO = re.compile(
+    r"\b(?:according to|in the (?:opinion|view) of) (?:my|a|an|the|some|one)? ?(?:\w+ )?"
+    r"(?:students?|colleagues?|friends?|doctors?|teachers?|radiologists?|users?|patients?|forum|wikipedia)\b",
+    re.IGNORECASE,
+)
+
+
+def says_another(ahead: str) -> bool:
+    """Whether the sentence that leads up to an answer begins with the one whose view it is, clauses before it included."""
+    return _ACCORDING_TO.search(ahead) is not None
+
+
+_ANYTHING_BUT = re.compile(r"\b(?:any|every)thing (?:but|except)\b", re.IGNORECASE)
+_RELATIVE = re.compile(r"[\s,]{0,3}\b(?:which|who)\s*$", re.IGNORECASE)  # what it adds has the stance of its noun
+
+
+def is_disowned(ahead: str, denials: bool = True) -> bool:
+    """Whether the clause that leads up to an answer denies it, doubts it or is not the speaker's ("some would say").
+
+    denials: False where the kind reads "not" itself, as numbers do.
+    """
+    ahead = _ANYTHING_BUT.sub("unlikely", _RELATIVE.sub("", ahead[-_AHEAD:]))
+    if not ahead or ahead.isspace():
+        return False
+    begin = 0
+    for stop in _CLAUSE_BREAK.finditer(ahead):
+        begin = stop.end()
+    clause = stances().sure.sub(" ", ahead[begin:])
+    return (stances().disowns if denials else stances().doubts).search(clause) is not None
+
+
+def is_conditional(text: str) -> bool:
+    return may_be_conditional(text) and words().conditional.search(text) is not None
+
+
+_NOT_BUT = re.compile(r"^(?:it is |it['’]s )?not [^,;.]{1,60}?,? but (?:rather |it is |it['’]s )?(?=\w)", re.IGNORECASE)
+
+
+def core(text: str) -> str:
+    """A phrase without the words that only present it: "I would say X, most likely, rather than Y" is X."""
+    return strip_leads(without_ends(clean_phrase(text)))
+
+
+def without_ends(phrase: str) -> str:
+    """A cleaned phrase without what is said about it: a reason, a verdict, what it is preferred to ("not Y but X")."""
+    phrase = _NOT_BUT.sub("", phrase)
+    for _ in range(3):
+        shorter = phrase
+        for end in stances().ends:
+            shorter = _without(end, shorter)
+        if shorter == phrase:
+            break
+        phrase = shorter
+    return phrase
+
+
+def _without(end: re.Pattern[str], phrase: str) -> str:
+    found = end.search(phrase)
+    return phrase[: found.start()].rstrip(" ,;") if found is not None and found.start() > 0 else phrase
+
+
+# -------------------------------------------------------------------------------------------------------------- claims
+
+
+_DENIES = re.compile(r"\b(?:no|not|without|neither)\b", re.IGNORECASE)
+
+
+def claims_of(text: str) -> list[Claim]:
+    """A text cut where it takes itself back; sentences that ask are left out."""
+    found: list[Claim] = []
+    start, takes_back = 0, KEPT
+    for mark in stances().takes_back.finditer(text):
+        if mark.lastgroup != RETRACTS and mark.group().strip() == text.strip():
+            break  # "Actually" is what is said
+        if mark.lastgroup == OFFERS and not text[: mark.start()].strip():
+            continue  # "maybe pneumonia" offers nothing beside it
+        if mark.lastgroup == OFFERS and _DENIES.search(text, start, mark.start()) is not None:
+            continue  # "no effusion, mass, or fracture" is one list
+        if mark.start() > start or takes_back:
+            found.append(_claim(text[start : mark.start()], takes_back))
+        start, takes_back = mark.end(), str(mark.lastgroup)
+    found.append(_claim(text[start:], takes_back))
+    return found
+
+
+def sentence_claims(text: str) -> list[Claim]:
+    """The claims of prose, sentence by sentence."""
+    return [claim for start, end in sentence_spans(text) for claim in claims_of(text[start:end])]
+
+
+def _claim(text: str, takes_back: str) -> Claim:
+    if "?" in text:
+        told = [part for start, end in sentence_spans(text) if not asks(part := text[start:end])]
+        if not told:
+            return Claim(text, ASKED, takes_back)
+        text = "\n".join(told)
+    if is_conditional(text):
+        return Claim(text, CONDITIONAL, takes_back)
+    is_open = len(text) > _SHORTEST_OPEN and stances().undecided.search(text) is not None
+    return Claim(text, OPEN if is_open else ASSERTED, takes_back)
+
+
+def asks(sentence: str) -> bool:
+    return "?" in sentence and sentence.rstrip(" *_)\"'").endswith("?")
+
+
+Raw = Callable[[Candidate, Answer], str]
+
+
+def places(answer: Answer, candidates: Sequence[Candidate], kind: Reader) -> list[list[Claim]]:
+    """The claims of each candidate: its own, then what takes it back behind it."""
+    found: list[list[Claim]] = []
+    for index, candidate in enumerate(candidates):
+        if candidate.channel == "cue" and (stance := _stance_ahead(answer.rest, candidate)) != ASSERTED:
+            found.append([Claim(candidate.text, stance)])
+            continue
+        following = candidates[index + 1].lead if index + 1 < len(candidates) else len(answer.rest)
+        behind = answer.rest[candidate.end : max(candidate.end, min(following, candidate.end + _BEHIND))]
+        text = kind.raw(candidate, answer)
+        own = [Claim(text)] if kind.is_whole(text) else claims_of(text)
+        found.append([*own, *_behind(behind)])
+    return found
+
+
+def _stance_ahead(rest: str, cue: Candidate) -> str:
+    """The stance that the sentence gives to its cue ("I doubt that the answer is", "if so, the answer is")."""
+    ahead = rest[max(rest.rfind("\n", 0, cue.lead) + 1, cue.lead - _AHEAD) : cue.lead]
+    ahead = ahead[max(ahead.rfind(stop) for stop in (". ", "! ", "? ", "。")) + 1 :]
+    if not ahead.strip():
+        return ASSERTED
+    if is_conditional(ahead):
+        return CONDITIONAL
+    if says_another(ahead):
+        return DISOWNED
+    return DISOWNED if is_disowned(ahead) or words().wrong_lead.search(ahead) is not None else ASSERTED
+
+
+# Before a claim of its own; alone it is an answer.
+_CONTRADICTS = re.compile(r"no,\s+", re.IGNORECASE)
+
+
+def _behind(text: str) -> Iterable[Claim]:
+    """Sentences after an answer that begin by taking it back."""
+    if not text.strip():
+        return
+    for start, end in sentence_spans(text):
+        sentence = text[start:end].strip()
+        mark = stances().takes_back.match(sentence) or _CONTRADICTS.match(sentence)
+        if mark is not None:
+            yield _claim(sentence[mark.end() :], mark.lastgroup or RECONSIDERS)
+
+
+# ------------------------------------------------------------------------------------------------------------ channels
+
+PROSE, CLOSED = "prose", "closed"
+
+
+def checked_read(read: str) -> str:
+    """How much of a completion a reward reads. Raises ValueError for an unknown word."""
+    if read not in (PROSE, CLOSED):
+        raise ValueError(
+            f"unknown read {read!r}; use {PROSE} (all of a completion) or {CLOSED} (tag, box, JSON or nothing but the answer)"
+        )
+    return read
+
+
+def heard(sample: RewardInput, read: str = PROSE, prepare: Callable[[str], str] = str) -> Answer:
+    """Where the sample's answer stands. status: of `extract`, or "truncated".
+
+    read: "prose" takes every channel; "closed" only a tag, a box, a JSON answer, or a line that is the whole completion.
+    """
+    answer = extract(prepare(sample.completion))
+    if sample.truncated and not answer.closed:
+        return Answer("truncated", reason="cut at the length limit before a closed answer")
+    if read == PROSE or answer.status != "ok" or answer.closed:
+        return answer
+    if answer.channel == "bare" and "\n" not in answer.body:
+        return extract(f"<answer>{answer.body}</answer>")
+    return Answer("unparsed", reason="no tag, box or JSON answer, and more than an answer is said")
+
+
+def _verdicts(answer: Answer) -> Iterable[list[Claim]]:
+    """Sentences beside a marked answer that call something the answer: "7 mg is the correct answer."."""
+    text = answer.rest
+    if answer.channel == "bare" or not any(word in text for word in _VERDICT_HINTS):
+        return
+    for start, end in sentence_spans(text)[:_MOST_CLAIMS]:
+        named = text[max(start, end - _LONGEST_VERDICT) : end].strip()
+        verdict = stances().verdict.search(named)
+        if verdict is not None and verdict.start() > 0 and not is_disowned(named):
+            yield claims_of(core(named[: verdict.start()]))
+
+
+def retractions(text: str) -> list[str]:
+    """What the sentences of a text say that begin by taking back what stands before them; "" for nothing."""
+    found: list[str] = []
+    for start, end in sentence_spans(text[:_BEHIND]):
+        sentence = rest = text[start:end].strip()
+        while (mark := stances().takes_back.match(rest)) is not None and mark.lastgroup == RETRACTS:
+            rest = rest[mark.end() :].strip(" .:!")
+        if rest != sentence:
+            found.append(rest)
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------------- settle
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one kind of question reads an answer.
+
+    read: a claim's text. bare: the places that decide in a completion without any mark. beside: places that may veto a
+    marked answer; decides_beside: they decide where no cue says anything. raw: a candidate as it was written. is_whole: a
+    text is one claim whatever words it holds, as the label itself is ("coronal plane?").
+    """
+
+    read: Callable[[str], Said]
+    bare: Callable[[Answer], Sequence[Sequence[Claim]]]
+    beside: Callable[[Answer], Sequence[Sequence[Claim]]] = lambda answer: ()
+    decides_beside: bool = False
+    raw: Raw = lambda candidate, answer: candidate.text
+    is_whole: Callable[[str], bool] = lambda text: False
+
+
+def settle(answer: Answer, kind: Reader) -> Said:
+    """What the answer says: its deciding places agree, and no lower one says something else."""
+    if len(answer.candidates) + len(answer.lower) > _MOST_CLAIMS:
+        return Said(status="conflict", reason="too many answers")
+    deciding = kind.bare(answer) if answer.channel == "bare" else places(answer, answer.candidates, kind)
+    read = lru_cache(maxsize=None)(kind.read)
+    spoken: list[Said] = []
+    for place in deciding:
+        said = fold(place, read)
+        if said.status != "ok":
+            return said
+        if said.value is not None:
+            spoken.append(said)
+        elif answer.closed:
+            return Said(status="unparsed", reason=said.reason or _silence(place))
+    lower = [
+        fold(place, read) for place in (*places(answer, answer.lower, kind), *kind.beside(answer), *_verdicts(answer))
+    ]
+    firm = [said for said in lower if said.firm and (said.value is not None or said.status == "conflict")]
+    if not spoken and kind.decides_beside:
+        spoken, firm = [said for said in firm if said.value is not None], [said for said in firm if said.value is None]
+    if not spoken:
+        return Said(status="unparsed", reason=_silence([claim for place in deciding for claim in place]))
+    first = spoken[0]
+    if any(said.value != first.value for said in spoken):
+        return Said(status="conflict", parsed=first.parsed, reason="different answers are given")
+    other = next((said for said in firm if said.value != first.value), None)
+    if other is not None:
+        return Said(
+            status="conflict", parsed=first.parsed, reason=f"beside it {other.parsed or other.reason!r} is said"
+        )
+    return first
+
+
+def fold(place: Sequence[Claim], read: Callable[[str], Said]) -> Said:
+    """What is left of a place when each claim that takes something back has been heard."""
+    held = NOTHING
+    seen: set[Claim] = set()
+    for claim in place:
+        if claim in seen:
+            continue
+        seen.add(claim)
+        if len(seen) > _MOST_CLAIMS:
+            return Said(status="conflict", reason="too many statements")
+        said = read(claim.text) if claim.stance == ASSERTED and claim.text.strip() else NOTHING
+        speaks = said.value is not None or said.status == "conflict"
+        if claim.takes_back == RETRACTS or (claim.takes_back == RECONSIDERS and speaks and said.firm):
+            held = said
+        elif claim.takes_back == RECONSIDERS and held != NOTHING:
+            continue
+        elif held == NOTHING:
+            held = said
+        elif speaks and held.value != said.value:
+            return Said(status="conflict", parsed=held.parsed, reason="different answers are given")
+    return held
+
+
+def _silence(claims: Sequence[Claim]) -> str:
+    """Why claims say nothing."""
+    if any(claim.takes_back for claim in claims):
+        return "the answer is taken back"
+    stance = next((claim.stance for claim in claims if claim.stance != ASSERTED), "")
+    return f"the answer is {stance}" if stance else "no answer was found"

@@ -1,0 +1,221 @@
+"""Short free answers. An answer is the whole claim, or the claim without the words of its question; never a part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from rewards.answer import Answer
+from rewards.base import Reward, RewardInput, RewardResult
+from rewards.claims import (
+    PROSE,
+    Claim,
+    Reader,
+    Said,
+    checked_read,
+    claims_of,
+    heard,
+    is_disowned,
+    settle,
+    stances,
+    without_ends,
+)
+from rewards.phrases import clean_phrase, strip_leads
+from rewards.questions import Question, is_neutral, question_of
+from rewards.text import lines, normalise
+from rewards.wording import abbreviates, answer_key, as_said
+
+SEPARATOR = re.compile(
+    r"\s*(?:[,;/&+|\n、，؛،]|(?<!\w)(?:and|und|et|y|e|as well as|plus|with)(?!\w)|和|및|와|과|と|و)\s*", re.IGNORECASE
+)
+_SAME_THING = re.compile(r"\s*/\s*|\s+[-–—=]\s+|\s+also known as\s+|,?\s+(?:i\.e\.|aka),?\s+", re.IGNORECASE)
+FIRM_WORDS = 6  # a longer text beside an answer is prose
+_LONGEST_ANSWER = 500  # characters; what is cut off could not match anyway
+_PARENTHESIS = re.compile(r"\s*\(([^()]{1,80})\)\s*")
+
+
+class OpenAnswer(Reward):
+    """1 when a short free answer is the gold answer in other clothes, else 0.
+
+    gold: a text, or a list of texts that are all right. `meta["synonyms"]` adds more: a list, or a mapping from an
+    answer to its synonyms. Ignored: case, punctuation, articles, plural, spelling, accents, hyphens, the order of a
+    list, and the words of a sentence that its question has too ("The organ shown is the liver."). Everything else
+    counts, so a side, a negation, a digit or one word more or less makes another answer. A list with "or", or with one
+    member too many, is another answer as well.
+    read: "prose" reads all of a completion, "closed" only marked answers (see `rewards.claims.heard`).
+    """
+
+    name = "open"
+
+    def __init__(self, read: str = PROSE) -> None:
+        self.read = checked_read(read)
+
+    def check_gold(self, sample: RewardInput) -> str | None:
+        golds = texts_of(sample.gold)
+        if not golds:
+            return f"gold {sample.gold!r} is no text and no list of texts"
+        if any(not answer_key(gold) for gold in golds):
+            return f"gold {sample.gold!r} holds an answer without a letter or digit"
+        return None
+
+    def score(self, sample: RewardInput) -> RewardResult:
+        problem = self.check_gold(sample)
+        if problem is not None:
+            return RewardResult(None, "gold_invalid", reason=problem)
+        accepted = _accepted(sample)
+        answer = heard(sample, self.read)
+        if answer.status != "ok":
+            return RewardResult(0.0, answer.status, reason=answer.reason)
+        question = question_of(sample.prompt)
+        said = settle(
+            answer,
+            Reader(
+                lambda text: _read(text, accepted, question),
+                bare=lambda answer: _only_line(answer, accepted),
+                is_whole=accepted.has,
+            ),
+        )
+        if said.status != "ok":
+            return RewardResult(0.0, said.status, parsed=said.parsed, reason=said.reason)
+        right = said.value is True
+        reason = "" if right else f"{said.parsed[:80]!r} is not {texts_of(sample.gold)[0]!r}"
+        return RewardResult(float(right), parsed=said.parsed, reason=reason)
+
+
+def _only_line(answer: Answer, accepted: _Accepted) -> list[list[Claim]]:
+    body = lines(answer.body)
+    if len(body) != 1:
+        return []
+    return [[Claim(body[0])] if accepted.has(body[0]) else claims_of(body[0])]
+
+
+def _read(text: str, accepted: _Accepted, question: Question) -> Said:
+    """True for one of the accepted answers, else the key of the other one."""
+    text = text[:_LONGEST_ANSWER]
+    parsed = clean_phrase(text)
+    if _match(parsed, accepted) or _in_sentence(parsed, accepted, question):
+        return Said(True, parsed)
+    key = answer_key(parsed)
+    return Said(key, parsed, firm=len(text.split()) <= FIRM_WORDS) if key else Said()
+
+
+def texts_of(gold: Any) -> list[str]:
+    if isinstance(gold, bool) or gold is None:
+        return []
+    if isinstance(gold, str | int | float):
+        return [str(gold)] if str(gold).strip() else []
+    if isinstance(gold, Iterable) and not isinstance(gold, Mapping):
+        golds = list(gold)
+        return golds if all(isinstance(item, str) and item.strip() for item in golds) else []
+    return []
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    """Every right answer: as keys, as keys without spaces, as sorted lists of keys, and as words, longest first.
+
+    asks: one of them ends with a question mark.
+    """
+
+    keys: frozenset[str]
+    squashed: frozenset[str]
+    lists: frozenset[tuple[str, ...]]
+    words: tuple[tuple[str, ...], ...]
+    asks: bool
+
+    def has(self, text: str) -> bool:
+        """Whether a text is one of them word by word, though it may ask or hold an "or" as they do."""
+        return answer_key(text) in self.keys and (self.asks or not text.rstrip().endswith("?"))
+
+
+def _accepted(sample: RewardInput) -> _Accepted:
+    golds = texts_of(sample.gold)
+    synonyms = sample.meta.get("synonyms", ())
+    if isinstance(synonyms, Mapping):
+        by_key = {answer_key(str(name)): texts_of(values) for name, values in synonyms.items()}
+        extra = [text for gold in golds for text in by_key.get(answer_key(gold), ())]
+    else:
+        extra = texts_of(synonyms)
+    return _accept((*golds, *extra))
+
+
+@lru_cache(maxsize=8192)
+def _accept(texts: tuple[str, ...]) -> _Accepted:
+    """An abbreviation given in brackets in the label is a right answer too."""
+    forms = [form for text in texts for form in _forms(text)]
+    keys = frozenset(answer_key(form) for form in forms) - {""}
+    said = sorted(
+        {tuple(key.split()) for key in keys} | {as_said(form) for form in forms} - {()}, key=len, reverse=True
+    )
+    return _Accepted(
+        keys,
+        frozenset(map(_squashed, keys)),
+        frozenset(_parts(normalise(form)) for form in forms),
+        tuple(said),
+        any(text.rstrip().endswith("?") for text in texts),
+    )
+
+
+def _forms(text: str) -> list[str]:
+    inner = _PARENTHESIS.search(text)
+    if inner is None:
+        return [text]
+    outer = _PARENTHESIS.sub(" ", text).strip()
+    forms = [text, outer]
+    if abbreviates(inner.group(1), outer) or abbreviates(outer, inner.group(1)):
+        forms.append(inner.group(1))
+    return forms
+
+
+def _match(phrase: str, accepted: _Accepted) -> bool:
+    """Whether a cleaned phrase is one of the accepted answers, wholly."""
+    if _same(phrase, accepted):
+        return True
+    bare = without_ends(phrase)
+    return any(_same(form, accepted) for form in (bare, strip_leads(bare)) if form)
+
+
+def _in_sentence(phrase: str, accepted: _Accepted, question: Question) -> bool:
+    """Whether a sentence says an accepted answer and beside it only words of its question and of any statement."""
+    plain = without_ends(phrase)
+    if stances().alternative.search(plain) or is_disowned(plain) or stances().doubts.search(plain):
+        return False
+    said = as_said(plain)
+    for answer in accepted.words:
+        size = len(answer)
+        for start in range(len(said) - size + 1):
+            if said[start : start + size] != answer or not question.explains(said[:start] + said[start + size :]):
+                continue
+            if start == 0 or is_neutral(said[start - 1]):  # "the left kidney" is more than "kidney"
+                return True
+    return False
+
+
+def _same(text: str, accepted: _Accepted) -> bool:
+    key = answer_key(text)
+    if key in accepted.keys or _squashed(key) in accepted.squashed:
+        return True
+    bracket = _PARENTHESIS.search(text)
+    if bracket is not None:
+        outer = _PARENTHESIS.sub(" ", text).strip()
+        inner = bracket.group(1)
+        named_twice = answer_key(inner) in accepted.keys or abbreviates(inner, outer) or abbreviates(outer, inner)
+        return named_twice and answer_key(outer) in accepted.keys
+    names = _SAME_THING.split(text)
+    if len(names) > 1 and all(answer_key(name) in accepted.keys for name in names):
+        return True
+    parts = _parts(text)
+    return len(parts) > 1 and parts in accepted.lists
+
+
+def _squashed(key: str) -> str:
+    """ "X ray" and "Xray": a key without spaces, unless digits would run together."""
+    return key if re.search(r"\d \d", key) else key.replace(" ", "")
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    """The members of a list, sorted."""
+    return tuple(sorted(key for part in SEPARATOR.split(text) if (key := answer_key(part))))

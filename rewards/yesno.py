@@ -1,0 +1,182 @@
+"""Yes or no: the word, a phrase that means it, or a sentence that restates the question."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+from rewards.answer import Answer
+from rewards.base import Reward, RewardInput, RewardResult
+from rewards.claims import (
+    NOTHING,
+    PROSE,
+    Claim,
+    Reader,
+    Said,
+    asks,
+    checked_read,
+    core,
+    heard,
+    is_conditional,
+    is_disowned,
+    says_another,
+    sentence_claims,
+    settle,
+    stances,
+)
+from rewards.phrases import clean_phrase, strip_leads
+from rewards.questions import Question, question_of
+from rewards.text import key_of_normalised, sentence_spans, strip_markup, text_key
+from rewards.wording import as_said, word_table
+from rewards.words import words
+
+_LONGEST_PHRASE = 200
+_LONGEST_PROSE = 4000  # characters in which sentences are read against the question
+_LABEL = re.compile(r"^(?:option )?\(?[A-E][).:]{1,2}\s+", re.IGNORECASE)  # of an option: "(B) No"
+_AHEAD = 120  # characters before an answer word
+
+
+# A yes or no counts where a clause begins or after a word that leads up to it, and only where its clause then ends or
+# goes on with a subject: "no" before a noun is a determiner.
+_TOKEN = re.compile(r"[^\s.,;:!?()\[\]{}\"'*<>/|。、，؛،।=→—–-]+")
+_BEFORE = re.compile(
+    r"(?:^|[.;:!?,\n(>→—–/]|\s-|(?:\b(?:and|or|but|is|are|be|say|answer|so|thus|therefore|hence|definitely|probably|clearly|likely)|['’]s)"
+    r"(?: a(?: clear| definite)?)?)[\s\"'*]*$",
+    re.IGNORECASE,
+)
+_OR_ELSE = re.compile(r"[\s\"')*,]*(?:or|oder|ou|или|/)\s*(?!so\b)", re.IGNORECASE)
+_AFTER = re.compile(
+    r"[\s\"')*]*(?:$|[.,;:!?—–。、，।/]|\s-\s|\n|(?:and|or|but|because|since|there|it|the|this|that|i|we|as)\b)",
+    re.IGNORECASE,
+)
+
+
+@cache
+def _yes_no_words() -> tuple[dict[str, str], dict[str, str]]:
+    """(single words, whole phrases)."""
+    table = word_table()
+    single = {key_of_normalised(word): value for value in ("yes", "no") for word in table[value]}
+    return single, single | dict.fromkeys(table["present"], "yes") | dict.fromkeys(table["absent"], "no")
+
+
+def read_yes_no(text: str) -> str:
+    """ "yes", "no", "" when neither is said, "both" when both are. `text` went through `normalise`.
+
+    "no" counts as the answer word only, never as a determiner ("no fracture is seen" says "" here: what it means
+    depends on the question) and never inside another word.
+    """
+    single, phrases = _yes_no_words()
+    if len(text) <= _LONGEST_PHRASE:
+        phrase = _LABEL.sub("", clean_phrase(text))
+        if phrase.endswith("?"):
+            return ""
+        for plain in (str, strip_leads, core):
+            if (said := phrases.get(key_of_normalised(plain(phrase)))) is not None:
+                return said
+        if not phrase.isascii():
+            for word, value in single.items():
+                if phrase.startswith(word) and words().closers_only.fullmatch(phrase, len(word)):
+                    return value
+    found: set[str] = set()
+    for start, end in sentence_spans(text := stances().sure.sub(" ", strip_markup(text))):
+        if not asks(text[start:end]) and not is_conditional(text[start:end]):
+            found |= _said_in(text, start, end)
+    if len(found) == 2:
+        return "both"
+    return found.pop() if found else ""
+
+
+def _said_in(text: str, start: int, end: int) -> set[str]:
+    """The answer words of a sentence, but those of somebody else. A word with an alternative says both."""
+    single, _ = _yes_no_words()
+    said: set[str] = set()
+    for match in _TOKEN.finditer(text, start, end):
+        word = single.get(match.group().casefold())
+        if word is None or not _AFTER.match(text, match.end(), end):
+            continue
+        if not _BEFORE.search(text[max(start, match.start() - 24) : match.start()]):
+            continue
+        named = {"yes", "no"} if _OR_ELSE.match(text, match.end(), end) else {word}
+        ahead = text[max(start, match.start() - _AHEAD) : match.start()]
+        if not named <= said and not is_disowned(ahead) and not says_another(ahead):
+            said |= named
+    return said
+
+
+_YES_NO = {
+    "yes": Said("yes", "yes"),
+    "no": Said("no", "no"),
+    "": NOTHING,
+    "both": Said(status="conflict", reason="both yes and no are said"),
+}
+
+
+def _read(text: str, question: Question) -> Said:
+    """The word, or what a sentence says to the question; they must agree."""
+    said = {word} if (word := read_yes_no(text)) else set()
+    if question.asked and len(text) <= _LONGEST_PROSE:
+        spans = sentence_spans(text)
+        said |= {verdict for start, end in spans if (verdict := _restated(text[start:end], question))}
+    return _YES_NO["both" if len(said) > 1 else said.pop() if said else ""]
+
+
+def _restated(sentence: str, question: Question) -> str:
+    doubt = stances().doubts.search(sentence)
+    if (doubt is not None and not set(as_said(doubt.group())) & set(question.asked)) or is_conditional(sentence):
+        return ""  # "not clear" is no doubt about what is asked to be clear
+    return question.verdict(strip_markup(sentence))
+
+
+def _prose(answer: Answer) -> tuple[list[Claim], ...]:
+    return (sentence_claims(answer.rest.strip()),)
+
+
+class YesNo(Reward):
+    """1 when the completion answers yes or no as the gold does, else 0.
+
+    The answer is the word, or a sentence that restates the question of the prompt ("The heart is enlarged."); where the
+    prompt holds no single yes or no question, only the word counts.
+
+    gold: a bool or a word for yes or no in any of the package's languages ("Yes.", "true", "아니요").
+    read: "prose" reads all of a completion, "closed" only marked answers (see `rewards.claims.heard`).
+    """
+
+    name = "yesno"
+
+    def __init__(self, read: str = PROSE) -> None:
+        self.read = checked_read(read)
+
+    def check_gold(self, sample: RewardInput) -> str | None:
+        if yes_no_gold(sample.gold):
+            return None
+        return f"gold {sample.gold!r} is neither yes nor no; for more answers give options and use OptionLetter"
+
+    def score(self, sample: RewardInput) -> RewardResult:
+        gold = yes_no_gold(sample.gold)
+        if not gold:
+            return RewardResult(None, "gold_invalid", reason=self.check_gold(sample) or "")
+        answer = heard(sample, self.read)
+        if answer.status != "ok":
+            return RewardResult(0.0, answer.status, reason=answer.reason)
+        question = question_of(sample.prompt)
+        said = settle(
+            answer,
+            Reader(
+                lambda text: _read(text, question),
+                bare=_prose,
+                beside=lambda answer: () if answer.channel == "bare" else _prose(answer),
+                decides_beside=True,
+            ),
+        )
+        if said.status != "ok":
+            unknown = "" if question.asked or said.status != "unparsed" else "; the prompt holds no yes or no question"
+            return RewardResult(0.0, said.status, reason=said.reason + unknown)
+        right = said.value == gold
+        return RewardResult(float(right), parsed=said.value, reason="" if right else f"{said.value} is not {gold}")
+
+
+def yes_no_gold(gold: Any) -> str:
+    if isinstance(gold, bool):
+        return "yes" if gold else "no"
+    return _yes_no_words()[0].get(text_key(gold), "") if isinstance(gold, str) else ""
