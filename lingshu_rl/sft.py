@@ -47,7 +47,7 @@ START = "start"  # the name under which the model before the first stage is meas
 
 # Names of modules in transformers' vision-language models. The projector often lies inside the vision tower, so it is
 # asked for first.
-_PROJECTOR = {"merger", "deepstack_merger_list", "merger_list", "multi_modal_projector", "mm_projector", "connector", "aligner"}  # fmt: skip
+_PROJECTOR = {"embed_vision", "merger", "deepstack_merger_list", "merger_list", "multi_modal_projector", "mm_projector", "connector", "aligner"}  # fmt: skip
 _VISION = {"visual", "vision_tower", "vision_model", "vision_encoder", "vision_embed_tokens", "vpm"}
 _LANGUAGE = {"language_model", "lm_head", "embed_tokens", "text_model"}
 

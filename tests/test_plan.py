@@ -355,4 +355,4 @@ def test_planning_loads_no_weights_and_needs_no_network():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) < 2500  # MiB; the weights would be 63,000
+    assert int(done.stdout.split()[-1]) < 4000  # MiB; the weights would be 63,000

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lingshu_rl.config import ConfigError
 from lingshu_rl.model.quantized import quantization
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ def model_path(name: str) -> str:
 def reading_model(name: str) -> Iterator[None]:
     """Around what transformers reads of a model's files. Raises ConfigError where they are not there, not such files, or
     need a package that is not installed (num2words for SmolVLM)."""
+    from lingshu_rl.config import ConfigError  # here: what computes log-probs needs torch and transformers alone
+
     try:
         yield
     except ImportError as error:
