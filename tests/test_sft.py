@@ -44,7 +44,7 @@ QUICK = {"max_steps": 4, "per_device_train_batch_size": 4, "warmup_steps": 0, "l
 def test_every_parameter_of_every_family_belongs_to_one_part(family):
     found = parameters_by_part(build(family))
     assert all(found.values()), {part: len(members) for part, members in found.items()}
-    assert all("merger" in n or "projector" in n for n, _ in found["projector"])
+    assert all("merger" in n or "project" in n for n, _ in found["projector"])
     assert all("language" in n or "lm_head" in n for n, _ in found["language"])
 
 

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lingshu_rl.model.quantized import quantization
-
 if TYPE_CHECKING:
     import torch
 
@@ -45,6 +43,8 @@ def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1, quantize
     (on CUDA the shards are on the devices then). Raises ValueError for a model without one.
     quantize: nf4 or fp4 for its linear layers (`quantized`); then it is on the current device. Raises ConfigError.
     """
+    from lingshu_rl.model.quantized import quantization
+
     loader, config = _loader(name)
     sharding = {"distributed_config": _sharding(loader, config, tensor_parallel)} if tensor_parallel > 1 else {}
     bits = {"quantization_config": quantization(quantize, dtype)} if quantize else {}
