@@ -7,8 +7,9 @@ Units stand in the names (`timeout_s`). What belongs to an engine is passed thro
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -427,6 +428,10 @@ def validate(config: Config) -> None:
         refuse(value not in allowed, f"{key}={value!r} is not one of {', '.join(allowed)}{hint}")
 
     c = config
+    for key, number in flat(asdict(config)).items():
+        refuse(
+            isinstance(number, float) and not math.isfinite(number), f"{key}={number} is not a number that can be used"
+        )
     for key, number in {
         "train.steps": c.train.steps,
         "train.prompts_per_step": c.train.prompts_per_step,
@@ -445,6 +450,17 @@ def validate(config: Config) -> None:
         "reference.retries": c.reference.retries,
         "reference.refresh_every": c.reference.refresh_every,
         "run.max_restarts": c.run.max_restarts,
+        "train.warmup_steps": c.train.warmup_steps,
+        "train.weight_decay": c.train.weight_decay,
+        "train.max_grad_norm": c.train.max_grad_norm,
+        "eval.every": c.eval.every,
+        "eval.limit": c.eval.limit,
+        "checkpoint.every": c.checkpoint.every,
+        "rewards.timeout_s": c.rewards.timeout_s,
+        "rollout.request_timeout_s": c.rollout.request_timeout_s,
+        "rollout.start_timeout_s": c.rollout.start_timeout_s,
+        "reference.request_timeout_s": c.reference.request_timeout_s,
+        "reference.start_timeout_s": c.reference.start_timeout_s,
     }.items():
         refuse(number < 0, f"{key}={number} must not be negative")
     refuse(

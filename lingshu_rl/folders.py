@@ -15,7 +15,6 @@ from pathlib import Path
 from lingshu_rl.config import ConfigError
 
 LOCK = ".lock"
-FILES = (".jsonl",)
 
 
 class InUse(RuntimeError):
@@ -27,13 +26,13 @@ class InUse(RuntimeError):
 
 
 @contextmanager
-def own(place: Path, who: str, key: str, afresh: bool = False) -> Iterator[None]:
-    """Only this process works in the folder, which is made if need be, or writes the file (a name with a suffix).
+def own(place: Path, who: str, key: str, *, afresh: bool = False, file: bool = False) -> Iterator[None]:
+    """Only this process works in the folder, which is made if need be, or writes the file.
 
     who: the command, for whoever finds it taken. key: the setting that names it. afresh: what is in the folder is kept
     aside as FOLDER.old-1 and so on. Raises InUse naming the holder, ConfigError where nothing can be written.
     """
-    lock = place.with_name(f".{place.name}.lock") if place.suffix in FILES else place / LOCK
+    lock = place.with_name(f".{place.name}.lock") if file else place / LOCK
     try:
         descriptor = take(lock, who)
         if afresh and any(path.name != LOCK for path in place.iterdir()):

@@ -130,9 +130,9 @@ class Picture:
 def _read_header(source: str | bytes, told: str) -> Header:
     from PIL import Image
 
-    if isinstance(source, str) and not Path(source).is_file():
-        return Header(fault=f"image file not found: {source}")
     try:
+        if isinstance(source, str) and not Path(source).is_file():
+            return Header(fault=f"image file not found: {source}")
         with _opened(source) as image:
             return Header(_upright_size(image), _kind_fault(image, told))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Generic, TypeVar
 
+from lingshu_rl.config import ConfigError
 from lingshu_rl.data.load import Prompts
 from lingshu_rl.data.mixing import Part, draws, epoch_order
 from lingshu_rl.types import Group, Prompt
@@ -118,7 +119,7 @@ def start_rate(prompt: Prompt) -> float:
     """A row's `meta.pass_rate`: the share of rollouts of an earlier policy that were right."""
     rate = prompt.meta["pass_rate"]
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
-        raise ValueError(f"prompt {prompt.id!r}: meta.pass_rate must be a share from 0 to 1, got {rate!r}")
+        raise ConfigError(f"prompt {prompt.id!r}: meta.pass_rate must be a share from 0 to 1, got {rate!r}")
     return float(rate)
 
 

@@ -51,6 +51,10 @@ class RewardResult:
             if not -_ROUNDING <= value <= 1.0 + _ROUNDING:
                 raise ValueError(f"a reward value must be in [0, 1] or None, got {value!r}")
             object.__setattr__(self, "value", min(max(value, 0.0), 1.0))
+        if not isinstance(self.reason, str):
+            raise TypeError(f"a reward's reason is a text, got {type(self.reason).__name__} {self.reason!r}")
+        if not isinstance(self.components, Mapping):
+            raise TypeError(f"a reward's components map names to numbers, got {type(self.components).__name__}")
         if self.components:
             given = {str(name): as_float(part, f"component {name!r}") for name, part in self.components.items()}
             object.__setattr__(self, "components", given)

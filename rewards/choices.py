@@ -67,14 +67,15 @@ _OWN_LABEL = re.compile(r"\s*\(?([A-Za-z])\s*[.):]\s+(?=\S)|\s*\(([A-Za-z])\)\s*
 
 def unlettered(options: tuple[str, ...]) -> tuple[str, ...]:
     """The options' texts without their own labels ("A. CT"), where all carry one and the labels are in order."""
-    labels = [_OWN_LABEL.match(text) for text in options]
-    in_order = all(
-        m is not None and (m.group(1) or m.group(2)).upper() == letter
-        for m, letter in zip(labels, ascii_uppercase, strict=False)
-    )
-    if not in_order or len(options) > len(ascii_uppercase):
+    if len(options) > len(ascii_uppercase) or own_labels(options) != list(ascii_uppercase[: len(options)]):
         return options
-    return tuple(text[m.end() :] for text, m in zip(options, labels, strict=True) if m is not None)
+    return tuple(text[m.end() :] for text in options if (m := _OWN_LABEL.match(text)))
+
+
+def own_labels(options: tuple[str, ...]) -> list[str]:
+    """The letter that each option carries in its own text ("A. CT"), "" where it carries none."""
+    found = [_OWN_LABEL.match(text) for text in options]
+    return [(m.group(1) or m.group(2)).upper() if m else "" for m in found]
 
 
 @lru_cache(maxsize=8192)

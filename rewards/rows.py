@@ -5,6 +5,7 @@ The loader, `rewards check`, curation and evaluation read rows here and nowhere 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from os import PathLike
 from typing import Any
 
 from rewards.base import Reward, RewardInput
-from rewards.choices import unlettered
+from rewards.choices import own_labels, unlettered
 from rewards.imports import hint
 from rewards.kinds import LETTERS, Kind, KindError, find, label_check
 
@@ -95,6 +96,7 @@ def read_row(row: Mapping[str, Any], check: LabelCheck | None = None) -> Row:
     """
     row = {key: plain(value) for key, value in row.items() if not _missing(value)}
     _check_fields(row)
+    _check_texts({key: value for key, value in row.items() if key != "images"})
     kind = _kind(row["kind"])
     images = tuple(_sequence(row["images"], "images"))
     turns = _turns(row, len(images))
@@ -104,6 +106,7 @@ def read_row(row: Mapping[str, Any], check: LabelCheck | None = None) -> Row:
     answer = row["answer"].strip() if isinstance(row["answer"], str) else row["answer"]
     if isinstance(answer, str | list | Mapping) and not answer:
         raise RowError("answer is empty")
+    _check_letters(options, answer)
     for image in images:
         _check_image(image)
     given = Row(str(row["id"]).strip(), images, question, options, answer, row["kind"], meta, turns)
@@ -231,6 +234,17 @@ def _check_fields(row: Mapping[str, Any]) -> None:
         raise RowError(f"id must be a non-empty text or an integer, got {row['id']!r}")
 
 
+def _check_texts(row: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise RowError(
+            f"it holds half of a character, {error.object[error.start]!r}, which no UTF-8 text can"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"it cannot be written as JSON: {error}") from None
+
+
 def _kind(name: Any) -> Kind:
     try:
         return find(name)
@@ -251,6 +265,8 @@ def _meta(row: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         if name in merged and merged[name] != row[name]:
             raise RowError(f"{name!r} stands in the row and, differently, in its meta")
         merged[name] = row[name]
+    if not isinstance(merged.get("multi", False), bool):
+        raise RowError(f"meta.multi is true or false, got {merged['multi']!r}")
     if "tolerance" in merged:
         merged["tolerance"] = _tolerance(merged["tolerance"])
     return merged
@@ -266,7 +282,7 @@ def _tolerance(tolerance: Any) -> dict[str, Any]:
         if key == "exact":
             valid = isinstance(value, bool)
         else:
-            valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            valid = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
             valid = valid and (value >= 0 or key in ("lower", "upper"))
         if not valid:
             raise RowError(f"tolerance {key!r} cannot be {value!r}")
@@ -298,6 +314,18 @@ def _options(row: Mapping[str, Any], kind: Kind) -> tuple[str, ...]:
     if twice := next((text for text in texts if folded.count(text.casefold()) > 1), None):
         raise RowError(f"option {twice!r} stands twice in the list")
     return texts
+
+
+def _check_letters(options: tuple[str, ...], answer: Any) -> None:
+    """A letter as the answer means a place; another option that carries this letter in its text would mean that one."""
+    own = own_labels(options)
+    for letter in answer if isinstance(answer, list) else [answer]:
+        named = letter.strip(" ().:").upper() if isinstance(letter, str) else ""
+        if named in LETTERS and named in own and own.index(named) != LETTERS.index(named):
+            raise RowError(
+                f"answer {letter!r} is the option at that place or {options[own.index(named)]!r}, whose own letter it is: "
+                "write the options without letters, or the answer as a text"
+            )
 
 
 def _by_letter(options: Mapping[Any, Any]) -> list[Any]:

@@ -101,7 +101,7 @@ def test_every_command_that_writes_a_folder_refuses_one_in_use(held, tmp_path):
 
 def test_two_syntheses_do_not_write_one_file(tmp_path):
     out = tmp_path / "rows.jsonl"
-    with own(out, "synthesis", "--out"), pytest.raises(InUse, match=r"rows\.jsonl is in use"):
+    with own(out, "synthesis", "--out", file=True), pytest.raises(InUse, match=r"rows\.jsonl is in use"):
         asyncio.run(write_outcomes([], out))
     asyncio.run(write_outcomes([], out))
     assert out.read_text() == ""

@@ -79,8 +79,13 @@ class Prompts(Sequence[Prompt]):
     __hash__ = None  # type: ignore[assignment]
 
     def by_id(self, name: str) -> Prompt:
-        """Raises KeyError."""
-        return self._prompt(self.ids[name])
+        """Raises KeyError, and DataError where that row is another one by now."""
+        prompt = self._prompt(self.ids[name])
+        if prompt.id != name:
+            raise DataError(
+                f"{self.name}: {self.rows.place(self.ids[name])} has changed since it was loaded: its id is {prompt.id!r}, and was {name!r}"
+            )
+        return prompt
 
     def place(self, name: str) -> str:
         """Where a prompt's row stands: "line 7"."""

@@ -15,7 +15,7 @@ from typing import Any
 from lingshu_rl.data.chats import asked_of, images_of, placed
 from lingshu_rl.data.columns import MappingError, Record, as_text, at_path, condition, expression, is_missing
 from lingshu_rl.data.labels import labelled
-from lingshu_rl.data.rows import FIELDS, RowError
+from lingshu_rl.data.rows import FIELDS, RowError, full_path
 from rewards.imports import hint
 from rewards.rows import plain
 
@@ -168,8 +168,11 @@ class ImageFinder:
         self.first = folders[0] if folders else Path()
 
     def __call__(self, name: str) -> str:
-        path = Path(name).expanduser()
-        if path.is_absolute() or name.startswith(("http://", "https://")):
+        if name.startswith(("http://", "https://", "/")):
             return name
+        path = full_path(name, self.first)
         found = (folder / f"{name}{ending}" for folder, ending in self.places)
-        return str(next((file for file in found if file.is_file()), self.first / path).resolve())
+        try:
+            return next((str(file.resolve()) for file in found if file.is_file()), path)
+        except OSError:  # a name that is too long for a file's
+            return path

@@ -85,9 +85,32 @@ def _image(image: Any, base_dir: str | Path | None) -> str | bytes:
     if isinstance(image, bytes | bytearray):
         return bytes(image)
     if isinstance(image, str | Path) and str(image).strip():
-        return str(Path(base_dir or ".").joinpath(Path(image).expanduser()).resolve())
+        return full_path(image, base_dir or ".")
     if hasattr(image, "save") and hasattr(image, "tobytes"):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        return buffer.getvalue()
+        return _kept(image)
     raise RowError(f"an image must be a path, bytes or a PIL image, got {type(image).__name__}")
+
+
+def full_path(image: str | Path, folder: str | Path) -> str:
+    """Where an image's name leads from a folder. Raises RowError for what can be no name of a file."""
+    try:
+        path = str(Path(folder).joinpath(Path(image).expanduser()).resolve())
+        path.encode()
+    except (RuntimeError, ValueError, OSError) as error:  # no such user, a circle of links, a NUL, half a character
+        raise RowError(f"image path {str(image)[:80]!r} cannot be one: {error}") from None
+    return path
+
+
+def _kept(image: Any) -> bytes:
+    """A PIL image as a file of the same pixels, its EXIF beside them."""
+    if getattr(image, "n_frames", 1) > 1:
+        raise RowError(f"an image of {image.n_frames} frames: choose one")
+    buffer = io.BytesIO()
+    try:
+        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            image.convert("RGB").save(buffer, format="PNG", exif=image.getexif())
+        else:
+            image.save(buffer, format="PNG", exif=image.getexif())
+    except Exception as error:  # a truncated file, no pixels, floating-point pixels: Pillow's own reasons
+        raise RowError(f"an image cannot be read: {type(error).__name__}: {error}") from None
+    return buffer.getvalue()

@@ -17,7 +17,7 @@ from typing import Any
 
 from lingshu_rl.data.columns import MappingError, expression, is_missing
 from lingshu_rl.data.mapping import ImageFinder, Layout, Mapper
-from lingshu_rl.data.rows import FIELDS, RowError
+from lingshu_rl.data.rows import FIELDS, RowError, full_path
 from lingshu_rl.data.tables import (
     PACKED,
     SPLITS,
@@ -257,15 +257,22 @@ class Mapped:
         total = 0
         for number, record in self.records:
             total += 1
-            for part, row in enumerate(self.rows_of(record)):
+            for part, row in enumerate(self._rows(record)):
                 self.record.append(number)
                 self.part.append(part)
                 yield len(self.record), self._with_id(row, len(self.record))
         self.check(total, len(self.record))
 
     def row(self, number: int) -> Any:
-        rows = self.rows_of(self.records.row(self.record[number - 1]))
+        rows = self._rows(self.records.row(self.record[number - 1]))
         return self._with_id(rows[self.part[number - 1]], number)
+
+    def _rows(self, record: Any) -> list[Any]:
+        """One record that nothing can be made of costs itself alone."""
+        try:
+            return self.rows_of(record)
+        except RowError as error:
+            return [error]
 
     def place(self, number: int) -> str:
         part = self.part[number - 1]
@@ -321,7 +328,7 @@ def _path(image: Any, folder: Path) -> Any:
         image = image.get("path")
     if not isinstance(image, str) or not image.strip() or image.startswith(("http://", "https://", "data:")):
         return image
-    return str((folder / Path(image).expanduser()).resolve())
+    return full_path(image, folder)
 
 
 def check_mapping(source: Reading, mapper: Mapper, records: int, rows: int) -> None:

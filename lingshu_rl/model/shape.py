@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -85,6 +86,18 @@ def read_shape(name: str, freeze: Sequence[str] = (), lora: Mapping[str, Any] | 
     return _read_shape(name, tuple(freeze), json.dumps(dict(lora or {}), sort_keys=True))
 
 
+def _check_freeze(prefixes: Sequence[str], names: Sequence[str]) -> None:
+    """Raises ConfigError for a prefix that no parameter has, and where nothing is left to train."""
+    starts = sorted({".".join(name.split(".")[:n]) for name in names for n in (1, 2, 3)})
+    for prefix in prefixes:
+        if not prefix or not any(name.startswith(prefix) for name in names):
+            near = difflib.get_close_matches(prefix, starts, n=1, cutoff=0.4)
+            told = f"did you mean {near[0]!r}?" if near else f"they begin with {', '.join(starts[:4])}"
+            raise ConfigError(f"train.freeze: no parameter's name begins with {prefix!r}; {told}")
+    if prefixes and all(name.startswith(tuple(prefixes)) for name in names):
+        raise ConfigError(f"train.freeze={list(prefixes)} leaves nothing to train")
+
+
 @functools.cache
 def _read_shape(name: str, freeze: tuple[str, ...], lora: str) -> Shape:
     import torch
@@ -93,6 +106,7 @@ def _read_shape(name: str, freeze: tuple[str, ...], lora: str) -> Shape:
     with torch.device("meta"):
         model: Any = loader_of(config).from_config(config)
         plain = list(model.named_parameters())
+        _check_freeze(freeze, [parameter_name for parameter_name, _ in plain])
         for parameter_name, parameter in plain:
             parameter.requires_grad_(not parameter_name.startswith(freeze) if freeze else True)
         if settings := json.loads(lora):

@@ -138,7 +138,7 @@ async def write_outcomes(outcomes: AsyncIterator[Outcome] | Iterable[Outcome], o
 
     Raises InUse while another process writes them.
     """
-    with own(out, "synthesis", "--out"):
+    with own(out, "synthesis", "--out", file=True):
         return await _write(outcomes, out)
 
 
