@@ -53,7 +53,9 @@ def test_the_gpu_check_runs_to_its_end_on_a_cpu(tmp_path):
     skipped = {name: part["skipped"] for name, part in parts.items() if "skipped" in part}
     assert set(skipped) == {"colocated", "nccl", "flex", "lengths", "sleep"} and all(skipped.values())
     exact = parts["exactness"]["points"]
-    assert len(exact) == 2 * 13 and all(point["ok"] for point in exact)
+    families = {point["family"] for point in exact}
+    assert len(exact) == 2 * len(families) and {"qwen2_5_vl", "qwen3_vl", "gemma3", "llama"} <= families
+    assert all(point["ok"] for point in exact)
     (rounding,) = parts["rounding"]["points"]
     assert rounding["ok"] and 0 < rounding["engine"]["mean"] < rounding["changed weights"]["mean"]
 
