@@ -54,7 +54,7 @@ def test_a_text_model_trains_two_steps_on_questions_and_conversations(text_model
          "data.system=You read studies.", "train.steps=2", "train.prompts_per_step=4", "train.group_size=8", "train.warmup_steps=1",
          "rollout.max_tokens=200", "eval.limit=4", "eval.controls=[]", "loss.kl_coef=0",
          "rewards.spec={class: 'length_reward:Length'}", "rewards.preflight=false", "run.trackers=[]", f"run.dir={run}"],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "VLLM_LOGGING_LEVEL": "INFO", "VLLM_CONFIGURE_LOGGING": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     (longest,) = re.findall(r"longest prompt: ([0-9]+) tokens", done.stdout)
