@@ -56,7 +56,9 @@ class Prompts(Sequence[Prompt]):
     def __init__(self, rows: Rows, ids: Mapping[str, int], make: Callable[[Any], Prompt], name: str) -> None:
         self.rows, self.ids, self.name = rows, ids, name
         self.numbers = array("q", ids.values())
-        self._prompt = lru_cache(maxsize=256)(partial(_again, rows, make, name))  # a step asks for each more than once
+        self._prompt = lru_cache(maxsize=256)(
+            partial(_again, rows, ids, make, name)
+        )  # a step asks for each more than once
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -79,27 +81,28 @@ class Prompts(Sequence[Prompt]):
     __hash__ = None  # type: ignore[assignment]
 
     def by_id(self, name: str) -> Prompt:
-        """Raises KeyError, and DataError where that row is another one by now."""
-        prompt = self._prompt(self.ids[name])
-        if prompt.id != name:
-            raise DataError(
-                f"{self.name}: {self.rows.place(self.ids[name])} has changed since it was loaded: its id is {prompt.id!r}, and was {name!r}"
-            )
-        return prompt
+        """Raises KeyError, else as `__getitem__`."""
+        return self._prompt(self.ids[name])
 
     def place(self, name: str) -> str:
         """Where a prompt's row stands: "line 7"."""
         return self.rows.place(self.ids[name])
 
 
-def _again(rows: Rows, make: Callable[[Any], Prompt], name: str, number: int) -> Prompt:
+def _again(rows: Rows, ids: Mapping[str, int], make: Callable[[Any], Prompt], name: str, number: int) -> Prompt:
+    """The prompt of a row that was loaded. Raises DataError where the row is another one by now."""
+    changed = f"{name}: {rows.place(number)} has changed since it was loaded"
     row = rows.row(number)
     try:
         if isinstance(row, RowError):
             raise row
-        return make(row)
+        prompt = make(row)
     except RowError as error:
-        raise DataError(f"{name}: {rows.place(number)} has changed since it was loaded: {error}") from error
+        raise DataError(f"{changed}: {error}") from error
+    if ids.get(prompt.id) != number:
+        was = next(known for known, place in ids.items() if place == number)
+        raise DataError(f"{changed}: its id is {prompt.id!r}, and was {was!r}")
+    return prompt
 
 
 class ById(Mapping[str, Prompt]):

@@ -296,9 +296,8 @@ def serve(engine: InProcessEngine, host: str, token: str) -> str:
         ],
         middleware=[Middleware(RequireToken, token=token)],
     )
-    listener = socket.create_server(
-        (host, 0)
-    )  # bound here: a server that binds for itself ends its thread when it fails
+    # Bound here: a server that binds for itself ends its thread when it fails.
+    listener = socket.create_server((host, 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     threading.Thread(target=server.run, args=([listener],), daemon=True, name="rollout routes").start()
     return f"http://{host}:{listener.getsockname()[1]}"

@@ -100,6 +100,8 @@ def test_a_file_whose_rows_changed_places_is_not_read_on(tmp_path):
         out.write(line(ROW, id="q2") + "\n" + line(ROW, id="q1") + "\n")
     with pytest.raises(DataError, match=r"has changed since it was loaded: its id is 'q2', and was 'q1'"):
         prompts.by_id("q1")
+    with pytest.raises(DataError, match=r"has changed since it was loaded: its id is 'q1', and was 'q2'"):
+        prompts[1]
 
 
 @pytest.mark.parametrize(
