@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import httpx
 
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
-NEVER = {401, 403, 404}  # not this request's fault: every other one would fare alike
+NEVER = {401, 403, 404, 423}  # not this request's fault: every other one would fare alike
 LONGEST_WAIT_S = 60.0
 
 

@@ -1,6 +1,7 @@
 """Failures with a known cause: a run that meets one saves its last whole step, says the message and ends.
 
-Whoever runs a step catches `KNOWN_FAILURES`; anything else is a bug and keeps its traceback.
+Beside the library's own: numbers that are not finite, and what the system says of files and disks. Anything else is a bug:
+the step is saved as well, and the traceback kept.
 """
 
 from __future__ import annotations
@@ -20,4 +21,4 @@ class PromptRefused(RunStopped):
         self.prompt_id = prompt_id
 
 
-KNOWN_FAILURES: tuple[type[Exception], ...] = (RunStopped, RewardFailure)
+KNOWN_FAILURES: tuple[type[Exception], ...] = (RunStopped, RewardFailure, FloatingPointError, OSError)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from lingshu_rl.config import ConfigError
 
 LOCK = ".lock"
+PATIENCE_S = 5.0  # for a holder that is just ending: a killed run's children take seconds to go
 
 
 class InUse(RuntimeError):
@@ -30,11 +32,12 @@ def own(place: Path, who: str, key: str, *, afresh: bool = False, file: bool = F
     """Only this process works in the folder, which is made if need be, or writes the file.
 
     who: the command, for whoever finds it taken. key: the setting that names it. afresh: what is in the folder is kept
-    aside as FOLDER.old-1 and so on. Raises InUse naming the holder, ConfigError where nothing can be written.
+    aside as FOLDER.old-1 and so on. Waits PATIENCE_S for a holder that may be ending. Raises InUse naming it, ConfigError
+    where nothing can be written.
     """
     lock = place.with_name(f".{place.name}.lock") if file else place / LOCK
     try:
-        descriptor = take(lock, who)
+        descriptor = take(lock, who, patience_s=PATIENCE_S)
         if afresh and any(path.name != LOCK for path in place.iterdir()):
             place.rename(next(p for n in range(1, 10_000) if not (p := Path(f"{place}.old-{n}")).exists()))
             os.close(descriptor)
@@ -50,16 +53,29 @@ def own(place: Path, who: str, key: str, *, afresh: bool = False, file: bool = F
         os.close(descriptor)
 
 
-def take(file: Path, who: str) -> int:
+def take(file: Path, who: str, *, patience_s: float = 0.0) -> int:
     """Hold a file until the returned descriptor is closed, or this process ends. Raises InUse."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + patience_s
+    while not _locked(descriptor):
+        if time.monotonic() >= deadline:
+            os.close(descriptor)
+            holder = file.read_text(errors="replace").strip() or "another process"
+            raise InUse(f"{file} is held by {holder}", holder)
+        time.sleep(0.1)
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, f"{this_process()} ({who})\n".encode(), 0)
+    return descriptor
+
+
+def _locked(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        holder = file.read_text(errors="replace").strip() or "another process"
-        raise InUse(f"{file} is held by {holder}", holder) from None
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({who})\n".encode(), 0)
-    return descriptor
+        return False
+    return True
+
+
+def this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"

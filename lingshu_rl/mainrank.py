@@ -89,21 +89,24 @@ class MainRank:
             kind, value = "error", error
         finally:
             await cancelled(task)
+        if kind == "error":
+            common(value)
         self.ranks.share((kind, value))
         if kind == "error":
             raise value
         return value  # type: ignore[no-any-return]
 
-    async def agree(self, work: Awaitable[None]) -> None:
+    async def agree(self, work: Callable[[], Awaitable[None] | None]) -> None:
         """Work in which every rank has a part, and only the main one may find a fault: then all raise it.
 
         The others must come to the end of their part whatever the main one finds.
         """
         error: Exception | None = None
         try:
-            await work
+            if (rest := work()) is not None:
+                await rest
         except Exception as fault:
-            error = fault
+            error = common(fault)
         if (told := self.ranks.share(error)) is not None:
             raise told
 
@@ -148,6 +151,12 @@ class MainRank:
     async def _stop_after(self, grace_s: float) -> None:
         await self.stop.asked.wait()
         await asyncio.sleep(grace_s)
+
+
+def common(error: Exception) -> Exception:
+    """The exception, marked as one that every rank raises: all of them can go on to save, none is left in a collective."""
+    error.on_every_rank = True  # type: ignore[attr-defined]
+    return error
 
 
 async def cancelled(task: asyncio.Future[Any] | None) -> None:

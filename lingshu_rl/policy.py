@@ -73,6 +73,7 @@ class Policy:
         self.config = config
         self.accelerator = make_accelerator(config, on_gpu)
         self.control = Control(self.rank, self.ranks)
+        self.steps_taken = 0  # by the optimiser, the one under way among them
         self.encoder: PromptEncoder  # from `know`
         # The same start on every rank; sampling happens in the engines, so ranks need no seeds of their own.
         torch.manual_seed(config.seed)
@@ -166,6 +167,7 @@ class Policy:
             finite(metrics)
             if count == 1:
                 agreed = self._agree(scored.against_engine(), judge)
+            self.steps_taken += 1
             self.engine.step()
             metrics["grad_norm"] = float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
             for key, value in finite(metrics).items():

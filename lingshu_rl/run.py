@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,8 +18,8 @@ from typing import TypeVar
 from lingshu_rl.agreement import Agreement, judge
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import ById
-from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused
-from lingshu_rl.folders import own
+from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused, RunStopped
+from lingshu_rl.folders import own, this_process
 from lingshu_rl.launches import check_sight, launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
@@ -28,6 +28,7 @@ from lingshu_rl.optimizers import OPTIMIZERS, check_arguments, check_package
 from lingshu_rl.plan import Plan, plan_here
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Fleet
+from lingshu_rl.processes.lease import Lease
 from lingshu_rl.processes.placement import Ranks
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Worker, address_towards
@@ -37,16 +38,18 @@ from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.rewarding import Rewards, build_rewards
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
 from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
+from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.rollout.transfer import Transfer, make_transfer, remove_folder, transfer_folder
 from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
-from lingshu_rl.runfolder import RunFolder
+from lingshu_rl.runfolder import RunFolder, RunFolderError
 from lingshu_rl.state import RunState, data_changes, seen
 from lingshu_rl.stream import PromptStream, make_stream
 from lingshu_rl.threads import in_thread
 from lingshu_rl.timeline import Timeline
-from lingshu_rl.types import Prompt, TrainGroup
+from lingshu_rl.types import Experience, Prompt, TrainGroup
 
 T = TypeVar("T")
+MIDWAY = -1  # the version of a policy that an update left between two steps
 REFUSED_OF = 100  # prompts at the least that the share of refused ones is taken of
 
 
@@ -75,6 +78,7 @@ class Run:
         self.main = MainRank(policy, self.is_main, fleet, stop, self._give_weights, lambda w: fleet.servers[w.name].url)
         self.reference = self.engine = None
         self.state = RunState()
+        self.before = self.state  # as it was when the step under way began
         self.timeline = Timeline()
         self.saved_step = 0  # the step of the newest checkpoint
         self.saved_in = folder.checkpoints  # and its folder
@@ -84,21 +88,26 @@ class Run:
     def steps(self) -> Iterator[int]:
         for step in range(self.state.step, self.config.train.steps):
             self.timeline.begin(step)
+            self.before = replace(self.state)
             yield step
 
     async def on_main(self, work: Callable[[], Awaitable[T]], *, urgent: bool = True) -> T:
         """Run `work` on the main rank; every rank gets its result or its exception. See `MainRank.run`."""
         return await self.main.run(work, urgent=urgent)
 
-    def set_aside(self, refused: Mapping[str, str], all_of_them: bool) -> None:
-        """Say which prompts this step went without. Raises PromptRefused when they are too many of all drawn so far."""
-        self.state.refused += len(refused)
+    def note_draw(self, batch: Experience) -> None:
+        """Count what the step drew, and say which prompts it goes without. Raises PromptRefused when they are too many."""
+        state, refused = self.state, batch.refused
+        state.cursor += batch.drawn
+        state.refused += len(refused)
+        if self.is_main:
+            state.unjudged = self.rewards.executor.budget.window
         for reason in refused.values():
             self.progress.say(f"WARNING: set aside: {reason}")
-        limit = self.config.data.max_refused_share * max(self.state.cursor, REFUSED_OF)
-        if all_of_them or self.state.refused > limit:
+        limit = self.config.data.max_refused_share * max(state.cursor, REFUSED_OF)
+        if not batch.groups or state.refused > limit:
             raise PromptRefused(
-                f"{self.state.refused} of {self.state.cursor} prompts drawn so far were refused, in this step {len(refused)}; "
+                f"{state.refused} of {state.cursor} prompts drawn so far were refused, in this step {len(refused)}; "
                 f"data.max_refused_share={self.config.data.max_refused_share:g} allows {limit:.0f}. The last: "
                 + (list(refused.values()) or ["none in this step"])[-1]
             )
@@ -117,8 +126,14 @@ class Run:
             self.policy.use_device()
             return self.policy.update(groups, step, partial(self._judge, step))
 
-        with self.timeline.of("update", step):
-            metrics = await in_thread(work) if self.config.train.max_staleness else work()
+        taken = self.policy.steps_taken
+        try:
+            with self.timeline.of("update", step):
+                metrics = await in_thread(work) if self.config.train.max_staleness else work()
+        except BaseException:
+            if self.policy.steps_taken != taken:
+                self.version = MIDWAY
+            raise
         self.version = step + 1
         return metrics
 
@@ -129,12 +144,13 @@ class Run:
 
     async def send_weights(self) -> None:
         """The policy's weights into every rollout engine. All ranks call this; a fault of the main one is raised by all."""
-        await self.main.agree(self.transfer.send(self.policy, version=self.version))
+        await self.main.agree(lambda: self.transfer.send(self.policy, version=self.version))
 
     async def _give_weights(self, worker: Worker | None, url: str) -> None:
         """A server that was started again gets the weights; one that died once more is left to the supervisor."""
         if worker is None:
-            await self.transfer.send(self.policy, self.version, server=url)
+            with contextlib.suppress(RolloutError):  # the main rank says it to all
+                await self.transfer.send(self.policy, self.version, server=url)
             return
         server, born = self.fleet.servers[worker.name], worker.restarts
         await self.transfer.start([server])
@@ -162,7 +178,6 @@ class Run:
                 stream=self.stream.state(),
                 seconds=self.timeline.seconds,
                 seconds_total=self.timeline.total_s,
-                unjudged=list(self.rewards.executor.budget.window) if self.is_main else [],
             )
             self.folder.save_checkpoint(
                 step,
@@ -193,8 +208,6 @@ class Run:
             ) from error
         if self.is_main:
             self.rewards.executor.budget.window = state.unjudged
-            for complaint in self.folder.cut_metrics(state.step):
-                self.progress.say(f"WARNING: {complaint}")
         self.progress.say(f"resumed from {checkpoint}, step {state.step}")
 
     async def refresh_reference(self) -> None:
@@ -220,15 +233,25 @@ class Run:
             at = worker.command.index("--model") + 1
             worker.command[at] = str(folder)
         limit = self.config.reference.start_timeout_s
-        await pool.post_to(pool.servers, "/refresh", timeout_s=limit, json={"folder": folder.name})
+        await pool.post_to(pool.servers, "/refresh", timeout_s=limit, repeat=True, json={"folder": folder.name})
 
     def save_before_the_end(self) -> str:
         """A checkpoint of the last whole step unless there is one; says what a person can go on from."""
-        if self.state.step > self.saved_step and self.version == self.state.step:  # not in the middle of a step
-            self.save_checkpoint()
+        if self.state.step == self.before.step:  # what a step that broke off drew and measured is not done
+            self.state = self.before
+        fault = ""
+        if self.state.step > self.saved_step and self.version == self.state.step:  # not in the middle of an update
+            try:
+                self.save_checkpoint()
+            except RunFolderError as error:
+                fault = f"the state after step {self.state.step} could not be saved: {error}\n"
         if not self.saved_step:
-            return "no step was finished, so there is no checkpoint"
-        return f"the state after step {self.saved_step} is in {self.saved_in}"
+            return f"{fault}no step was finished, so there is no checkpoint"
+        return f"{fault}the state after step {self.saved_step} is in {self.saved_in}"
+
+    def saves_after(self, error: Exception) -> bool:
+        """Whether all ranks are here to save: one that fails alone leaves the others in the middle of something."""
+        return self.policy.ranks == 1 or isinstance(error, RunStopped) or hasattr(error, "on_every_rank")
 
 
 @asynccontextmanager
@@ -240,8 +263,14 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
         run = await _open(config, stop, closing)
         try:
             yield run
-        except KNOWN_FAILURES as error:
-            raise type(error)(f"{error}\n{run.save_before_the_end()}; the same command goes on from there") from error
+        except Exception as error:
+            if not run.saves_after(error):
+                raise
+            told = f"{run.save_before_the_end()}; the same command goes on from there"
+            if not isinstance(error, KNOWN_FAILURES):
+                run.progress.say(told)
+                raise
+            raise type(error)(f"{error}\n{told}") from error
 
 
 async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) -> Run:
@@ -271,10 +300,10 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
         loaded = load_prompts(config, encoder)
     prompts, test = loaded["train"].prompts, loaded["test"].prompts
     check_sight(config, placement, chain(prompts, test))
+    if is_main:
+        await hold_servers(config, folder, token, progress, closing)
     if checkpoint is not None:
         folder.judge_changes(data_changes(RunState.read(checkpoint).data, seen(loaded)), "rows")
-    for complaint in folder.complaints:
-        progress.say(f"WARNING: {complaint}")
     given = os.environ.get(TRANSFER_DIR_ENV)
     shared = Path(given) if given else transfer_folder()
     if not given:
@@ -309,6 +338,10 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     checkpoint, token = policy.share((checkpoint, token))
     if checkpoint is not None:
         run.resume(checkpoint)
+    if is_main:
+        folder.begin(config, run.state.step)
+        for complaint in folder.complaints:
+            progress.say(f"WARNING: {complaint}")
     progress.say(
         f"policy: {config.model}, {policy.parameters / 1e6:.1f} M parameters, DeepSpeed ZeRO stage {policy.zero_stage}, "
         f"{policy.ranks} rank(s)"
@@ -336,6 +369,7 @@ async def _connect(
     """Wait until every engine is ready, open the clients and the way of the weights."""
     config, policy, placement = run.config, run.policy, plan.placement
     urls = config.rollout.urls
+    who = run.folder.identity if run.is_main else ""
     await run.on_main(lambda: run.fleet.ready(run.progress.say))
     if placement.colocated:  # a reference beside it holds its memory by now: vLLM counts what is left of the device
         devices = placement.engines[int(os.environ.get("LOCAL_RANK", "0"))]
@@ -359,6 +393,7 @@ async def _connect(
             retries=config.rollout.retries,
             concurrency=config.rollout.concurrency,
             examine=run.fleet.examine,
+            run=who,
         )
         closing.push_async_callback(client.close)
         pools = {ROLLOUT: client.pool}
@@ -369,6 +404,7 @@ async def _connect(
                 timeout_s=config.reference.request_timeout_s,
                 retries=config.reference.retries,
                 examine=run.fleet.examine,
+                run=who,
             )
             closing.push_async_callback(run.reference.close)
             pools[REFERENCE] = run.reference.pool
@@ -380,14 +416,29 @@ async def _connect(
             transfer,
             client,
             folder=shared if run.is_main else None,
-            token=token,
             timeout_s=config.rollout.request_timeout_s,
             dead=lambda: run.fleet.death(ROLLOUT),
+            restart=run.fleet.restart,
         )
     )
     await run.on_main(run.transfer.start)
     if run.is_main:
         run.fleet.supervise(pools, config.run.max_restarts, run.progress.say)
+
+
+async def hold_servers(
+    config: Config, folder: RunFolder, token: str, progress: Progress, closing: contextlib.AsyncExitStack
+) -> None:
+    """Take the given servers that this run will change, until it ends: the engines, and a reference that is refreshed.
+
+    Raises Taken for one that another run holds.
+    """
+    changed = [*config.rollout.urls, *(config.reference.urls if config.reference.refresh_every else ())]
+    if not changed:
+        return
+    lease = Lease(changed, run=folder.identity, holder=f"a run in {folder.path} ({this_process()})", token=token)
+    for url in await in_thread(closing.enter_context, lease.held()):
+        progress.say(f"WARNING: {url} keeps no leases: see to it that no other run uses it at the same time")
 
 
 def reference_model(config: Config, folder: RunFolder, checkpoint: Path | None) -> str:

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from typing import Any
 
 from lingshu_rl import checkpoints
 from lingshu_rl.config import Config, ConfigError, flat, to_yaml
+from lingshu_rl.failures import RunStopped
 from lingshu_rl.images import Picture
 from lingshu_rl.state import RunState
 from lingshu_rl.types import Group
@@ -48,13 +50,13 @@ PACKAGES = (
 MAY_CHANGE = ("run", "cluster", "rollout.ray", "reference.ray", "checkpoint", "eval", "devices", "resume", "train.steps", "rollout.urls", "rollout.servers",
               "rollout.request_timeout_s", "rollout.retries", "rollout.start_timeout_s", "rollout.concurrency",
               "reference.urls", "reference.replicas", "reference.request_timeout_s", "reference.retries",
-              "reference.start_timeout_s", "data.too_long")  # fmt: skip
-
+              "reference.start_timeout_s", "data.too_long", "data.max_refused_share", "rewards.max_failed_share", "rewards.timeout_s",
+              "rewards.workers", "check")  # fmt: skip
 
 FORK = "fork.json"
 
 
-class RunFolderError(RuntimeError):
+class RunFolderError(RunStopped):
     """The run folder cannot be written or read; the message names the file, the cause and what is still good."""
 
 
@@ -71,11 +73,19 @@ class RunFolder:
         self.complaints: list[str] = []  # what `open` found damaged and went around, or different and let pass
         self.forked = False  # the checkpoint is another folder's
 
+    @property
+    def identity(self) -> str:
+        """A name that no other run has; the same whenever the run in this folder is started again."""
+        file = self.path / ".id"
+        if not file.exists():
+            write_text(file, secrets.token_hex(8))
+        return file.read_text()
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
 
     def open(self, config: Config) -> Path | None:
-        """Prepare the folder; return the checkpoint to go on from, or None for a fresh start.
+        """The checkpoint to go on from, or None for a fresh start; `begin` follows when everything else allows it.
 
         A checkpoint with missing or changed files is passed over for the one before it, with a complaint. Raises ConfigError
         when none of them is whole, or the folder holds a run with settings that compute something else.
@@ -95,9 +105,35 @@ class RunFolder:
             self.judge_changes(changed, "settings")
             if self.forked:
                 self._fork(checkpoint, state)
-        write_text(stored, to_yaml(config))
-        write_text(self.path / "versions.json", json.dumps(versions(), indent=1))
         return checkpoint
+
+    def begin(self, config: Config, step: int) -> None:
+        """From here on the folder tells of a run with these settings that has done `step` steps, and of nothing later.
+
+        What was done after them is done again: its lines, rollouts and evaluations go, with the result if it is not of
+        this step, and checkpoints are set aside (step-*.aside). Raises RunFolderError as `cut_metrics` does.
+        """
+        self.complaints += self.cut_metrics(step)
+        for file in self.path.glob("rollouts/step-*.parquet"):
+            if int(file.stem.removeprefix("step-")) > step:
+                file.unlink()
+        ended = step == config.train.steps
+        for file in self.path.glob("eval/*.jsonl"):
+            at = re.match(r"step-(\d+)", file.stem)
+            if int(at[1]) > step if at else file.stem.startswith("after") and not ended:
+                file.unlink()
+        for part in self.checkpoints.glob("step-*.part"):
+            shutil.rmtree(part)
+        for later in self._all_checkpoints():
+            if int(later.name.removeprefix("step-")) > step:
+                self.complaints.append(f"{later} is set aside: the run goes on from step {step}")
+                shutil.rmtree(aside := later.with_name(f"{later.name}.aside"), ignore_errors=True)
+                later.rename(aside)
+        if not ended:
+            self.summary.unlink(missing_ok=True)
+            (self.path / "report.html").unlink(missing_ok=True)
+        write_text(self.path / "config.yaml", to_yaml(config))
+        write_text(self.path / "versions.json", json.dumps(versions(), indent=1))
 
     def judge_changes(self, changed: Sequence[str], of: str) -> None:
         """What differs from the run that is gone on with: raises ConfigError in its own folder, is said in a fork."""
@@ -158,7 +194,7 @@ class RunFolder:
         return own
 
     def _all_checkpoints(self) -> list[Path]:
-        return sorted(p for p in self.checkpoints.glob("step-*") if (p / "run.json").exists())
+        return sorted(p for p in self.checkpoints.glob("step-*[0-9]") if (p / "run.json").exists())
 
     def newest_checkpoint(self) -> Path | None:
         """Of those whose files are there in full length; what they hold is read when one is gone on from."""
@@ -193,9 +229,6 @@ class RunFolder:
                 f"{self.metrics} lacks the metrics of step(s) {_ranges(missing)}; the run goes on without them"
             )
         write_text(self.metrics, "".join(line + "\n" for _, line in kept))
-        for file in self.path.glob("rollouts/step-*.parquet"):
-            if int(file.stem.removeprefix("step-")) > step:
-                file.unlink()
         return complaints
 
     def log_metrics(self, values: Mapping[str, Any]) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 from lingshu_rl.advantages import gdpo_advantages, group_advantages, overlong_penalty
 from lingshu_rl.config import Config
-from lingshu_rl.failures import PromptRefused
+from lingshu_rl.failures import PromptRefused, RunStopped
 from lingshu_rl.firstbatch import check_first_batch
 from lingshu_rl.heldout import evaluate
+from lingshu_rl.model.encoder import TemplateError
 from lingshu_rl.model.packing import without_pixels
 from lingshu_rl.overlap import Ahead
 from lingshu_rl.results import finish, log_step
@@ -31,28 +32,26 @@ Prepared = tuple[tuple[float | None, ...], TrainGroup | str | None]
 async def train(config: Config) -> dict[str, Any]:
     """Run `config.train.steps` steps with evaluation before and after; returns what summary.json holds."""
     async with open_run(config) as run:
-        state = run.state
-        if state.step == 0:
+        if run.state.step == 0:
             with run.timeline.of("evaluation"):
                 await run.on_main(partial(evaluate, run, "before", config.eval.controls))
-        run.progress.start("training", config.train.steps, done=state.step)
+        run.progress.start("training", config.train.steps, done=run.state.step)
         ahead = Ahead(run, collect)
         for step in run.steps():
             batch = await ahead.batch(step)
             run.hand_device_to_policy()
-            if batch.train and not state.first_batch:
+            if batch.train and not run.state.first_batch:
                 check_first_batch(run, batch.train)
-            state.cursor += batch.drawn
-            run.set_aside(batch.refused, all_of_them=not batch.groups)
+            run.note_draw(batch)
             async with ahead.during(step):
                 update = await run.update(batch.train, step)
             try:
                 with run.timeline.of("weight_sync", step):
                     await run.send_weights()
             finally:  # the step is whole also when an engine could not take its weights: a checkpoint keeps it
-                run.stream.observe(batch.groups, state.cursor)
-                log_step(run, step, batch, update)
-                state.step = step + 1
+                run.stream.observe(batch.groups, run.state.cursor)
+                run.state.step = step + 1
+                await run.main.agree(partial(log_step, run, step, batch, update))
             if due(config.reference.refresh_every, step + 1):
                 await run.refresh_reference()
             if due(config.eval.every, step + 1) and step + 1 < config.train.steps:
@@ -143,9 +142,12 @@ async def prepare(
     kept = [(m.rollout, a) for m, a in zip(group.members, advantages, strict=True) if a is not None]
     if not any(a for _, a in kept):
         return advantages, None
-    prompt_ids, vision = await in_thread(run.encoder.encode, group.prompt)
+    try:
+        prompt_ids, vision = await in_thread(run.encoder.encode, group.prompt)
+    except (OSError, TemplateError) as error:  # its image was readable when the engine was asked
+        return advantages, f"the trainer cannot read prompt {group.prompt.id!r} any more: {error}"
     if prompt_ids != kept[0][0].prompt_ids:
-        raise RuntimeError(
+        raise RunStopped(
             f"prompt {group.prompt.id!r}: the engine read {len(kept[0][0].prompt_ids)} tokens, the trainer's processor "
             f"makes {len(prompt_ids)}; both must use the same processor files and pixel limits"
         )

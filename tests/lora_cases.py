@@ -54,7 +54,7 @@ async def send(policy: Policy, kind: str, url: str, folder: Path) -> Any:
     main = policy.rank == 0
     client = RolloutClient([url], token=TOKEN, decode=str, banned_ids=[], seed=0, temperature=1.0, max_tokens=4,
                            timeout_s=60, retries=0, concurrency=4) if main else None  # fmt: skip
-    transfer = make_transfer(kind, client, folder=folder if main else None, token=TOKEN, timeout_s=60, dead=lambda: "")
+    transfer = make_transfer(kind, client, folder=folder if main else None, timeout_s=60, dead=lambda: "")
     await transfer.start()
     for version in range(1, VERSION + 1):
         await transfer.send(policy, version)

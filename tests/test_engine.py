@@ -1,11 +1,14 @@
 """The trainer's model and a running vLLM agree: on what they see, on the weights, on the seeds."""
 
 import asyncio
+import itertools
 from dataclasses import replace
 
 import httpx
 import pytest
 import torch
+from safetensors.torch import save_file
+from stateful_engine import FAULTS
 
 from lingshu_rl.data.load import load
 from lingshu_rl.firstbatch import blank_vision
@@ -15,7 +18,8 @@ from lingshu_rl.model.families import model_spec
 from lingshu_rl.model.groups import group_logprobs
 from lingshu_rl.model.loading import load_model
 from lingshu_rl.rollout.client import VLLM_COUNTER, RolloutClient
-from lingshu_rl.rollout.transfer import FileTransfer
+from lingshu_rl.rollout.sampler import RolloutError
+from lingshu_rl.rollout.transfer import FINISH, START, UPDATE, FileTransfer
 from lingshu_rl.types import TokenGroup
 from lingshu_rl.weights import weights
 
@@ -33,6 +37,9 @@ class Trainer:
 
     def weights(self):
         return weights(self.model)
+
+    def share(self, value):
+        return value
 
     def client(self, url):
         return RolloutClient([url], token=TOKEN, decode=self.encoder.decode, banned_ids=self.banned, seed=0, temperature=1.0,
@@ -98,6 +105,75 @@ def test_the_same_seed_gives_the_same_samples(servers, prompts):
     first, again, other = (sample(trainer, servers.rollout, prompts[:1], step)[0] for step in (1, 1, 2))
     assert [r.token_ids for r in first] == [r.token_ids for r in again] != [r.token_ids for r in other]
     assert len({r.token_ids for r in first}) > 1
+
+
+MOMENTS = ("cut before it is carried out", "carried out, answer lost", "error after")  # all of them: test_transfer
+
+
+class Failing(httpx.AsyncBaseTransport):
+    """The way to a server, which fails once on one route, at one moment of the call (`stateful_engine.FAULTS`)."""
+
+    def __init__(self, route, fault):
+        self.way, self.route, self.fault = httpx.AsyncHTTPTransport(), route, fault
+
+    async def handle_async_request(self, request):
+        if request.url.path != self.route or self.fault is None:
+            return await self.way.handle_async_request(request)
+        (carried_out, outcome), self.fault = FAULTS[self.fault], None
+        if carried_out:
+            await (await self.way.handle_async_request(request)).aread()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return httpx.Response(outcome.status_code, text=outcome.text)
+
+
+def test_no_failure_of_a_weight_route_at_any_moment_leaves_the_real_engine_with_other_weights(
+    servers, prompts, monkeypatch
+):
+    monkeypatch.setattr("lingshu_rl.rollout.transfer.FILE_BYTES", 1 << 19)  # several files an update
+    trainer = Trainer()
+    original = {name: tensor.detach().clone() for name, tensor in trainer.model.named_parameters()}
+
+    async def story(route, fault):
+        client = trainer.client(servers.rollout)
+        client.pool.retries = 1
+        client.pool.http = httpx.AsyncClient(
+            transport=Failing(route, fault), headers=client.pool.http.headers, timeout=60
+        )
+        await FileTransfer(client, servers.transfer).send(trainer, version=1)
+        groups = [g async for g in client.groups(prompts[:1], 4, 0)]
+        await client.close()
+        return groups
+
+    try:
+        for number, (route, fault) in enumerate(itertools.product((START, UPDATE, FINISH), MOMENTS)):
+            torch.manual_seed(number)
+            with torch.no_grad():
+                for name, tensor in trainer.model.named_parameters():
+                    tensor.copy_(original[name] + torch.randn_like(tensor) * 0.05 * original[name].std())
+            assert trainer.gap(asyncio.run(story(route, fault))) < 1e-3, (route, fault)
+    finally:
+        send(Trainer(), servers)
+
+
+def test_an_update_that_broke_off_in_the_middle_is_nothing_to_the_next_run(servers, prompts):
+    """The engine is told of one layer's first tensor, then of a file that is not there; then a run begins."""
+    trainer = Trainer()
+    name, tensor = next((n, t) for n, t in trainer.weights() if "q_proj" in n and n.endswith("weight"))
+
+    async def break_off():
+        pool = trainer.client(servers.rollout).pool
+        save_file({name: torch.full_like(tensor, 7.0)}, servers.transfer / "part.safetensors")
+        await pool.post_to(pool.servers, START)
+        await pool.post_to(pool.servers, UPDATE, json={"update_info": {"file": "part.safetensors"}})
+        with pytest.raises(RolloutError, match="500"):
+            await pool.post_to(pool.servers, UPDATE, json={"update_info": {"file": "none.safetensors"}})
+        await pool.close()
+
+    asyncio.run(break_off())
+    (servers.transfer / "part.safetensors").unlink()
+    send(trainer, servers)
+    assert trainer.gap(sample(trainer, servers.rollout, prompts)) < 1e-3
 
 
 def test_after_a_sync_the_engine_has_the_trainers_weights_head_included(servers, prompts):

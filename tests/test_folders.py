@@ -5,16 +5,24 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from lingshu_rl import folders
 from lingshu_rl.config import ConfigError
 from lingshu_rl.folders import InUse, own
 from lingshu_rl.synth.rows import write_outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = "import sys, time\nfrom pathlib import Path\nfrom lingshu_rl.folders import own\nwith own(Path(sys.argv[1]), 'a run', 'run.dir'):\n    print('held', flush=True)\n    time.sleep(600)\n"
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """A holder that lives is not waited for."""
+    monkeypatch.setattr(folders, "PATIENCE_S", 0.0)
 
 
 @pytest.fixture
@@ -28,7 +36,7 @@ def held(tmp_path):
     holder.wait()
 
 
-def test_the_holder_is_named_and_a_killed_one_holds_nothing(held):
+def test_the_holder_is_named_and_a_killed_one_holds_nothing(held, at_once):
     folder, holder = held
     with (
         pytest.raises(InUse, match=rf"in use by process {holder.pid} on .* \(a run\): .*\(run\.dir\)"),
@@ -42,7 +50,14 @@ def test_the_holder_is_named_and_a_killed_one_holds_nothing(held):
             pass
 
 
-def test_a_folder_in_use_is_not_kept_aside(held):
+def test_a_holder_that_is_just_ending_is_waited_for(held):
+    folder, holder = held
+    threading.Timer(0.5, holder.kill).start()
+    with own(folder, "a run", "run.dir"):
+        assert holder.poll() is not None or holder.wait() is not None
+
+
+def test_a_folder_in_use_is_not_kept_aside(held, at_once):
     folder, _ = held
     (folder / "metrics.jsonl").write_text("{}")
     with pytest.raises(InUse), own(folder, "a run", "run.dir", afresh=True):
@@ -50,7 +65,7 @@ def test_a_folder_in_use_is_not_kept_aside(held):
     assert (folder / "metrics.jsonl").exists() and not folder.with_name("taken.old-1").exists()
 
 
-def test_an_old_folder_is_kept_aside_and_an_empty_one_is_not(tmp_path):
+def test_an_old_folder_is_kept_aside_and_an_empty_one_is_not(tmp_path, at_once):
     folder = tmp_path / "run"
     with own(folder, "a run", "run.dir", afresh=True):
         (folder / "a").write_text("old")
@@ -87,19 +102,18 @@ def test_every_command_that_writes_a_folder_refuses_one_in_use(held, tmp_path):
         ["eval", "--model", "demo", "--benchmarks", "pubmedqa", "--data", str(tmp_path), "--out", str(folder)],
         ["train", f"run.dir={folder}", "model=demo"],
     ]
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "lingshu_rl.cli", *command], cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode in (1, 2), (command, done.stdout, done.stderr)
-        assert f"is in use by process {holder.pid}" in done.stderr and "Traceback" not in done.stderr, (
-            command,
-            done.stderr,
-        )
+    tried = [
+        subprocess.Popen([sys.executable, "-m", "lingshu_rl.cli", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for words in commands
+    ]
+    for words, process in zip(commands, tried, strict=True):
+        _, told = process.communicate(timeout=300)
+        assert process.returncode in (1, 2), (words, told)
+        assert f"is in use by process {holder.pid}" in told and "Traceback" not in told, (words, told)
     assert sorted(p.name for p in folder.iterdir()) == [".lock"]
 
 
-def test_two_syntheses_do_not_write_one_file(tmp_path):
+def test_two_syntheses_do_not_write_one_file(tmp_path, at_once):
     out = tmp_path / "rows.jsonl"
     with own(out, "synthesis", "--out", file=True), pytest.raises(InUse, match=r"rows\.jsonl is in use"):
         asyncio.run(write_outcomes([], out))

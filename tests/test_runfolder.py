@@ -10,13 +10,21 @@ from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.data.load import load
 from lingshu_rl.folders import own
 from lingshu_rl.runfolder import RunFolder, RunFolderError, write_text
-from lingshu_rl.state import data_changes, seen
+from lingshu_rl.state import RunState, data_changes, seen
 from lingshu_rl.types import Group, Prompt, Rollout, Scored
 from rewards.base import RewardResult
 
 
 def config_for(path, *settings):
     return load_config(None, [f"run.dir={path}", *settings])
+
+
+def begun(folder, *settings):
+    """The folder as a run has it that has just begun, or been gone on with."""
+    config = config_for(folder.path, *settings)
+    found = folder.open(config)
+    folder.begin(config, RunState.read(found).step if found else 0)
+    return found
 
 
 def checkpoint(folder, step, keep_last=2, keep_best=False, **state):
@@ -30,7 +38,7 @@ def names(folder):
 
 def test_the_newest_whole_checkpoint_is_found_and_old_ones_are_removed(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    assert folder.open(config_for(folder.path)) is None
+    assert begun(folder) is None
     for step in (10, 20, 30):
         checkpoint(folder, step)
     assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["step-000020", "step-000030"]
@@ -42,7 +50,7 @@ def test_the_newest_whole_checkpoint_is_found_and_old_ones_are_removed(tmp_path)
 
 def test_a_checkpoint_that_fails_leaves_the_last_good_one(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.open(config_for(folder.path))
+    begun(folder)
     checkpoint(folder, 10)
 
     def full_disk(path):
@@ -58,7 +66,7 @@ def test_a_checkpoint_that_fails_leaves_the_last_good_one(tmp_path):
 
 def test_other_settings_are_refused_and_harmless_ones_are_not(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.open(config_for(folder.path))
+    begun(folder)
     checkpoint(folder, 10)
     with pytest.raises(ConfigError, match=r"train.lr: 0.0004 -> 0.1.*resume=never"):
         folder.open(config_for(folder.path, "train.lr=0.1"))
@@ -71,7 +79,7 @@ def test_other_settings_are_refused_and_harmless_ones_are_not(tmp_path):
 def test_never_resuming_keeps_the_old_folder_aside(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with own(folder.path, "a run", "run.dir", afresh=True):
-        folder.open(config_for(folder.path))
+        begun(folder)
         checkpoint(folder, 10)
     with own(folder.path, "a run", "run.dir", afresh=True):
         assert folder.open(config_for(folder.path, "resume=never")) is None
@@ -86,7 +94,7 @@ def test_a_named_checkpoint_must_be_one(tmp_path):
 
 def test_metrics_after_the_checkpoint_and_a_cut_line_are_dropped(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.open(config_for(folder.path))
+    begun(folder)
     for step in (1, 2, 3):
         folder.log_metrics({"step": step})
     with open(folder.metrics, "a") as out:
@@ -137,7 +145,7 @@ def test_metrics_that_lost_steps_say_so_and_a_broken_middle_is_refused(tmp_path)
 @pytest.mark.parametrize("damage", ["cut", "missing", "changed", "run.json"])
 def test_a_damaged_checkpoint_is_passed_over_loudly_for_the_one_before(tmp_path, damage):
     folder = RunFolder(tmp_path / "run")
-    folder.open(config_for(folder.path))
+    begun(folder)
     for step in (10, 20):
         checkpoint(folder, step)
     file = folder.checkpoint(20) / ("run.json" if damage == "run.json" else "weights")
@@ -155,7 +163,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly_for_the_one_before(tmp_path,
 
 def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.open(config_for(folder.path, "checkpoint.keep_best=true"))
+    begun(folder, "checkpoint.keep_best=true")
     for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.9), (4, 0.7), (5, 0.6), (6, 0.6)):
         checkpoint(folder, step, keep_last=2, keep_best=True, accuracy=accuracy)
     assert names(folder) == ["best", "step-000003", "step-000005", "step-000006"]
@@ -167,7 +175,7 @@ def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
 
 def test_a_full_disk_is_seen_before_it_is_written_on(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run")
-    folder.open(config_for(folder.path))
+    begun(folder)
     checkpoint(folder, 10)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 3})())
     with pytest.raises(RunFolderError, match=r"0\.0 GB are free.*last good checkpoint is .*step-000010"):
@@ -185,7 +193,7 @@ from lingshu_rl.state import data_changes, seen
 from lingshu_rl.config import load_config
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = RunFolder(sys.argv[1])
-folder.open(load_config(None, ["run.dir=" + sys.argv[1]]))
+folder.begin(load_config(None, ["run.dir=" + sys.argv[1]]), 0)
 def save(step, size):
     folder.save_checkpoint(step, {"step": step}, lambda p: (p / "w").write_bytes(b"x" * size), is_main=True, barrier=lambda: None, keep_last=1)
 save(1, 1000)
@@ -212,7 +220,7 @@ for work in (lambda: save(2, 50_000), lambda: [folder.log_metrics({"step": i, "x
 def other_run(path, step, **state):
     """A folder with a run of so many steps, its evaluations, rollouts and a checkpoint."""
     folder = RunFolder(path)
-    folder.open(config_for(path))
+    begun(folder)
     for done in range(1, step + 3):
         folder.log_metrics({"step": done})
         (path / "rollouts").mkdir(exist_ok=True)
@@ -238,7 +246,8 @@ def test_a_fork_takes_over_what_was_done_and_leaves_the_old_folder_alone(tmp_pat
     settings = [resume, "train.lr=0.5", "train.group_size=4"]
     assert new.open(config_for(new.path, *settings)) == old.checkpoint(2)
     assert new.forked and "train.group_size: 8 -> 4; train.lr: 0.0004 -> 0.5" in new.complaints[0]
-    assert new.cut_metrics(2) == [] and len(new.metrics.read_text().splitlines()) == 2
+    new.begin(config_for(new.path, *settings), 2)
+    assert len(new.complaints) == 1 and len(new.metrics.read_text().splitlines()) == 2
     assert sorted(new.read_evals()) == ["before", "before_blank", "step-000001", "step-000002"]
     assert len(list(new.path.glob("rollouts/*"))) == 2 and (new.references / "step-000001" / "weights").exists()
     checkpoint(new, 3)

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import torch
 from launching import ROOT
+from stateful_engine import FAULTS, PARTS, Engine
 
 from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.rollout import transfer as transfers
@@ -127,6 +128,87 @@ def test_a_prefix_cache_that_is_still_held_is_reset_again_until_it_is(tmp_path, 
     assert client.pool.by_url("http://b").version == 0
 
 
+SENT = [f"{layer}.{part}" for layer in "xyz" for part in range(PARTS)]
+FILE_ROUTES = ("/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")  # fmt: skip
+
+
+def versioned(version):
+    """A policy of nine tensors with the version in each."""
+    values = {name: torch.tensor([100.0 * version + number]) for number, name in enumerate(SENT)}
+    return SimpleNamespace(weights=lambda: iter(values.items()), share=lambda value: value)
+
+
+def layers_of(version):
+    return {layer: [100.0 * version + PARTS * n + part for part in range(PARTS)] for n, layer in enumerate("xyz")}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("route", FILE_ROUTES)
+def test_no_failure_of_a_route_at_any_moment_leaves_the_engine_with_other_weights(route, fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfers, "FILE_BYTES", 16)  # four tensors a file, so that files end within layers
+    engine = Engine(tmp_path)
+    client, files = transfer(tmp_path, engine.handler, urls=["http://a"])
+    client.pool.retries = 1
+    asyncio.run(files.send(versioned(1), 1))
+    assert engine.holds == layers_of(1)
+    engine.fails = {route: fault}
+    asyncio.run(files.send(versioned(2), 2))
+    assert engine.holds == layers_of(2) and engine.version == "2" and not engine.fails
+    assert client.weight_version == 2 and not engine.open and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("waiting", [{}, {"x": [7.0]}, {"x": [7.0], "y": [8.0, 9.0, 10.0]}])
+def test_an_update_that_a_killed_run_left_open_hinders_the_next_one_in_nothing(waiting, tmp_path):
+    engine = Engine(tmp_path)
+    client, files = transfer(tmp_path, engine.handler, urls=["http://a"])
+    client.pool.retries = 1
+    engine.open, engine.waiting = True, waiting
+    asyncio.run(files.send(versioned(3), 3))
+    assert engine.holds == layers_of(3)
+
+
+def test_a_server_that_stays_out_of_order_is_started_again_or_named(tmp_path):
+    def broken(request):
+        return httpx.Response(500 if request.url.path.endswith("weight_update") else 200, text="stuck")
+
+    client, files = transfer(tmp_path, broken, urls=["http://a"])
+    client.pool.retries = 1
+    with pytest.raises(RolloutError, match=r"finish_weight_update answered 500|start it again") as told:
+        asyncio.run(files.send(versioned(1), 1))
+    assert "http://a cannot take new weights any more: start it again" in str(told.value)
+    killed = []
+
+    async def restart(server):
+        killed.append(server.url)
+        client.pool.mark(server, alive=False, up=False)
+        return True
+
+    files.restart = restart
+    asyncio.run(files.send(versioned(1), 1))
+    assert killed == ["http://a"] and not client.pool.up
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("route", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/reset_prefix_cache"])
+def test_no_failure_of_a_route_leaves_the_engine_with_other_adapters(route, fault, tmp_path):
+    def policy_of(version):
+        def save(folder):
+            folder.mkdir()
+            (folder / "adapter").write_text(f"version {version}")
+
+        return SimpleNamespace(save_adapter=save, share=lambda value: value)
+
+    engine = Engine(tmp_path)
+    client, _ = transfer(tmp_path, engine.handler, urls=["http://a"])
+    client.pool.retries = 1
+    adapters = AdapterTransfer(client, tmp_path)
+    for version in (1, 2, 3):
+        engine.fails = {route: fault} if version == 2 else {}
+        asyncio.run(adapters.send(policy_of(version), version))
+        assert engine.adapters[client.sampling["model"]] == f"version {version}"
+    assert len(engine.adapters) <= 2 and not list(tmp_path.iterdir())
+
+
 PLACES = {"gpu": (True, True), "cpu": (False, False), "gpu policy": (True, False), "gpu servers": (False, True)}
 LORA = "train.lora={r: 4, target_modules: [q_proj, v_proj]}"
 
@@ -152,7 +234,7 @@ def test_how_weights_travel(settings, place, ours, kind):
     where["colocated"] = config.rollout.placement == "colocate"
     assert weight_transfer_kind(config, **where) == kind
     if kind != "in_process":
-        made = make_transfer(kind, None, folder=None, token="t", timeout_s=1, dead=lambda: "")
+        made = make_transfer(kind, None, folder=None, timeout_s=1, dead=lambda: "")
         assert type(made) is {"file": FileTransfer, "nccl": NcclTransfer, "adapter": AdapterTransfer}[kind]
 
 
@@ -240,7 +322,7 @@ def gpu_servers():
 
 
 def test_one_communicator_gives_every_server_its_own_ranks(gpu_servers):
-    fan_out = FanOut([url for url, _ in gpu_servers], "secret", 5)
+    fan_out = FanOut([url for url, _ in gpu_servers], {"Authorization": "Bearer secret"}, 5)
     assert sum(fan_out.sizes()) == 6
     fan_out.init_weight_transfer_engine({"rank_offset": 1, "world_size": 7})
     fan_out.start_weight_update()
@@ -275,7 +357,7 @@ def test_a_server_that_joins_again_gets_a_communicator_of_its_own_and_the_next_s
 
     async def story():
         client, _ = transfer(None, lambda request: httpx.Response(200, json={}))
-        nccl, (a, b) = NcclTransfer(client, "t", 5), client.pool.servers
+        nccl, (a, b) = NcclTransfer(client, 5), client.pool.servers
         await nccl.send(policy(), 1)
         await nccl.send(policy(), 2)
         client.pool.mark(b, alive=False, up=False)

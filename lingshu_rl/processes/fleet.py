@@ -109,6 +109,10 @@ class Fleet:
         """Is this server down and coming back? See `pool`."""
         return self.supervisor is not None and await self.supervisor.examine(server.name)
 
+    async def restart(self, server: Server) -> bool:
+        """Kill it and start it again; False for a server of others. It gets the weights when it is back."""
+        return self.supervisor is not None and await self.supervisor.restart(server.name)
+
     @property
     def failure(self) -> set[asyncio.Future[None]]:
         """Done, with a WorkerError, once a server is lost for good."""

@@ -18,6 +18,7 @@ import httpx
 
 from lingshu_rl.chat import AGAIN, NEVER, bearer, seconds_to_wait
 from lingshu_rl.failures import PromptRefused
+from lingshu_rl.processes.lease import RUN, TAKEN, Taken, held_by
 from lingshu_rl.processes.pulse import Counter, Pulse
 from lingshu_rl.threads import in_thread
 
@@ -82,20 +83,25 @@ class Pool:
         most: int | None = None,
         counter: Counter | None = None,
         examine: Examine = unwatched,
+        run: str = "",
     ) -> None:
         """role: for messages. error: what is raised when a request fails for good. most: places of a server, None = no end.
 
         timeout_s: how long a server may make no progress before a request there is given up, and the limit of one
-        control call. counter: shows progress; without one only answers do.
+        control call. counter: shows progress; without one only answers do. run: as whose requests they are sent, where
+        servers are held (`lease`).
         """
         self.role, self.retries, self.error, self.most, self.examine = role, retries, error, most, examine
         self.timeout_s, self.counter = timeout_s, counter
         self.servers = [Server(url.rstrip("/")) for url in urls]
         self.http = httpx.AsyncClient(
             timeout=timeout_s,
-            headers=bearer(token),
-            # The servers close a connection after 5 idle seconds; one that is taken up at that moment would fail.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0),
+            headers={**bearer(token), RUN: run},
+            # Named, so that no proxy of the environment comes between: the token is for these servers alone. They close a
+            # connection after 5 idle seconds; one that is taken up at that moment would fail.
+            transport=httpx.AsyncHTTPTransport(
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
+            ),
         )
         self._queue: deque[Ticket] = deque()
         self._pulses = {server: self._pulse(server) for server in self.servers}
@@ -180,7 +186,7 @@ class Pool:
                         last = f"HTTP 200 with an answer that is none: {error}"
                 else:
                     last = f"HTTP {response.status_code}: {response.text[:500]}"
-                    self._check_refusal(server, response.status_code, last, prompt_id)
+                    self._check_refusal(server, response, last, prompt_id)
                     wait_s = seconds_to_wait(response)
             finally:
                 self.give(server, cost, places)
@@ -207,8 +213,11 @@ class Pool:
         del body
         return await self._pulses[server].wait(sending)
 
-    def _check_refusal(self, server: Server, status: int, told: str, prompt_id: str) -> None:
+    def _check_refusal(self, server: Server, response: httpx.Response, told: str, prompt_id: str) -> None:
         """Raise for an answer that would be the same another time."""
+        status = response.status_code
+        if status == TAKEN:
+            raise Taken(f"the {self.role} server {server.url} {held_by(response)}")
         if status in NEVER:
             raise self.error(f"the {self.role} server {server.url} answers {told}; check its URL, token and model")
         if 400 <= status < 500 and status not in AGAIN:
@@ -225,25 +234,23 @@ class Pool:
         return pulse
 
     async def post_to(
-        self, servers: Sequence[Server], path: str, *, timeout_s: float | None = None, **body: Any
+        self, servers: Sequence[Server], path: str, *, timeout_s: float | None = None, repeat: bool = False, **body: Any
     ) -> dict[Server, httpx.Response]:
-        """A control call to each of these at once, once; their answers. One that died is left out; others raise `error`.
+        """A control call to each of these at once; their answers. One that died is left out; others raise `error`.
 
-        timeout_s: its limit, where the pool's does not fit.
+        timeout_s: its limit, where the pool's does not fit. repeat: it may be made twice, so one that failed is tried again
+        as often as a request is.
         """
         answers: dict[Server, httpx.Response] = {}
 
         async def one(server: Server) -> None:
-            try:
-                response = await self.http.post(server.url + path, timeout=timeout_s or self.timeout_s, **body)
-            except httpx.HTTPError as error:
-                if not await self.examine(server):
-                    raise self.error(f"{server.url}{path} failed: {type(error).__name__}: {error}") from error
-            else:
-                if response.status_code == 200:
-                    answers[server] = response
-                elif not await self.examine(server):
-                    raise self.error(f"{server.url}{path} answered {response.status_code}: {response.text[:500]}")
+            for left in range(self.retries if repeat else 0, -1, -1):
+                sending = self.http.post(server.url + path, timeout=timeout_s or self.timeout_s, **body)
+                if (answer := await self._answer(server, path, sending, last=not left)) is not None:
+                    answers[server] = answer
+                    return
+                if not server.alive:
+                    return
 
         await asyncio.gather(*(one(server) for server in servers if server.alive))
         return answers
@@ -252,15 +259,34 @@ class Pool:
         """What each server answers to GET; waits for one that is down. Raises `error`."""
 
         async def one(server: Server) -> str:
+            left = self.retries
             while True:
-                try:
-                    return (await self.http.get(server.url + path)).raise_for_status().text
-                except httpx.HTTPError as error:
-                    if not await self.examine(server):
-                        raise self.error(f"{server.url}{path} failed: {type(error).__name__}: {error}") from error
+                answer = await self._answer(server, path, self.http.get(server.url + path), last=not left)
+                if answer is not None:
+                    return answer.text
+                left = max(0, left - server.alive)
                 await asyncio.sleep(0.5)
 
         return list(await asyncio.gather(*map(one, self.servers)))
+
+    async def _answer(
+        self, server: Server, path: str, sending: Awaitable[httpx.Response], *, last: bool
+    ) -> httpx.Response | None:
+        """A 200, or None where there was another answer or none. On the last try of a server that lives, raises `error`."""
+        try:
+            response = await sending
+        except httpx.HTTPError as error:
+            told = f"{server.url}{path} failed: {type(error).__name__}: {error}"
+        else:
+            if response.status_code == 200:
+                return response
+            if response.status_code == TAKEN:
+                raise Taken(f"{server.url} {held_by(response)}")
+            told = f"{server.url}{path} answered {response.status_code}: {response.text[:500]}"
+            last = last or response.status_code in NEVER
+        if not await self.examine(server) and last:
+            raise self.error(told)
+        return None
 
     async def close(self) -> None:
         await self.http.aclose()

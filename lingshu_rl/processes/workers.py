@@ -79,8 +79,9 @@ class Worker:
         raise WorkerError(f"{self.name} was not ready after {timeout_s:.0f} s; its log is {self.log}{self.tail()}")
 
     def healthy(self, timeout_s: float = 2.0) -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}/health", timeout=timeout_s).status_code == 200
+        past_any_proxy = httpx.HTTPTransport()
+        with contextlib.suppress(httpx.HTTPError), httpx.Client(transport=past_any_proxy, timeout=timeout_s) as http:
+            return http.get(f"{self.url}/health").status_code == 200
         return False
 
     def check_alive(self) -> None:
@@ -178,6 +179,18 @@ class Supervisor:
                 await asyncio.to_thread(worker.kill)
                 deadline = float("inf")
             await asyncio.sleep(0.2)
+        return True
+
+    async def restart(self, name: str) -> bool:
+        """End a server that answers and yet is of no more use, so that it is started again. False for one of others."""
+        worker = next((w for w in self.workers if w.name == name), None)
+        if worker is None:
+            return False
+        if not self._look(worker):
+            self.say(f"{worker.name} takes no weights any more and is killed; its log is {worker.log}")
+            await asyncio.to_thread(worker.kill)
+            self._look(worker)
+        await asyncio.sleep(0)  # in which `lost` is told
         return True
 
     async def _restart(self, worker: Worker, death: WorkerError) -> None:

@@ -23,7 +23,14 @@ class ReferenceClient:
     """K replicas share one queue: whichever is free takes the next group."""
 
     def __init__(
-        self, urls: Sequence[str], *, token: str, timeout_s: float, retries: int = 0, examine: Examine = unwatched
+        self,
+        urls: Sequence[str],
+        *,
+        token: str,
+        timeout_s: float,
+        retries: int = 0,
+        examine: Examine = unwatched,
+        run: str = "",
     ) -> None:
         self.pool = Pool(
             "reference",
@@ -35,6 +42,7 @@ class ReferenceClient:
             most=1,
             counter=Counter("/health", progress_told),
             examine=examine,
+            run=run,
         )
 
     async def logprobs(self, groups: Sequence[TokenGroup]) -> list[tuple[torch.Tensor, ...]]:

@@ -33,7 +33,7 @@ class RolloutClient(Sampler):
     """Talks to M vLLM servers. A group's samples stay on one server, the one with the fewest tokens under way.
 
     concurrency: completions under way at once on one server; a group that asks for more has a server to itself.
-    timeout_s, retries and examine: see `Pool`.
+    timeout_s, retries, examine and run: see `Pool`.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class RolloutClient(Sampler):
         retries: int,
         concurrency: int,
         examine: Examine = unwatched,
+        run: str = "",
     ) -> None:
         super().__init__(
             decode=decode,
@@ -70,6 +71,7 @@ class RolloutClient(Sampler):
             most=concurrency,
             counter=VLLM_COUNTER,
             examine=examine,
+            run=run,
         )
         self._context = 0
         self._asking = asyncio.Lock()
@@ -124,7 +126,7 @@ class SilentServer(RolloutError):
 
 def served_context(urls: Sequence[str], token: str) -> int:
     """max_model_len of the server that takes the fewest tokens. Raises RolloutError, SilentServer among others."""
-    with httpx.Client(headers=bearer(token), timeout=10.0) as http:
+    with httpx.Client(headers=bearer(token), timeout=10.0, transport=httpx.HTTPTransport()) as http:  # past any proxy
         return min(_max_model_len(_answer(http, url.rstrip("/") + "/v1/models")) for url in urls)
 
 
@@ -132,7 +134,8 @@ def _answer(http: httpx.Client, url: str) -> str:
     try:
         return http.get(url).raise_for_status().text
     except httpx.HTTPStatusError as error:
-        raise RolloutError(
+        kind = SilentServer if error.response.is_server_error else RolloutError
+        raise kind(
             f"{url} answers {error.response.status_code}: {error.response.text[:200]}; check rollout.urls, and that "
             f"{TOKEN_ENV} is the same here and there"
         ) from error

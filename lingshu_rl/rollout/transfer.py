@@ -8,13 +8,15 @@ adapter: LoRA adapters alone, which vLLM applies beside the weights it was start
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import shutil
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -28,6 +30,7 @@ from lingshu_rl.rollout.client import RolloutClient, RolloutError
 if TYPE_CHECKING:
     import torch
 
+START, UPDATE, FINISH = "/start_weight_update", "/update_weights", "/finish_weight_update"
 PREFIX_CACHE, IMAGE_CACHES = "/reset_prefix_cache", ("/reset_mm_cache", "/reset_encoder_cache")
 FILE_BYTES = 1 << 30  # weights are sent in files of about this size, so that no second full copy is made
 # vLLM's two buffers, on either side, come on top of what the engine reserved: 8 % of a 24 GB card are free then. A tensor
@@ -79,87 +82,129 @@ def weight_transfer_kind(
     return "nccl" if policy_on_gpu and servers_on_gpu else "file"
 
 
+# Kills a server that this run started, so that it is started again and gets the weights then; False for any other.
+Restart = Callable[[Server], Awaitable[bool]]
+
+
+async def never(server: Server) -> bool:
+    """For servers that nobody watches."""
+    return False
+
+
 def make_transfer(
     kind: str,
     client: RolloutClient | None,
     *,
     folder: Path | None,
-    token: str,
     timeout_s: float,
     dead: Callable[[], str],
+    restart: Restart = never,
 ) -> Transfer:
     """client, folder: None on ranks other than the main one. dead: what is known to have died ("" = nothing)."""
     if kind == "nccl":
-        return NcclTransfer(client, token, timeout_s, dead)
-    return AdapterTransfer(client, folder) if kind == "adapter" else FileTransfer(client, folder)
+        return NcclTransfer(client, timeout_s, dead, restart)
+    return (AdapterTransfer if kind == "adapter" else FileTransfer)(client, folder, restart)
 
 
-class FileTransfer:
+class HttpTransfer(ABC):
+    """Weights that every server is told to fetch. A transfer that failed is begun anew, whole, as often as a request is.
+
+    What a failed one left behind is cleared before: it may have been carried out although its answer was lost, or have
+    ended in the middle, after which an engine would go on with some of the old tensors and some of the new.
+    """
+
+    def __init__(self, client: RolloutClient | None, folder: Path | None, restart: Restart = never) -> None:
+        self.client, self.folder, self.restart = client, folder, restart
+        self.pool = client.pool if client is not None else None
+
+    async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
+        tries = 0
+        while True:
+            fault: Exception | None = None
+            try:
+                await self._send(policy, version, server, again=tries > 0)
+            except Exception as error:
+                fault = error
+            tries += 1
+            again = isinstance(fault, RolloutError) and self.pool is not None and tries <= self.pool.retries
+            told, again = policy.share((fault, again))
+            if told is not None and not again:
+                raise told
+            if told is None:
+                return
+
+    @abstractmethod
+    async def _send(self, policy: Policy, version: int, server: str | None, *, again: bool) -> None:
+        """Once. The ranks gather together to the end, whatever the main one meets. again: an earlier try failed."""
+
+
+class FileTransfer(HttpTransfer):
     """Files of about FILE_BYTES, one at a time, in a folder that the servers see."""
-
-    def __init__(self, client: RolloutClient | None, folder: Path | None) -> None:
-        self.pool, self.folder = client.pool if client is not None else None, folder
 
     async def start(self, servers: Sequence[Server] | None = None) -> None:
         if self.pool is not None:
-            await self.pool.post_to(
-                servers or self.pool.servers, "/init_weight_transfer_engine", json={"init_info": {}}
-            )
+            to = servers or self.pool.servers
+            await self.pool.post_to(to, "/init_weight_transfer_engine", repeat=True, json={"init_info": {}})
 
-    async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
-        if self.pool is None:
-            for _ in policy.weights():
-                pass
-            return
-        to = [self.pool.by_url(server)] if server else self.pool.up
-        await self.pool.post_to(to, "/start_weight_update")
-        part: dict[str, torch.Tensor] = {}
-        size = 0
+    async def _send(self, policy: Policy, version: int, server: str | None, *, again: bool) -> None:
         weights = policy.weights()
         try:
-            for name, tensor in weights:
-                part[name] = tensor.to("cpu", copy=True)
-                size += tensor.numel() * tensor.element_size()
-                if size >= FILE_BYTES:
-                    await self._send_part(part, to)
-                    part, size = {}, 0
-            if part:
-                await self._send_part(part, to)
+            if self.pool is not None:
+                to = [self.pool.by_url(server)] if server else self.pool.up
+                if again:
+                    await put_in_order(self.pool, to, self.restart)
+                await self._update(self.pool, weights, to, version)
         finally:
             for _ in weights:  # the other ranks gather to the end, whatever went wrong here
                 pass
-        await self.pool.post_to(to, "/finish_weight_update", json={"weight_version": str(version)})
-        await reset_caches(self.pool, to, version)
 
-    async def _send_part(self, part: dict[str, torch.Tensor], to: Sequence[Server]) -> None:
+    async def _update(
+        self, pool: Pool, weights: Iterable[tuple[str, torch.Tensor]], to: Sequence[Server], version: int
+    ) -> None:
+        await pool.post_to(to, START)
+        part: dict[str, torch.Tensor] = {}
+        size = 0
+        for name, tensor in weights:
+            part[name] = tensor.to("cpu", copy=True)
+            size += tensor.numel() * tensor.element_size()
+            if size >= FILE_BYTES:
+                await self._send_part(pool, part, to)
+                part, size = {}, 0
+        if part:
+            await self._send_part(pool, part, to)
+        await pool.post_to(to, FINISH, json={"weight_version": str(version)})
+        await reset_caches(pool, to, version)
+
+    async def _send_part(self, pool: Pool, part: dict[str, torch.Tensor], to: Sequence[Server]) -> None:
         from safetensors.torch import save_file
 
-        assert self.pool is not None and self.folder is not None
+        assert self.folder is not None
         file = self.folder / "weights.safetensors"
-        save_file(part, file)
         try:
-            await self.pool.post_to(to, "/update_weights", json={"update_info": {"file": file.name}})
+            save_file(part, file)
+            await pool.post_to(to, UPDATE, json={"update_info": {"file": file.name}})
         finally:
-            file.unlink()
+            file.unlink(missing_ok=True)
 
 
-class AdapterTransfer:
+class AdapterTransfer(HttpTransfer):
     """The adapters of a LoRA policy alone, through vLLM's own adapter routes: megabytes in place of the model.
 
-    For servers that were started with the run's model and see `folder`. Each version has a name of its own, under which it
+    For servers that were started with the run's model and see `folder`. Each sending has a name of its own, under which it
     is sampled, so that nothing computed with an older one, of this run or of one before it, can be mistaken for it.
     """
 
-    def __init__(self, client: RolloutClient | None, folder: Path | None) -> None:
-        self.client, self.folder = client, folder
-        self.prefix = f"policy-{secrets.token_hex(4)}"
+    def __init__(self, client: RolloutClient | None, folder: Path | None, restart: Restart = never) -> None:
+        super().__init__(client, folder, restart)
+        self.prefix, self.sent = f"policy-{secrets.token_hex(4)}", 0
         self.loaded: dict[str, str] = {}  # by server URL
 
     async def start(self, servers: Sequence[Server] | None = None) -> None:
         """vLLM takes adapters as it is."""
 
-    async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
-        name = f"{self.prefix}-{version}"
+    async def _send(self, policy: Policy, version: int, server: str | None, *, again: bool) -> None:
+        self.sent += 1
+        name = f"{self.prefix}-{version}-{self.sent}"
         folder = self.folder / name if self.folder is not None else None
         policy.save_adapter(folder)
         if self.client is None:
@@ -169,15 +214,37 @@ class AdapterTransfer:
         to = [pool.by_url(server)] if server else pool.up
         try:
             for one in to:
-                old = self.loaded.pop(one.url, None)
+                old, self.loaded[one.url] = self.loaded.get(one.url), name
                 if old is not None and server is None:  # one that was started again holds none
-                    await pool.post_to([one], "/v1/unload_lora_adapter", json={"lora_name": old})
+                    with contextlib.suppress(RolloutError):  # nor does one that was told so before and could not say
+                        await pool.post_to([one], "/v1/unload_lora_adapter", json={"lora_name": old})
             await pool.post_to(to, "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
         finally:
             remove_folder(folder)
-        self.loaded |= {one.url: name for one in to}
         self.client.sampling["model"] = name
         await reset_caches(pool, to, version)
+
+
+async def put_in_order(pool: Pool, servers: Sequence[Server], restart: Restart = never) -> None:
+    """Bring servers, whatever a failed update left of their engine, to where the next one is all that counts.
+
+    An update that is open is finished. Where none is, layers may still wait for the rest of theirs: the next would be
+    added to what they have. An empty update ends that. Raises RolloutError for a server that does neither and was not
+    started by this run.
+    """
+
+    async def one(server: Server) -> None:
+        try:
+            try:
+                await pool.post_to([server], FINISH, json={})
+            except RolloutError:
+                await pool.post_to([server], START)
+                await pool.post_to([server], FINISH, json={})
+        except RolloutError as error:
+            if not await restart(server):
+                raise RolloutError(f"{error}\n{server.url} cannot take new weights any more: start it again") from error
+
+    await asyncio.gather(*map(one, servers))
 
 
 class NcclTransfer:
@@ -189,23 +256,45 @@ class NcclTransfer:
     """
 
     def __init__(
-        self, client: RolloutClient | None, token: str, timeout_s: float, dead: Callable[[], str] = lambda: ""
+        self,
+        client: RolloutClient | None,
+        timeout_s: float,
+        dead: Callable[[], str] = lambda: "",
+        restart: Restart = never,
     ) -> None:
         """dead: asked while a broadcast runs."""
-        self.pool, self.token, self.timeout_s, self.dead = client.pool if client else None, token, timeout_s, dead
+        self.pool, self.timeout_s, self.dead, self.restart = client.pool if client else None, timeout_s, dead, restart
         self.engine: Any = None
         self.members: list[str] = []
         self.joined: set[str] = set()  # servers that hold a communicator, the present one or an older one
 
     async def start(self, servers: Sequence[Server] | None = None) -> None:
-        """The communicator is opened at the first `send`, when the policy exists on every rank."""
+        """Finish what a run that was killed may have left open, with which no communicator can be opened; that is opened
+        at the first `send`, when the policy exists on every rank."""
+        if self.pool is None:
+            return
+        for one in servers or self.pool.servers:
+            with contextlib.suppress(RolloutError):  # none was open
+                await self.pool.post_to([one], FINISH, json={})
 
     async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
+        """Ranks that wait in a broadcast cannot be called back, so it is not begun anew: its servers are put in order, or
+        started again, and the run ends with a checkpoint."""
         urls = policy.share(([server] if server else [s.url for s in self.pool.up]) if self.pool else [])
         if not urls:  # all are down; they get the weights when they are back
             for _ in policy.weights():
                 pass
             return
+        try:
+            await self._broadcast(policy, version, urls)
+        except Exception:
+            self.members = []
+            if self.pool is not None:
+                with contextlib.suppress(RolloutError):
+                    await put_in_order(self.pool, [self.pool.by_url(url) for url in urls], self.restart)
+            raise
+
+    async def _broadcast(self, policy: Policy, version: int, urls: list[str]) -> None:
         if urls != self.members:
             await self._watched(lambda: self._connect(policy, urls), "opening the weight communicator")
             self.members = urls
@@ -226,7 +315,7 @@ class NcclTransfer:
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
         policy.use_device()
-        fan_out = FanOut(urls, self.token, self.timeout_s)
+        fan_out = FanOut(urls, self.pool.http.headers if self.pool is not None else {}, self.timeout_s)
         if policy.rank == 0:
             if self.engine is not None:
                 self.engine.shutdown()
@@ -247,11 +336,11 @@ class NcclTransfer:
 class FanOut:
     """vLLM's weight-sync client protocol for several servers at once: the same call to each, with its own rank offset."""
 
-    def __init__(self, urls: Sequence[str], token: str, timeout_s: float) -> None:
+    def __init__(self, urls: Sequence[str], headers: Mapping[str, str], timeout_s: float) -> None:
         import httpx
 
         self.urls = list(urls)
-        self.http = httpx.Client(timeout=timeout_s, headers={"Authorization": f"Bearer {token}"})
+        self.http = httpx.Client(timeout=timeout_s, headers=headers, transport=httpx.HTTPTransport())
 
     def sizes(self) -> list[int]:
         """GPUs of each server, as it says itself."""
@@ -351,7 +440,7 @@ async def reset_caches(pool: Pool, servers: Sequence[Server], version: int) -> N
     """
     holding, wait, began = list(servers), 0.02, time.monotonic()
     while holding:
-        answers = await pool.post_to(holding, PREFIX_CACHE)
+        answers = await pool.post_to(holding, PREFIX_CACHE, repeat=True)
         holding = [server for server, answer in answers.items() if answer.json().get("success") is False]
         if holding and time.monotonic() - began > RESET_S:
             raise RolloutError(
@@ -361,7 +450,7 @@ async def reset_caches(pool: Pool, servers: Sequence[Server], version: int) -> N
         await asyncio.sleep(wait if holding else 0)
         wait = min(2 * wait, 1.0)
     for route in IMAGE_CACHES:
-        await pool.post_to(servers, route)
+        await pool.post_to(servers, route, repeat=True)
     for server in servers:
         server.version = version
 

@@ -67,7 +67,11 @@ def file_engine_class() -> Any:
 
         def start_weight_update(self) -> None:
             from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+            from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+            # An update that ended in the middle leaves layers which would take the rest of theirs from this one.
+            if any(get_layerwise_info(layer).can_load() for layer in self.model.modules()):
+                self.finish_weight_update()
             initialize_layerwise_reload(self.model)
 
         def update_weights(self, update_info: dict[str, Any]) -> None:

@@ -208,7 +208,7 @@ def check_nccl_brings_every_weight_to_every_server() -> None:
 
             async def send(policy=policy, urls=(one, two)) -> RolloutClient:
                 client = _client(list(urls))
-                transfer = NcclTransfer(client, "t", 60.0)
+                transfer = NcclTransfer(client, 60.0)
                 for version in (1, 2):
                     with torch.no_grad():
                         policy.model.get_base_model().lm_head.weight.add_(1.0)
@@ -234,7 +234,7 @@ def check_other_ranks_only_read_the_weights() -> None:
     policy = Trained(rank=1)
     policy.share = lambda value: ["http://127.0.0.1:1"]
     with without_cuda(Wire(2)):
-        asyncio.run(NcclTransfer(None, "t", 30.0).send(policy, 1))
+        asyncio.run(NcclTransfer(None, 30.0).send(policy, 1))
     assert policy.passes == 1
 
 
