@@ -288,6 +288,55 @@ def test_sizes_are_checked_before_anything_is_made_of_them():
         decode_groups(tensors(**overflow), vocabulary=10)
 
 
+def grids(*rows):
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+HOSTILE = {
+    "a side of 0": ({"image_grid_thw": grids([1, 0, 8])}, r"in \[1, 65536\]"),
+    "a side below 0": ({"image_grid_thw": grids([-1, 8, -8])}, r"in \[1, 65536\]"),
+    "sides whose product wraps around": ({"image_grid_thw": grids(*[[1 << 16] * 3] * (1 << 16), [1, 8, 8])}, "does not describe"),
+    "fewer patches than pixels": ({"image_grid_thw": grids([1, 8, 6])}, "does not describe"),
+    "a grid without pixels": ({"pixel_values": None}, "beside its pixels"),
+    "a side that does not merge": ({"image_grid_thw": grids([1, 64, 1])}, "does not make the 16 image tokens"),
+    "another number of images": ({"image_grid_thw": grids([1, 8, 4], [1, 4, 8], [1, 4, 8]), "pixel_values": torch.zeros(96, 1176)}, "does not make"),
+    "a video": ({"video_grid_thw": grids([1, 8, 8]), "pixel_values_videos": torch.zeros(64, 1176)}, "'pixel_values_videos' is nothing that this model takes"),
+    "a video of 6 GB": ({"video_grid_thw": grids([1 << 16] * 3), "pixel_values_videos": torch.zeros(1, 1176)}, "does not describe"),
+    "a video grid alone": ({"video_grid_thw": grids([9, 9, 9])}, "beside its pixels"),
+    "another argument of the model": ({"past_key_values": torch.zeros(1)}, "'past_key_values' is nothing"),
+    "positions of its own": ({"position_ids": torch.zeros(3, 1, 1 << 16)}, "'position_ids' is nothing"),
+    "no image for the prompt's tokens": ({"pixel_values": None, "image_grid_thw": None}, "16 image tokens in the prompt beside 0"),
+    "a grid of halves": ({"image_grid_thw": torch.tensor([[1.0, 8.0, 8.0]])}, "int64 rows of 3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_images_that_are_none_are_refused_at_once_and_in_no_memory(name, app):
+    """Before anything is made of them: by the checks alone, in milliseconds and less than a MiB."""
+    import time
+    import tracemalloc
+
+    changes, told = HOSTILE[name]
+    group = demo_group()
+    assert [list(row) for row in group.vision["image_grid_thw"].tolist()] == [[1, 8, 8]]
+    vision = {key: value for key, value in {**group.vision, **changes}.items() if value is not None}
+    body = encode_groups([TokenGroup("g", group.prompt_ids, group.completions, vision)])
+    model, _ = app
+    tracemalloc.start()
+    began = time.monotonic()
+    with pytest.raises(WireError, match=told):
+        decode_groups(body, **model.limits)
+    assert time.monotonic() - began < 1 and tracemalloc.get_traced_memory()[1] < len(body) + (1 << 20)
+    tracemalloc.stop()
+
+
+def test_images_for_a_prompt_without_any_are_refused(app):
+    group = demo_group()
+    blind = TokenGroup("g", (20, 21, 22), group.completions, group.vision)
+    with pytest.raises(WireError, match="0 image tokens in the prompt beside 2 image tensors"):
+        decode_groups(encode_groups([blind]), **app[0].limits)
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_no_mutation_of_a_request_brings_the_server_down(app, seed):
     """Random bytes, cut bodies, flipped bytes in header and data, swapped dtypes: an answer each time, 200 only for sense."""

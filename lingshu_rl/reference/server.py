@@ -6,7 +6,7 @@ Routes: GET /health {"progress": a count that moves while it works}; POST /logpr
 POST /refresh {"folder": name} loads another model from below --refresh-dir. Every route but /health needs the run's
 token, before its body is read.
 One request is computed at a time. ADMITTED bodies are held in memory (body, its copy as tensors, the answer); others wait
-with their bodies unread, and above MAX_CONNECTIONS they get 503 at once. The largest body is what the model's longest
+with their bodies unread, and above MAX_CONNECTIONS they get 503 at once. Idle connections hold nobody up (see `doors`). The largest body is what the model's longest
 sequence could need, so no study that the model can read is refused for its size.
 """
 
@@ -15,19 +15,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.config import Config
+from lingshu_rl.processes.doors import serve
 from lingshu_rl.processes.placement import DeviceSet
 from lingshu_rl.processes.token import RequireToken
 from lingshu_rl.processes.workers import python
 from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.threads import in_thread
+
+if TYPE_CHECKING:
+    from lingshu_rl.model.families import ModelSpec
+    from lingshu_rl.reference.wire import ImageInputs
 
 ADMITTED = 2  # one is computed while the next is read
 MAX_CONNECTIONS = 512
@@ -55,13 +61,14 @@ class ReferenceModel:
         self.dtype, self.device, self.shards = resolve_dtype(dtype, device != "cpu"), device, tensor_parallel
         self.progress = 0  # layers computed since the start
         self.model = self._counted(load_model(model, self.dtype, tensor_parallel).to(device))
-        text = self.model.config.get_text_config()
+        text, spec = self.model.config.get_text_config(), model_spec(self.model.config)
         self.limits = {
             "vocabulary": text.vocab_size,
             "max_sequence": getattr(text, "max_position_embeddings", 1 << 20),
             "max_tokens": max_tokens,
+            "images": image_inputs(self.model, spec),
         }
-        self.scoring = {**scoring, "banned_ids": model_spec(self.model.config).placeholder_ids}
+        self.scoring = {**scoring, "banned_ids": spec.placeholder_ids}
 
     @property
     def max_body_bytes(self) -> int:
@@ -157,6 +164,15 @@ class ShardedModel(ReferenceModel):
         message = torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(message, 0, group=self.control)
         return message.numpy().tobytes()
+
+
+def image_inputs(model: Any, spec: ModelSpec) -> ImageInputs:
+    """What this model reads of images, by the method that encodes them; nothing for one that reads text alone."""
+    from lingshu_rl.reference.wire import ImageInputs
+
+    method = getattr(model, "get_image_features", None)
+    names = inspect.signature(method).parameters if method is not None else ()
+    return ImageInputs(frozenset(names) - {"kwargs"}, spec.image_id, spec.mrope_merge)
 
 
 def body_limit(max_sequence: int) -> int:
@@ -269,8 +285,6 @@ def reference_command(
 
 
 def main() -> None:
-    import uvicorn
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--host", default="127.0.0.1")
@@ -298,14 +312,7 @@ def main() -> None:
     )
     if isinstance(reference, ShardedModel) and not reference.leads:
         reference.follow()
-    uvicorn.run(
-        build_app(reference, args.refresh_dir),
-        host=args.host,
-        port=args.port,
-        log_level="warning",
-        timeout_keep_alive=600,
-        limit_concurrency=MAX_CONNECTIONS,
-    )
+    serve(build_app(reference, args.refresh_dir), host=args.host, port=args.port, most=MAX_CONNECTIONS)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load, save
@@ -13,6 +14,21 @@ from lingshu_rl.types import TokenGroup
 
 MAX_HEADER = 1 << 20  # bytes of JSON; what it describes cannot be larger than the body, which safetensors checks
 MAX_SIDE = 1 << 16  # largest grid or size that a vision tensor may name
+GRID = "_grid_thw"  # frames, rows and columns of patches, one row an image or a video
+POSITIONS = "_position_ids"  # of patches; -1 is padding
+PIXELS_OF = {"image_grid_thw": "pixel_values", "video_grid_thw": "pixel_values_videos"}
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """What a model takes of images. names: of the tensors. token: the placeholder in a prompt, None for text models.
+
+    merge: patches along a side that make one token, in families with grids; 0 in others.
+    """
+
+    names: frozenset[str] = frozenset()
+    token: int | None = None
+    merge: int = 0
 
 
 class WireError(BadAnswer):
@@ -32,11 +48,16 @@ def encode_groups(groups: Sequence[TokenGroup]) -> bytes:
 
 
 def decode_groups(
-    body: bytes, *, vocabulary: int, max_sequence: int = 1 << 20, max_tokens: int = 1 << 20
+    body: bytes,
+    *,
+    vocabulary: int,
+    max_sequence: int = 1 << 20,
+    max_tokens: int = 1 << 20,
+    images: ImageInputs | None = None,
 ) -> list[TokenGroup]:
     """Raises WireError for anything but what encode_groups makes, before any tensor reaches the model.
 
-    max_sequence: tokens of a prompt with one completion (attention needs their square). max_tokens: of the whole body.
+    images: what the model takes; None leaves that to it. max_sequence: tokens of a prompt with one completion (attention needs their square). max_tokens: of the whole body.
     """
     tensors, keys = _load(body)
     groups = []
@@ -62,6 +83,8 @@ def decode_groups(
         names = [name for name in tensors if name.startswith(marker)]
         vision = {name.removeprefix(marker): tensors.pop(name) for name in names}
         _check_vision(i, vision)
+        if images is not None:
+            _check_images(i, vision, prompt, images)
         completions = tuple(tuple(c.tolist()) for c in tokens.split(lengths.tolist()))
         groups.append(TokenGroup(key, tuple(prompt.tolist()), completions, vision))
     if tensors:
@@ -75,16 +98,32 @@ def decode_groups(
 
 
 def _check_vision(i: int, vision: dict[str, torch.Tensor]) -> None:
-    """Grids and sizes become allocations inside the model: they must be small and fit the pixels that came."""
+    """Grids and sizes become allocations inside the model: they must be small, and grids fit the pixels that came."""
     for name, value in vision.items():
-        if not value.is_floating_point() and value.numel() and (int(value.min()) < 0 or int(value.max()) > MAX_SIDE):
-            raise WireError(f"group {i}: {name} must be in [0, {MAX_SIDE}]")
-        if name == "image_grid_thw":
-            pixels = vision.get("pixel_values")
+        low = 1 if name.endswith(GRID) else -1 if name.endswith(POSITIONS) else 0
+        if not value.is_floating_point() and value.numel() and (int(value.min()) < low or int(value.max()) > MAX_SIDE):
+            raise WireError(f"group {i}: {name} must be in [{low}, {MAX_SIDE}]")
+        if name.endswith(GRID):
+            pixels = vision.get(PIXELS_OF.get(name, ""))
             if value.dtype != torch.int64 or value.ndim != 2 or value.shape[1] != 3 or pixels is None:
-                raise WireError(f"group {i}: {name} must be int64 rows of 3 beside pixel_values")
-            if int(value.prod(dim=1).sum()) != len(pixels):
-                raise WireError(f"group {i}: {name} does not describe the {len(pixels)} rows of pixel_values")
+                raise WireError(f"group {i}: {name} must be int64 rows of 3 beside its pixels")
+            patches = value.prod(dim=1)
+            if (patches > len(pixels)).any() or int(patches.sum()) != len(pixels):  # a sum alone may wrap around
+                raise WireError(f"group {i}: {name} does not describe the {len(pixels)} rows of pixels")
+
+
+def _check_images(i: int, vision: dict[str, torch.Tensor], prompt: torch.Tensor, images: ImageInputs) -> None:
+    """Only what the model takes for images, and as many patches as the prompt has tokens for."""
+    if foreign := sorted(vision.keys() - images.names):
+        raise WireError(f"group {i}: {foreign[0]!r} is nothing that this model takes of images")
+    tokens = int((prompt == images.token).sum()) if images.token is not None else 0
+    if bool(tokens) != bool(vision):
+        raise WireError(f"group {i}: {tokens} image tokens in the prompt beside {len(vision)} image tensors")
+    if images.merge and tokens:
+        grid = vision.get("image_grid_thw", torch.zeros(0, 3, dtype=torch.int64))
+        sides = grid[:, 1:] // images.merge
+        if (grid[:, 1:] % images.merge).any() or int((grid[:, 0] * sides.prod(dim=1)).sum()) != tokens:
+            raise WireError(f"group {i}: image_grid_thw does not make the {tokens} image tokens of the prompt")
 
 
 def encode_logprobs(logprobs: Sequence[Sequence[torch.Tensor]]) -> bytes:

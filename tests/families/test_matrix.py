@@ -21,6 +21,9 @@ from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.families import cpu_options, model_spec
 from lingshu_rl.model.loading import load_model
 from lingshu_rl.processes.placement import DeviceSet, Placement
+from lingshu_rl.reference.server import image_inputs
+from lingshu_rl.reference.wire import decode_groups, encode_groups
+from lingshu_rl.types import TokenGroup
 
 RECORDED = json.loads(matrix.RESULTS.read_text())
 IN_SHORT = ("llava", "gemma3")  # both ended at the first weight sync once
@@ -38,12 +41,25 @@ def family(request: pytest.FixtureRequest) -> str:
 def test_rows_give_what_the_models_own_forward_gives_on_its_processors_inputs(family: str, tmp_path: Path) -> None:
     """And blank images give something else, so that a lost one would show."""
     folder = make(family, tmp_path / "model")
-    here, own = matrix.logprobs(folder, matrix.write_rows(tmp_path / "rows", FAMILIES[family].sees))
+    rows = matrix.write_rows(tmp_path / "rows", FAMILIES[family].sees)
+    here, own = matrix.logprobs(folder, rows)
     assert matrix.largest(here, own) < 1e-4
-    assert bool(model_spec(load_model(str(folder), torch.float32)).image_blocks) == (family in AHEAD)
+    model = load_model(str(folder), torch.float32)
+    assert bool(model_spec(model).image_blocks) == (family in AHEAD)
+    reference_takes(model, folder, rows)
     if FAMILIES[family].sees:
         blank, _ = matrix.logprobs(folder, matrix.write_rows(tmp_path / "blank", sees=True, blank=True))
         assert matrix.largest(here, blank) > 0.01
+
+
+def reference_takes(model: torch.nn.Module, folder: Path, rows: Path) -> None:
+    """What the family's processor makes of a prompt passes the reference server's checks."""
+    spec, encoder = model_spec(model), PromptEncoder(str(folder))
+    limits = {"vocabulary": model.config.get_text_config().vocab_size, "images": image_inputs(model, spec)}
+    for prompt in load(str(rows), instruction="short").prompts[:4]:
+        ids, vision = encoder.encode(prompt)
+        (back,) = decode_groups(encode_groups([TokenGroup(prompt.id, ids, ((1, 2),), vision)]), **limits)
+        assert back.prompt_ids == ids and back.vision.keys() == vision.keys()
 
 
 @pytest.mark.endurance
