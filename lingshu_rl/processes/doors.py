@@ -25,12 +25,11 @@ def guarded_protocol() -> Any:
             super().connection_made(transport)
             self.idle_since = self.loop.time()
             self._look()
-            idle = [one for one in self.connections if not one.busy]
+            idle = [one for one in self.connections if one is not self and not one.busy]
             of_peer = [one for one in idle if one.peer == self.peer]
-            crowd = of_peer if len(of_peer) > PER_PEER else idle if len(idle) > IDLE else [self]
-            longest = min(crowd, key=lambda one: one.idle_since)
-            if longest is not self:
-                longest.transport.abort()
+            crowd = of_peer if len(of_peer) >= PER_PEER else idle if len(idle) >= IDLE else []
+            if crowd:
+                min(crowd, key=lambda one: one.idle_since).transport.abort()
 
         @property
         def peer(self) -> str:

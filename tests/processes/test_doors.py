@@ -51,6 +51,14 @@ def connections(port, count, say=b"", host="127.0.0.1"):
     return made
 
 
+def soon(true):
+    """Within the time in which the answered requests' connections go, and before the idle ones' time is over."""
+    deadline = time.monotonic() + 0.5
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return true()
+
+
 def answer_of(one):
     """Headers and the short text of these routes."""
     got = b""
@@ -75,7 +83,7 @@ def test_those_who_say_nothing_or_half_of_it_keep_nobody_out(say, server):
     idle = connections(port, 40, say)
     for _ in range(5):
         assert httpx.get(f"http://127.0.0.1:{port}/work", timeout=2).text == "0 bytes"
-    assert sum(not one.busy for one in list(held)) <= doors.PER_PEER + 1
+    assert soon(lambda: sum(not one.busy for one in list(held)) <= doors.PER_PEER)
     assert all(map(closed, idle))
 
 
@@ -94,7 +102,7 @@ def test_many_peers_together_hold_no_more_than_all_may(server):
     port, held = server
     idle = [one for n in range(2, 8) for one in connections(port, 4, host=f"127.0.0.{n}")]
     assert httpx.get(f"http://127.0.0.1:{port}/work", timeout=2).status_code == 200
-    assert sum(not one.busy for one in list(held)) <= doors.IDLE + 1 and all(map(closed, idle))
+    assert soon(lambda: sum(not one.busy for one in list(held)) <= doors.IDLE) and all(map(closed, idle))
 
 
 def test_a_request_that_takes_long_is_never_idle(server):
