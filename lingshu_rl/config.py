@@ -17,6 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from lingshu_rl.data.sources import Source, SourceError, is_demo, paths_in, sources_of
+from lingshu_rl.hiding import HIDDEN, is_secret, setting_shown, shown_beside, url_fault, without_secrets
 from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget
 from lingshu_rl.names import known_elsewhere
 from lingshu_rl.objective import AdvantageConfig, LossConfig, PackingConfig
@@ -318,18 +319,27 @@ def _changes(path: str | Path | None, overrides: Sequence[str]) -> Iterator[Chan
         except FileNotFoundError:
             raise ConfigError(f"config file {path} does not exist") from None
         except Exception as error:
-            raise ConfigError(f"config file {path} is not readable YAML: {error}") from error
+            raise ConfigError(f"config file {path} is not readable YAML: {_problem(error)}") from None
         if not isinstance(loaded, DictConfig):
             raise ConfigError(f"config file {path} must hold keys and values at its top level")
         yield Change(loaded, f"in {path}")
     for override in overrides:
         if "=" not in override:
-            raise ConfigError(f"override {override!r} is not of the form key=value, for example train.lr=5e-7")
+            raise ConfigError(
+                f"override {setting_shown(override)!r} is not of the form key=value, for example train.lr=5e-7"
+            )
         try:
             change = OmegaConf.from_dotlist([override])
         except Exception as error:
-            raise ConfigError(f"override {override!r} cannot be read: {error}") from error
-        yield Change(change, f"in override {override!r}")
+            raise ConfigError(f"override {setting_shown(override)!r} cannot be read: {_problem(error)}") from None
+        yield Change(change, f"in override {setting_shown(override)!r}")
+
+
+def _problem(error: Exception) -> str:
+    """What YAML says of a text and where, without the text, which may hold a secret."""
+    mark = getattr(error, "problem_mark", None)
+    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+    return str(getattr(error, "problem", None) or type(error).__name__) + where
 
 
 def _given(changes: Sequence[Change]) -> dict[str, Any]:
@@ -355,7 +365,8 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """To be read, by people and by `RunFolder`: without secrets."""
+    return OmegaConf.to_yaml(without_secrets(OmegaConf.to_container(OmegaConf.structured(config), resolve=True)))
 
 
 def _merge(config: DictConfig, change: DictConfig, where: str) -> DictConfig:
@@ -368,7 +379,8 @@ def _merge(config: DictConfig, change: DictConfig, where: str) -> DictConfig:
         raise ConfigError(f"unknown key {unknown!r} {where}{hint}") from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise ConfigError(f"bad value for {key!r} {where}: {str(error).splitlines()[0]}") from None
+        told = shown_beside(str(error).splitlines()[0], OmegaConf.to_container(change))
+        raise ConfigError(f"bad value for {key!r} {where}: {told}") from None
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -431,6 +443,19 @@ def validate(config: Config) -> None:
     for key, number in flat(asdict(config)).items():
         refuse(
             isinstance(number, float) and not math.isfinite(number), f"{key}={number} is not a number that can be used"
+        )
+        refuse(
+            isinstance(number, str) and HIDDEN in number,
+            f"{key} was hidden where these settings were stored; give it again, for example as ${{oc.env:NAME}}",
+        )
+    for key, urls in (("rollout.urls", c.rollout.urls), ("reference.urls", c.reference.urls)):
+        for index, url in enumerate(urls):
+            refuse(bool(fault := url_fault(url)), f"{key}[{index}] {fault}")
+    for option, value in c.rollout.vllm.items():
+        refuse(
+            is_secret(option) and isinstance(value, (str, list)),
+            f"rollout.vllm.{option} would stand in a command line and in logs; servers take the run's own token, and "
+            "what else is secret goes into the environment (HF_TOKEN)",
         )
     for key, number in {
         "train.steps": c.train.steps,

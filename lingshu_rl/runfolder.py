@@ -29,6 +29,7 @@ from typing import Any
 from lingshu_rl import checkpoints
 from lingshu_rl.config import Config, ConfigError, flat, to_yaml
 from lingshu_rl.failures import RunStopped
+from lingshu_rl.hiding import without_secrets
 from lingshu_rl.images import Picture
 from lingshu_rl.state import RunState
 from lingshu_rl.types import Group
@@ -409,7 +410,7 @@ def _rollout_schema(pa: Any) -> Any:
 def _changed(old_yaml: str, new_yaml: str) -> list[str]:
     from omegaconf import OmegaConf
 
-    old, new = (flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (old_yaml, new_yaml))
+    old, new = (flat(without_secrets(OmegaConf.to_container(OmegaConf.create(text)))) for text in (old_yaml, new_yaml))
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())

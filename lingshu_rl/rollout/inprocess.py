@@ -25,7 +25,7 @@ from lingshu_rl.processes.token import RequireToken
 from lingshu_rl.rollout.client import RolloutClient
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.rollout.server import vllm_options
-from lingshu_rl.rollout.vllm_plugin import finish_reload
+from lingshu_rl.rollout.vllm_plugin import OURS_ENV, finish_reload
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ class InProcessEngine:
         os.environ.update({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"})
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.update(config.rollout.env)
+        os.environ.update({OURS_ENV: "1", **config.rollout.env})
         from vllm import LLM
 
         size = int(config.rollout.vllm.get("tensor_parallel_size", 1))
@@ -63,6 +63,7 @@ class InProcessEngine:
             options["distributed_executor_backend"] = "external_launcher"
         free_cached_memory()
         self.llm = LLM(**options, enable_sleep_mode=devices.on_gpu, disable_log_stats=False)
+        del os.environ[OURS_ENV]  # whatever else this process starts is no engine of the run
         self.sleeps, self.asleep = devices.on_gpu, False
         self.use_device = policy.use_device
         self.device = threading.Lock()  # held by the policy from `sleep` to `load`, by the engine during a step

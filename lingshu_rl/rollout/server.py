@@ -12,7 +12,7 @@ from lingshu_rl.plan import SERVER_SHARE
 from lingshu_rl.processes.placement import DeviceSet, available_cores
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import python
-from lingshu_rl.rollout.vllm_plugin import BACKEND, TRANSFER_DIR_ENV
+from lingshu_rl.rollout.vllm_plugin import BACKEND, OURS_ENV, TRANSFER_DIR_ENV
 
 
 def vllm_options(
@@ -89,6 +89,7 @@ def vllm_env(
         "VLLM_NO_USAGE_STATS": "1",
         TOKEN_ENV: token,
         TRANSFER_DIR_ENV: str(transfer_dir),
+        OURS_ENV: "1",
     }
     if not devices.on_gpu:
         env["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB

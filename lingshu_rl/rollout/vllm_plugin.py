@@ -1,6 +1,7 @@
 """What vLLM loads into its own processes: a weight-transfer engine for hosts without NCCL.
 
-`register` is the entry point of the group `vllm.general_plugins`; vLLM calls it in every process it starts.
+`register` is the entry point of the group `vllm.general_plugins`; vLLM calls it in every process it starts, also in those of
+a server that has nothing to do with this library but shares the environment: there it leaves everything as it is.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
 BACKEND = "lingshu_file"
 LOOK_S = 2e-4  # between two looks at a queue; a decoding step of a small model takes ten milliseconds
 TRANSFER_DIR_ENV = "LINGSHU_RL_TRANSFER_DIR"
+OURS_ENV = "LINGSHU_RL_ENGINE"  # set in the processes of engines that this library starts
 
 
 def register() -> None:
-    """Make the `lingshu_file` weight-transfer backend known to this vLLM process."""
+    """Make the `lingshu_file` weight-transfer backend known to this vLLM process, if it is of an engine of ours."""
+    if OURS_ENV not in os.environ:
+        return
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
     if BACKEND not in WeightTransferEngineFactory._registry:

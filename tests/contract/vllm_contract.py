@@ -315,8 +315,11 @@ def check_the_plugin_brings_its_engine() -> None:
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory as factory
     from vllm.model_executor.model_loader import reload
 
-    vllm_plugin.register()
-    vllm_plugin.register()  # vLLM loads plugins in each of its processes, and sometimes twice
+    vllm_plugin.register()  # in a server that shares the environment and is none of ours
+    assert vllm_plugin.BACKEND not in factory._registry
+    with mock.patch.dict("os.environ", {vllm_plugin.OURS_ENV: "1"}):
+        vllm_plugin.register()
+        vllm_plugin.register()  # vLLM loads plugins in each of its processes, and sometimes twice
     got: dict[str, torch.Tensor] = {}
     model = torch.nn.Linear(2, 2)
     model.load_weights = lambda pairs: got.update(pairs)
