@@ -260,6 +260,7 @@ def run_training(config: Config) -> int:
     config = settle(config)
     from lingshu_rl.config import ConfigError
     from lingshu_rl.data.load import DataError
+    from lingshu_rl.disk import said
     from lingshu_rl.failures import KNOWN_FAILURES
     from lingshu_rl.folders import InUse
     from lingshu_rl.mainrank import Preempted
@@ -273,7 +274,7 @@ def run_training(config: Config) -> int:
         print(f"\n{stop}", file=sys.stderr)
         code = 75
     except known as error:
-        print(f"\nthe run stopped: {error}", file=sys.stderr)
+        print(f"\nthe run stopped: {said(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         code = 1
     except (KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C, and SIGTERM before there is a run
         print("\nthe run was stopped; the same command goes on from its last checkpoint", file=sys.stderr)

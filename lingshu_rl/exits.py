@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from lingshu_rl.disk import said
 from lingshu_rl.folders import InUse
 
 WRONG, STOPPED, INTERRUPTED = 2, 1, 130
@@ -30,6 +31,9 @@ def exit_code(
         return WRONG
     except stops as error:
         print(f"\n{name} stopped: {error}\nthe same command goes on {goes_on}", file=sys.stderr)
+        return STOPPED
+    except OSError as error:  # a disk that is full, a folder that may not be written, a file in its place
+        print(f"\n{name} stopped: {said(error)}\nthe same command goes on {goes_on}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
         print(f"\n{name} was stopped; the same command goes on {goes_on}", file=sys.stderr)

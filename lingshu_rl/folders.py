@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lingshu_rl.config import ConfigError
+from lingshu_rl.disk import said
 
 LOCK = ".lock"
 PATIENCE_S = 5.0  # for a holder that is just ending: a killed run's children take seconds to go
@@ -46,7 +47,7 @@ def own(place: Path, who: str, key: str, *, afresh: bool = False, file: bool = F
         told = f"{place} is in use by {taken.holder}: wait for it, stop it, or give another name ({key})"
         raise InUse(told, taken.holder) from None
     except OSError as error:
-        raise ConfigError(f"{key}={place} cannot be written: {error}") from None
+        raise ConfigError(f"{key}={place} cannot be written: {said(error, place)}") from None
     try:
         yield
     finally:

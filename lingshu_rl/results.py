@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
+from lingshu_rl.disk import writing
 from lingshu_rl.eval.stats import summarise
 from lingshu_rl.heldout import evaluate
 from lingshu_rl.progress import step_line
@@ -98,8 +99,9 @@ async def finish(run: Run) -> dict[str, Any]:
         "policy_parameters": run.policy.parameters,
         "engine_generated_tokens": await run.rollout.generated_tokens(),
     }
-    write_text(run.folder.summary, json.dumps(summary, indent=1))
-    report = write_report(run.folder.path)
+    with writing(run.folder.summary):
+        write_text(run.folder.summary, json.dumps(summary, indent=1))
+        report = write_report(run.folder.path)
     run.progress.say(result_line(summary))
     run.progress.say(f"the vLLM server counted {summary['engine_generated_tokens']} generated tokens")
     run.progress.say(f"summary: {run.folder.summary}   report: {report}")

@@ -18,6 +18,7 @@ from typing import TypeVar
 from lingshu_rl.agreement import Agreement, judge
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import ById
+from lingshu_rl.disk import said
 from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused, RunStopped
 from lingshu_rl.folders import own, this_process
 from lingshu_rl.launches import check_sight, launches, transfer_kind
@@ -270,7 +271,7 @@ async def open_run(config: Config) -> AsyncIterator[Run]:
             if not isinstance(error, KNOWN_FAILURES):
                 run.progress.say(told)
                 raise
-            raise type(error)(f"{error}\n{told}") from error
+            raise type(error)(f"{said(error) if isinstance(error, OSError) else error}\n{told}") from error
 
 
 async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) -> Run:

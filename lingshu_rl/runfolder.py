@@ -14,6 +14,7 @@ fork.json                          the checkpoint of another folder that this ru
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ from typing import Any
 
 from lingshu_rl import checkpoints
 from lingshu_rl.config import Config, ConfigError, flat, to_yaml
+from lingshu_rl.disk import is_full, said
 from lingshu_rl.failures import RunStopped
 from lingshu_rl.hiding import without_secrets
 from lingshu_rl.images import Picture
@@ -78,7 +80,7 @@ class RunFolder:
     def identity(self) -> str:
         """A name that no other run has; the same whenever the run in this folder is started again."""
         file = self.path / ".id"
-        if not file.exists():
+        if not file.exists() or not re.fullmatch(rb"[0-9a-f]{16}", file.read_bytes()):
             write_text(file, secrets.token_hex(8))
         return file.read_text()
 
@@ -102,7 +104,7 @@ class RunFolder:
                     "resume= with an earlier checkpoint and another run.dir"
                 )
             origin = checkpoint.parent.parent / "config.yaml" if self.forked else stored
-            changed = _changed(origin.read_text(), to_yaml(config)) if origin.exists() else []
+            changed = _changed(origin, to_yaml(config)) if origin.exists() else []
             self.judge_changes(changed, "settings")
             if self.forked:
                 self._fork(checkpoint, state)
@@ -114,11 +116,17 @@ class RunFolder:
         What was done after them is done again: its lines, rollouts and evaluations go, with the result if it is not of
         this step, and checkpoints are set aside (step-*.aside). Raises RunFolderError as `cut_metrics` does.
         """
-        self.complaints += self.cut_metrics(step)
+        with self._writing(self.path):
+            self.complaints += self.cut_metrics(step)
+            self._forget_after(step, ended=step == config.train.steps)
+            write_text(self.path / "config.yaml", to_yaml(config))
+            write_text(self.path / "versions.json", json.dumps(versions(), indent=1))
+
+    def _forget_after(self, step: int, ended: bool) -> None:
+        """ended: the run has no more steps than these, so that a result may be theirs."""
         for file in self.path.glob("rollouts/step-*.parquet"):
             if int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
-        ended = step == config.train.steps
         for file in self.path.glob("eval/*.jsonl"):
             at = re.match(r"step-(\d+)", file.stem)
             if int(at[1]) > step if at else file.stem.startswith("after") and not ended:
@@ -133,8 +141,6 @@ class RunFolder:
         if not ended:
             self.summary.unlink(missing_ok=True)
             (self.path / "report.html").unlink(missing_ok=True)
-        write_text(self.path / "config.yaml", to_yaml(config))
-        write_text(self.path / "versions.json", json.dumps(versions(), indent=1))
 
     def judge_changes(self, changed: Sequence[str], of: str) -> None:
         """What differs from the run that is gone on with: raises ConfigError in its own folder, is said in a fork."""
@@ -158,8 +164,9 @@ class RunFolder:
         by_then += [f for f in (origin.references / state.reference).rglob("*") if state.reference and f.is_file()]
         for file in [*by_then, *([origin.metrics] if origin.metrics.exists() else [])]:
             copy = self.path / file.relative_to(origin.path)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, copy)
+            with self._writing(copy):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, copy)
         write_text(self.path / FORK, json.dumps({"checkpoint": str(checkpoint.resolve()), "step": state.step}))
 
     def _checkpoint_to_resume(self, wanted: str) -> Path | None:
@@ -189,10 +196,19 @@ class RunFolder:
         own = self.newest_checkpoint()
         if own is None or checkpoint.resolve().is_relative_to(self.path.resolve()):
             return checkpoint
-        fork = self.path / FORK
-        if not fork.exists() or not Path(json.loads(fork.read_text())["checkpoint"]).is_relative_to(wanted.resolve()):
+        if not self._forked_from(wanted):
             raise ConfigError(f"{self.path} holds a run that did not go on from resume={wanted}; give another run.dir")
         return own
+
+    def _forked_from(self, folder: Path) -> bool:
+        """Whether this run went on from there. Raises ConfigError for a note of it that cannot be read."""
+        note = self.path / FORK
+        try:
+            return note.exists() and Path(json.loads(note.read_text())["checkpoint"]).is_relative_to(folder.resolve())
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f"{note} is damaged; leave out resume= to go on from the newest checkpoint here"
+            ) from None
 
     def _all_checkpoints(self) -> list[Path]:
         return sorted(p for p in self.checkpoints.glob("step-*[0-9]") if (p / "run.json").exists())
@@ -265,10 +281,9 @@ class RunFolder:
             for g, group_advantages in zip(groups, advantages, strict=True)
             for m, a in zip(g.members, group_advantages, strict=True)
         ]
-        folder = self.path / "rollouts"
-        folder.mkdir(exist_ok=True)
-        file = folder / f"step-{step:06d}.parquet"
+        file = self.path / "rollouts" / f"step-{step:06d}.parquet"
         with self._writing(file):
+            file.parent.mkdir(exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows, schema=_rollout_schema(pa)), file)
 
     def write_eval(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -278,8 +293,7 @@ class RunFolder:
 
     def read_evals(self) -> dict[str, list[dict[str, Any]]]:
         """Every stored evaluation by name: "before", "after", "before_blank", ..."""
-        files = sorted((self.path / "eval").glob("*.jsonl"))
-        return {f.stem: [json.loads(line) for line in f.read_text().splitlines()] for f in files}
+        return {file.stem: _read_lines(file) for file in sorted((self.path / "eval").glob("*.jsonl"))}
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], *, is_main: bool,
                         barrier: Callable[[], None], keep_last: int, keep_best: bool = False) -> None:  # fmt: skip
@@ -322,7 +336,8 @@ class RunFolder:
             need = sum(f.stat().st_size for f in before.rglob("*") if f.is_file())
             free = shutil.disk_usage(self.checkpoints).free
             if free < need:
-                raise OSError(f"{free / 1e9:.1f} GB are free, a checkpoint takes {need / 1e9:.1f} GB")
+                told = f"{free / 1e6:,.1f} MB are free, a checkpoint takes {need / 1e6:,.1f} MB"
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {told}")
 
     def _prune(self, keep_last: int, keep_best: bool) -> None:
         done = self._all_checkpoints()
@@ -348,13 +363,29 @@ class RunFolder:
         """Turn whatever a failed write raises (each library has its own) into one error that says what is still good."""
         try:
             yield
+        except RunFolderError:
+            raise
         except Exception as error:
             good = self.newest_checkpoint()
             still = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+            then = "there is room" if is_full(error) else "that is mended"
             raise RunFolderError(
-                f"{path} could not be written ({type(error).__name__}: {error}); {still}. When there is room, the same "
+                f"{path} could not be written ({type(error).__name__}: {said(error, path)}); {still}. When {then}, the same "
                 "command goes on from it"
             ) from error
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """Raises RunFolderError for a line that was cut or changed."""
+    found = []
+    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+        try:
+            found.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            raise RunFolderError(
+                f"line {number} of {file} is damaged; delete the file, and the same command goes on without that evaluation"
+            ) from None
+    return found
 
 
 def _to_disk(paths: Iterable[Path]) -> None:
@@ -407,10 +438,20 @@ def _rollout_schema(pa: Any) -> Any:
     return pa.schema([(name, types.get(name, pa.string())) for name in names])
 
 
-def _changed(old_yaml: str, new_yaml: str) -> list[str]:
+def _changed(stored: Path, new_yaml: str) -> list[str]:
+    """What a stored config.yaml has otherwise. Raises ConfigError when it cannot be read."""
     from omegaconf import OmegaConf
 
-    old, new = (flat(without_secrets(OmegaConf.to_container(OmegaConf.create(text)))) for text in (old_yaml, new_yaml))
+    try:
+        old, new = (
+            flat(without_secrets(OmegaConf.to_container(OmegaConf.create(text))))
+            for text in (stored.read_text(), new_yaml)
+        )
+    except Exception as error:  # YAML's and OmegaConf's errors share no base class
+        raise ConfigError(
+            f"{stored} is damaged ({type(error).__name__}), so it does not show under which settings the run began: delete it "
+            "to go on without that check"
+        ) from None
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())

@@ -178,7 +178,9 @@ def test_a_full_disk_is_seen_before_it_is_written_on(tmp_path, monkeypatch):
     begun(folder)
     checkpoint(folder, 10)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 3})())
-    with pytest.raises(RunFolderError, match=r"0\.0 GB are free.*last good checkpoint is .*step-000010"):
+    with pytest.raises(
+        RunFolderError, match=r"0\.0 MB are free, a checkpoint takes 0\.0 MB.*last good checkpoint is .*step-000010"
+    ):
         checkpoint(folder, 20)
     assert names(folder) == ["step-000010"]
 

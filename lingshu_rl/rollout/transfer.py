@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from lingshu_rl.config import Config, ConfigError, more_than_adapters
+from lingshu_rl.disk import writing
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.pool import Pool, Server
 from lingshu_rl.processes.workers import address_towards, free_port
@@ -181,10 +182,12 @@ class FileTransfer(HttpTransfer):
         assert self.folder is not None
         file = self.folder / "weights.safetensors"
         try:
-            save_file(part, file)
+            with writing(file):
+                save_file(part, file)
             await pool.post_to(to, UPDATE, json={"update_info": {"file": file.name}})
         finally:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what kept it from being written has been said
+                file.unlink(missing_ok=True)
 
 
 class AdapterTransfer(HttpTransfer):
@@ -206,7 +209,8 @@ class AdapterTransfer(HttpTransfer):
         self.sent += 1
         name = f"{self.prefix}-{version}-{self.sent}"
         folder = self.folder / name if self.folder is not None else None
-        policy.save_adapter(folder)
+        with writing(folder) if folder is not None else contextlib.nullcontext():
+            policy.save_adapter(folder)
         if self.client is None:
             return
         assert folder is not None
