@@ -2,6 +2,7 @@
 the metrics are those of a run that nothing happened to, to the last digit.
 
 LINGSHU_RL_KILLS: how many (100). LINGSHU_RL_KILLS_DIR: a folder with a journal (kills.jsonl), by which a later call goes on.
+LINGSHU_RL_KILLS_ENGINE=stand-in: with `answering_engine.py` in place of vLLM, where seconds count; all else is real.
 """
 
 import json
@@ -15,9 +16,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import ROOT, launch_command
+from conftest import Servers
+from launching import ROOT, TOKEN, launch_command
 from short_runs import metrics_of
 from test_train import untimed
+
+from lingshu_rl.processes.token import TOKEN_ENV
+from lingshu_rl.processes.workers import Worker, free_port, stop_all
 
 pytestmark = pytest.mark.endurance
 STEPS = 4
@@ -35,6 +40,9 @@ CASES = [
     ("reference", "split", "lora"), ("rollout", "split", "full"), ("rollout", "split", "lora"),
     ("main rank", "colocated", "full"), ("second rank", "colocated", "lora"),
 ]  # fmt: skip
+CHEAP = os.environ.get("LINGSHU_RL_KILLS_ENGINE") == "stand-in"
+if CHEAP:
+    CASES = [case for case in CASES if case[0] != "rollout" and case[1] == "split"]
 KILLS = int(os.environ.get("LINGSHU_RL_KILLS", "100"))
 JOURNAL = os.environ.get("LINGSHU_RL_KILLS_DIR", "")  # kills that are told there already are not done again
 STARTING = ("devices:", "policy:", "before: accuracy")  # lines of a run's output after which it may be hit
@@ -128,27 +136,68 @@ def nurseries():
         nursery.process.kill()
 
 
+class CheapServers(Servers):
+    """The rows have no images, and rewards that differ whatever is said: by the answer's letters."""
+
+    @property
+    def rows(self):
+        folder = self.transfer.parent
+        rows = [
+            {"id": f"r{n}", "images": [], "kind": "open", "answer": "x", "question": f"Is it {n}?"} for n in range(12)
+        ]
+        for name, some in (("train", rows), ("test", rows[:2])):
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps({**row, "id": name + row["id"]}) + "\n" for row in some))  # fmt: skip
+        return [f"data.train={folder}/train.jsonl", f"data.test={folder}/test.jsonl", "check.on_failure=warn",
+                "rewards.spec={class: 'length_reward:Length'}"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engines(request, tmp_path_factory):
+    """The shared servers, or the stand-in and a real reference."""
+    if not CHEAP:
+        yield request.getfixturevalue("servers")
+        return
+    folder, ports = tmp_path_factory.mktemp("servers"), (free_port(), free_port())
+    (folder / "transfer").mkdir()
+    commands = [
+        ["tests/answering_engine.py", str(ports[0])],
+        ["-m", "lingshu_rl.cli", "serve", "reference", "--port", str(ports[1])],
+    ]
+    env = {TOKEN_ENV: TOKEN, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    workers = [
+        Worker(f"server {n}", [sys.executable, *words], url=f"http://127.0.0.1:{port}", log=folder / f"{n}.log", env=env, stop_timeout_s=5)
+        for n, (words, port) in enumerate(zip(commands, ports, strict=True))
+    ]  # fmt: skip
+    try:
+        for worker in workers:
+            worker.wait_healthy(300)
+        yield CheapServers(workers[0].url, workers[1].url, folder / "transfer")
+    finally:
+        stop_all(workers)
+
+
 def settings_of(role, place, trained, servers):
     """(settings, policy ranks). Only the server that is to be killed is the run's own."""
     urls = {"rollout": f"rollout.urls=[{servers.rollout}]", "reference": f"reference.urls=[{servers.reference}]"}
     given = [url for name, url in urls.items() if name != role and (name == "reference" or place == "split")]
     own = ["rollout.placement=colocate"] if place == "colocated" else []
-    return [*given, *own, *([LORA] if trained == "lora" else [])], 2 if role == "second rank" else 1
+    rows = servers.rows if CHEAP else []
+    return [*given, *own, *rows, *([LORA] if trained == "lora" else [])], 2 if role == "second rank" else 1
 
 
 @pytest.fixture(scope="module")
-def baselines(servers, nurseries, tmp_path_factory):
+def baselines(engines, nurseries, tmp_path_factory):
     """Metrics of a run that nothing happens to. Adapters alone are other arithmetic than merged weights, as two ranks are."""
     made = {}
 
     def get(case):
         role, place, trained = case
         adapters = role == "rollout" and trained == "lora"
-        settings, ranks = settings_of(role, place, trained, servers)
+        settings, ranks = settings_of(role, place, trained, engines)
         key = (ranks, trained, adapters)
         if key not in made:
             folder = tmp_path_factory.mktemp("baseline") / "run"
-            run = Born(nurseries(place), folder, servers.env, settings, ranks)
+            run = Born(nurseries(place), folder, engines.env, settings, ranks)
             assert run.wait(900) == 0, run.log.read_text()
             made[key] = untimed(metrics_of(folder))
         return made[key]
@@ -162,16 +211,16 @@ def told_already():
 
 
 @pytest.mark.parametrize("number", [n for n in range(KILLS) if n not in told_already()])
-def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(number, servers, nurseries, baselines, tmp_path):
+def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(number, engines, nurseries, baselines, tmp_path):
     role, place, trained = case = CASES[number % len(CASES)]
     draw = random.Random(f"kill {number}")
-    settings, ranks = settings_of(*case, servers)
+    settings, ranks = settings_of(*case, engines)
     expected = baselines(case)
     folder, began = tmp_path / "run", time.monotonic()
     heals = role in ("rollout", "reference")  # inside the run; any other goes on when it is started again
     moments, hits = TRAINING if heals else STARTING + TRAINING, []
     for _ in range(1 if heals or draw.random() < 0.7 else 2):  # some are killed once more after they were started again
-        run = Born(nurseries(place), folder, servers.env, settings, ranks)
+        run = Born(nurseries(place), folder, engines.env, settings, ranks)
         if run.until(line := draw.choice(moments)):
             time.sleep(draw.uniform(0, 1.0))
             if run.code() is None:
@@ -180,7 +229,7 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(number, servers,
         code = run.wait(600 if heals else 90)  # the other ranks end by themselves
         assert code == 0 if heals or not hits else code != 0 or run.said, run.log.read_text()
     if not heals:
-        run = Born(nurseries(place), folder, servers.env, settings, ranks)
+        run = Born(nurseries(place), folder, engines.env, settings, ranks)
         assert run.wait(600) == 0, run.log.read_text()
     assert untimed(metrics_of(folder)) == expected, run.log.read_text()
     assert (folder / "summary.json").exists() and not list(folder.glob("checkpoints/*.part"))

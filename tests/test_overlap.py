@@ -100,7 +100,7 @@ def a_run(tmp_path, *settings, policy=None, prompts=32):
     """A real Run on stand-in parts."""
     settings = [f"run.dir={tmp_path}", f"train.prompts_per_step={prompts}", "train.group_size=2", *settings]
     policy = policy or SimpleNamespace(
-        accelerator=SimpleNamespace(is_main_process=True), share=lambda value: value, use_device=lambda: None, update=lambda groups, step, judge: {}
+        accelerator=SimpleNamespace(is_main_process=True), share=lambda value: value, use_device=lambda: None, update=lambda groups, step, judge: {}, steps_taken=0
     )  # fmt: skip
     stop = Stop()
     stop.between_steps = True
