@@ -87,11 +87,15 @@ def _as_said(entity: Entity, lexicon: Lexicon) -> list[Entity]:
 def _either_or(marks: Marks, heads: list[Head]) -> list[Head]:
     """Findings offered as alternatives: "atelectasis or pneumonia", with nothing but places and adjectives between.
 
-    After "no change in" the "or" only lists.
+    After "no change in" and before "have not changed" the "or" only lists.
     """
     words, apart = marks.words, marks.lexicon.grammar["apart"]
     unchanged = min(
-        (m.begin for m in marks.modifiers if m.kind == "change" and words[m.begin] in ("no", "not", "without")),
+        (
+            m.begin if m.begin - 1 not in marks.verbs else 0
+            for m in marks.modifiers
+            if m.kind == "change" and words[m.begin] in ("no", "not", "without", "neither")
+        ),
         default=-1,
     )
     found = []

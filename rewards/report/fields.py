@@ -14,9 +14,10 @@ _BOX_FIRST = re.compile(
 )
 _BOX_LAST = re.compile(rf"(?<=[\w*_\"]) ?[ \t]*(?:\[[ \t]*([{_YES}]?)[ \t]*\]|\([ \t]*([+-])[ \t]*\)|([✓✔✅☑✗✘❌☐☒]))")
 _BOX = re.compile(r"\[|\([ \t]*[+-]|[✓✔✅☑✗✘❌☐☒]")
+_SIGN_LIST = re.compile(r"(?<=\w)[ \t]+([+-])(?=[ \t]*(?:[/,;\n]|$))")
 _LABEL_END = re.compile(r"[\w\"')*][ \t]{0,3}$")
 _MORE = re.compile(r"[ \t]*[,|][ \t]*(?=\w)([^\n;.|]*)")
-_HINT = re.compile(r"[:=|?\[(→✓✔✅☑✗✘❌☐☒]|\.\.|\byes\b|[-–—]\s|->|=>", re.IGNORECASE)
+_HINT = re.compile(r"[+-](?=[ \t]*(?:[/,;\n]|$))|[:=|?\[(→✓✔✅☑✗✘❌☐☒]|\.\.|\byes\b|[-–—]\s|->|=>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def spell_out(text: str, lexicon: Lexicon) -> str:
     text = _BOX_FIRST.sub(lambda m: f"{m[1]}{m[4]}: {_ticked(m[2] or m[3] or '')}.", text)
     if _BOX.search(text):
         text = _BOX_LAST.sub(lambda m: f": {_ticked(m[1] or m[2] or m[3] or '')}.", text)
+    if len(_SIGN_LIST.findall(text)) > 1:  # "nodule - / effusion +"
+        text = _SIGN_LIST.sub(lambda m: f": {_ticked(m[1])}.", text)
     if ":" in text:
         text = patterns.none_of.sub(lambda m: f"{m[1]}No {m[2].replace(';', ',')}", text)
 

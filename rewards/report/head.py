@@ -111,8 +111,9 @@ def _spot(head: Head, phrase: int) -> Spot:
 def entity_of(head: Head, assertion: str, words: Sequence[str], lexicon: Lexicon | None = None) -> Entity:
     sides = set(head.side)
     side = "bilateral" if "bilateral" in sides or len(sides) > 1 else next(iter(sides), "")
-    if lexicon is not None and not head.group and not lexicon.finding(head.finding).sided:
-        side = ""
+    unsided = lexicon is not None and not head.group and not lexicon.finding(head.finding).sided
+    if unsided and assertion != "absent":
+        side = ""  # "no emphysema on the left" still denies one side only
     qualifiers: dict[str, str] = {}
     for family, value in sorted(set(head.qualifiers)):
         qualifiers[family] = f"{qualifiers[family]}|{value}" if family in qualifiers else value

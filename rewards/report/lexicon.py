@@ -16,6 +16,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from rewards.report.entity import ROOT_GROUP
+
 PACK_FOLDER = Path(__file__).parent / "packs"
 DEFAULT_PACKS = ("general", "chest_xray", "skeleton", "head_ct", "abdomen", "chest_ct")
 TERMS = ""  # trie key of what ends at a node; no word is empty
@@ -389,7 +391,11 @@ def _check(
             wrong.append(f"anatomy {organ.id}: unknown finding {organ.finding!r}")
     wrong += [f"main {g} = {f}: define both" for g, f in mains.items() if g not in groups or f not in findings]
     for (organ_id, head), result in pairs.items():
-        if organ_id not in anatomy or result not in findings or not (head in states or head in findings):
+        if (
+            (organ_id not in anatomy and organ_id != ROOT_GROUP)
+            or result not in findings
+            or not (head in states or head in findings)
+        ):
             wrong.append(f"pair {organ_id} + {head} = {result}: every part must be defined")
     if wrong:
         raise ValueError(f"report packs {', '.join(names)}: " + "; ".join(wrong[:10]))

@@ -11,6 +11,7 @@ from functools import lru_cache
 from rewards.report.fields import spell_out
 from rewards.report.lexicon import Lexicon
 from rewards.report.sections import LEFT_OUT, split
+from rewards.report.tables import unfold
 
 MAX_WORDS = 1500  # with punctuation; a long whole-body CT report has about 1,400, what is longer is no report
 MAX_CHARS = 12_000
@@ -22,6 +23,8 @@ _INVISIBLE = re.compile(  # the category Cf
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
     "\ufff9-\ufffb\U000e0001\U000e0020-\U000e007f]"
 )
+_BRACKETED = re.compile(r"[【〔〖]([^\n【〔〖】〕〗]{1,20})[】〕〗]:?")
+_BELOW = re.compile(r"[<≤]\s*(?=\d)")
 _TIMES = re.compile(r"(\d)\s?[x×](?=\s?\d)")
 _OPTIONAL_PLURAL = re.compile(r"(?<=\w)\(e?s\)", re.IGNORECASE)  # diagnosis(es)
 _CAN_NOT = re.compile(r"\bcannot\b")
@@ -62,11 +65,11 @@ def _abbreviation_pattern(shorts: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def clean(text: str) -> str:
-    """NFKC, without zero-width, direction and other invisible characters."""
+    """NFKC, without zero-width, direction and other invisible characters; headings in brackets get a colon."""
     text = unicodedata.normalize("NFKC", text)
     if "s)" in text or "S)" in text:
         text = _OPTIONAL_PLURAL.sub("", text)
-    return text if text.isascii() else _INVISIBLE.sub("", text)
+    return text if text.isascii() else _BRACKETED.sub(r"\n\1:", _INVISIBLE.sub("", text))
 
 
 def _lines(text: str, shouted: bool) -> Iterator[tuple[str, bool]]:
@@ -95,7 +98,7 @@ def read(text: str, lexicon: Lexicon) -> Text:
     for number, section in enumerate(split(text, lexicon)):
         if section.kind not in LEFT_OUT:
             splitter.section = number
-            splitter.take(spell_out(section.text, lexicon))
+            splitter.take(spell_out(unfold(section.text, lexicon), lexicon))
     return Text(tuple(splitter.sentences), too_long or splitter.count > MAX_WORDS)
 
 
@@ -134,7 +137,10 @@ class _Splitter:
 
     def plain(self, line: str) -> str:
         """Lower case, without markup, short forms written out."""
-        line = line.lower().translate(_MARKUP)
+        line = line.lower()
+        if "<" in line or "≤" in line:
+            line = _BELOW.sub(" below ", line)
+        line = line.translate(_MARKUP)
         if "?" in line:
             line = _LEADING_QUESTION.sub(r"\1 possible ", line)
         if self.short:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from rewards.report.entity import ROOT_GROUP
 from rewards.report.frame import Frame
 from rewards.report.head import Head
 from rewards.report.terms import Mention
@@ -83,6 +84,9 @@ def share_adjective(frame: Frame) -> None:
 
 _FAR = 14  # words or their worth in list borders: no organ farther away has the state
 _BESIDE = 2.5
+_GRADE_STATES = {"large": "enlarged", "huge": "enlarged", "small": "small"}  # said of an organ alone
+_OF_IT = frozenset(("of", "the", "wall", "left", "right", "both"))
+_SIZED = {"grown": "enlarged", "underfilled": "small"}
 _NAMES = 5.0  # an organ this near names a general finding
 
 
@@ -103,10 +107,16 @@ def _owners(frame: Frame, state: Mention) -> list[tuple[float, Mention, str]]:
     options = []
     for organ in frame.organs:
         if abs(organ.begin - state.begin) <= _FAR and organ not in frame.where:
-            finding = frame.pair_for(organ.name, state.name)
+            finding = frame.pair_for(organ.name, state.name) or frame.pair_for(organ.name, _as_size(frame, state))
             if finding:
                 options.append((frame.gap(organ, state.begin, state.end), organ, finding))
     return options
+
+
+def _as_size(frame: Frame, state: Mention) -> str:
+    """ "the size of the liver is increased": the organ is enlarged."""
+    before = frame.words[max(frame.lo, state.begin - 6) : state.begin]
+    return _SIZED.get(state.name, "") if not frame.lexicon.grammar["sizes"].isdisjoint(before) else ""
 
 
 def _pair_nearest(frame: Frame, state: Mention, options: list[tuple[float, Mention, str]]) -> None:
@@ -130,9 +140,19 @@ def _pair_by_name(frame: Frame, state: Mention) -> None:
         return
     phrase = frame.seg(state.begin)
     near = [(frame.gap(o, state.begin, state.end), o) for o in frame.organs if frame.seg(o.begin) == phrase]
-    if near and min(near)[0] <= _BESIDE and not any(frame.seg(h.begin) == phrase for h in frame.heads):
+    if (
+        near
+        and (min(near)[0] <= _BESIDE or _is_of(frame, state, min(near)[1]))
+        and not any(frame.seg(h.begin) == phrase for h in frame.heads)
+    ):
         organ = min(near)[1]
-        frame.add_pair(state.begin, state.end, f"{state.name} {organ.name}", organ)
+        common = frame.lexicon.pairs.get((ROOT_GROUP, state.name))
+        frame.add_pair(state.begin, state.end, common or f"{state.name} {organ.name}", organ, placed=bool(common))
+
+
+def _is_of(frame: Frame, state: Mention, organ: Mention) -> bool:
+    """ "thickened wall of the esophagus" """
+    return organ.begin >= state.end and _OF_IT.issuperset(frame.words[state.end : organ.begin])
 
 
 def _is_attribute(frame: Frame, begin: int, end: int) -> bool:
@@ -149,9 +169,10 @@ def pair_borderline(frame: Frame) -> None:
         return
     for grade in frame.modifiers:
         begin, end, kind, value = grade.begin, grade.end, grade.kind, grade.value
-        if kind == "severity" and (value == 0.5 or frame.words[begin] in ("large", "huge")):
+        state = "enlarged" if value == 0.5 else _GRADE_STATES.get(frame.words[begin])
+        if kind == "severity" and state:
             for organ in frame.organs:
-                finding = frame.pair_for(organ.name, "enlarged")
+                finding = frame.pair_for(organ.name, state)
                 if finding:
                     frame.add_pair(begin, end, finding, organ)
                     if value != 0.5 and any(m.kind == "severity" and m.begin < begin for m in frame.modifiers):

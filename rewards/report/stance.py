@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rewards.report.terms import Marks, Mention
 
-_LISTED = (",", "and")
+_LISTED = (",", "and", "plus")
 _OWN_ITEM = (",", "and", "with", "a", "an", "there")  # before a cue that starts a list item of its own
 _ARTICLES = ("a", "an", "there", "known")  # what they introduce is told of as seen
 _SEEN_CHANGES = ("stable", "decreased", "increased")
@@ -32,6 +32,9 @@ class Reach:
     denied: tuple[Span, ...] = ()
     doubted: tuple[Span, ...] = ()
     unasserted: tuple[Span, ...] = ()
+
+
+NOTHING = Reach()
 
 
 @dataclass
@@ -62,6 +65,8 @@ class _Cue:
 def reaches(marks: Marks, lo: int, hi: int) -> Reach:
     """What the cues of the clause words[lo:hi] deny, doubt and leave unasserted."""
     clause = _Clause(marks, lo, hi, [c for c in marks.cues if lo <= c.begin < hi], [], [], [], [], [])
+    if not clause.cues and not marks.normals:
+        return NOTHING
     targets = (*marks.heads, *marks.states, *marks.normals, *marks.abnormals)
     clause.targets = sorted(Span(t.begin, t.end) for t in targets if lo <= t.begin < hi)
     for number, cue in enumerate(clause.cues):

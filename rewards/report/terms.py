@@ -83,13 +83,13 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
     marks = Marks(words, lexicon)
     i = 0
     while i < len(words):
-        end, meanings = _longest_term(words, i, lexicon.trie)
+        end, meanings = _longest_term(words, i, lexicon.trie) if words[i] in lexicon.trie else (i + 1, ())
         for kind, value in meanings:
             _mark(marks, i, end, kind, value)
         if not meanings:
             _mark_word(marks, i, words[i])
         i = end
-    vague = {_held_by(organ, marks) for organ in marks.organs}  # and None, which no organ is
+    vague = {_held_by(organ, marks) or _measured(organ, marks) for organ in marks.organs}  # and None, which no organ is
     marks.organs = [organ for organ in marks.organs if organ not in vague]
     return marks
 
@@ -167,7 +167,7 @@ def _other_word(marks: Marks, i: int, word: str, lexicon: Lexicon) -> None:
         for j in range(i + 1, min(i + 5, len(words))):
             scale = _UNITS.get(words[j])
             if scale is not None:
-                marks.modifiers.append(Modifier(i, i + 1, "size", float(word) * scale))
+                marks.modifiers.append(Modifier(i, i + 1, "size", float(word) * scale * _bound(marks, i)))
                 return
             if words[j] not in ("x", "by", "to", ",") and not words[j][0].isdigit():
                 return
@@ -177,6 +177,24 @@ def _other_word(marks: Marks, i: int, word: str, lexicon: Lexicon) -> None:
         marks.organs.append(Mention(i, i + 1, word))
     elif len(word) > 6 and word.endswith(lexicon.open_suffixes) and word not in lexicon.not_findings and word.isascii():
         marks.heads.append(Mention(i, i + 1, word))
+
+
+def _measured(organ: Mention, marks: Marks) -> Mention | None:
+    """A bare "volume" beside another organ is what is measured of that one: "prostate volume"."""
+    words = marks.words
+    if organ.end - organ.begin > 1 or words[organ.begin] not in marks.lexicon.grammar["sizes"]:
+        return None
+    beside = any(o.end == organ.begin for o in marks.organs) or words[organ.end : organ.end + 1] == ("of",)
+    return organ if beside else None
+
+
+def _bound(marks: Marks, i: int) -> float:
+    """ "shorter than 10 mm" is a little less than 10 mm; the comparison is no change."""
+    at = i - 2 if i > 1 and marks.words[i - 1] == "than" else i - 1
+    if at < 0 or marks.words[at] not in marks.lexicon.grammar["under"]:
+        return 1.0
+    marks.modifiers = [m for m in marks.modifiers if m.begin != at]
+    return 0.95
 
 
 def _held_by(organ: Mention, marks: Marks) -> Mention | None:
@@ -190,7 +208,7 @@ def _held_by(organ: Mention, marks: Marks) -> Mention | None:
     if at <= 0 or words[at] != "of":
         return None
     before = next((other for other in marks.organs if other.end == at), None)
-    if before is None:
+    if before is None or _measured(before, marks):
         return None
     wide = [marks.lexicon.organ(o.name).broad for o in (before, organ)]
     return before if wide == [True, False] else organ
