@@ -30,7 +30,8 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
     for sentence in parsed.sentences:
         words = sentence.words
         total += len(words)
-        repeated += sum(1 for a, b in pairwise(words) if a == b and a.isalpha())
+        if len(set(words)) < len(words):
+            repeated += sum(a == b and a.isalpha() for a, b in pairwise(words))
         key = (sentence.section, words)
         seen[key] = seen.get(key, 0) + 1
         if seen[key] > 1:

@@ -14,7 +14,7 @@ _Placed = TypeVar("_Placed", Mention, Modifier)
 
 def within(mentions: list[_Placed], lo: int, hi: int) -> list[_Placed]:
     """Those that begin in words[lo:hi]."""
-    return [mention for mention in mentions if lo <= mention.begin < hi]
+    return [mention for mention in mentions if lo <= mention.begin < hi] if mentions else []
 
 
 class Frame:
@@ -43,10 +43,10 @@ class Frame:
         self.listing = lexicon.grammar["listing"]
         self.normal_heads: list[Head] = []
         self.paired: list[Head] = []
-        borders = (
-            word in self.separators or i in self.cue_starts for i, word in enumerate(self.words[lo:hi], start=lo)
-        )
-        self.segment = list(accumulate((*borders, False), initial=0))[1:]
+        self.segment = [0] * (hi - lo + 1)
+        if self.cue_starts or not self.separators.isdisjoint(self.words[lo:hi]):
+            borders = [self.words[i] in self.separators or i in self.cue_starts for i in range(lo, hi)]
+            self.segment = list(accumulate((*borders, False), initial=0))[1:]
 
     def known(self, organ: Mention) -> Anatomy:
         return self.lexicon.organ(organ.name)

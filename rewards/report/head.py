@@ -42,6 +42,8 @@ class Head:
 
 def parts(head: Head) -> list[Head]:
     """ "right upper and left lower lobe opacities" are two findings: each side keeps its own place and grade."""
+    if len(head.spots) < 2:
+        return [head]
     spots: list[Spot] = []
     for spot in sorted(head.spots, key=lambda spot: spot.phrase):
         named = set(spot.sides)

@@ -95,6 +95,7 @@ class Lexicon:
     findings: Mapping[str, Finding]
     anatomy: Mapping[str, Anatomy]
     groups: Mapping[str, str]  # group -> parent, "" is the root "any abnormality"
+    chains: Mapping[str, tuple[str, ...]]  # group -> itself and all that hold it, "" last
     mains: Mapping[str, str]  # group -> the finding whose absence nearly says that the group is normal
     pairs: Mapping[tuple[str, str], str]  # (organ, state or finding) -> finding
     many_organs: frozenset[str]  # findings that pairs give to many organs, so that the organ still says where
@@ -132,12 +133,9 @@ class Lexicon:
         ends = self.trie.get(word, {}).get(TERMS, ())
         return next((value for kind, value in ends if kind == wanted), None)
 
-    def group_chain(self, group: str) -> Iterator[str]:
+    def group_chain(self, group: str) -> tuple[str, ...]:
         """The group and all that hold it, the root "" last."""
-        while group:
-            yield group
-            group = self.groups.get(group, "")
-        yield ""
+        return self.chains.get(group, (group, ""))
 
     def place_group(self, place: str) -> str | None:
         """The organ system that a place, or the organ that holds it, belongs to; None for a mere direction."""
@@ -342,6 +340,7 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
         findings=build.findings,
         anatomy=build.anatomy,
         groups=groups,
+        chains={"": ("",), **{group: (*_holders(group, groups), "") for group in groups}},
         mains=mains,
         pairs=pairs,
         many_organs=frozenset(f for f, count in Counter(pairs.values()).items() if count >= 4),
@@ -359,6 +358,12 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
         not_findings=build.stems(build.listed("not_findings")),
         abnormal_states=build.stems(build.listed("abnormal_states")),
     )
+
+
+def _holders(group: str, groups: Mapping[str, str]) -> Iterator[str]:
+    while group:
+        yield group
+        group = groups.get(group, "")
 
 
 def _meaning(kind: str, value: str) -> tuple[str, Any]:

@@ -197,10 +197,8 @@ def covers(whole: Entity, finding: str, lexicon: Lexicon) -> bool:
     """Whether a statement on an organ system speaks of this finding (or of this smaller system)."""
     if whole.finding == ROOT_GROUP:
         return True
-    start = (
-        lexicon.findings[finding].group if finding in lexicon.findings else finding if finding in lexicon.groups else ""
-    )
-    return whole.finding in lexicon.group_chain(start)
+    known = lexicon.findings.get(finding)
+    return whole.finding in lexicon.group_chain(known.group if known else finding)
 
 
 def contradicts(absent: Entity, positive: Entity, lexicon: Lexicon) -> float:

@@ -12,6 +12,8 @@ SKIP, CLOSING, FINDINGS, IMPRESSION, ORGAN = "skip", "closing", "findings", "imp
 LEFT_OUT = (SKIP, CLOSING)  # what was asked and done, and what should be done next
 
 _WORD = re.compile(r"[^\W_]+")
+_COLON = re.compile(":")
+_DASHED = re.compile(r"[-–—][ \t]")
 _LABEL_END = re.compile(r":|(?<=\w)[ \t]+[-–—]{1,3}(?=[ \t])")
 _BORDERS = "\n.;!?:|"  # what a heading cannot reach across
 _LABEL_CHARS = 64
@@ -58,7 +60,7 @@ def split(text: str, lexicon: Lexicon) -> list[Section]:
 
 def _headings(text: str, lexicon: Lexicon) -> Iterator[Heading]:
     skipping = False
-    for end in _LABEL_END.finditer(text):
+    for end in (_LABEL_END if _DASHED.search(text) else _COLON).finditer(text):
         colon = end.start()
         near = text[max(0, colon - _LABEL_CHARS) : colon]
         begin = colon - len(near) + 1 + max(near.rfind(border) for border in _BORDERS)

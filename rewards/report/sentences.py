@@ -29,6 +29,7 @@ _TIMES = re.compile(r"(\d)\s?[x×](?=\s?\d)")
 _OPTIONAL_PLURAL = re.compile(r"(?<=\w)\(e?s\)", re.IGNORECASE)  # diagnosis(es)
 _CAN_NOT = re.compile(r"\bcannot\b")
 _DASH = re.compile(r"\s[-–—]+\s|—|\s\|\s")
+_HAS_DASH = re.compile("[-–—|]")
 _LEADING_QUESTION = re.compile(r"(^|[\s,(])\?+\s*(?=[a-z])", re.MULTILINE)
 _BULLET = re.compile(r"^\s*(?:[-•*–—+]+\s|\(?\d{1,2}[.)]\s|[a-z][.)]\s|#+\s*)", re.IGNORECASE)
 _MARKUP = str.maketrans({c: " " for c in '*_`#"“”[]{}<>()'} | {"’": "'", "‘": "'"})
@@ -66,10 +67,9 @@ def _abbreviation_pattern(shorts: tuple[str, ...]) -> re.Pattern[str]:
 
 def clean(text: str) -> str:
     """NFKC, without zero-width, direction and other invisible characters; headings in brackets get a colon."""
-    text = unicodedata.normalize("NFKC", text)
-    if "s)" in text or "S)" in text:
-        text = _OPTIONAL_PLURAL.sub("", text)
-    return text if text.isascii() else _BRACKETED.sub(r"\n\1:", _INVISIBLE.sub("", text))
+    if not text.isascii():
+        text = _BRACKETED.sub(r"\n\1:", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)))
+    return _OPTIONAL_PLURAL.sub("", text) if "s)" in text or "S)" in text else text
 
 
 def _lines(text: str, shouted: bool) -> Iterator[tuple[str, bool]]:
@@ -127,10 +127,10 @@ class _Splitter:
             self.count += len(tokens)
             if self.count > MAX_WORDS:
                 break
-            last = len(tokens) - 1
+            last, words = len(tokens) - 1, self.words
             for i, token in enumerate(tokens):
-                if token[0] not in _SIGNS and len(self.words) < MAX_SENTENCE:
-                    self.words.append(token)
+                if token[0] not in _SIGNS and len(words) < MAX_SENTENCE:
+                    words.append(token)
                 else:
                     self.add(token, last=i == last)
         self.close()
@@ -153,7 +153,7 @@ class _Splitter:
             )
         if "cannot" in line:
             line = _CAN_NOT.sub("can not", line)
-        return _DASH.sub(" , ", line)
+        return _DASH.sub(" , ", line) if _HAS_DASH.search(line) else line
 
     def add(self, token: str, last: bool) -> None:
         words = self.words

@@ -65,17 +65,16 @@ class _Cue:
 def reaches(marks: Marks, lo: int, hi: int) -> Reach:
     """What the cues of the clause words[lo:hi] deny, doubt and leave unasserted."""
     clause = _Clause(marks, lo, hi, [c for c in marks.cues if lo <= c.begin < hi], [], [], [], [], [])
-    if not clause.cues and not marks.normals:
-        return NOTHING
-    targets = (*marks.heads, *marks.states, *marks.normals, *marks.abnormals)
-    clause.targets = sorted(Span(t.begin, t.end) for t in targets if lo <= t.begin < hi)
+    if clause.cues:
+        targets = (*marks.heads, *marks.states, *marks.normals, *marks.abnormals)
+        clause.targets = sorted(Span(t.begin, t.end) for t in targets if lo <= t.begin < hi)
     for number, cue in enumerate(clause.cues):
         before = [t for t in clause.targets if t.end <= cue.begin]
         after = [t for t in clause.targets if t.begin >= cue.end]
         read = _Cue(cue.begin, cue.end, cue.name, before, after, clause.cues[number + 1 :])
         _act(clause, read, _direction(clause, read))
     _within_limits(clause)
-    return _settle(clause)
+    return _settle(clause) if clause.denied or clause.doubted or clause.reopened or clause.unasserted else NOTHING
 
 
 def _direction(clause: _Clause, cue: _Cue) -> str:

@@ -74,30 +74,38 @@ class Marks:
         return not self.lexicon.grammar["prepositions"].isdisjoint(self.words[lo:hi])
 
 
-_LISTS = {"finding": "heads", "anatomy": "organs", "state": "states", "cue": "cues"}
-_PLAIN = {"normal": "normals", "abnormal": "abnormals"}
-
-
 def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
     """All terms, longest first from the left; besides them sizes, vertebral levels and words that end like a disease."""
     marks = Marks(words, lexicon)
-    i = 0
-    while i < len(words):
-        end, meanings = _longest_term(words, i, lexicon.trie) if words[i] in lexicon.trie else (i + 1, ())
+    lists = {"finding": marks.heads, "anatomy": marks.organs, "state": marks.states, "cue": marks.cues}
+    lists |= {"normal": marks.normals, "abnormal": marks.abnormals}
+    i, count = 0, len(words)
+    while i < count:
+        node = lexicon.trie.get(words[i])
+        end, meanings = _longest_term(words, i, node) if node is not None else (i + 1, ())
         for kind, value in meanings:
-            _mark(marks, i, end, kind, value)
+            if kind in lists:
+                lists[kind].append(Mention(i, end, value))
+                if end - i > 2:
+                    _inner_sides(marks, i, end, kind, value)
+            else:
+                marks.modifiers.append(Modifier(i, end, kind, value))
         if not meanings:
             _mark_word(marks, i, words[i])
         i = end
-    vague = {_held_by(organ, marks) or _measured(organ, marks) for organ in marks.organs}  # and None, which no organ is
-    marks.organs = [organ for organ in marks.organs if organ not in vague]
+    if marks.organs:
+        vague = {
+            _held_by(organ, marks) or _measured(organ, marks) for organ in marks.organs
+        }  # and None, which no organ is
+        marks.organs = [organ for organ in marks.organs if organ not in vague]
     return marks
 
 
-def _longest_term(words: Sequence[str], i: int, trie: Mapping[str, Any]) -> tuple[int, tuple[tuple[str, Any], ...]]:
-    """(its end, its meanings) of the longest term at i; (i + 1, nothing) where none begins."""
+def _longest_term(
+    words: Sequence[str], i: int, node: Mapping[str, Any] | None
+) -> tuple[int, tuple[tuple[str, Any], ...]]:
+    """(its end, its meanings) of the longest term at i, of which `node` is the first word; (i + 1, nothing) for none."""
     best, meanings = i + 1, ()
-    node = trie.get(words[i])
     j, count = i + 1, len(words)
     while node is not None:
         ends = node.get(TERMS)
@@ -108,17 +116,6 @@ def _longest_term(words: Sequence[str], i: int, trie: Mapping[str, Any]) -> tupl
         node = node.get(words[j])
         j += 1
     return best, meanings
-
-
-def _mark(marks: Marks, begin: int, end: int, kind: str, value: Any) -> None:
-    if kind in _LISTS:
-        getattr(marks, _LISTS[kind]).append(Mention(begin, end, value))
-        if kind == "finding" or (kind == "anatomy" and not value.startswith(("left_", "right_"))):
-            _inner_sides(marks, begin, end)
-    elif kind in _PLAIN:
-        getattr(marks, _PLAIN[kind]).append(Mention(begin, end))
-    else:
-        marks.modifiers.append(Modifier(begin, end, kind, value))
 
 
 def _mark_word(marks: Marks, i: int, word: str) -> None:
@@ -149,9 +146,9 @@ def _elided(words: Sequence[str], i: int, root: Mapping[str, Any]) -> str | None
     return None
 
 
-def _inner_sides(marks: Marks, begin: int, end: int) -> None:
+def _inner_sides(marks: Marks, begin: int, end: int, kind: str, name: str) -> None:
     """A side inside a longer term ("air in the right pleural space") still is a side."""
-    if end - begin > 2:
+    if kind == "finding" or (kind == "anatomy" and not name.startswith(("left_", "right_"))):
         for i in range(begin, end):
             if marks.words[i] in ("left", "right"):
                 marks.modifiers.append(Modifier(i, i + 1, "side", marks.words[i]))
