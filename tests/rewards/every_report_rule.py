@@ -32,30 +32,26 @@ GUARDS: frozenset[str] = frozenset()
 def survivors(modules: tuple[str, ...] = MODULES) -> list[str]:
     """Branches that no case notices, as "module:line: source"."""
     every_rule.instrument([f"rewards.report.{name}" for name in MODULES])
-    from rewards.report.lexicon import load
-
     memory = every_rule.row_caches()
-    words = load().stem
-
-    def forget(packs: bool) -> None:
-        for cache in memory:
-            if packs or cache is not load:
-                cache.cache_clear()
-        load().stem.cache_clear() if not packs else words.cache_clear()
-
-    cases = list(graders())
-    rules_of = frozenset(modules)
-    found = every_rule.unnoticed(cases, lambda: forget(False), GUARDS, rules_of - set(COMPILED))
-    small = list(graders(edges_only=True))
-    found += every_rule.unnoticed(small, lambda: forget(True), GUARDS, rules_of & set(COMPILED))
+    texts = [cache for cache in memory if cache.cache_parameters()["maxsize"] >= 1000]  # not packs and their patterns
+    wanted = frozenset(modules)
+    found = []
+    for compiled, caches in ((False, texts), (True, memory)):
+        chosen = frozenset(name for name in wanted if (name in COMPILED) == compiled)
+        if chosen:
+            cases = list(graders(packs_only=compiled))
+            found += every_rule.unnoticed(
+                cases, lambda caches=caches: [c.cache_clear() for c in caches], GUARDS, chosen
+            )
     return found
 
 
-def graders(edges_only: bool = False) -> Iterator[Callable[[], object]]:
+def graders(packs_only: bool = False) -> Iterator[Callable[[], object]]:
     for line in (HERE / "cases_report_edges.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        yield lambda row=row: edge(row)
-    if edges_only:
+        if (row["kind"] == "pack") == packs_only:
+            yield lambda row=row: edge(row)
+    if packs_only:
         return
     for line in (HERE / "cases_report.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -139,6 +135,7 @@ def covered(row: Mapping[str, Any]) -> object:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("modules", nargs="*", default=MODULES)
+    every_rule.MOST_CASES = 300
     left = survivors(tuple(parser.parse_args().modules))
     for rule in left:
         print(rule)
