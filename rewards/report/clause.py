@@ -74,8 +74,6 @@ def _assertion(head: Head, frame: Frame, reach: Reach, doubted: bool) -> str:
 
 def _as_said(entity: Entity, lexicon: Lexicon) -> list[Entity]:
     """The finding by its size, or the findings that its word stands for; denied, the word speaks of the first."""
-    if entity.group:
-        return [entity]
     known = lexicon.finding(entity.finding)
     for grown, size in known.grows.items():
         if (entity.size_mm or 0.0) >= size:

@@ -59,8 +59,7 @@ class Frame:
 
     def pair_for(self, organ: str, head: str) -> str | None:
         """The finding that this organ, or a place that holds it, makes of a state or of a general finding."""
-        known = self.lexicon.anatomy.get(organ)
-        for place in self.lexicon.place_chain((known.same if known else "") or organ):
+        for place in self.lexicon.place_chain(self.lexicon.organ(organ).same or organ):
             found = self.lexicon.pairs.get((place, head))
             if found:
                 return found

@@ -49,10 +49,6 @@ def parts(head: Head) -> list[Head]:
         named = set(spot.sides)
         if len(named) == 1 and named <= {"left", "right"}:
             spots.append(Spot(spot.phrase, spot.sides[:1], list(spot.places), list(spot.grades)))
-        elif named or (not spots and spot.places):
-            return [head]
-        elif spots:
-            spots[-1].places += spot.places
     if len({spot.sides[0] for spot in spots}) < 2:
         return [head]
     placed, graded = all(spot.places for spot in spots), all(spot.grades for spot in spots)

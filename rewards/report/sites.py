@@ -23,12 +23,9 @@ def place_things(frame: Frame) -> None:
             reach = organ.begin
         end = thing.end
         for organ in sorted(o for o in frame.organs if o.begin >= thing.end):
-            between = frame.words[end : organ.begin]
             if any(v in range(end, organ.begin) for v in frame.verbs) or not (
                 end > thing.end or frame.marks.says_where(end, organ.begin)
             ):
-                break
-            if end > thing.end and not all(w in frame.listing for w in between):
                 break
             frame.where.add(organ)
             end = organ.end
@@ -66,8 +63,6 @@ def share_adjective(frame: Frame) -> None:
     """A bare state in a list has the organ that the finding beside it names: "pleural effusion and thickening",
     "tortuous, calcified aorta"."""
     for state in frame.states:
-        if any(head.begin == state.begin for head in frame.heads):
-            continue
         for head in frame.heads:
             if head.end == state.begin - 1:
                 joint, named = head.end, frame.words[head.begin]
@@ -127,10 +122,8 @@ def _pair_nearest(frame: Frame, state: Mention, options: list[tuple[float, Menti
         return
     frame.add_pair(state.begin, state.end, finding, organ)
     for other_cost, other, other_finding in options:
-        subjects = other is not organ and other.end <= organ.begin and organ.end <= state.begin
-        if not subjects or other_cost >= _FAR or other_finding == finding:
-            continue
-        if frame.is_list(other.end, organ.begin) and any(verb >= organ.end for verb in frame.verbs):
+        subjects = frame.is_list(other.end, organ.begin) and any(verb >= organ.end for verb in frame.verbs)
+        if subjects and other_cost < _FAR and other_finding != finding:
             frame.add_pair(state.begin, state.end, other_finding, other)
 
 

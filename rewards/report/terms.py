@@ -141,8 +141,6 @@ def _elided(words: Sequence[str], i: int, root: Mapping[str, Any]) -> str | None
         ends = node.get(words[j], {}).get(TERMS, ())
         if ends:
             return next((value for kind, value in ends if kind == "anatomy"), None)
-        if words[j] not in root and words[j] not in ("and", "or", ",", "the"):
-            return None
     return None
 
 

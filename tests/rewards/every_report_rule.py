@@ -26,7 +26,23 @@ MODULES = tuple(
 )
 COMPILED = ("lexicon",)  # runs while packs are loaded, once for all cases: every case takes its branches
 # Branches that only save time or bound it.
-GUARDS: frozenset[str] = frozenset()
+GUARDS = frozenset(
+    {
+        "parsed.too_long",
+        "not (marks.heads or marks.states or marks.normals or marks.abnormals or marks.modifiers or marks.organs)",
+        "not heads",
+        "len(heads) < 2 or 'or' not in words",
+        "len(things) > 1",
+        "len(head.spots) < 2",
+        "not value",
+        "not normal",
+        "last < 0",
+        "s[-1].isalnum()",
+        "token[0] not in _SIGNS and len(words) < MAX_SENTENCE",
+        "not lexicon.answers or not _hinted(text)",
+        "'|' not in text and '\\t' not in text and ('  ' not in text)",
+    }
+)
 
 
 def survivors(modules: tuple[str, ...] = MODULES) -> list[str]:
@@ -88,7 +104,11 @@ def read(row: Mapping[str, Any]) -> object:
 def labelled(row: Mapping[str, Any]) -> object:
     from rewards.report import ReportLabels
 
-    return ReportLabels(row["scheme"]).read(row["text"])
+    try:
+        labels = ReportLabels(row["scheme"])
+        return labels.names, labels.read(row["text"])
+    except FileNotFoundError as error:
+        return str(error)
 
 
 def packed(row: Mapping[str, Any]) -> object:
@@ -111,7 +131,7 @@ def schemed(row: Mapping[str, Any]) -> object:
         path = Path(folder) / "own.json"
         path.write_text(json.dumps(row["scheme"]), encoding="utf-8")
         try:
-            return ReportLabels(str(path)).read(row.get("text", ""))
+            return ReportLabels(str(path)).read(row["text"])
         except ValueError as error:
             return str(error).replace(folder, "")
 
