@@ -360,10 +360,13 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
     )
 
 
-def _holders(group: str, groups: Mapping[str, str]) -> Iterator[str]:
-    while group:
-        yield group
+def _holders(group: str, groups: Mapping[str, str]) -> list[str]:
+    """The group and those that hold it, each once."""
+    held: list[str] = []
+    while group and group not in held:
+        held.append(group)
         group = groups.get(group, "")
+    return held
 
 
 def _meaning(kind: str, value: str) -> tuple[str, Any]:
@@ -383,6 +386,7 @@ def _check(
 ) -> None:
     wrong: list[str] = []
     known_groups = {"", *groups}
+    wrong += [f"group {g}: it holds itself" for g, holder in groups.items() if g in _holders(holder, groups)]
     for finding in findings.values():
         if finding.group not in known_groups:
             wrong.append(f"finding {finding.id}: unknown group {finding.group!r}")

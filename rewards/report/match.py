@@ -290,7 +290,9 @@ def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, 
     """
     gold_positive, gold_absent = _by_assertion(gold)
     said_positive, said_absent = _by_assertion(said)
-    gold_positive, gold_absent = _nearly_normal(gold_positive, gold_absent, _Denials(said_absent, lexicon))
+    gold_positive, gold_absent = _nearly_normal(
+        gold_positive, gold_absent, said_positive, _Denials(said_absent, lexicon)
+    )
     # A reference may deny in one breath what it describes in the next; its description stands.
     gold_denials = _Denials(gold_absent, lexicon)
     own_clash = {e.finding for e in gold_positive if gold_denials.strength(e) == 1.0}
@@ -331,9 +333,13 @@ def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, 
     return Outcome(value, components, rows + negative_rows)
 
 
-def _nearly_normal(positive: list[Entity], absent: list[Entity], said: _Denials) -> tuple[list[Entity], list[Entity]]:
+def _nearly_normal(
+    positive: list[Entity], absent: list[Entity], stated: Sequence[Entity], said: _Denials
+) -> tuple[list[Entity], list[Entity]]:
     """A borderline finding that the completion calls normal is a denial to agree with."""
-    normal = [e for e in positive if _borderline(e) and said.strength(replace(e, severity=None))]
+    named = {e.finding for e in stated}
+    borderline = [e for e in positive if _borderline(e) and e.finding not in named]
+    normal = [e for e in borderline if said.strength(replace(e, severity=None))]
     if not normal:
         return positive, absent
     denied = [replace(e, assertion="absent", severity=None) for e in normal]

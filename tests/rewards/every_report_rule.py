@@ -35,6 +35,7 @@ GUARDS = frozenset(
         "len(things) > 1",
         "len(head.spots) < 2",
         "not value",
+        "name in packs",
         "not normal",
         "last < 0",
         "s[-1].isalnum()",
@@ -112,14 +113,17 @@ def labelled(row: Mapping[str, Any]) -> object:
 
 
 def packed(row: Mapping[str, Any]) -> object:
-    """A pack with these parts: what a text says with it, or what is wrong with it."""
+    """A pack with these parts: what a text says and is paid with it, or what is wrong with it."""
     from rewards.report import extract, load
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "own.json"
-        path.write_text(row["raw"] if "raw" in row else json.dumps(row["pack"]), encoding="utf-8")
+        raw = row["raw"] if "raw" in row else json.dumps(row["pack"]).replace("ITSELF", str(path))
+        path.write_text(raw, encoding="utf-8")
+        packs = (*row.get("packs", ()), str(path))
         try:
-            return extract(row.get("text", ""), load((*row.get("packs", ()), str(path))))
+            paid = scored({"completion": row["text"], "gold": row["gold"], "packs": packs}) if "gold" in row else None
+            return repr(extract(row.get("text", ""), load(packs))), paid
         except (ValueError, FileNotFoundError) as error:
             return str(error).replace(folder, "")
 

@@ -243,6 +243,8 @@ def test_a_wrong_side_costs_a_quarter_of_the_findings_credit(right, beside):
 def test_borderline_is_nearly_normal():
     assert pay(NORMAL.replace("normal.", "at the upper limit of normal."), NORMAL) > 0.85
     assert pay(NORMAL, NORMAL.replace("Heart size is normal.", "Borderline heart size.")) > 0.8
+    both = "Heart size at the upper limit of normal. Normal heart."
+    assert pay(both, both) == pytest.approx(1.0)
     assert pay("Normal heart size.", "Borderline heart size.") > 0.8 > pay("Large heart.", "Borderline heart size.")
 
 
@@ -352,6 +354,7 @@ def test_a_pack_is_only_data(tmp_path):
         ({"findings": {"x": {"terms": ["a"], "related": {"nothing": 1.0}}}}, "nothing"),
         ({"findings": {"x": {"terms": ["a"], "group": "nowhere"}}}, "nowhere"),
         ({"needs": ["no_such_pack"]}, "no_such_pack"),
+        ({"groups": {"a": "b", "b": "a"}}, "group a: it holds itself"),
     ],
 )
 def test_a_broken_pack_says_what_is_wrong(tmp_path, change, message):
