@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -327,13 +326,7 @@ def _made(
 def _facts(prompt: Prompt) -> bytes:
     """What the fingerprint covers. An image is its bytes, or its file's name and size: folders may move."""
     told = (prompt.id, prompt.messages, prompt.gold, prompt.options, prompt.kind, prompt.meta)
-    images = [
-        (os.path.basename(source), os.path.getsize(source))
-        if isinstance(source, str)
-        else hashlib.sha256(source).digest()
-        for source in (picture.source for picture in prompt.images)
-    ]
-    return repr((told, images)).encode()
+    return repr((told, [picture.content for picture in prompt.images])).encode()
 
 
 def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], skip_bad_rows: bool, advice: str) -> None:
