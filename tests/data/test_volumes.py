@@ -326,7 +326,7 @@ def test_a_view_that_is_gone_is_named(tmp_path):
         row_error = View.of(f"{tmp_path}/w.nii.gz#axial=0")
         assert row_error is not None and row_error.size
     assert View.of("/data/patient#axial=x") is None and View.of("/data/ct.nii.gz") is None
-    with pytest.raises(RowError, match="got 'list'|path of a file"):
+    with pytest.raises(RowError, match="path of a file"):
         row_to_prompt(row(images=[{"volume": ["v.nii.gz"]}]), base_dir=tmp_path)
 
 
