@@ -31,6 +31,7 @@ from lingshu_rl.data.tables import (
     parquet,
     table,
 )
+from lingshu_rl.failures import LingshuError
 from rewards.imports import hint
 
 DEMO_SPLITS = ("train", "validation", "test")
@@ -44,7 +45,7 @@ FORMS = "demo:train, a .jsonl, .json, .parquet, .csv, .tsv, .txt or .tar file (a
 Check = Callable[[int, int], None]
 
 
-class SourceError(ValueError):
+class SourceError(LingshuError, ValueError):
     """A source that cannot be named so, or not be read; the text says what to write."""
 
 
