@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from lingshu_rl.failures import LingshuError
+
 PSEUDONYM_KEY_ENV = "LINGSHU_RL_PSEUDONYM_KEY"  # secret of the keyed hashes; set it where ids must not be guessable
 PLANES = ("sagittal", "coronal", "axial")  # NIfTI axes in RAS+ order
 FRAMES = ("middle", "first", "all")
@@ -33,7 +35,7 @@ PICTURES = (
 )  # never opened to see whether they are scans
 
 
-class ScanError(ValueError):
+class ScanError(LingshuError, ValueError):
     """A scan that gives no picture. reason: the code of the side file."""
 
     def __init__(self, message: str, reason: str = "unreadable_scan") -> None:

@@ -18,6 +18,7 @@ from lingshu_rl.data.mixing import Part
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.data.sources import Source, SourceError, guess_preset, open_rows, sources_of
 from lingshu_rl.data.tables import Chain, Head, RowList, Rows
+from lingshu_rl.failures import LingshuError
 from lingshu_rl.images import DEFAULT_BUDGET, Budget, Picture
 from lingshu_rl.types import Prompt
 from rewards.rows import LabelCheck
@@ -156,7 +157,7 @@ class Measure(Protocol):
         """Why a prompt of that batch cannot be asked, or None."""
 
 
-class DataError(ValueError):
+class DataError(LingshuError, ValueError):
     """A source that cannot be used. refused: every bad row, where rows are the matter."""
 
     def __init__(self, message: str, refused: tuple[Refused, ...] = ()):

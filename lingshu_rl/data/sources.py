@@ -31,6 +31,7 @@ from lingshu_rl.data.tables import (
     parquet,
     table,
 )
+from lingshu_rl.failures import LingshuError
 from lingshu_rl.volumes import FILES as VOLUME_FILES
 from lingshu_rl.volumes import as_volumes, is_volume
 from rewards.imports import hint
@@ -46,7 +47,7 @@ FORMS = "demo:train, a .jsonl, .json, .parquet, .csv, .tsv, .txt or .tar file (a
 Check = Callable[[int, int], None]
 
 
-class SourceError(ValueError):
+class SourceError(LingshuError, ValueError):
     """A source that cannot be named so, or not be read; the text says what to write."""
 
 
