@@ -71,13 +71,13 @@ def _headings(text: str, lexicon: Lexicon) -> Iterator[Heading]:
         if heading is not None and (end[0] == ":" or _begins_line(text, heading.begin)):
             skipping = heading.kind in LEFT_OUT
             yield heading
-    end = -1
+    last = -1
     for line in text.split("\n"):
-        begin, end = end + 1, end + 1 + len(line)
+        begin, last = last + 1, last + 1 + len(line)
         if 3 <= len(line) <= _LINE_CHARS and ":" not in line:
             kind = lexicon.headings.get(_phrase(_WORD.findall(line), lexicon))
             if kind and line.strip(" \t*_#>-").count(".") == 0:
-                yield Heading(begin, end, kind)
+                yield Heading(begin, last, kind)
 
 
 def _named(text: str, end: re.Match[str], words: list[re.Match[str]], lexicon: Lexicon) -> Heading | None:
