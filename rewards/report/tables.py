@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from rewards.report.lexicon import Lexicon
 from rewards.report.terms import find
 
-_CELLS = re.compile(r"[^\S\n]*(?:\||\t|(?<=\S) {2,}(?=\S))[^\S\n]*")
-_TABLE = re.compile(r"[|\t]|\S  +\S")
+_CELLS = re.compile(r"[^\S\n]*(?:[|;]|\t|(?<=\S) {2,}(?=\S))[^\S\n]*")
+_TABLE = re.compile(r"[|;\t]|\S  +\S")
 _RULE = re.compile(r"[\s|:+=-]*")
 _WIDEST = 12  # cells
 _SIDES = {"left", "right"}
@@ -19,7 +19,7 @@ Row = tuple[str, ...]
 
 def unfold(text: str, lexicon: Lexicon) -> str:
     """The text with its tables as lines; text without any comes back as it is."""
-    if "|" not in text and "\t" not in text and "  " not in text:
+    if not any(sign in text for sign in ("|", ";", "\t", "  ")):
         return text
     out: list[str] = []
     block: list[str] = []
@@ -50,10 +50,10 @@ def _lines(block: list[str], lexicon: Lexicon) -> list[str]:
 
 
 def _by_side(sides: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
-    for label, *cells in rows:
-        for side, cell in zip(sides[1:], cells, strict=True):
-            if cell:
-                yield f"{side} {label}: {cell.rstrip('.')}."
+    for row in rows:
+        for side, cell in zip(sides, row, strict=True):
+            if side and cell:  # a first column without a side holds what the answers are about
+                yield f"{side} {cell.rstrip('.')}." if sides[0] else f"{side} {row[0]}: {cell.rstrip('.')}."
 
 
 def _side(cell: str, lexicon: Lexicon) -> str:

@@ -41,7 +41,7 @@ GUARDS = frozenset(
         "s[-1].isalnum()",
         "token[0] not in _SIGNS and len(words) < MAX_SENTENCE",
         "not lexicon.answers or not _hinted(text)",
-        "'|' not in text and '\\t' not in text and ('  ' not in text)",
+        "not any((sign in text for sign in ('|', ';', '\\t', '  ')))",
     }
 )
 
