@@ -3,6 +3,7 @@ a run that nothing happened to. The loop, the folder, the rewards and the checkp
 that compute in microseconds."""
 
 import asyncio
+import importlib
 import json
 import random
 from types import SimpleNamespace
@@ -11,7 +12,6 @@ import pytest
 import torch
 
 from lingshu_rl import run as runs
-from lingshu_rl import train as training
 from lingshu_rl.agreement import CheckError
 from lingshu_rl.checkpoints import fault as fault_of
 from lingshu_rl.config import load_config
@@ -33,6 +33,7 @@ from lingshu_rl.types import Prompt
 from rewards import Reward, RewardResult
 from rewards.executor import Executor, RewardFailure
 
+training = importlib.import_module("lingshu_rl.train")  # the package's own name of it is the function
 STEPS, DRAWN, BROKEN = 5, 4, 2  # the step (from 0) in which something happens: two are whole before it
 PROMPTS = [
     Prompt(f"q{i}", ({"role": "user", "content": f"Is it {i}?"},), (), "yes", (), "yesno", {}) for i in range(11)
