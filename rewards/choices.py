@@ -9,16 +9,7 @@ from string import ascii_uppercase
 
 from rewards.fuzzy import nearest_option, negators
 from rewards.text import ARTICLE, drop_article, key_of_normalised, normalise
-from rewards.words import words
-
-
-def may_be_conditional(text: str) -> bool:
-    """A cheap test before `OptionSet.is_conditional`."""
-    lowered = text.lower()
-    for hint in words().conditional_ascii_hints if text.isascii() else words().conditional_hints:
-        if hint in lowered:
-            return True
-    return False
+from rewards.words import may_be_conditional, words
 
 
 @dataclass(frozen=True)
@@ -55,8 +46,8 @@ class OptionSet:
             text = re.sub(re.escape(option).replace(r"\ ", r"\s+"), " ", text, flags=re.IGNORECASE)
         return words().conditional.search(text) is not None
 
-    def key_of(self, letter: str) -> str:
-        return key_of_normalised(self.texts[self.letters.index(letter)])
+    def text_of(self, letter: str) -> str:
+        return self.texts[self.letters.index(letter)]
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9\u00c0-\u024f]+(?:\.\d+)?|[^\W_]+(?:\.\d+)?|[^\w\s]|_")
@@ -221,7 +212,7 @@ _ABBREVIATIONS = {
 
 def is_form_of(letter: str, key: str, options: OptionSet) -> bool:
     """Whether a text key is a shorter or longer form of the letter's own text, and of no other option's."""
-    own = _spelt_out(options.key_of(letter))
+    own = _spelt_out(key_of_normalised(options.text_of(letter)))
     said = _spelt_out(key)
     if not own or not said:
         return not said

@@ -11,7 +11,19 @@ from typing import Any
 from rewards.analytes import bridges, convert_analyte
 from rewards.answer import Answer, Candidate
 from rewards.base import Reward, RewardInput, RewardResult
-from rewards.claims import NOTHING, PROSE, Claim, Reader, Said, checked_read, claims_of, heard, is_disowned, settle
+from rewards.claims import (
+    NOTHING,
+    PROSE,
+    Claim,
+    Reader,
+    Said,
+    checked_read,
+    claims_of,
+    fold,
+    heard,
+    is_disowned,
+    settle,
+)
 from rewards.dates import find_dates
 from rewards.numeric_label import DEFAULT_TOLERANCE, UNIT_POLICIES, Label, LabelError, read_label
 from rewards.quantity import Quantity
@@ -74,7 +86,16 @@ class NumericUnits(Reward):
             return RewardResult(0.0, answer.status, reason=answer.reason)
         if answer.channel == "bare" and (len(answer.body) > 2 * MAX_LENGTH or answer.body.count("\n") > _BARE_LINES):
             return RewardResult(0.0, "unparsed", reason="a long text without a marked answer")
-        said = settle(answer, Reader(lambda text: _said(text, label), _last_line, _earlier_lines, raw=_raw))
+
+        def read(text: str) -> Said:
+            return _said(text, label)
+
+        def earlier(answer: Answer) -> list[Said]:
+            """In a completion without a mark every other line may veto the last one."""
+            body = lines(answer.body)[:-1] if answer.channel == "bare" else []
+            return [fold(claims_of(line), read) for line in body]
+
+        said = settle(answer, Reader(read, _last_line, earlier, raw=_raw))
         if said.status in ("timeout", "error"):
             return RewardResult(None, said.status, reason=said.reason)
         if said.status != "ok":
@@ -101,11 +122,6 @@ def _is_of_another(candidate: Candidate, answer: Answer) -> bool:
 
 def _last_line(answer: Answer) -> list[list[Claim]]:
     return [claims_of(answer.texts[0])]
-
-
-def _earlier_lines(answer: Answer) -> list[list[Claim]]:
-    """In a completion without a mark every other line may veto the last one."""
-    return [claims_of(line) for line in lines(answer.body)[:-1]] if answer.channel == "bare" else []
 
 
 def _said(text: str, label: Label) -> Said:

@@ -23,10 +23,10 @@ from rewards.claims import (
     stances,
     without_ends,
 )
-from rewards.phrases import clean_phrase, strip_leads
 from rewards.questions import Question, is_neutral, question_of
 from rewards.text import lines, normalise
 from rewards.wording import abbreviates, answer_key, as_said
+from rewards.words import clean_phrase, strip_leads
 
 SEPARATOR = re.compile(
     r"\s*(?:[,;/&+|\n、，؛،]|(?<!\w)(?:and|und|et|y|e|as well as|plus|with)(?!\w)|和|및|와|과|と|و)\s*", re.IGNORECASE

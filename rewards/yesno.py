@@ -17,6 +17,7 @@ from rewards.claims import (
     asks,
     checked_read,
     core,
+    fold,
     heard,
     is_conditional,
     is_disowned,
@@ -25,11 +26,10 @@ from rewards.claims import (
     settle,
     stances,
 )
-from rewards.phrases import clean_phrase, strip_leads
 from rewards.questions import Question, question_of
 from rewards.text import key_of_normalised, sentence_spans, strip_markup, text_key
 from rewards.wording import as_said, word_table
-from rewards.words import words
+from rewards.words import clean_phrase, strip_leads, words
 
 _LONGEST_PHRASE = 200
 _LONGEST_PROSE = 4000  # characters in which sentences are read against the question
@@ -160,15 +160,14 @@ class YesNo(Reward):
         if answer.status != "ok":
             return RewardResult(0.0, answer.status, reason=answer.reason)
         question = question_of(sample.prompt)
-        said = settle(
-            answer,
-            Reader(
-                lambda text: _read(text, question),
-                bare=_prose,
-                beside=lambda answer: () if answer.channel == "bare" else _prose(answer),
-                decides_beside=True,
-            ),
-        )
+
+        def read(text: str) -> Said:
+            return _read(text, question)
+
+        def beside(answer: Answer) -> list[Said]:
+            return [] if answer.channel == "bare" else [fold(place, read) for place in _prose(answer)]
+
+        said = settle(answer, Reader(read, bare=_prose, beside=beside, decides_beside=True))
         if said.status != "ok":
             unknown = "" if question.asked or said.status != "unparsed" else "; the prompt holds no yes or no question"
             return RewardResult(0.0, said.status, reason=said.reason + unknown)
