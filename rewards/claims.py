@@ -371,30 +371,37 @@ def settle(answer: Answer, kind: Reader) -> Said:
             return one
         if one.value is None and answer.closed:
             return Said(status="unparsed", reason=one.reason or _silence(place))
-    beside = [
-        *kind.beside(answer),
-        *(fold(place, read) for place in (*places(answer, answer.lower, kind), *_verdicts(answer))),
-    ]
+    lower = (*places(answer, answer.lower, kind), *_verdicts(answer))
+    beside = [*kind.beside(answer), *(fold(place, read) for place in lower)]
     spoken = [one for one in said if one.value is not None]
-    vetoes = [one for one in beside if one.firm and (one.value is not None or one.status == "conflict")]
     claims = [claim for place in deciding for claim in place]
     if kind.decides_beside and not spoken and not any(claim.takes_back for claim in claims):
-        spoken = [one for one in vetoes if one.status == "ok"] or vetoes
+        firm = [one for one in beside if _is_heard(one)]
+        spoken = [one for one in firm if one.status == "ok"] or firm
     if not spoken:
         return Said(status="unparsed", reason=_silence(claims))
+    return _agreed(spoken, [*said, *beside])
+
+
+def _agreed(spoken: Sequence[Said], all_said: Sequence[Said]) -> Said:
+    """The first of those that decide, where they agree and nothing that is heard contradicts it."""
     first = spoken[0]
     if first.status != "ok":
         return first
     if any(one.value != first.value for one in spoken):
         return Said(status="conflict", parsed=first.parsed, reason="different answers are given")
-    other = next((one for one in vetoes if one.value != first.value), None)
+    other = next((one for one in all_said if _is_heard(one) and one.value != first.value), None)
     if other is not None:
         return Said(
             status="conflict", parsed=first.parsed, reason=f"beside it {other.parsed or other.reason!r} is said"
         )
-    if any(one.denied & first.value for one in (*said, *beside) if one.denied):
+    if any(one.denied & first.value for one in all_said if one.denied):
         return Said(status="conflict", parsed=first.parsed, reason="the same answer is given and denied")
     return first
+
+
+def _is_heard(one: Said) -> bool:
+    return one.firm and (one.value is not None or one.status == "conflict")
 
 
 def fold(place: Sequence[Claim], read: Callable[[str], Said]) -> Said:

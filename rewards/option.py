@@ -12,7 +12,7 @@ from rewards.base import Reward, RewardInput, RewardResult
 from rewards.choices import OptionSet, option_set
 from rewards.claims import PROSE, Reader, Said, checked_read, heard, settle
 from rewards.fuzzy import nearest_option
-from rewards.phrases import Phrases, Reading, chosen, conflict
+from rewards.phrases import Phrases, Reading, chosen
 from rewards.rivals import rivals_after
 from rewards.statements import prepared, statements
 from rewards.text import text_key
@@ -75,49 +75,38 @@ class _Choice:
         self.options = options
         self.phrases = Phrases(options, multi)
         self.fuzzy = fuzzy and not multi
+        inner = Reader(
+            self.phrases.read, bare=lambda answer: (), beside=self._beside, decides_beside=True, is_whole=self._is_whole
+        )
+        self.reader, self.inner = replace(inner, read=self._claim), inner
 
     def settled(self, answer: Answer) -> Said:
-        reader = Reader(
-            self._claim if answer.closed else self._phrase,
-            bare=lambda answer: (),
-            beside=self._beside,
-            decides_beside=True,
-            is_whole=lambda text: self.phrases.read(text).exact,
-        )
         plain = prepared(answer, self.phrases)
-        said = settle(plain, reader)
+        said = settle(plain, self.reader)
         if said.status == "unparsed" and plain.rest != answer.rest and not answer.closed:
-            return settle(answer, reader)
+            return settle(answer, self.reader)
         return said
 
-    def _phrase(self, text: str) -> Said:
-        reading = self.phrases.read(text)
-        return reading if reading.value or not self.fuzzy else self._misspelt(text) or reading
+    def _is_whole(self, text: str) -> bool:
+        return self.phrases.read(text).exact
 
     def _beside(self, answer: Answer) -> Iterator[Said]:
         found = list(statements(answer, self.phrases))
-        for _, said in found:  # what is left open is no rival of itself
-            yield replace(said, value=frozenset(said.parsed)) if said.status == "conflict" and said.parsed else said
+        yield from (said for _, said in found)
         if not answer.closed and not self.phrases.multi:
             begin = min([start for start, _ in found] + [candidate.start for candidate in answer.candidates], default=0)
             for letter in rivals_after(answer.rest[begin:]) & set(self.options.letters):
                 yield Said(frozenset(letter), letter, "conflict", f"{letter} is offered after the answer")
 
     def _claim(self, text: str) -> Said:
-        """What a closed answer says: a phrase, or a sentence ("C is wrong, B is right")."""
+        """A phrase, or a sentence ("C is wrong, B is right"), which may take the phrase before it back ("B. No, it is C")."""
         reading = self.phrases.read(text)
         if reading.exact or reading.status == "conflict":
             return reading
-        if reading.value and self.options.is_conditional(text):
-            return conflict("the answer is conditional", firm=True)
-        inner = extract(text)
-        said = settle(inner, Reader(self._phrase, lambda answer: (), self._beside, decides_beside=True))
-        if reading.value:
-            # A reason may take the answer back ("B. No, the answer is C").
-            return reading if said.value in (None, reading.value) and said.status != "conflict" else said
+        said = settle(extract(text), self.inner)
         if said.value or said.status == "conflict":
             return said
-        word = read_yes_no(text) if self.options.yes_no else ""
+        word = read_yes_no(text) if self.options.yes_no and not reading.value else ""
         if word in self.options.keys:
             return chosen(self.options.keys[word])
         return (self._misspelt(text) if self.fuzzy else None) or reading

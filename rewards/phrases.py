@@ -49,7 +49,7 @@ def chosen(letters: Iterable[str], exact: bool = False, by_letter: bool = False)
 
 
 def conflict(reason: str, offered: str = "", firm: bool = False) -> Reading:
-    return Reading(None, offered, "conflict", reason, firm=firm or bool(offered))
+    return Reading(frozenset(offered) or None, offered, "conflict", reason, firm=firm or bool(offered))
 
 
 def nothing(reason: str = "") -> Reading:
@@ -225,7 +225,7 @@ class Phrases:
             reading = rule(self, named)
             if reading is not None:
                 return reading
-        return named.chosen if named.raw else nothing("more words follow the option's text")
+        return nothing("more words follow the option's text")
 
     def _asks(self, named: _Named) -> Reading | None:
         stop = _CLAUSE_STOP.search(named.rest)
@@ -275,21 +275,15 @@ class Phrases:
 
     def _offers(self, named: _Named) -> Reading | None:
         """The same sentence offers another option ("B, or maybe C")."""
-        is_hedged = self._is_hedged(frozenset(named.letter), named.rest)
-        return conflict(f"{named.letter} is offered beside another option") if is_hedged else None
-
-    def _is_hedged(self, letters: frozenset[str], rest: str) -> bool:
-        clause = _first_clause(rest)
-        if rivals_beside(clause) & set(self.options.letters) - letters:
-            return True
+        clause = _first_clause(named.rest)
+        rivals = rivals_beside(clause) & set(self.options.letters)
         for hedge in words().hedge.finditer(clause):
             tail = clause[hedge.end() :]
             other = choice_head(tail, self.options)
-            if other is not None and other[0] not in letters:
-                after = tail[other[1] :]
-                if not words().bad_verdict.match(after) and not self._is_bad_list(after):
-                    return True
-        return False
+            if other is not None and not self._is_bad_list(tail[other[1] :]):
+                rivals.add(other[0])
+        is_hedged = rivals - {named.letter}
+        return conflict(f"{named.letter} is offered beside another option") if is_hedged else None
 
     def _new_statement(self, named: _Named) -> Reading | None:
         return named.chosen if named.raw.isupper() and _NEW_STATEMENT.match(named.rest) else None
@@ -383,15 +377,10 @@ class Phrases:
 
     def _lettered(self, named: _Named) -> Reading | None:
         """A text and then a letter: "pneumonia (B)"."""
-        label = _LABEL_BEHIND.match(named.rest)
-        if label is None or label.end() == 0:
-            return None
-        head = LETTER_HEAD.match(named.rest, label.end()) or LETTER_HEAD.match(named.rest)
+        head = LETTER_HEAD.match(_LABEL_BEHIND.sub("", named.rest, count=1)) or LETTER_HEAD.match(named.rest)
         if head is None or not head.group(1).isupper() or head.group(1) not in self.options.letters:
             return None
-        ends = _PLAIN_END.fullmatch(named.rest, head.end()) is not None
-        if not ends and head.group(1) in "AI" and not head.group("close"):
-            return None
+        ends = _PLAIN_END.fullmatch(head.string, head.end()) is not None
         if head.group(1) == named.letter:
             return chosen(named.letter, exact=ends, by_letter=True)
         return conflict(f"the text of option {named.letter} with letter {head.group(1)}")
@@ -464,7 +453,7 @@ class Phrases:
         ends = (VERB, _STRONG, words().because, words().verb, words().closer)
         if not instead and not any(end.match(after) for end in ends):
             return nothing("a list that does not end")
-        return conflict("the list is hedged") if self._is_hedged(found, after) else chosen(found, by_letter=True)
+        return chosen(found, by_letter=True)
 
     def _list_end(self, rest: str) -> int:
         """Where the list of letters at the start of `rest` ends; 0 without one. 30 members are list enough."""
@@ -540,13 +529,10 @@ def _after_mark(rest: str) -> str:
 
 def _joint(rest: str, start: int) -> tuple[re.Match[str] | None, int]:
     """What joins the next member of a list: (its word, where it ends)."""
-    word = words().join_word.match(rest, start)
-    if word is not None:
-        return word, word.end()
     separator = _SEPARATOR.match(rest, start)
     assert separator is not None  # every part is optional
-    if separator.group().strip():
-        word = words().join_word.match(rest, separator.end())
+    begin = separator.end() if separator.group().strip() else start
+    word = words().join_word.match(rest, begin)
     return word, separator.end() if word is None else word.end()
 
 

@@ -61,15 +61,15 @@ _CLAUSE_END = re.compile(r";|\.\W")
 _MOST_SENTENCES = 300
 _LONGEST_LINE = 300
 _LONGEST_SENTENCE = 2000
+_LONGEST_BLOCK = 1000
 
 
 def prepared(answer: Answer, phrases: Phrases) -> Answer:
     """The answer without copies of the option list, and with cues that reach as far as their option's text does."""
     rest = _without_echo(answer.rest, phrases.options)
     plain = rest if phrases.multi else _without_headings(rest, phrases.options)
-    candidates = answer.candidates if answer.closed else _cues(plain, answer.candidates, phrases)
-    lower = [*_cues(plain, answer.lower, phrases)]
-    return replace(answer, rest=plain, candidates=tuple(candidates), lower=tuple(lower))
+    candidates, lower = (tuple(_cues(plain, found, phrases)) for found in (answer.candidates, answer.lower))
+    return replace(answer, rest=plain, candidates=candidates, lower=lower)
 
 
 def _cues(rest: str, candidates: Iterable[Candidate], phrases: Phrases) -> Iterator[Candidate]:
@@ -79,8 +79,7 @@ def _cues(rest: str, candidates: Iterable[Candidate], phrases: Phrases) -> Itera
         elif rest[candidate.start : candidate.start + 1] == _BLANK or denied_later(candidate.text):
             continue  # "Let me look at each option:" before the first of them
         elif phrases.multi and "\n" in rest[candidate.lead : candidate.start]:
-            text, end = _with_following_lines(rest, candidate)
-            yield replace(candidate, text=text, end=end)
+            yield _with_following_lines(rest, candidate)
         else:
             # The sentence may seem to end inside an option's own words ("Inj. Calcium").
             newline = rest.find("\n", candidate.start)
@@ -163,18 +162,11 @@ def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
     return "".join([*parts, text[position:]])
 
 
-def _with_following_lines(rest: str, candidate: Candidate) -> tuple[str, int]:
-    """In multi mode a heading may be followed by one option a line: (text, end)."""
-    block: list[str] = []
-    end = candidate.start
-    for line in rest[candidate.start : candidate.start + 1000].split("\n")[:27]:
-        if not line.strip():
-            break
-        block.append(strip_markup(line))
-        end += len(line) + 1
-    if len(block) < 2 or any(len(line) > 80 for line in block):
-        return candidate.text, candidate.end
-    return "; ".join(line.rstrip(".,; ") for line in block), end
+def _with_following_lines(rest: str, candidate: Candidate) -> Candidate:
+    """In multi mode a heading may be followed by one option a line."""
+    block = rest[candidate.start : candidate.start + _LONGEST_BLOCK].split("\n\n", 1)[0]
+    text = "; ".join(strip_markup(line).rstrip(".,; ") for line in block.split("\n"))
+    return replace(candidate, text=text, end=candidate.start + len(block))
 
 
 def _in_sentence(sentence: str, phrases: Phrases) -> Iterator[Reading]:

@@ -69,8 +69,6 @@ def read_yes_no(text: str) -> str:
     single, phrases = _yes_no_words()
     if len(text) <= _LONGEST_PHRASE:
         phrase = _LABEL.sub("", clean_phrase(text))
-        if phrase.endswith("?"):
-            return ""
         for plain in (str, strip_leads, core):
             if (said := phrases.get(key_of_normalised(plain(phrase)))) is not None:
                 return said
