@@ -16,7 +16,6 @@ from importlib import resources
 from typing import Any
 
 from rewards.answer import Answer, Candidate, extract
-from rewards.base import RewardInput
 from rewards.text import normalise, sentence_spans
 from rewards.words import clean_phrase, may_be_conditional, strip_leads, words
 
@@ -312,13 +311,13 @@ def checked_read(read: str) -> str:
     return read
 
 
-def heard(sample: RewardInput, read: str = PROSE, prepare: Callable[[str], str] = str) -> Answer:
-    """Where the sample's answer stands. status: of `extract`, or "truncated".
+def heard(completion: str, read: str = PROSE, truncated: bool = False) -> Answer:
+    """Where the answer of a completion stands. status: of `extract`, or "truncated".
 
     read: "prose" takes every channel; "closed" only a tag, a box, a JSON answer, or a line that is the whole completion.
     """
-    answer = extract(prepare(sample.completion))
-    if sample.truncated and not answer.closed:
+    answer = extract(completion)
+    if truncated and not answer.closed:
         return Answer("truncated", reason="cut at the length limit before a closed answer")
     if read == PROSE or answer.status != "ok" or answer.closed:
         return answer

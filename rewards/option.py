@@ -8,19 +8,20 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.answer import Answer, extract
-from rewards.base import Reward, RewardInput, RewardResult
+from rewards.base import RewardInput, RewardResult
 from rewards.choices import OptionSet, option_set
-from rewards.claims import PROSE, Reader, Said, checked_read, heard, settle
+from rewards.claims import PROSE, Reader, Said, settle
 from rewards.fuzzy import nearest_option
 from rewards.phrases import Phrases, Reading, chosen
 from rewards.rivals import rivals_after
+from rewards.short import ShortAnswer
 from rewards.statements import prepared, statements
 from rewards.text import text_key
 from rewards.words import clean_phrase
 from rewards.yesno import read_yes_no
 
 
-class OptionLetter(Reward):
+class OptionLetter(ShortAnswer):
     """1 when the completion commits to exactly the gold option (or set of options), else 0.
 
     gold: a letter, an option's text, or both ("B. Pneumonia"); with `meta["multi"]` a run or list of them, compared as
@@ -32,40 +33,23 @@ class OptionLetter(Reward):
     name = "option"
 
     def __init__(self, fuzzy: bool = False, read: str = PROSE) -> None:
+        super().__init__(read)
         self.fuzzy = fuzzy
-        self.read = checked_read(read)
 
-    def check_gold(self, sample: RewardInput) -> str | None:
-        problem = _options_problem(tuple(sample.options))
-        if problem is not None:
-            return problem
-        try:
-            _gold_letters(sample.gold, option_set(tuple(sample.options)), bool(sample.meta.get("multi")))
-        except ValueError as error:
-            return str(error)
-        return None
+    def label(self, sample: RewardInput) -> frozenset[str]:
+        return _gold_letters(sample.gold, _options(sample), bool(sample.meta.get("multi")))
 
-    def score(self, sample: RewardInput) -> RewardResult:
-        raw = tuple(sample.options)
-        problem = _options_problem(raw)
-        if problem is not None:
-            return RewardResult(None, "gold_invalid", reason=problem)
-        options = option_set(raw)
-        multi = bool(sample.meta.get("multi"))
-        try:
-            gold = _gold_letters(sample.gold, options, multi)
-        except ValueError as error:
-            return RewardResult(None, "gold_invalid", reason=str(error))
+    def said(self, answer: Answer, sample: RewardInput, label: frozenset[str]) -> Said:
+        said = _Choice(_options(sample), bool(sample.meta.get("multi")), self.fuzzy).settled(answer)
+        return replace(said, reason=f"read from {answer.channel}") if said.status == "ok" else said
 
-        answer = heard(sample, self.read)
-        if answer.status != "ok":
-            return RewardResult(0.0, answer.status, reason=answer.reason)
-        said = _Choice(options, multi, self.fuzzy).settled(answer)
-        if said.status != "ok":
-            return RewardResult(0.0, said.status, reason=said.reason)
-        right = said.value == gold
-        reason = f"read from {answer.channel}" if right else f"{said.parsed} is not {''.join(sorted(gold))}"
-        return RewardResult(float(right), parsed=said.parsed, reason=reason)
+    def judged(self, said: Said, label: frozenset[str]) -> RewardResult:
+        right = said.value == label
+        return RewardResult(
+            float(right),
+            parsed=said.parsed,
+            reason=said.reason if right else f"{said.parsed} is not {''.join(sorted(label))}",
+        )
 
 
 class _Choice:
@@ -131,11 +115,16 @@ def _options_problem(options: tuple[str, ...]) -> str | None:
     return None
 
 
+def _options(sample: RewardInput) -> OptionSet:
+    raw = tuple(sample.options)
+    if problem := _options_problem(raw):
+        raise ValueError(problem)
+    return option_set(raw)
+
+
 def gold_letters(sample: RewardInput) -> frozenset[str]:
     """The letters of a row's label, which may be written in every form that `OptionLetter` takes. Raises ValueError."""
-    if problem := _options_problem(tuple(sample.options)):
-        raise ValueError(problem)
-    options, multi = option_set(tuple(sample.options)), sample.meta.get("multi") is True
+    options, multi = _options(sample), sample.meta.get("multi") is True
     try:
         return _gold_letters(sample.gold, options, multi)
     except ValueError:

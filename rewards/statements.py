@@ -84,9 +84,8 @@ def _cues(rest: str, candidates: Iterable[Candidate], phrases: Phrases) -> Itera
             # The sentence may seem to end inside an option's own words ("Inj. Calcium").
             newline = rest.find("\n", candidate.start)
             line = rest[candidate.start : newline if newline >= 0 else len(rest)][:MAX_PHRASE]
-            longer = text_head(line, phrases.options)
-            is_longer = longer is not None and longer[1] > len(candidate.text)
-            yield replace(candidate, text=line[: longer[1]]) if is_longer else candidate
+            _, end = text_head(line, phrases.options) or ("", 0)
+            yield replace(candidate, text=line[:end]) if end > len(candidate.text) else candidate
 
 
 def statements(answer: Answer, phrases: Phrases) -> Iterator[Statement]:
