@@ -244,7 +244,7 @@ def _claim(text: str, takes_back: str) -> Claim:
 
 
 def asks(sentence: str) -> bool:
-    return "?" in sentence and sentence.rstrip(" *_)\"'").endswith("?")
+    return "?" in sentence and sentence.rstrip(" .*_)\"'").endswith("?")
 
 
 Raw = Callable[[Candidate, Answer], str]

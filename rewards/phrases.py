@@ -66,6 +66,7 @@ _ARABIC_LONE = re.compile(r"\W{0,3}(أ|ا|ب|ج|د|هـ|ه)\W{0,3}")
 _LOWER_LIST = re.compile(r"\(?[a-z]\)?(?:(?:\s?[,;/&+]\s?|\s)(?:(?:and|or)\s)?\(?[a-z]\)?)+[.\s]*")
 _LETTER_RUN = re.compile(r"[\s(\[{]*([A-Z]{2,26})[\s)\]}.!。]*")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
+_LONE_CAPITAL = re.compile(r"[B-HJ-Z][.)]?")
 _STRONG = re.compile(r"\s*[.):,;\-–—=>→|/]+\s*")
 _PLAIN_END = re.compile(r"[\s.,;:!)\]}>*\"'”’」。、]*")
 _NUMBER = re.compile(r"[-−–+<>≤≥=~.]{0,3}\d")
@@ -156,7 +157,7 @@ class Phrases:
         """The phrase is exactly an option's text, or exactly one letter."""
         key, keys = key_of_normalised(text), self.options.keys
         by_text = keys.get(key) or keys.get(key_of_normalised(drop_article(text))) or keys.get(tight(key))
-        if by_text and text.endswith("?") and not self.options.text_of(by_text).endswith("?"):
+        if by_text and text.rstrip(" .").endswith("?") and not self.options.text_of(by_text).endswith("?"):
             return nothing("a question is no answer")
         letter = _lone_letter(text)
         if by_text and letter not in ("", by_text) and letter in self.options.letters:
@@ -280,7 +281,9 @@ class Phrases:
         for hedge in words().hedge.finditer(clause):
             tail = clause[hedge.end() :]
             other = choice_head(tail, self.options)
-            if other is not None and not self._is_bad_list(tail[other[1] :]):
+            if other is None:
+                rivals |= {tail[:1]} if _LONE_CAPITAL.fullmatch(tail) else set()  # an option that is not there
+            elif not self._is_bad_list(tail[other[1] :]):
                 rivals.add(other[0])
         is_hedged = rivals - {named.letter}
         return conflict(f"{named.letter} is offered beside another option") if is_hedged else None
