@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -39,6 +40,7 @@ class LabelSet(ShortAnswer):
     gold: a list of labels, or a text that separates them by commas, semicolons, pipes or line breaks; an empty list and
     ["No Finding"] both mean that no label applies, which the completion has to say ("none", "normal", []).
     Read: lists in lines, commas, pipes or numbers, keyed lists ("edema: 1"), JSON lists and objects.
+    components: precision, recall and F1 of the row, without the cost of wrong labels.
     `meta["synonyms"]` maps a label to other names. A label that is denied ("no effusion", "effusion: 0") is not named.
     read: "prose" reads all of a completion, "closed" only marked answers (see `rewards.claims.heard`).
     """
@@ -79,7 +81,36 @@ class LabelSet(ShortAnswer):
             2 * max(0.0, hits - self.wrong_cost * wrong) / (len(named) + len(gold)),
             parsed=said.parsed,
             reason=f"{hits} right, {wrong} wrong, {len(gold - named)} missed",
+            components={
+                "label_precision": hits / len(named),
+                "label_recall": hits / len(gold),
+                "label_f1": 2 * hits / (len(named) + len(gold)),
+            },
         )
+
+
+def label_scores(answers: Iterable[tuple[Any, Iterable[str]]]) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of each label over many answers, and n, how often it is right; most frequent first.
+
+    answers: the label of a row as its data gives it, and what was read (`RewardResult.parsed`; nothing for an unread
+    answer, which misses all). A label that is never named has precision 0.
+    """
+    right, named, wanted = Counter[str](), Counter[str](), Counter[str]()
+    for label, read in answers:
+        gold = _known(tuple(_label_texts(label) or ()), ()).gold
+        said = set(read)
+        wanted.update(gold)
+        named.update(said)
+        right.update(gold & said)
+    return {
+        key: {
+            "n": n,
+            "precision": right[key] / max(1, named[key]),
+            "recall": right[key] / max(1, n),
+            "f1": 2 * right[key] / (named[key] + n),
+        }
+        for key, n in sorted(((key, wanted[key]) for key in wanted | named), key=lambda item: (-item[1], item[0]))
+    }
 
 
 @dataclass(frozen=True)
