@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -341,7 +341,7 @@ def _verdicts(answer: Answer) -> Iterable[list[Claim]]:
 # -------------------------------------------------------------------------------------------------------------- settle
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Reader:
     """How one kind of question reads an answer.
 
@@ -362,7 +362,7 @@ def settle(answer: Answer, kind: Reader) -> Said:
     """What the answer says: its deciding places agree, and no lower one says something else."""
     if len(answer.candidates) + len(answer.lower) > _MOST_CLAIMS:
         return Said(status="conflict", reason="too many answers")
-    read = lru_cache(maxsize=None)(kind.read)
+    read = _Memo(kind.read).__getitem__
     deciding = kind.bare(answer) if answer.channel == "bare" else places(answer, answer.candidates, kind)
     said = [fold(place, read) for place in deciding]
     for place, one in zip(deciding, said, strict=True):
@@ -380,6 +380,17 @@ def settle(answer: Answer, kind: Reader) -> Said:
     if not spoken:
         return Said(status="unparsed", reason=_silence(claims))
     return _agreed(spoken, [*said, *beside])
+
+
+class _Memo(dict[str, Said]):
+    """What was read of each text."""
+
+    def __init__(self, read: Callable[[str], Said]) -> None:
+        self.read = read
+
+    def __missing__(self, text: str) -> Said:
+        said = self[text] = self.read(text)
+        return said
 
 
 def _agreed(spoken: Sequence[Said], all_said: Sequence[Said]) -> Said:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from rewards.answer import Answer, extract
 from rewards.base import RewardInput, RewardResult
 from rewards.choices import OptionSet, option_set
-from rewards.claims import PROSE, Reader, Said, settle
+from rewards.claims import PROSE, Claim, Reader, Said, settle
 from rewards.fuzzy import nearest_option
 from rewards.phrases import Phrases, Reading, chosen
 from rewards.rivals import rivals_after
@@ -41,7 +40,7 @@ class OptionLetter(ShortAnswer):
 
     def said(self, answer: Answer, sample: RewardInput, label: frozenset[str]) -> Said:
         said = _Choice(_options(sample), bool(sample.meta.get("multi")), self.fuzzy).settled(answer)
-        return replace(said, reason=f"read from {answer.channel}") if said.status == "ok" else said
+        return Said(said.value, said.parsed, reason=f"read from {answer.channel}") if said.status == "ok" else said
 
     def judged(self, said: Said, label: frozenset[str]) -> RewardResult:
         right = said.value == label
@@ -52,6 +51,10 @@ class OptionLetter(ShortAnswer):
         )
 
 
+def _nowhere(answer: Answer) -> tuple[list[Claim], ...]:
+    return ()
+
+
 class _Choice:
     """How answers are read against a set of options."""
 
@@ -59,13 +62,13 @@ class _Choice:
         self.options = options
         self.phrases = Phrases(options, multi)
         self.fuzzy = fuzzy and not multi
-        inner = Reader(
-            self.phrases.read, bare=lambda answer: (), beside=self._beside, decides_beside=True, is_whole=self._is_whole
+        self.reader, self.inner = (
+            Reader(read, _nowhere, self._beside, decides_beside=True, is_whole=self._is_whole)
+            for read in (self._claim, self.phrases.read)
         )
-        self.reader, self.inner = replace(inner, read=self._claim), inner
 
     def settled(self, answer: Answer) -> Said:
-        plain = prepared(answer, self.phrases)
+        plain = prepared(answer, self.phrases) if answer.rest.strip() else answer
         said = settle(plain, self.reader)
         if said.status == "unparsed" and plain.rest != answer.rest and not answer.closed:
             return settle(answer, self.reader)
@@ -75,7 +78,7 @@ class _Choice:
         return self.phrases.read(text).exact
 
     def _beside(self, answer: Answer) -> Iterator[Said]:
-        found = list(statements(answer, self.phrases))
+        found = list(statements(answer, self.phrases)) if answer.rest.strip() else []
         yield from (said for _, said in found)
         if not answer.closed and not self.phrases.multi:
             begin = min([start for start, _ in found] + [candidate.start for candidate in answer.candidates], default=0)

@@ -128,8 +128,15 @@ class Phrases:
     def __init__(self, options: OptionSet, multi: bool = False) -> None:
         self.options = options
         self.multi = multi
+        self._known: dict[str, Reading] = {}
 
     def read(self, phrase: str) -> Reading:
+        reading = self._known.get(phrase)
+        if reading is None:
+            reading = self._known[phrase] = self._phrase(phrase)
+        return reading
+
+    def _phrase(self, phrase: str) -> Reading:
         if len(phrase) > MAX_PHRASE:
             return nothing()
         if phrase[:1] == ">" and (by_text := self.options.keys.get(key_of_normalised(phrase))):
@@ -156,7 +163,9 @@ class Phrases:
     def _whole(self, text: str) -> Reading | None:
         """The phrase is exactly an option's text, or exactly one letter."""
         key, keys = key_of_normalised(text), self.options.keys
-        by_text = keys.get(key) or keys.get(key_of_normalised(drop_article(text))) or keys.get(tight(key))
+        by_text = keys.get(key) or (
+            keys.get(key_of_normalised(drop_article(text))) or keys.get(tight(key)) if " " in key else None
+        )
         if by_text and text.rstrip(" .").endswith("?") and not self.options.text_of(by_text).endswith("?"):
             return nothing("a question is no answer")
         letter = _lone_letter(text)

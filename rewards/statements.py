@@ -69,6 +69,8 @@ def prepared(answer: Answer, phrases: Phrases) -> Answer:
     rest = _without_echo(answer.rest, phrases.options)
     plain = rest if phrases.multi else _without_headings(rest, phrases.options)
     candidates, lower = (tuple(_cues(plain, found, phrases)) for found in (answer.candidates, answer.lower))
+    if (plain, candidates, lower) == (answer.rest, answer.candidates, answer.lower):
+        return answer
     return replace(answer, rest=plain, candidates=candidates, lower=lower)
 
 
@@ -123,12 +125,14 @@ def statements(answer: Answer, phrases: Phrases) -> Iterator[Statement]:
         for reading in _in_sentence(sentence, phrases):
             taken.add(index)
             is_announced = is_announced or bool(reading.value)
-            yield start, replace(reading, firm=reading.firm or not answer.closed)
+            yield start, reading if reading.firm or answer.closed else replace(reading, firm=True)
     blocks = [(cue.start, cue.end) for cue in cues] if phrases.multi else []
     bare = list(_bare_lines(_blanked(rest, blocks), phrases))
     if spans and not phrases.multi and LETTER_ALONE.fullmatch(last := rest[slice(*spans[-1])]) and last.isupper():
         bare.append((spans[-1][0], phrases.read(last)))
-    yield from ((start, reading if is_announced else replace(reading, firm=True)) for start, reading in bare)
+    yield from (
+        (start, reading if reading.firm or is_announced else replace(reading, firm=True)) for start, reading in bare
+    )
     taken |= {at(start) for start, _ in bare}
     left = [index for index in range(len(spans)) if index not in taken]
     if len(left) == 1 and left[0] in usable and not phrases.multi:
