@@ -370,7 +370,7 @@ def settle(answer: Answer, kind: Reader) -> Said:
             return one
         if one.value is None and answer.closed:
             return Said(status="unparsed", reason=one.reason or _silence(place))
-    lower = (*places(answer, answer.lower, kind), *_verdicts(answer))
+    lower = (*places(answer, answer.lower, kind), *(() if kind.decides_beside else _verdicts(answer)))
     beside = [*kind.beside(answer), *(fold(place, read) for place in lower)]
     spoken = [one for one in said if one.value is not None]
     claims = [claim for place in deciding for claim in place]
