@@ -26,6 +26,7 @@ class OptionSet:
     conditional: tuple[str, ...]
     only_letters: bool  # the texts are not known
     letter_alone: re.Pattern[str]
+    sure_letters: frozenset[str]  # no option's text is one of them
 
     def mentions(self, text: str) -> list[int]:
         """Where `text` has an option's letter on its own or an option's text, unsorted. A cheap first test."""
@@ -79,7 +80,7 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     texts = unlettered(tuple(" ".join(normalise(option).split()) for option in options))
     if texts == tuple(letters):
         alone = re.compile(rf"(?<![A-Za-z0-9])[A-{letters[-1]}](?![A-Za-z0-9])")
-        return OptionSet(texts, (), letters, {}, {}, 0, False, (), True, alone)
+        return OptionSet(texts, (), letters, {}, {}, 0, False, (), True, alone, frozenset(letters))
     keys: dict[str, str] = {}
     shared: set[str] = set()
     for letter, text in zip(letters, texts, strict=True):
@@ -109,6 +110,7 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
         conditional,
         False,
         re.compile(rf"(?<![A-Za-z0-9])[A-{letters[-1]}](?![A-Za-z0-9])"),
+        frozenset(letter for letter in letters if letter.lower() not in keys and letter.lower() not in shared),
     )
 
 

@@ -137,6 +137,8 @@ class Phrases:
         return reading
 
     def _phrase(self, phrase: str) -> Reading:
+        if phrase in self.options.sure_letters:
+            return chosen(phrase, exact=True, by_letter=True)
         if len(phrase) > MAX_PHRASE:
             return nothing()
         if phrase[:1] == ">" and (by_text := self.options.keys.get(key_of_normalised(phrase))):
@@ -296,9 +298,6 @@ class Phrases:
                 rivals.add(other[0])
         is_hedged = rivals - {named.letter}
         return conflict(f"{named.letter} is offered beside another option") if is_hedged else None
-
-    def _new_statement(self, named: _Named) -> Reading | None:
-        return named.chosen if named.raw.isupper() and _NEW_STATEMENT.match(named.rest) else None
 
     # ------------------------------------------------------------------------------------------- behind a letter alone
 
@@ -514,7 +513,7 @@ _Rule = Callable[[Phrases, _Named], Reading | None]
 _P = Phrases
 _AFTER_LETTER: tuple[_Rule, ...] = (
     _P._asks, _P._ends, _P._denied_behind, _P._preferred, _P._portuguese, _P._listed, _P._paired, _P._hedged_end,
-    _P._second_thought, _P._rejects, _P._offers, _P._new_statement, _P._called_right, _P._closes, _P._foreign, _P._loose, _P._marked,
+    _P._second_thought, _P._rejects, _P._offers, _P._called_right, _P._closes, _P._foreign, _P._loose, _P._marked,
 )  # fmt: skip
 _AFTER_TEXT: tuple[_Rule, ...] = (
     _P._asks, _P._ends, _P._closes, _P._second_thought, _P._denied_behind, _P._preferred, _P._lettered, _P._joined, _P._rejects,

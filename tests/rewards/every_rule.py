@@ -55,6 +55,11 @@ MOST_CASES = 5000  # graded again for one branch
 GUARDS = frozenset(
     {
         "text.isascii()",
+        "kind.decides_beside",
+        "' ' in key",
+        "phrase in self.options.sure_letters",
+        "(plain, candidates, lower) == (answer.rest, answer.candidates, answer.lower)",
+        "answer.rest.strip()",
         "token.isascii()",
         "plain.isascii()",
         "not text.isascii()",
