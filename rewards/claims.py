@@ -46,9 +46,9 @@ _BEHIND = 2000  # characters after an answer in which it may be taken back
 class Claim:
     """What a place says in one go.
 
-    stance: asserted | asked | conditional | disowned (another's view, or doubted) | open (undecided). takes_back: "retracts" when it takes
-    back all that its place said before, "reconsiders" and "disputes" when it does so only by saying something else; "disputes" in a
-    sentence of its own, and "offers", leave both standing.
+    stance: asserted | asked | conditional | disowned (another's view, or doubted) | open (undecided).
+    takes_back: "retracts" when it takes back all that its place said before, "reconsiders" and "disputes" when it does so
+    only by saying something else; "disputes" in a sentence of its own, and "offers", leave both standing.
     """
 
     text: str
@@ -285,7 +285,7 @@ _CONTRADICTS = re.compile(r"no,\s+", re.IGNORECASE)
 
 
 def _behind(text: str) -> Iterable[Claim]:
-    """Sentences after an answer that begin by taking it back; a mere second thought ("Actually, ...") only disputes it."""
+    """Sentences after an answer that begin by taking it back; a second thought ("Actually, ...") only disputes it."""
     if not text.strip():
         return
     for start, end in sentence_spans(text):

@@ -112,7 +112,7 @@ def _last_line(answer: Answer) -> list[list[Claim]]:
 
 
 def _beside(answer: Answer, read: Callable[[str], Said]) -> list[Said]:
-    """Lines that may veto: all but the last one of a completion without a mark, else the first or last, if it is a quantity."""
+    """Lines that may veto: without a mark all but the last one, else the first or last one that is a quantity."""
     body = lines(answer.rest)
     if answer.channel == "bare":
         return [fold(claims_of(line), read) for line in body[:-1]]

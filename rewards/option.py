@@ -86,7 +86,7 @@ class _Choice:
                 yield Said(frozenset(letter), letter, "conflict", f"{letter} is offered after the answer")
 
     def _claim(self, text: str) -> Said:
-        """A phrase, or a sentence ("C is wrong, B is right"), which may take the phrase before it back ("B. No, it is C")."""
+        """A phrase, or a sentence ("C is wrong, B is right"), which may take the phrase back ("B. No, it is C")."""
         reading = self.phrases.read(text)
         if reading.exact or reading.status == "conflict":
             return reading

@@ -1,4 +1,4 @@
-"""What all short answers have in common: the label is read, the answer is heard and settled, and the two are compared."""
+"""What all short answers share: the label is read, the answer heard and settled, and the two are compared."""
 
 from __future__ import annotations
 
