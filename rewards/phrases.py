@@ -512,13 +512,36 @@ class Phrases:
 _Rule = Callable[[Phrases, _Named], Reading | None]
 _P = Phrases
 _AFTER_LETTER: tuple[_Rule, ...] = (
-    _P._asks, _P._ends, _P._denied_behind, _P._preferred, _P._portuguese, _P._listed, _P._paired, _P._hedged_end,
-    _P._second_thought, _P._rejects, _P._offers, _P._called_right, _P._closes, _P._foreign, _P._loose, _P._marked,
-)  # fmt: skip
+    _P._asks,
+    _P._ends,
+    _P._denied_behind,
+    _P._preferred,
+    _P._portuguese,
+    _P._listed,
+    _P._paired,
+    _P._hedged_end,
+    _P._second_thought,
+    _P._rejects,
+    _P._offers,
+    _P._called_right,
+    _P._closes,
+    _P._foreign,
+    _P._loose,
+    _P._marked,
+)
 _AFTER_TEXT: tuple[_Rule, ...] = (
-    _P._asks, _P._ends, _P._closes, _P._second_thought, _P._denied_behind, _P._preferred, _P._lettered, _P._joined, _P._rejects,
-    _P._offers, _P._new_clause,
-)  # fmt: skip
+    _P._asks,
+    _P._ends,
+    _P._closes,
+    _P._second_thought,
+    _P._denied_behind,
+    _P._preferred,
+    _P._lettered,
+    _P._joined,
+    _P._rejects,
+    _P._offers,
+    _P._new_clause,
+)
 
 
 def _named(head: re.Match[str], text: str, depth: int) -> _Named:

@@ -125,7 +125,7 @@ def statements(answer: Answer, phrases: Phrases) -> Iterator[Statement]:
         for reading in _in_sentence(sentence, phrases):
             taken.add(index)
             is_announced = is_announced or bool(reading.value)
-            yield start, reading if reading.firm or answer.closed else replace(reading, firm=True)
+            yield start, reading if reading.firm else replace(reading, firm=True)
     blocks = [(cue.start, cue.end) for cue in cues] if phrases.multi else []
     bare = list(_bare_lines(_blanked(rest, blocks), phrases))
     if spans and not phrases.multi and LETTER_ALONE.fullmatch(last := rest[slice(*spans[-1])]) and last.isupper():

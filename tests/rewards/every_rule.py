@@ -55,6 +55,7 @@ MOST_CASES = 5000  # graded again for one branch
 GUARDS = frozenset(
     {
         "text.isascii()",
+        "reading.firm",
         "kind.decides_beside",
         "' ' in key",
         "phrase in self.options.sure_letters",
