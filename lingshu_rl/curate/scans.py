@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from lingshu_rl.images import UnreadablePicture, opened
+
 PSEUDONYM_KEY_ENV = "LINGSHU_RL_PSEUDONYM_KEY"  # secret of the keyed hashes; set it where ids must not be guessable
 PLANES = ("sagittal", "coronal", "axial")  # NIfTI axes in RAS+ order
 FRAMES = ("middle", "first", "all")
@@ -145,16 +147,14 @@ def patient_by_pattern(place: str, options: ScanOptions) -> str:
 
 def windowed(file: Path, window: tuple[float, ...]) -> bytes | None:
     """A picture of over 8 bits a channel as PNG of 8 bits; None where it has no more, or no window is given."""
-    from PIL import Image, UnidentifiedImageError
-
     if not window:
         return None
     try:
-        with Image.open(file) as picture:
+        with opened(file) as picture:
             if not picture.mode.startswith(("I", "F")):
                 return None
             values = np.asarray(picture, dtype=np.float64)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+    except UnreadablePicture:
         return None  # the steps that decode pictures say so with their reason
     centre, width = window
     return encoded(scaled(values, centre - width / 2, centre + width / 2))

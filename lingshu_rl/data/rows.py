@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.images import DEFAULT_BUDGET, Budget, Picture
+from lingshu_rl.images import DEFAULT_BUDGET, FORMATS, PHONE, Budget, Picture, upright
 from lingshu_rl.types import Prompt
 from rewards.kinds import LETTERS, find
 from rewards.rows import FIELDS, LabelCheck, RowError, read_row
@@ -102,15 +102,17 @@ def full_path(image: str | Path, folder: str | Path) -> str:
 
 
 def _kept(image: Any) -> bytes:
-    """A PIL image as a file of the same pixels, its EXIF beside them."""
+    """A PIL image as a file of the same pixels, turned upright."""
+    if getattr(image, "format", None) not in (None, PHONE, *FORMATS):
+        raise RowError(f"an image of format {image.format}: it must be one of {', '.join(FORMATS)}")
     if getattr(image, "n_frames", 1) > 1:
         raise RowError(f"an image of {image.n_frames} frames: choose one")
     buffer = io.BytesIO()
     try:
+        image = upright(image)
         if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-            image.convert("RGB").save(buffer, format="PNG", exif=image.getexif())
-        else:
-            image.save(buffer, format="PNG", exif=image.getexif())
+            image = image.convert("RGB")
+        image.save(buffer, format="PNG")
     except Exception as error:  # a truncated file, no pixels, floating-point pixels: Pillow's own reasons
         raise RowError(f"an image cannot be read: {type(error).__name__}: {error}") from None
     return buffer.getvalue()

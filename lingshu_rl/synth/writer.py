@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import io
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lingshu_rl.chat import Answer, Attempts, EndpointError, api_url, bearer
+from lingshu_rl.images import opened
 from lingshu_rl.runfolder import write_text
 
 CHARACTERS_PER_TOKEN = 4  # of English; good for a cost estimate, not for a limit
@@ -150,10 +150,8 @@ class Estimator:
 
 
 def image_tokens(image: bytes) -> int:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(image)) as opened:
-        return math.ceil(opened.width * opened.height / PIXELS_PER_IMAGE_TOKEN)
+    with opened(image) as picture:
+        return math.ceil(picture.width * picture.height / PIXELS_PER_IMAGE_TOKEN)
 
 
 def request_name(config: WriterConfig, messages: Sequence[dict[str, str]], images: Sequence[bytes], seed: int) -> str:
