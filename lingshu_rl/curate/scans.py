@@ -22,6 +22,8 @@ from lingshu_rl.images import UnreadablePicture, opened
 
 PSEUDONYM_KEY_ENV = "LINGSHU_RL_PSEUDONYM_KEY"  # secret of the keyed hashes; set it where ids must not be guessable
 PLANES = ("sagittal", "coronal", "axial")  # NIfTI axes in RAS+ order
+MOST_STRETCHED = 100  # a pixel's longer side over its shorter one
+TOLD = 500  # characters of a decoder's own words in a message
 FRAMES = ("middle", "first", "all")
 PICTURES = (
     ".png",
@@ -121,12 +123,20 @@ def scan_files(path: Path, kind: str) -> Iterable[Path]:
 
 
 def read_scan(file: Path, options: ScanOptions, place: str = "") -> Iterator[Picture]:
-    """place: the file's path below its source, of which ids are made; its name by default. Raises ScanError."""
+    """place: the file's path below its source, of which ids are made; its name by default. Raises ScanError, whatever is
+    wrong with the file: nothing of what it claims is reserved before it is known to be there.
+    """
     from lingshu_rl.curate.dicom import read_dicom
     from lingshu_rl.curate.nifti import read_nifti
 
     read = read_nifti if scan_kind(file) == "nifti" else read_dicom
-    return read(file, options, place or file.name)
+    try:
+        yield from read(file, options, place or file.name)
+    except ScanError:
+        raise
+    except Exception as error:  # damage shows as errors of pydicom, nibabel, a decoder, zlib, numpy or Python itself
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ScanError(f"{file}: cannot be read: {told[:TOLD]}") from error
 
 
 def pseudonym(text: str) -> str:
@@ -167,12 +177,14 @@ def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def square(pixels: np.ndarray, row_mm: float, column_mm: float) -> np.ndarray:
-    """The picture with square pixels of the smaller spacing."""
+    """The picture with square pixels of the smaller spacing. Raises ScanError where one is many times the other."""
     if not row_mm or abs(row_mm / column_mm - 1) < 0.01:
         return pixels
     import cv2
 
     step = min(row_mm, column_mm)
+    if not max(row_mm, column_mm) < MOST_STRETCHED * step:
+        raise ScanError(f"pixels of {row_mm:g} x {column_mm:g} mm, which no scanner makes")
     height, width = round(pixels.shape[0] * row_mm / step), round(pixels.shape[1] * column_mm / step)
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
 
