@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,26 @@ from lingshu_rl.types import Prompt
 from rewards.kinds import LETTERS, find
 from rewards.rows import FIELDS, LabelCheck, RowError, read_row
 
-__all__ = ["FIELDS", "FULL_FRAME", "LETTERS", "RowError", "instruction_text", "row_to_prompt"]
+__all__ = ["FIELDS", "FULL_FRAME", "LETTERS", "RowError", "instruction_text", "refusing", "row_to_prompt"]
 
 FULL_FRAME = (
     "Think step by step about the image and the question inside <think> and </think>, "
     "then give the final answer inside <answer> and </answer>. The final answer is {form}."
 )
+
+
+@contextmanager
+def refusing(*told: type[Exception]) -> Iterator[None]:
+    """Around what is done with one record: whatever its content leads to is a RowError, so that it costs this record alone.
+
+    told: refusals of other kinds, which stay what they are; so do errors of the system (a full disk).
+    """
+    try:
+        yield
+    except Exception as error:  # content of any form: wrong types, endless numbers, brackets in brackets
+        if isinstance(error, (RowError, OSError, *told)):
+            raise
+        raise RowError(f"it cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
 
 
 def instruction_text(instruction: str, kind: str, multi: bool = False) -> str:
