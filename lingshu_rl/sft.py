@@ -29,6 +29,7 @@ from lingshu_rl.examples import TARGETS, Examples, completion_fault
 from lingshu_rl.fingerprint import Fingerprints, text_hash
 from lingshu_rl.folders import own
 from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget
+from lingshu_rl.markup import table_line
 from lingshu_rl.optimizers import Place, build_optimizer, check_optimizer
 from lingshu_rl.progress import Progress
 from lingshu_rl.rewarding import reward_of
@@ -611,7 +612,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         gain = row.get("gain")
         said = f"{gain['points']:+.1f} ({gain['ci95'][0]:+.1f} to {gain['ci95'][1]:+.1f})" if gain else ""
         blank = _share(row["blank_image"]) if row.get("blank_image") else ""
-        lines.append(f"| {row['stage']} | {_share(row)} | {said} | {blank} | {row['n']} |")
+        lines.append(table_line([row["stage"], _share(row), said, blank, str(row["n"])]))
     return "\n".join(lines) + "\n"
 
 

@@ -26,6 +26,7 @@ from lingshu_rl.data.sources import (
     source_path,
     usual_layout,
 )
+from lingshu_rl.markup import encodable
 
 SCANS = ("dicom", "nifti")
 ImageSink = Callable[[bytes], "str | bytes"]
@@ -166,19 +167,14 @@ def _scans(path: Path, kind: str, options: ScanOptions) -> Iterator[tuple[str, A
     found_any = False
     for file in scan_files(path, kind):
         found_any = True
-        place = _printable(file.relative_to(path).as_posix() if file != path else file.name)
+        place = encodable(file.relative_to(path).as_posix() if file != path else file.name)
         try:
             for picture in read_scan(file, options, place):
                 yield f"{place}{picture.place}", {**picture.fields, "images": [picture.png], "meta": picture.facts}
         except ScanError as error:
-            yield place, Record(place, None, error.reason, _printable(str(error)))
+            yield place, Record(place, None, error.reason, encodable(str(error)))
     if not found_any:
         raise SourceError(f"{path}: no {kind} files")
-
-
-def _printable(text: str) -> str:
-    """Bytes of a file's name that are no UTF-8, written out: side files and ids are texts."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
