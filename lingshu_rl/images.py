@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lingshu_rl.volumes import View, content_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -104,6 +107,21 @@ class Picture:
             return str(error)
         return f"image {self.told} is fully transparent: it shows nothing; save it without alpha" if hidden else None
 
+    @property
+    def file(self) -> str:
+        """The file or folder that it is from; "" for bytes."""
+        if isinstance(self.source, bytes):
+            return ""
+        view = View.of(self.source)
+        return view.file if view is not None else self.source
+
+    @property
+    def content(self) -> tuple[str, int] | bytes:
+        """What tells it from another one without being read: bytes as they are, or a file's name and size."""
+        if isinstance(self.source, bytes):
+            return hashlib.sha256(self.source).digest()
+        return os.path.basename(self.source), content_size(self.file)
+
     def png(self) -> bytes:
         """The prepared picture, 8 bits, grey or RGB. Raises UnreadablePicture."""
         return _prepared(self)
@@ -140,6 +158,9 @@ def opened(source: str | Path | bytes) -> Iterator[Image]:
 
     told = f"unreadable image {_told(source)}"
     try:
+        if (view := _view(source)) is not None:
+            yield view.image()
+            return
         if not isinstance(source, bytes) and not Path(source).is_file():  # nor a pipe, which would be waited for
             raise UnreadablePicture(f"image file not found: {source}")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
@@ -160,10 +181,14 @@ def _told(source: str | Path | bytes) -> str:
 
 def _read_header(source: str | bytes) -> Header:
     try:
+        if (view := _view(source)) is not None:
+            return Header(view.size)
         with opened(source) as image:
             return Header(_upright_size(image), _kind_fault(image, _told(source)))
     except UnreadablePicture as error:
         return Header(fault=str(error))
+    except ValueError as error:  # of a volume
+        return Header(fault=f"unreadable image {source!s}: {error}")
 
 
 def _orientation(image: Image) -> int:
@@ -183,6 +208,10 @@ def _orientation(image: Image) -> int:
         except Exception:  # Pillow raises whatever a damaged block leads to
             continue
     return 1
+
+
+def _view(source: str | Path | bytes) -> View | None:
+    return View.of(source) if isinstance(source, str) else None
 
 
 def _upright_size(image: Image) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lingshu_rl.failures import LingshuError
 from lingshu_rl.images import opened
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ VARIANTS = (
 )
 
 
-class ImageError(ValueError):
+class ImageError(LingshuError, ValueError):
     """Why a picture cannot be read."""
 
 
