@@ -40,14 +40,11 @@ CENTIMETRES, TISSUE = 3, 1  # an ultrasound region's unit, and its spatial forma
 
 
 def read_dicom(file: Path, options: ScanOptions, place: str) -> Iterator[Picture]:
-    import pydicom
     from pydicom.pixels import iter_pixels
 
-    held = io.BytesIO(file.read_bytes())  # of a file, pydicom asks for as many bytes as an element claims to have
-    data = pydicom.dcmread(held, force=begins_as_dicom(file))
-    _name_syntax(data)
+    data = read_header(file)
     _check(file, data, options)
-    count = _frames(file, data)
+    count = frames_of(file, data)
     chosen = {"first": range(1), "middle": range(count // 2, count // 2 + 1), "all": range(count)}[options.frames]
     fields, facts = dicom_facts(data)
     if options.patient:
@@ -61,7 +58,17 @@ def read_dicom(file: Path, options: ScanOptions, place: str) -> Iterator[Picture
         yield Picture("" if count == 1 else f":frame {number}", png, {**fields, "id": name}, {**facts, **size})
 
 
-def _frames(file: Path, data: Any) -> int:
+def read_header(file: Path) -> Any:
+    """The file's elements; its pixels as they are stored."""
+    import pydicom
+
+    held = io.BytesIO(file.read_bytes())  # of a file, pydicom asks for as many bytes as an element claims to have
+    data = pydicom.dcmread(held, force=begins_as_dicom(file))
+    _name_syntax(data)
+    return data
+
+
+def frames_of(file: Path, data: Any) -> int:
     """How many frames there are. Raises ScanError where the file cannot hold them, or not one of that size."""
     count = int(data.get("NumberOfFrames", 1) or 1)
     held = len(data.PixelData)
