@@ -371,13 +371,13 @@ class Section:
         """Rows by columns, in the modality's units."""
         import numpy as np
         import pydicom
-        from pydicom.pixels import apply_modality_lut, pixel_array
+        from pydicom.pixels import apply_modality_lut
 
-        from lingshu_rl.curate.dicom import frame_header
+        from lingshu_rl.curate.dicom import frame_header, stored_pixels
 
         _check_frames(self.file, _stamp(str(self.file)))
         header = pydicom.dcmread(self.file, stop_before_pixels=True)
-        stored = pixel_array(self.file, index=self.frame)
+        stored = stored_pixels(self.file, header, self.frame)
         return np.asarray(apply_modality_lut(stored, frame_header(header, self.frame)), np.float32)
 
 

@@ -40,8 +40,6 @@ CENTIMETRES, TISSUE = 3, 1  # an ultrasound region's unit, and its spatial forma
 
 
 def read_dicom(file: Path, options: ScanOptions, place: str) -> Iterator[Picture]:
-    from pydicom.pixels import iter_pixels
-
     data = read_header(file)
     _check(file, data, options)
     count = frames_of(file, data)
@@ -49,7 +47,8 @@ def read_dicom(file: Path, options: ScanOptions, place: str) -> Iterator[Picture
     fields, facts = dicom_facts(data)
     if options.patient:
         facts["patient_id"] = pseudonym(patient_by_pattern(place, options))
-    for number, pixels in zip(chosen, iter_pixels(data, indices=chosen), strict=True):
+    for number in chosen:
+        pixels = stored_pixels(file, data, number, data)
         frame = frame_header(data, number)
         rows_mm, columns_mm = spacing(frame)
         size = {"mm_per_pixel": round(min(rows_mm, columns_mm), 5)} if rows_mm else {}
@@ -66,6 +65,20 @@ def read_header(file: Path) -> Any:
     data = pydicom.dcmread(held, force=begins_as_dicom(file))
     _name_syntax(data)
     return data
+
+
+def stored_pixels(file: Path, header: Any, number: int, data: Any = None) -> np.ndarray:
+    """One frame as the file holds it, colours as RGB. data: the file's elements with its pixels, where they were read. Raises
+    ScanError where it is compressed and cannot be decoded.
+    """
+    from pydicom.pixels import pixel_array
+
+    from lingshu_rl.curate.decoding import DECODER
+
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and syntax.is_encapsulated:
+        return DECODER.frame(file, number)
+    return pixel_array(file if data is None else data, index=number)
 
 
 def frames_of(file: Path, data: Any) -> int:

@@ -21,8 +21,10 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from lingshu_rl.curate.decoding import DECODER, Decoder
 from lingshu_rl.curate.dicom import stream_sizes
 from lingshu_rl.curate.nifti import patient_of
 from lingshu_rl.curate.readers import Source, read_rows
@@ -489,3 +491,35 @@ def test_a_bad_scan_costs_its_own_row(tmp_path: Path) -> None:
     assert [record.reason for record in records].count("") == 1 and len(records) == 4
     for record in records:
         json.dumps([record.place, record.detail, record.row], default=len, ensure_ascii=False).encode()
+
+
+def test_a_decoder_that_ends_its_process_ends_not_this_one(tmp_path: Path) -> None:
+    """Lossless JPEG whose codes are cut short: GDCM aborts. The next file is read by a new process."""
+    whole = Path(get_testdata_file("SC_rgb_jpeg_gdcm.dcm", download=False))
+    decoder = Decoder()
+    expected = decoder.frame(whole, 0)
+    process = decoder.process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert np.array_equal(decoder.frame(whole, 0), expected)  # one that ended between two frames
+    with pytest.raises(ScanError, match="ended its decoder"):
+        decoder._answer = lambda process, request: process.kill() or Decoder._answer(process, request)  # type: ignore[method-assign]
+        decoder.frame(whole, 0)
+    del decoder._answer
+    assert np.array_equal(decoder.frame(whole, 0), expected)
+    assert decoder.process is not None
+    decoder.process.kill()
+
+
+def test_frames_come_out_of_the_decoders_process_as_out_of_this_one() -> None:
+    for name in (
+        "MR_small_jpeg_ls_lossless.dcm",
+        "MR_small_RLE.dcm",
+        "SC_rgb_jpeg_dcmtk.dcm",
+        "examples_ybr_color.dcm",
+    ):
+        path = Path(get_testdata_file(name, download=False))
+        assert np.array_equal(DECODER.frame(path, 0), pixel_array(path, index=0))
+    with pytest.raises(ScanError, match="frame 99 cannot be decoded"):
+        DECODER.frame(path, 99)

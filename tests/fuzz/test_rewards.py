@@ -31,14 +31,14 @@ SAMPLES: dict[str, tuple[Callable[[], object], dict]] = {
 }  # fmt: skip
 
 
-def texts() -> dict[str, str]:
+def texts(mixed: int, seed: int) -> dict[str, str]:
     """Each piece over and over, in the open and where an answer stands; and pairs of them, by turns."""
-    rng = random.Random(5)
+    rng = random.Random(seed)
     made = {repr(piece): piece * (LENGTH // len(piece)) for piece in PIECES}
-    for _ in range(120):
+    for _ in range(mixed):
         chosen = rng.sample(PIECES, rng.choice((2, 3)))
         made[" + ".join(map(repr, chosen))] = "".join(chosen) * (LENGTH // len("".join(chosen)))
-    for _ in range(120):
+    for _ in range(mixed):
         chosen = [rng.choice(PIECES) for _ in range(400)]
         made[f"mixed {len(made)}"] = "".join(chosen)[:LENGTH]
     return made | {f"tagged {name}": f"<answer>{text}</answer>" for name, text in made.items()}
@@ -55,16 +55,27 @@ def seconds(reward, sample) -> float:
     return best
 
 
+def slow_texts(name: str, mixed: int, seed: int) -> dict[str, int]:
+    """Milliseconds of the texts that take longer than they may."""
+    make, fields = SAMPLES[name]
+    reward = make()
+    reward.score(RewardInput("<answer>A</answer>", **fields))  # tables are read once
+    took = {told: seconds(reward, RewardInput(text, **fields)) for told, text in texts(mixed, seed).items()}
+    return {
+        told: round(1000 * s) for told, s in sorted(took.items(), key=lambda pair: -pair[1]) if s > LIMIT_S * SHARED
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLES)
 def test_no_text_of_a_completions_length_takes_long_or_raises(name):
-    make, fields = SAMPLES[name]
-    reward, slow = make(), {}
-    reward.score(RewardInput("<answer>A</answer>", **fields))  # tables are read once
-    for told, text in texts().items():
-        if (took := seconds(reward, RewardInput(text, **fields))) > LIMIT_S * SHARED:
-            slow[told] = round(1000 * took)
-    assert not slow, f"ms of {len(slow)} texts: {dict(sorted(slow.items(), key=lambda pair: -pair[1])[:12])}"
+    assert slow_texts(name, 20, 5) == {}
+
+
+@pytest.mark.endurance
+@pytest.mark.parametrize("name", SAMPLES)
+def test_thousands_of_mixtures_take_no_longer(name):
+    assert slow_texts(name, 1000, 17) == {}
 
 
 NUMBER = SAMPLES["numeric"][1] | {"gold": 120}
