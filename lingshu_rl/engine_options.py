@@ -21,7 +21,14 @@ ZERO_SOURCES = ("runtime/zero/config.py", "runtime/zero/leaf_module_config.py")
 TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 # vLLM's counts of devices and places, which our own arithmetic divides by.
-COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_num_seqs", "max_num_batched_tokens", "block_size")  # fmt: skip
+COUNTS = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+)
 
 
 def faults(vllm: Mapping[str, Any], deepspeed: Mapping[str, Any]) -> Iterator[str]:

@@ -27,7 +27,7 @@ MAX_PIXELS = 1 << 20
 MIN_PIXELS = 56 * 56
 MAX_ASPECT = 200  # longer over shorter side; processors of the Qwen family refuse more, and no patch shows much of it
 PREPARED = 64  # pictures whose bytes are kept: about those of a step that is under way
-# Pillow's names of the formats that are read, whatever a file is called. Some of its others start programs (PostScript).
+# Pillow's names of the formats that are read, whatever a file is called. Others start programs (PostScript).
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
 _GREY = {"1", "L", "LA"}
@@ -192,7 +192,7 @@ def _read_header(source: str | bytes) -> Header:
 
 
 def _orientation(image: Image) -> int:
-    """The turn that EXIF asks for, else XMP, as far as it stands before the pixels: size and pixels follow the same one.
+    """The turn that EXIF asks for, else XMP, as it stands before the pixels: size and pixels follow the same one.
 
     A block that cannot be read asks for none. 1 also where Pillow tells the turned size itself, by a TIFF's own tag.
     """

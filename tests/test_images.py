@@ -172,7 +172,17 @@ def test_a_format_that_is_not_listed_is_refused_whatever_the_file_is_called(name
 def test_a_pil_image_of_such_a_format_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail(f"started {a}"))
     with pytest.raises(DataError, match="an image of format EPS: it must be one of PNG,"):
-        load([{"id": "a", "images": [Image.open(io.BytesIO(UNLISTED["EPS"]))], "question": "?", "answer": "vein", "kind": "open"}])  # fmt: skip
+        load(
+            [
+                {
+                    "id": "a",
+                    "images": [Image.open(io.BytesIO(UNLISTED["EPS"]))],
+                    "question": "?",
+                    "answer": "vein",
+                    "kind": "open",
+                }
+            ]
+        )
 
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>%d</tiff:Orientation></x:xmpmeta>'
@@ -208,7 +218,21 @@ def test_a_turn_that_only_xmp_asks_for_is_made_in_size_and_pixels(turn, kind):
 def test_damaged_exif_costs_the_turn_and_not_the_picture(name, kind):
     picture = Picture(encoded(film(), kind, exif=DAMAGED[name]))
     assert picture.fault() is None and picture.size == picture.pixels().size == (96, 64)
-    (kept,) = load([{"id": "a", "images": [Image.open(io.BytesIO(picture.source))], "question": "?", "answer": "vein", "kind": "open"}]).prompts[0].images  # fmt: skip
+    (kept,) = (
+        load(
+            [
+                {
+                    "id": "a",
+                    "images": [Image.open(io.BytesIO(picture.source))],
+                    "question": "?",
+                    "answer": "vein",
+                    "kind": "open",
+                }
+            ]
+        )
+        .prompts[0]
+        .images
+    )
     assert (np.asarray(kept.pixels()) == np.asarray(picture.pixels())).all()
 
 

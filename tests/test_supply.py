@@ -1,4 +1,4 @@
-"""What is installed: locks that fit what is asked for, floors above known advisories, and the newest versions that are allowed."""
+"""What is installed: locks that fit what is asked for, floors above known advisories, the newest versions allowed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Compressed DICOM frames, decoded in a process of their own: on some damage GDCM and other C decoders end the process they are in.
+"""Compressed DICOM frames, decoded in a process of their own: on some damage GDCM ends the one that it is in.
 
-The process is started with the first such frame, stays, and is replaced when it ends. It reads requests, a line of JSON each, and
-answers with a length (8 bytes, little-endian) and so many bytes: "P" and the frame as `numpy.save` writes it, or "E" and why there is none.
+The process is started with the first such frame, stays, and is replaced when it ends. It reads requests, a line of JSON
+each, and answers with a length (8 bytes, little-endian) and so many bytes: "P" and the frame as `numpy.save` writes it,
+or "E" and why there is none.
 """
 
 from __future__ import annotations

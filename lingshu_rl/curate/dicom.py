@@ -32,7 +32,7 @@ MODALITIES = {"CR": "X-ray", "DX": "X-ray", "RG": "X-ray", "XA": "X-ray angiogra
               "OPT": "OCT", "ES": "endoscopy", "SM": "histopathology", "GM": "microscopy", "XC": "photograph"}  # fmt: skip
 # Functional groups of enhanced files whose attributes stand at the top of older ones.
 GREY_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
-# A frame of more bytes must be in the file with at least one of RATIO; what is empty or flat is compressed a thousandfold.
+# Of a frame of more bytes one in RATIO must be in the file; only what is empty or flat is compressed further.
 SMALL_FRAME, RATIO = 16 << 20, 200
 # JPEG's markers: frame headers (all of C0 to CF but those of tables, and that of JPEG-LS), and the start of the pixels.
 SIZED, SCAN = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}), 0xDA
@@ -68,8 +68,9 @@ def read_header(file: Path) -> Any:
 
 
 def stored_pixels(file: Path, header: Any, number: int, data: Any = None) -> np.ndarray:
-    """One frame as the file holds it, colours as RGB. data: the file's elements with its pixels, where they were read. Raises
-    ScanError where it is compressed and cannot be decoded.
+    """One frame as the file holds it, colours as RGB. data: the file with its pixels, where it was read whole.
+
+    Raises ScanError where it is compressed and cannot be decoded.
     """
     from pydicom.pixels import pixel_array
 
@@ -90,14 +91,14 @@ def frames_of(file: Path, data: Any) -> int:
     size = int(data.Rows) * int(data.Columns) * int(data.SamplesPerPixel) * int(data.BitsAllocated) // 8
     if size > max(SMALL_FRAME, held * RATIO):
         raise ScanError(
-            f"{file}: says that a frame has {data.Rows} x {data.Columns} pixels, {size >> 20:,} MB, in {held} bytes of them"
+            f"{file}: says that a frame has {data.Rows} x {data.Columns} pixels, {size >> 20:,} MB, in {held} bytes"
         )
     _check_streams(file, data, count)
     return count
 
 
 def _check_streams(file: Path, data: Any, count: int) -> None:
-    """Raises ScanError for a compressed frame of another size than the header's: decoders reserve what the stream says."""
+    """Raises ScanError for a compressed frame of another size than the header's: decoders reserve what it says."""
     from pydicom.encaps import generate_frames
 
     if not data.file_meta.TransferSyntaxUID.is_encapsulated:

@@ -124,8 +124,9 @@ def scan_files(path: Path, kind: str) -> Iterable[Path]:
 
 
 def read_scan(file: Path, options: ScanOptions, place: str = "") -> Iterator[Picture]:
-    """place: the file's path below its source, of which ids are made; its name by default. Raises ScanError, whatever is
-    wrong with the file: nothing of what it claims is reserved before it is known to be there.
+    """place: the file's path below its source, of which ids are made; its name by default.
+
+    Raises ScanError, whatever is wrong with the file: nothing of what it claims is reserved before it is known to be there.
     """
     from lingshu_rl.curate.dicom import read_dicom
     from lingshu_rl.curate.nifti import read_nifti

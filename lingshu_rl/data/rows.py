@@ -24,7 +24,7 @@ FULL_FRAME = (
 
 @contextmanager
 def refusing(*told: type[Exception]) -> Iterator[None]:
-    """Around what is done with one record: whatever its content leads to is a RowError, so that it costs this record alone.
+    """Around what is done with one record: whatever its content leads to is a RowError, and costs this record alone.
 
     told: refusals of other kinds, which stay what they are; so do errors of the system (a full disk).
     """

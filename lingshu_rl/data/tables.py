@@ -58,8 +58,8 @@ class Rows(Protocol):
 
 
 class JsonLines:
-    """A file of one JSON object a line, whichever way lines end. Only where they begin is kept, and the file open: one put
-    in its place is not seen. parse: what a line becomes.
+    """A file of one JSON object a line, whichever way lines end. Only where they begin is kept, and the file open: one
+    put in its place is not seen. parse: what a line becomes.
     """
 
     def __init__(self, file: IO[bytes], word: str = "line", parse: Callable[[bytes], Any] | None = None) -> None:

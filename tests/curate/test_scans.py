@@ -439,7 +439,10 @@ def test_a_header_that_fits_no_picture_is_one_refused_file(tmp_path: Path, attri
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("name", ["SC_rgb_jpeg_dcmtk.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_jp2klossless.dcm", "SC_rgb_jpeg_gdcm.dcm"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["SC_rgb_jpeg_dcmtk.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_jp2klossless.dcm", "SC_rgb_jpeg_gdcm.dcm"],
+)
 def test_a_stream_of_another_size_than_the_header_reaches_no_decoder(tmp_path: Path, name: str) -> None:
     """Of JPEG-LS, gdcm ends the process; of JPEG 2000, openjpeg reserves gigabytes."""
     source = get_testdata_file(name, download=False)
@@ -449,8 +452,10 @@ def test_a_stream_of_another_size_than_the_header_reaches_no_decoder(tmp_path: P
     frame = bytearray(next(generate_frames(data.PixelData, number_of_frames=1)))
     ((rows, columns, samples),) = stream_sizes(bytes(frame))
     assert (rows, columns, samples) == (data.Rows, data.Columns, data.SamplesPerPixel)
-    sizes = {struct.pack(">HH", rows, columns): struct.pack(">HH", 60000, 60000),
-             struct.pack(">II", columns, rows): struct.pack(">II", 60000, 60000)}  # fmt: skip
+    sizes = {
+        struct.pack(">HH", rows, columns): struct.pack(">HH", 60000, 60000),
+        struct.pack(">II", columns, rows): struct.pack(">II", 60000, 60000),
+    }
     for told, larger in sizes.items():
         frame = frame.replace(told, larger)
     data.PixelData = encapsulate([bytes(frame)])
@@ -493,8 +498,15 @@ def test_a_bad_scan_costs_its_own_row(tmp_path: Path) -> None:
         json.dumps([record.place, record.detail, record.row], default=len, ensure_ascii=False).encode()
 
 
+def aborting() -> bytes:
+    """The table before the codes is 8 bytes short: GDCM throws what nothing catches."""
+    data = Path(get_testdata_file("SC_jpeg_no_color_transform_2.dcm", download=False)).read_bytes()
+    codes = data.index(b"\xff\xc4")
+    return data[: codes - 8] + data[codes:]
+
+
 def test_a_decoder_that_ends_its_process_ends_not_this_one(tmp_path: Path) -> None:
-    """Lossless JPEG whose codes are cut short: GDCM aborts. The next file is read by a new process."""
+    """The next file is read by a new one."""
     whole = Path(get_testdata_file("SC_rgb_jpeg_gdcm.dcm", download=False))
     decoder = Decoder()
     expected = decoder.frame(whole, 0)
@@ -503,10 +515,10 @@ def test_a_decoder_that_ends_its_process_ends_not_this_one(tmp_path: Path) -> No
     process.kill()
     process.wait()
     assert np.array_equal(decoder.frame(whole, 0), expected)  # one that ended between two frames
-    with pytest.raises(ScanError, match="ended its decoder"):
-        decoder._answer = lambda process, request: process.kill() or Decoder._answer(process, request)  # type: ignore[method-assign]
-        decoder.frame(whole, 0)
-    del decoder._answer
+    damaged = tmp_path / "a.dcm"
+    damaged.write_bytes(aborting())
+    with pytest.raises(ScanError, match=r"a\.dcm: frame 0 ended its decoder"):
+        decoder.frame(damaged, 0)
     assert np.array_equal(decoder.frame(whole, 0), expected)
     assert decoder.process is not None
     decoder.process.kill()

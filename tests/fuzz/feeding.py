@@ -1,7 +1,7 @@
-"""Feeds damaged files of one kind to their reader, in a process with little memory: `feeding.py KIND COUNT SEED FOLDER`.
+"""Feeds damaged files of a kind to their reader, in a process with little memory: `feeding.py KIND COUNT SEED FOLDER`.
 
-Prints counts as JSON. Whatever a reader raises that is no refusal ends the process with its traceback, and the file that
-did it lies in FOLDER.
+Prints counts as JSON. Whatever a reader raises that is no refusal ends the process with its traceback, and the file
+that did it lies in FOLDER.
 """
 
 from __future__ import annotations
@@ -29,10 +29,31 @@ from mutants import mutant
 MEMORY = 1 << 30  # bytes a reader may take beyond what the process has when all is imported
 ROWS = [
     {"id": "a", "images": [], "question": "Which side?", "options": ["left", "right"], "answer": "A", "kind": "option"},
-    {"id": "b", "images": ["film.png"], "question": "Wie viele?", "answer": 3, "kind": "numeric", "unit": "mm", "tolerance": {"abs": 1}},
-    {"id": "ç", "images": [], "messages": [{"role": "user", "content": [{"type": "text", "text": "Größe?"}]}], "answer": "yes", "kind": "yesno"},
-    {"id": "d", "images": [], "question": "Describe.", "answer": "No effusion.", "kind": "report", "meta": {"modality": "CT", "x": [1, {"y": None}]}},
-]  # fmt: skip
+    {
+        "id": "b",
+        "images": ["film.png"],
+        "question": "Wie viele?",
+        "answer": 3,
+        "kind": "numeric",
+        "unit": "mm",
+        "tolerance": {"abs": 1},
+    },
+    {
+        "id": "ç",
+        "images": [],
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Größe?"}]}],
+        "answer": "yes",
+        "kind": "yesno",
+    },
+    {
+        "id": "d",
+        "images": [],
+        "question": "Describe.",
+        "answer": "No effusion.",
+        "kind": "report",
+        "meta": {"modality": "CT", "x": [1, {"y": None}]},
+    },
+]
 
 
 INTACT = {"id": "intact", "images": [], "question": "Which organ?", "answer": "liver", "kind": "open"}
@@ -40,7 +61,7 @@ INTACT = {"id": "intact", "images": [], "question": "Which organ?", "answer": "l
 
 @dataclass(frozen=True)
 class Kind:
-    """seeds: whole files by name. read: what the reader makes of one: the reasons for which it refuses, "" for what it takes.
+    """seeds: whole files by name. read: what becomes of one: reasons for what is refused, "" for what is taken.
 
     after: what stands behind the damage and must be read whatever that is.
     """
@@ -146,8 +167,11 @@ def parquets() -> dict[str, bytes]:
     plain = [{**INTACT, "id": str(n), "options": None} for n in range(9)]
     meta = pa.array([[("modality", "CT")]] * 9, pa.map_(pa.string(), pa.string()))
     mapped = pa.Table.from_pylist(plain).append_column("meta", meta)
-    return {"a.parquet": written(pa.Table.from_pylist(plain)), "m.parquet": written(mapped, compression="none"),
-            "i.parquet": written(mapped.append_column("__index_level_0__", pa.array(range(9))), use_dictionary=False)}  # fmt: skip
+    return {
+        "a.parquet": written(pa.Table.from_pylist(plain)),
+        "m.parquet": written(mapped, compression="none"),
+        "i.parquet": written(mapped.append_column("__index_level_0__", pa.array(range(9))), use_dictionary=False),
+    }
 
 
 def shards() -> dict[str, bytes]:
@@ -191,9 +215,15 @@ def pictures() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
     ways: dict[str, dict[str, Any]] = {
-        "PNG": {"exif": exif}, "JPEG": {"exif": exif, "xmp": b'tiff:Orientation="8"'}, "WEBP": {"exif": exif}, "TIFF": {"compression": "tiff_lzw"},
-        "BMP": {}, "GIF": {}, "PPM": {}, "MPO": {"save_all": True, "append_images": [film.rotate(9)]},
-    }  # fmt: skip
+        "PNG": {"exif": exif},
+        "JPEG": {"exif": exif, "xmp": b'tiff:Orientation="8"'},
+        "WEBP": {"exif": exif},
+        "TIFF": {"compression": "tiff_lzw"},
+        "BMP": {},
+        "GIF": {},
+        "PPM": {},
+        "MPO": {"save_all": True, "append_images": [film.rotate(9)]},
+    }
     made = {}
     for kind, options in ways.items():
         out = io.BytesIO()
@@ -203,10 +233,16 @@ def pictures() -> dict[str, bytes]:
 
 
 KINDS = {
-    "json lines": Kind(json_lines, loaded, f"\n{json.dumps(INTACT)}".encode()), "json": Kind(json_files, loaded), "tables": Kind(tables, TABLE),
-    "packed": Kind(packed, loaded), "parquet": Kind(parquets, loaded), "tar": Kind(shards, SHARD),
-    "dicom": Kind(dicoms, scanned), "nifti": Kind(volumes, scanned), "pictures": Kind(pictures, pictured),
-}  # fmt: skip
+    "json lines": Kind(json_lines, loaded, f"\n{json.dumps(INTACT)}".encode()),
+    "json": Kind(json_files, loaded),
+    "tables": Kind(tables, TABLE),
+    "packed": Kind(packed, loaded),
+    "parquet": Kind(parquets, loaded),
+    "tar": Kind(shards, SHARD),
+    "dicom": Kind(dicoms, scanned),
+    "nifti": Kind(volumes, scanned),
+    "pictures": Kind(pictures, pictured),
+}
 
 
 def limit_memory() -> None:

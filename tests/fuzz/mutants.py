@@ -7,10 +7,36 @@ from collections.abc import Callable, Sequence
 
 # Bytes that fields of a length, a count or a text are broken with.
 TELLING = (
-    b"\x00", b"\xff", b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\xfe\xff\xff\xff", b"\xff\xff", b"\x00\x00",
-    b"1000000000", b"-1", b"nan", b"1e999", b"9" * 5000, b"[" * 3000, b'{"a":' * 1500, b"\xed\xa0\x80", b"\\ud800", b"\r", b"\n",
-    b'"', b"~nosuchuser/x.png", b"x" * 5000, b"a\\u0000b", b"\xc3", b"null", b"true", b"{}", b"''", b"\xef\xbb\xbf",
-)  # fmt: skip
+    b"\x00",
+    b"\xff",
+    b"\xff\xff\xff\x7f",
+    b"\xff\xff\xff\xff",
+    b"\x00\x00\x00\x80",
+    b"\xfe\xff\xff\xff",
+    b"\xff\xff",
+    b"\x00\x00",
+    b"1000000000",
+    b"-1",
+    b"nan",
+    b"1e999",
+    b"9" * 5000,
+    b"[" * 3000,
+    b'{"a":' * 1500,
+    b"\xed\xa0\x80",
+    b"\\ud800",
+    b"\r",
+    b"\n",
+    b'"',
+    b"~nosuchuser/x.png",
+    b"x" * 5000,
+    b"a\\u0000b",
+    b"\xc3",
+    b"null",
+    b"true",
+    b"{}",
+    b"''",
+    b"\xef\xbb\xbf",
+)
 
 
 def _place(data: bytes, rng: random.Random) -> int:
@@ -52,7 +78,17 @@ def _splice(data: bytes, rng: random.Random) -> bytes:
     return data[:first] + data[second:]
 
 
-CHANGES: Sequence[Callable[[bytes, random.Random], bytes]] = (_flip, _flip, _overwrite, _overwrite, _insert, _remove, _cut, _repeat, _splice)  # fmt: skip
+CHANGES: Sequence[Callable[[bytes, random.Random], bytes]] = (
+    _flip,
+    _flip,
+    _overwrite,
+    _overwrite,
+    _insert,
+    _remove,
+    _cut,
+    _repeat,
+    _splice,
+)
 
 
 def mutant(data: bytes, rng: random.Random) -> bytes:

@@ -1,7 +1,7 @@
 """Damaged files of every kind that is read: each becomes rows, refused rows or one refused source, in little memory.
 
-A child process is limited to 1 GiB more than it has (`feeding.MEMORY`); what ends it, a traceback, a signal or the limit
-itself, fails the test, and the file that did it stays in the test's folder.
+A child process is limited to 1 GiB more than it has (`feeding.MEMORY`); what ends it, a traceback, a signal or the
+limit itself, fails the test, and the file that did it stays in the test's folder.
 """
 
 from __future__ import annotations

@@ -18,10 +18,25 @@ from lingshu_rl.report.page import render
 from lingshu_rl.sft import table
 
 NAMES = [
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a | b", "a\nb\r\n| c |", "[x](javascript:alert(1))", "`code`",
-    "![x](http://host/p.png)", "</td><td>", "&lt;b&gt;", "[a][b]", "[a]: http://host", "*bold*", "back\\slash |", "<!-- hidden", "<http://host>",
-    '" onmouseover="alert(1)', "{{ 7 * 7 }}{% raw %}", os.fsdecode(b"bytes \xff"),
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "a | b",
+    "a\nb\r\n| c |",
+    "[x](javascript:alert(1))",
+    "`code`",
+    "![x](http://host/p.png)",
+    "</td><td>",
+    "&lt;b&gt;",
+    "[a][b]",
+    "[a]: http://host",
+    "*bold*",
+    "back\\slash |",
+    "<!-- hidden",
+    "<http://host>",
+    '" onmouseover="alert(1)',
+    "{{ 7 * 7 }}{% raw %}",
+    os.fsdecode(b"bytes \xff"),
+]
 ALIVE = re.compile(r"(?<!\\)(?:\\\\)*[`*]|<[A-Za-z/!?]|&[A-Za-z#](?!(t|mp);|mp;)|(?<!\\)\]\(|(?<!\\)\]\[|^\[[^]]*\]:")
 
 
@@ -56,10 +71,12 @@ def test_a_markdown_cell_stays_one_cell_of_plain_text(name):
 def test_every_markdown_table_takes_any_name(name):
     counts = {"in": 3, "kept": 2, "dropped": 1, "reasons": {"bad_row": 1}, "notes": {name: {name: 3}}}
     pages = [
-        report_text({"steps": [{"step": name, **counts}], "sources": {name: {"read": 3, "left": 2}}, "files": {name: 2}}),
+        report_text(
+            {"steps": [{"step": name, **counts}], "sources": {name: {"read": 3, "left": 2}}, "files": {name: 2}}
+        ),
         table([{"stage": name, "accuracy": 0.5, "ci95": (0.4, 0.6), "n": 9}]),
         markdown([["benchmark", "n"], [name, "3"]]),
-    ]  # fmt: skip
+    ]
     plain = [page.replace(as_markdown(name), "name") for page in pages]
     for page in plain:
         assert "alert" not in page and "host" not in page and "bytes" not in page
@@ -86,8 +103,21 @@ def run_named(folder, word):
     """A run folder whose own name, model, data, metrics and notes are the word."""
     (folder / "eval").mkdir(parents=True)
     (folder / "config.yaml").write_text(f"model: {word!a}\ndata: {{train: {word!a}}}\n")
-    row = {"id": word, "question": word, "options": None, "gold": word, "completion": word, "value": 1.0, "status": "conflict", "reason": word,
-           "kind": "open", "task": word, "image": None, "parsed": None, "modality": word}  # fmt: skip
+    row = {
+        "id": word,
+        "question": word,
+        "options": None,
+        "gold": word,
+        "completion": word,
+        "value": 1.0,
+        "status": "conflict",
+        "reason": word,
+        "kind": "open",
+        "task": word,
+        "image": None,
+        "parsed": None,
+        "modality": word,
+    }
     for when in ("before", "after"):
         (folder / "eval" / f"{when}.jsonl").write_text(
             json.dumps(row) + "\n" + json.dumps({**row, "id": "2", "value": 0.0, "task": "t"})
