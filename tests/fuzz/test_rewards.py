@@ -166,6 +166,7 @@ DOUBLE = [
     ("<answer>60 cm</answer> or 1.2 m", NumericUnits, NUMBER, OTHER),
     ("<answer>A</answer> The answer is D, not A.", OptionLetter, A, D),
     ("<answer>A</answer> or D", OptionLetter, A, D),
+    ("<answer>A</answer> Correction: it is D., not A.", OptionLetter, A, D),
 ]
 # The same with other words; what reads completions does not see it in all of these yet.
 UNSEEN = [
@@ -173,7 +174,6 @@ UNSEEN = [
     ("<answer>A</answer> The answer is D., not A.", OptionLetter, A, D),
     ("<answer>A.</answer>\nThe answer is D., not A.", OptionLetter, A, D),
     (r"\boxed{A} The answer is D., not A.", OptionLetter, A, D),
-    ("<answer>A</answer> Correction: it is D., not A.", OptionLetter, A, D),
 ]
 CASES = [
     *DOUBLE,
