@@ -24,6 +24,7 @@ from omegaconf import MISSING
 
 from lingshu_rl.config import ConfigError, checked_sources, read_config, to_yaml
 from lingshu_rl.data.sources import Source, is_demo, layout_of, paths_in, sources_of
+from lingshu_rl.data.tables import json_rows
 from lingshu_rl.eval.stats import gain_between, mean_ci
 from lingshu_rl.examples import TARGETS, Examples, completion_fault
 from lingshu_rl.fingerprint import Fingerprints, text_hash
@@ -588,12 +589,12 @@ def summarise(folder: Path, stages: Sequence[str]) -> dict[str, Any]:
         path = folder / "eval" / f"{name}.jsonl"
         if not path.exists():
             continue
-        graded = [json.loads(line) for line in path.read_text().splitlines()]
+        graded = [row for _, row in json_rows(path)]
         rows.append(score_row(name, graded, before))
         before = graded
         blank = folder / "eval" / f"{name}_blank.jsonl"
         if blank.exists():
-            seen = [json.loads(line) for line in blank.read_text().splitlines()]
+            seen = [row for _, row in json_rows(blank)]
             rows[-1]["blank_image"] = mean_ci([r["value"] for r in seen], [r["image"] for r in graded])
     return {"rows": rows}
 

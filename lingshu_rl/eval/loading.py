@@ -157,6 +157,11 @@ def _find(benchmark: Benchmark, data: str | Path | None) -> tuple[Iterator[tuple
     )
 
 
+def where_from(benchmark: Benchmark, data: str | Path | None) -> str:
+    """What a benchmark's rows would be read from. Raises EvalError where there is nothing to read."""
+    return _find(benchmark, data)[1]
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 

@@ -97,13 +97,28 @@ def _out(step: argparse.ArgumentParser) -> None:
     step.add_argument("--out", type=Path, required=True, help="JSONL file to write")
 
 
-async def _written(arguments: argparse.Namespace) -> int:
-    config = WriterConfig(
+def writer_config(arguments: argparse.Namespace) -> WriterConfig:
+    return WriterConfig(
         url=arguments.url, model=arguments.model, cache=arguments.cache or arguments.out.with_suffix(".requests"),
         concurrency=arguments.concurrency, retries=arguments.retries, timeout_s=arguments.timeout_s,
         temperature=arguments.temperature, max_tokens=arguments.max_tokens, key_env=arguments.key_env,
         price_in=arguments.price_in, price_out=arguments.price_out,
     )  # fmt: skip
+
+
+def check_words(arguments: argparse.Namespace) -> None:
+    """What a step's words say, without its records. Raises SynthError, ValueError, EndpointError."""
+    if arguments.step in WRITER_STEPS:
+        writer_config(arguments)
+        make_step(arguments)
+    elif arguments.step == "template":
+        from lingshu_rl.synth.template import read_spec
+
+        read_spec(arguments.spec)
+
+
+async def _written(arguments: argparse.Namespace) -> int:
+    config = writer_config(arguments)
     step = make_step(arguments)
     estimator = Estimator(config)
     async for _ in outcomes(records_of(arguments), step, estimator, config.concurrency):
