@@ -19,6 +19,8 @@ def labelled(row: dict[str, Any], base: int | None) -> dict[str, Any]:
     if row.get("kind", "option") == "option":
         row, options = _without_options(row, options, answer)
     kind = row.get("kind") or guess(answer, options, tuple(row))
+    if kind == "open" and (group := next((g for g in SAME_ZH if answer in g), None)):
+        row["meta"] = {"synonyms": [word for word in group if word != answer], **row.get("meta", {})}
     if options:
         answer = _choice(answer, options, base)
         if isinstance(answer, list):
@@ -38,14 +40,23 @@ def labelled(row: dict[str, Any], base: int | None) -> dict[str, Any]:
     return {**row, "answer": answer, "kind": kind} if answer is not None else {**row, "kind": kind}
 
 
+# Yes and no in the words of Chinese sets: a label and every word of its group are one answer.
+SAME_ZH = (
+    ("是", "是的", "有", "包含", "存在", "可以", "能", "对", "yes"),
+    ("否", "不是", "没有", "不包含", "不存在", "不可以", "不能", "不", "no"),
+)
+
+
 def _bare(answer: Any) -> Any:
-    """A label without what training formats put around it: tags, a box; of soft labels {answer: score} the best."""
+    """A label without what is put around it: tags, a box, the marks of a printed list or pair; of {answer: score} the best."""
     if isinstance(answer, Mapping) and answer and all(isinstance(v, int | float) for v in answer.values()):
         answer = max(answer, key=lambda key: answer[key])
     if not isinstance(answer, str):
         return answer
     tagged = re.search(r"<answer>(.*?)</answer>\s*$", answer, re.DOTALL)
     text = (tagged[1] if tagged else answer).strip()
+    if re.match(r"[\[(]['\"]", text) and not isinstance(printed := literal(text), str):
+        return list(printed) if isinstance(printed, list) and len(printed) > 1 else " ".join(map(str, printed))
     boxed = re.fullmatch(r"\$*\\boxed\{(?:\\text\{)?(.*?)\}?\}\$*", text, re.DOTALL)
     return boxed[1].strip() if boxed else text
 

@@ -158,7 +158,7 @@ def listing() -> str:
 
     cells = [["name", "kind", "rows", "Hub", "under --data DIR", "licence", "loader tried on"]]
     for b in BENCHMARKS.values():
-        place = f"{b.folder or b.name}/{b.files[0]}"
+        place = f"{b.folder or b.name}/{next(iter(b.files))}"
         cells.append([b.name, "+".join(b.kinds), str(b.expected or "–"), b.hub or "–", place, b.licence, b.tried])
     return text(cells)
 

@@ -245,7 +245,7 @@ def check_settings(settings: Settings, model_is_there: bool = True) -> None:
     if rubrics and settings.judge is None:
         raise EvalError(f"{', '.join(rubrics)}: scored by a judge alone; give --judge URL")
     kind = kind_of(settings.model)
-    seeing = [b.name for b in settings.benchmarks if b.has_images]
+    seeing = [b.name for b in settings.benchmarks if b.images]
     local = kind == "local" and model_is_there
     if local and settings.images and seeing and not takes_images(settings.model):
         raise EvalError(
