@@ -56,7 +56,13 @@ def test_rows_are_read_whatever_way_a_json_file_holds_them(tmp_path, count):
 def test_every_entry_has_a_sample_and_says_what_it_was_tried_on():
     assert set(SAMPLES) == set(BENCHMARKS) and len(BENCHMARKS) >= 25
     for b in BENCHMARKS.values():
-        assert set("|".join(b.files.values()).split("|")) <= set(presets()) and b.licence and b.tried and b.files and set(b.kinds) <= {*KINDS, "rubric"}
+        assert (
+            set("|".join(b.files.values()).split("|")) <= set(presets())
+            and b.licence
+            and b.tried
+            and b.files
+            and set(b.kinds) <= {*KINDS, "rubric"}
+        )
         assert b.hub or b.expected == 0 or b.note or "not tried" in b.tried or b.metric == "report" or b.name == "omnimedvqa", b.name  # fmt: skip
 
 
