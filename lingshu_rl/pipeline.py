@@ -33,6 +33,7 @@ from typing import Any
 from lingshu_rl import rehearsal
 from lingshu_rl.config import ConfigError, read_config
 from lingshu_rl.data.tables import json_rows
+from lingshu_rl.failures import LingshuError
 from lingshu_rl.fingerprint import LENGTH, Fingerprints, text_hash
 from lingshu_rl.folders import own
 from lingshu_rl.progress import Progress
@@ -68,7 +69,7 @@ class PipelineConfig:
     table: list[TableRow] = field(default_factory=list)  # a row's gain is over the row before it
 
 
-class PipelineError(RuntimeError):
+class PipelineError(LingshuError, RuntimeError):
     """A step failed; the message names it and its log."""
 
 

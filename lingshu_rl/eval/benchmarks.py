@@ -16,10 +16,11 @@ from typing import Any
 
 from lingshu_rl.data.rows import instruction_text
 from lingshu_rl.data.sources import Source
+from lingshu_rl.failures import LingshuError
 from rewards.kinds import KINDS, find
 
 
-class EvalError(ValueError):
+class EvalError(LingshuError, ValueError):
     """An evaluation that cannot be run; the message names what is wrong and what to do."""
 
 

@@ -63,9 +63,7 @@ def load_benchmark(
             made = _prompt(benchmark, row, wanted, images)
             if made.id in kept:
                 raise RowError("its id stands on an earlier row too")
-            if lost := next(
-                (i.source for i in made.images if isinstance(i.source, str) and not Path(i.source).is_file()), ""
-            ):
+            if lost := next((i.file for i in made.images if i.file and not Path(i.file).exists()), ""):
                 raise RowError(f"image file not found: {lost}")
         except RowError as error:
             excluded.append((f"{place} (id {row['id']})" if isinstance(row, dict) else place, str(error)))
@@ -135,8 +133,9 @@ def _data_hash(prompts: Sequence[Prompt]) -> str:
     for p in prompts:
         told = [p.id, p.messages, p.options, p.gold, p.kind, dict(p.meta)]
         digest.update(json.dumps(told, default=str, ensure_ascii=False, sort_keys=True).encode())
-        for source in (picture.source for picture in p.images):
-            digest.update(Path(source).read_bytes() if isinstance(source, str) else source)
+        for picture in p.images:
+            named = isinstance(picture.source, str) and Path(picture.file).is_file()
+            digest.update(Path(picture.file).read_bytes() if named else repr(picture.content).encode())
     return digest.hexdigest()[:16]
 
 

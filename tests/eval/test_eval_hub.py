@@ -130,7 +130,7 @@ def test_every_set_on_the_hub_is_read_as_its_publisher_laid_it_out(tmp_path):
     assert not wrong
     beside = {f"{BENCHMARKS[n].hub}/{f}" for n, names in BESIDE.items() for f in names} - {"TsinghuaC3I/MedXpertQA/Text/test.jsonl"}  # fmt: skip
     assert sorted(beside & set(taken)) == []
-    again = ask(*ON_HUB, HF_ENDPOINT="http://127.0.0.1:9")  # the Hub is gone: what was fetched is still there
+    again = ask(*ON_HUB, HF_HUB_OFFLINE="1")  # without a connection, what was fetched is still there
     assert again == found
 
 
@@ -155,5 +155,5 @@ def test_a_downloaded_data_set_is_read_with_its_archives_packed(tmp_path, monkey
     shutil.copytree(publish(tmp_path, "cmmlu_med"), tmp_path / "data" / "cmmlu_med")
     assert len(load_benchmark(BENCHMARKS["cmmlu_med"], tmp_path / "data").prompts) == 6
     (tmp_path / "data" / "slake" / "imgs.zip").write_bytes(b"PK cut off")
-    with pytest.raises(EvalError, match="imgs.zip cannot be unpacked"):
+    with pytest.raises(EvalError, match=r"imgs\.zip cannot be unpacked"):
         load_benchmark(BENCHMARKS["slake"], tmp_path / "data")
