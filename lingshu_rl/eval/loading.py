@@ -328,7 +328,8 @@ def fetched(benchmark: Benchmark, images: bool) -> Path:
         names, problem = None, error
     try:
         if names is None:
-            return Path(snapshot_download(**common, local_files_only=True))
+            # No pattern: all of the data set is never there, and the parts that are will be looked for.
+            return Path(snapshot_download(**common, local_files_only=True, allow_patterns=[]))
         return Path(snapshot_download(**common, allow_patterns=_needed(benchmark, names, images)))
     except Exception as error:
         cause = error if names is not None else problem
