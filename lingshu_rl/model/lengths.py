@@ -294,9 +294,7 @@ class Lengths:
     def _judge(self, length: Length) -> None:
         assert self.limit is not None
         if length.total > self.limit.tokens:
-            self._faults[length.id] = (
-                f"{self.has} {length}, over the {self.limit.tokens:,} that {self.limit.why}"
-            )
+            self._faults[length.id] = f"{self.has} {length}, over the {self.limit.tokens:,} that {self.limit.why}"
         else:
             self._note(length)
 
