@@ -349,9 +349,10 @@ def _rewards(arguments: argparse.Namespace) -> int:
         from rewards.report.coverage import main as coverage
 
         return coverage(arguments.arguments[1:])
+    from lingshu_rl.look import records_of
     from rewards.preflight import main as check
 
-    return check(arguments.arguments)
+    return check(arguments.arguments, records_of)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
