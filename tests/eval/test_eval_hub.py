@@ -109,6 +109,7 @@ def _as_published(name: str, own: Path) -> None:
 ON_HUB = [n for n, b in BENCHMARKS.items() if b.hub and n not in ("slake_en", "slake_zh", "healthbench_hard", "healthbench_consensus")]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_set_on_the_hub_is_read_as_its_publisher_laid_it_out(tmp_path):
     """Right rows of the right split with their pictures; no other file is fetched, and no script is run."""
     folders = {name: publish(tmp_path, name) for name in ON_HUB}
