@@ -91,12 +91,12 @@ class Examples(Sequence[Mapping[str, Any]]):
 
 
 class ExampleLengths(Lengths):
-    """Tokens of prompts with their completions; an example over the limit would be cut, and what is cut is the answer."""
+    """Tokens of prompts with their completions; over the limit an example is cut, and what is cut is the answer."""
 
     has = "its prompt with its answer has"
     advice = (
-        "Rows that are too long: raise trainer.max_length, lower max_pixels, shorten their text, or leave them out with "
-        "too_long=drop."
+        "Rows that are too long: raise trainer.max_length, lower max_pixels, shorten their text, or leave them out "
+        "with too_long=drop."
     )
 
     def __init__(self, pictures: PictureTokens, limit: Limit | None, kinds: Sequence[str], target: str) -> None:

@@ -1,7 +1,7 @@
 """What is wrong with a command, found without running it: its words, settings, names, and the files that it reads.
 
-A pipeline asks this of all its steps before it starts the first, so that a name written wrong in the last one does not cost
-the days of those before it.
+A pipeline asks this of all its steps before it starts the first, so that a name written wrong in the last one does not
+cost the days of those before it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _HANDS_ON = re.compile(r"\b(train|sft)_main\(")  # a recipe is a script that giv
 def faults(command: Sequence[str], promised: Promised) -> list[str]:
     """Why a command would not start, or would not find what it reads; empty where nothing is known against it.
 
-    Commands of this library are read as they read themselves; of others it is known whether there is such a program, module
-    or script.
+    Commands of this library are read as they read themselves; of others it is known whether there is such a program,
+    module or script.
     """
     program, words = command[0], list(command[1:])
     if program == "lingshu-rl":
@@ -165,7 +165,7 @@ CHECKS: Mapping[str, Callable[[Any, Promised], Iterable[str]]] = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------------- the files
+# ------------------------------------------------------------------------------------------------------------ the files
 
 
 def _sources(given: Any, key: str, promised: Promised) -> Iterator[str]:

@@ -51,7 +51,7 @@ SAME_ZH = (
 
 
 def _bare(answer: Any) -> Any:
-    """A label without what is put around it: tags, a box, the marks of a printed list or pair; of {answer: score} the best."""
+    """A label without what is put around it: tags, a box, marks of a printed list; of {answer: score} the best."""
     if isinstance(answer, Mapping) and answer and all(isinstance(v, int | float) for v in answer.values()):
         answer = max(answer, key=lambda key: answer[key])
     if not isinstance(answer, str):
@@ -108,7 +108,7 @@ def _by_letters(options: Any) -> bool:
 def at_own_letters(options: list[str], answer: Any) -> tuple[list[str], Any]:
     """Options whose texts are letters ("which of the marked is it?") at those letters, the answer with them.
 
-    In {"A": "D", "D": "B"} a reply "D" is one option's letter and another's text; where both are one, it is neither's doubt.
+    In {"A": "D", "D": "B"} a reply "D" is one option's letter and another's text; where both are one, there is no doubt.
     """
     letters = LETTERS[: len(options)]
     own = {text: place for place, text in enumerate(options) if len(text) == 1 and text in letters}

@@ -27,6 +27,7 @@ Row = dict[str, Any]
 SHOWN = 10
 MAX_EXCLUDED = 0.05  # share of rows that may be unusable before the data itself must be wrong
 HELD_OUT_FIFTHS = 5
+LOST_IMAGES = "put the images into an `images` folder beside the questions, or ask without any: --no-images"
 
 
 class Skip(RowError):
@@ -87,7 +88,7 @@ def _judge(benchmark: Benchmark, told: str, total: int, excluded: Sequence[tuple
         return
     lines = "\n".join(f"  {place}: {reason}" for place, reason in excluded[:SHOWN])
     lost = all(reason.startswith("image file not found") for _, reason in excluded)
-    do = "put the images into an `images` folder beside the questions, or ask without any: --no-images" if lost else "is it the file that `lingshu-rl eval --list` describes?"  # fmt: skip
+    do = LOST_IMAGES if lost else "is it the file that `lingshu-rl eval --list` describes?"
     raise EvalError(f"{benchmark.name}: {len(excluded)} of {total} rows of {told} cannot be used; {do}\n{lines}")
 
 
@@ -123,7 +124,7 @@ def _digest(text: str) -> bytes:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether an image's file, or a study, is held out: a fifth, by the hash of its name, so that no list has to be kept."""
+    """Whether an image's file or a study is held out: a fifth, by the hash of its name, so that no list is kept."""
     return int.from_bytes(_digest(Path(name).stem), "big") % HELD_OUT_FIFTHS == 0
 
 
@@ -144,7 +145,7 @@ def _data_hash(prompts: Sequence[Prompt]) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """files: by the name that begins the ids of its rows ("" where there is one). joined: they belong together by `second`.
+    """files: by the name that begins the ids of their rows, "" where there is one. joined: they belong together by `second`.
 
     folders: where names of images may start. told: what is read, for people.
     """
@@ -157,7 +158,7 @@ class Files:
 
 
 def where_from(benchmark: Benchmark, data: str | Path | None) -> str:
-    """What a benchmark's rows would be read from; nothing is fetched. Raises EvalError where there is nothing to read."""
+    """What a benchmark's rows would be read from; nothing is fetched. Raises EvalError where there is nothing."""
     if data is None and benchmark.hub:
         return f"{benchmark.hub} (Hugging Face Hub)"
     return _find(benchmark, data, images=False).told
@@ -238,7 +239,7 @@ def _filled(pattern: str, benchmark: Benchmark) -> list[str]:
 
 
 def _fitting(file: Path, formats: str) -> str:
-    """The preset, of "a|b", whose signs the file's first record has; "" for none. Raises EvalError for an unreadable file."""
+    """The preset, of "a|b", whose signs the file's first record has; "" for none. Raises EvalError."""
     first = next((record for _, record in _records(file) if isinstance(record, Mapping)), {})
     signs = {name: presets()[name].signs for name in formats.split("|")}
     return next(
@@ -334,7 +335,8 @@ def fetched(benchmark: Benchmark, images: bool) -> Path:
     except Exception as error:
         cause = error if names is not None else problem
         raise EvalError(
-            f"{benchmark.name}: {benchmark.hub} cannot be fetched ({type(cause).__name__}: {cause}); {_by_hand(benchmark)}"
+            f"{benchmark.name}: {benchmark.hub} cannot be fetched ({type(cause).__name__}: {cause}); "
+            f"{_by_hand(benchmark)}"
         ) from error
 
 
@@ -364,4 +366,5 @@ def _unpacked(benchmark: Benchmark, folder: Path) -> list[Path]:
 
 def _by_hand(benchmark: Benchmark) -> str:
     packed = f" and {', '.join(benchmark.archives)}" if benchmark.archives else ""
-    return f"put its {next(iter(benchmark.files))}{packed} into DIR/{benchmark.folder or benchmark.name} and give --data DIR"
+    folder = benchmark.folder or benchmark.name
+    return f"put its {next(iter(benchmark.files))}{packed} into DIR/{folder} and give --data DIR"

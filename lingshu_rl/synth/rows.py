@@ -49,7 +49,7 @@ Outcome = Kept | Dropped
 
 
 def read_records(given: Path | Source) -> Iterator[Record]:
-    """The records of a file or a source; image and mask paths become absolute. Raises SynthError with the record's place.
+    """The records of a file or a source, paths of images and masks in full. Raises SynthError with the record's place.
 
     Of other people's records (a preset, a mapping) one that becomes no row is a record with its `fault`.
     """
