@@ -145,7 +145,7 @@ def _data_hash(prompts: Sequence[Prompt]) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """files: by the name that begins the ids of their rows, "" where there is one. joined: they belong together by `second`.
+    """files: by the name that begins the ids of their rows, or "". joined: they belong together by `second`.
 
     folders: where names of images may start. told: what is read, for people.
     """
@@ -167,7 +167,7 @@ def where_from(benchmark: Benchmark, data: str | Path | None) -> str:
 def _find(benchmark: Benchmark, data: str | Path | None, images: bool) -> Files:
     if data is None:
         root = fetched(benchmark, images)
-        found = _in_folder(benchmark, [root, *_unpacked(benchmark, root)])
+        found = _matched(benchmark, root, images)
         if found is None:
             raise EvalError(
                 f"{benchmark.name}: {benchmark.hub} holds none of {', '.join(benchmark.files)}; {_by_hand(benchmark)}"
@@ -181,7 +181,7 @@ def _find(benchmark: Benchmark, data: str | Path | None, images: bool) -> Files:
     own = [root / name for name in names if (root / name).is_dir()]
     for folder in [*own, root]:
         # A file of the wrong benchmark in a shared folder: its columns say so.
-        if found := _in_folder(benchmark, [folder, *_unpacked(benchmark, folder)], only_fitting=folder == root):
+        if found := _matched(benchmark, folder, images, only_fitting=folder == root):
             return found.of(f"{found.shown(root)} in {root}")
     looked = "; ".join(f"{f}/{{{','.join(benchmark.files)}}}" for f in [*own, root])
     raise EvalError(
@@ -211,6 +211,14 @@ class _Matched:
         names = [f.stem if stems.count(f.stem) == 1 else f"{f.parent.name}/{f.stem}" for f in self.files]
         named = [(name if self.named else "", file) for name, file in zip(names, self.files, strict=True)]
         return Files(named, self.preset, self.joined, self.folders, told)
+
+
+def _matched(benchmark: Benchmark, folder: Path, images: bool, only_fitting: bool = False) -> _Matched | None:
+    """The files in a folder, or in archives there, which are unpacked for images or where the questions are in them."""
+    found = _in_folder(benchmark, [folder], only_fitting)
+    if found is not None and not images:
+        return found
+    return _in_folder(benchmark, [folder, *_unpacked(benchmark, folder)], only_fitting)
 
 
 def _in_folder(benchmark: Benchmark, folders: Sequence[Path], only_fitting: bool = False) -> _Matched | None:
