@@ -197,7 +197,7 @@ def load(
     refused = in_order([*read.bad, *([] if drop_long else read.long)])
     dropped = in_order(read.long) if drop_long else ()
     advice = lengths.advice if lengths is not None and read.long and not drop_long else ""
-    if not prompts:
+    if not prompts and not read.long:
         advice = "\n".join(filter(None, [advice, _look_alike(sources, rows)]))
     _judge(name, read.total, len(prompts), refused, skip_bad_rows, advice)
     _tell_dropped(name, read.total, len(prompts), dropped)

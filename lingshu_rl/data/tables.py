@@ -294,6 +294,18 @@ def json_lines(path: Path) -> JsonLines:
     return JsonLines(unpacked(path) if path.suffix in PACKED else path.open("rb"))
 
 
+def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """All objects of a JSON lines file with their places. Lines end where files' lines do, not at U+2028 in a text.
+
+    Raises UnreadableSource naming a line that holds none.
+    """
+    lines = json_lines(path)
+    found = [(f"{path}, {lines.place(number)}", row) for number, row in lines]
+    if broken := next(((place, row) for place, row in found if isinstance(row, RowError)), None):
+        raise UnreadableSource(f"{broken[0]}: {broken[1]}")
+    return found
+
+
 def parquet(path: Path) -> Rows:
     import pyarrow.parquet
 

@@ -12,6 +12,7 @@ from lingshu_rl.runfolder import write_text
 
 Cells = list[list[str]]
 SHORT = {"blank": "blank image", "shuffled": "other image", "text_only": "text only", "majority": "majority", "normal_report": "normal report"}  # fmt: skip
+NEVER_JUDGED = "n/a"  # a control without a judged answer: beaten or not, nobody knows
 MARK = "†"
 NOT_TRIED = "‡"
 LEGEND = (
@@ -44,7 +45,8 @@ def score_table(summary: Mapping[str, Any]) -> Cells:
         for control in controls:
             own = scores["controls"].get(control)
             mark = MARK if own and control in scores["not_beaten"] else ""
-            line.append(percent(own, interval=False) + mark)
+            asked = own is None or own["above"]["n"]
+            line.append(percent(own, interval=False) + mark if asked else NEVER_JUDGED)
         if judged:
             line.append(percent(scores.get("judge")))
         unread = f"{100 * scores['unread'] / scores['n']:.0f} %" if scores["n"] else "–"

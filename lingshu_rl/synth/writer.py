@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lingshu_rl.chat import Answer, Attempts, EndpointError, api_url, bearer
+from lingshu_rl.chat import Answer, Attempts, EndpointError, Patience, api_url, bearer
 from lingshu_rl.images import opened
 from lingshu_rl.runfolder import write_text
 
@@ -77,6 +77,7 @@ class Writer:
             limits=httpx.Limits(max_connections=config.concurrency),
         )
         self._slots = asyncio.Semaphore(config.concurrency)
+        self._patience = Patience()
 
     async def __aenter__(self) -> Writer:
         return self
@@ -109,14 +110,16 @@ class Writer:
             except httpx.HTTPError as error:
                 outcome = error
             if answers := attempts.read(outcome):
+                self._patience.answered()
                 return answers[0]
-        raise attempts.gave_up()
+        raise self._patience.gave_up(attempts)
 
 
 class Estimator:
-    """Counts what a run would ask, without asking: known replies come from the cache, others are the step's example.
+    """Counts what a run would ask at most, without asking: known replies come from the cache, others are the step's example.
 
-    Output tokens are an upper bound (max_tokens a request).
+    An example is the reply that leads to the most further requests; output tokens are max_tokens a request. So the sums are
+    upper bounds, but for the tokens of earlier replies that later requests quote.
     """
 
     def __init__(self, config: WriterConfig) -> None:
@@ -144,7 +147,7 @@ class Estimator:
     def __str__(self) -> str:
         money = f", at most {self.cost:,.2f}" if self.config.price_in or self.config.price_out else ""
         return (
-            f"{self.requests:,} requests to {self.config.model}, about {self.tokens_in:,} tokens in, at most "
+            f"at most {self.requests:,} requests to {self.config.model}, about {self.tokens_in:,} tokens in, at most "
             f"{self.tokens_out:,} out{money}; {self.from_cache:,} more are answered from {self.config.cache}"
         )
 
