@@ -12,7 +12,7 @@ import json
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -317,53 +317,83 @@ class Rows:
     refused: tuple[str, ...]
 
 
-def load_rows(path: str | Path) -> Rows:
-    """Rows of a JSONL file in the data-row form; images are not opened. Raises RowsError when nothing can be read."""
-    path = Path(path)
-    if path.suffix != ".jsonl":
-        raise RowsError(f"{path}: labels are read from .jsonl files, one row a line")
-    samples: list[RewardInput] = []
-    first_use: dict[str, int] = {}
-    refused: list[str] = []
+Records = Iterable[
+    tuple[str, Any]
+]  # where a row stands ("line 7"), and the row or the RowError that says why there is none
+
+
+def json_lines(path: str, settings: Sequence[str]) -> Records:
+    """Rows of a JSONL file in the data-row form. Raises RowsError when it cannot be read."""
+    if settings or Path(path).suffix != ".jsonl":
+        raise RowsError(
+            f"{path}: labels are read from .jsonl files, one row a line; `lingshu-rl rewards check` reads the others"
+        )
     try:
-        lines = path.read_bytes().splitlines()
+        lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise RowsError(f"{path}: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    return [(f"line {number}", _row(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _row(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return RowError(str(error))
+
+
+def load_rows(path: str | Path) -> Rows:
+    """Rows of a JSONL file in the data-row form. Raises RowsError when nothing can be read."""
+    return labels_of(json_lines(str(path), ()), str(path))
+
+
+def labels_of(records: Records, name: str) -> Rows:
+    """The labels of rows; images are not opened. Raises RowsError where there are none."""
+    samples: list[RewardInput] = []
+    first_use: dict[str, str] = {}
+    refused: list[str] = []
+    for place, row in records:
         try:
-            row = json.loads(line.decode("utf-8-sig"))
-            if not isinstance(row, dict):
-                raise ValueError(f"a line holds one JSON object, this one a {type(row).__name__}")
+            if isinstance(row, RowError):
+                raise row
+            if not isinstance(row, Mapping):
+                raise RowError(f"a line holds one JSON object, this one a {type(row).__name__}")
             read = read_row(row, unchecked)
             if read.id in first_use:
-                raise RowError(f"duplicate id, first used at line {first_use[read.id]}")
+                raise RowError(f"duplicate id, first used at {first_use[read.id]}")
         except (ValueError, TypeError, RecursionError) as error:
-            refused.append(f"line {number}: {error}")
+            refused.append(f"{place}: {error}")
             continue
-        first_use[read.id] = number
+        first_use[read.id] = place
         samples.append(read.sample)
     if not samples and not refused:
-        raise RowsError(f"{path}: the file is empty")
+        raise RowsError(f"{name}: the file is empty")
     return Rows(tuple(samples), tuple(first_use), tuple(refused))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`lingshu-rl rewards check DATA`: 0 when all is well, 1 when labels or the reward are not, 2 for a wrong call."""
+def main(argv: Sequence[str] | None = None, read: Callable[[str, Sequence[str]], Records] = json_lines) -> int:
+    """`lingshu-rl rewards check DATA`: 0 when all is well, 1 when labels or the reward are not, 2 for a wrong call.
+
+    read: the rows of DATA, with the key=value words that say how they are read; it may raise ValueError.
+    """
     parser = argparse.ArgumentParser(prog="lingshu-rl rewards", description="Check labels and rewards before a run.")
     checking = parser.add_subparsers(dest="command", required=True).add_parser(
         "check", help="try a reward on the labels of a data set"
     )
-    checking.add_argument("data", metavar="DATA", help="a .jsonl file of data rows")
+    checking.add_argument("data", metavar="DATA", help="a .jsonl file of data rows; or, with lingshu-rl, any source")
+    checking.epilog = (
+        "other people's data are read by keys of a source: format=slake where='q_lang == en' (docs/data.md)"
+    )
     choice = checking.add_mutually_exclusive_group()
     choice.add_argument("--reward", metavar="NAME", help="a reward of this package, or module:Class; default: by kind")
     choice.add_argument("--spec", metavar="FILE", help="a YAML file with a composition, as under rewards.spec")
     checking.add_argument("--template", default=TEMPLATE, help="a completion with {answer} in it; default: %(default)r")
     checking.add_argument("--out", metavar="FILE", type=Path, help="write the whole report as JSON")
-    arguments = parser.parse_args(argv)
+    arguments, settings = parser.parse_known_args(argv)
+    if wrong := [word for word in settings if "=" not in word or word.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     try:
-        rows = load_rows(arguments.data)
+        rows = labels_of(read(arguments.data, settings), arguments.data)
         reward = build(arguments.reward or (_spec_file(arguments.spec) if arguments.spec else DEFAULT_SPEC))
         report = check(rows.samples, reward, ids=rows.ids, refused=rows.refused, template=arguments.template)
     except (RowsError, SpecError, ValueError) as error:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lingshu_rl.chat import Answer, Attempts, Refused, api_url, bearer
+from lingshu_rl.chat import Answer, Attempts, Patience, Refused, api_url, bearer
 from lingshu_rl.curate.image_index import open_database
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ class Endpoint:
         self.base = open_database(cache, scratch=False)
         self.base.execute("CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, answers TEXT) WITHOUT ROWID")
         self.sent = self.from_cache = 0
+        self.patience = Patience()
 
     def sample(self, body: Mapping[str, Any], n: int, seed: int) -> list[Answer]:
         """n samples of one conversation. Servers that give fewer at a time are asked again, with another seed.
@@ -70,8 +71,9 @@ class Endpoint:
             except httpx.HTTPError as error:
                 outcome = error
             if answers := attempts.read(outcome):
+                self.patience.answered()
                 return answers
-        raise attempts.gave_up()
+        raise self.patience.gave_up(attempts)
 
     def each(self, things: Iterable[T], ask: Callable[[T], R]) -> Iterator[tuple[T, R | Refused]]:
         """(thing, ask(thing)) in order, `concurrency` at a time; a refusal comes back as the result."""
