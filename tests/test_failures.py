@@ -1,5 +1,7 @@
 """A failure with a known cause ends the command with its message and exit code 1, without a traceback."""
 
+import importlib
+
 import pytest
 
 from lingshu_rl.cli import run_training
@@ -11,6 +13,8 @@ from lingshu_rl.reference.client import ReferenceRequestError
 from lingshu_rl.rollout.sampler import RolloutError
 from rewards.executor import RewardFailure
 
+LOOP = importlib.import_module("lingshu_rl.train")  # the package's own name of it is the function
+
 
 @pytest.mark.parametrize(
     "kind", [PromptRefused, RolloutError, ReferenceRequestError, WorkerError, CheckError, RewardFailure]
@@ -19,7 +23,7 @@ def test_a_known_failure_is_a_line_and_exit_code_1(kind, monkeypatch, capsys):
     async def train(config):
         raise kind("what happened")
 
-    monkeypatch.setattr("lingshu_rl.train.train", train)
+    monkeypatch.setattr(LOOP, "train", train)
     assert run_training(Config()) == 1
     assert "the run stopped: what happened" in capsys.readouterr().err
     # It can be raised again with more to say, as the run does once it has saved.
@@ -30,6 +34,6 @@ def test_an_unknown_one_keeps_its_traceback(monkeypatch):
     async def train(config):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("lingshu_rl.train.train", train)
+    monkeypatch.setattr(LOOP, "train", train)
     with pytest.raises(KeyError, match="a bug"):
         run_training(Config())
