@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lingshu_rl.data.mixing import Part, epoch_order, is_weighed
 from lingshu_rl.data.sources import Source
 from lingshu_rl.types import Prompt
+from rewards.kinds import find
 
 if TYPE_CHECKING:
     from lingshu_rl.data.load import Prompts
@@ -103,7 +104,7 @@ def chain_of(prompt: Prompt) -> str:
 
 def completion_of(prompt: Prompt, target: str) -> str:
     """The ideal completion. Blanks beside the tags, so that a word is the same token here and in the question."""
-    answer = ", ".join(map(str, prompt.gold)) if isinstance(prompt.gold, list | tuple) else str(prompt.gold)
+    answer = prompt.gold if isinstance(prompt.gold, str) else find(prompt.kind).write(prompt.reward_input())[0]
     if target == "plain":
         return answer
     think = chain_of(prompt) if target != "answer" else ""

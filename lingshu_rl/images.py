@@ -77,9 +77,14 @@ class Picture:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height that everyone gets, from the header alone. Raises UnreadablePicture."""
+        return self.budget.fit(*self.file_size)
+
+    @property
+    def file_size(self) -> tuple[int, int]:
+        """Width and height before the budget, upright. Raises UnreadablePicture."""
         if not all(self._header.size):
             raise UnreadablePicture(self._header.fault)
-        return self.budget.fit(*self._header.size)
+        return self._header.size
 
     def fault_in_header(self) -> str | None:
         """Why it cannot be used, as far as its header tells, or None."""

@@ -20,11 +20,11 @@ FULL_FRAME = (
 )
 
 
-def instruction_text(instruction: str, kind: str, multi: bool = False) -> str:
-    """The last line of a prompt: "short" or "full" by kind, anything else word for word (empty for none)."""
+def instruction_text(instruction: str, kind: str, meta: Mapping[str, Any] = {}) -> str:
+    """The last line of a row's prompt: "short" or "full" by kind, anything else word for word (empty for none)."""
     if instruction == "full":
-        return FULL_FRAME.format(form=find(kind).prompt("full", multi))
-    return find(kind).prompt("short", multi) if instruction == "short" else instruction
+        return FULL_FRAME.format(form=find(kind).prompt("full", meta))
+    return find(kind).prompt("short", meta) if instruction == "short" else instruction
 
 
 def row_to_prompt(
@@ -42,9 +42,8 @@ def row_to_prompt(
     system: the first turn of every prompt whose row brings no system turn; "" for none. budget: of every image.
     """
     read = read_row(row, check)
-    multi = read.meta.get("multi") is True
     lines = [f"{LETTERS[i]}. {text}" for i, text in enumerate(read.options)]
-    if last := instruction_text(instruction, read.kind, multi):
+    if last := instruction_text(instruction, read.kind, read.meta):
         lines.append(last)
     images = tuple(Picture(_image(image, base_dir), budget) for image in read.images)
     return Prompt(

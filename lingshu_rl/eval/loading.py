@@ -106,7 +106,7 @@ def _prompt(benchmark: Benchmark, row: Row, base: Path, wanted: str, images: boo
     if wanted == "direct" and row.pop("language", None) == "zh":
         wanted = "direct_zh"
     row.pop("language", None)
-    line = prompt_line(wanted, row["kind"], meta.get("multi") is True)
+    line = prompt_line(wanted, row["kind"], meta)
     # Image paths stay as the source writes them: `_found` looks for them once the sample is drawn.
     return row_to_prompt(row, base_dir=base, instruction=line)
 
