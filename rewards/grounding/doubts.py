@@ -30,13 +30,13 @@ def _smaller(told: Sequence[Mapping[str, Any]]) -> str:
         # The farthest number of each label, in shares of the scale that it may have been written in.
         far = [_farthest(p) * np.array(p["frame"][:2]) / _full(scale, p) for p in with_size]
         room = [min(np.array(p["frame"][:2]) / _full(scale, p)) for p in with_size]
-        if len(far) >= ENOUGH and len(far) == len(told) and min(room) >= 1 / SPREAD and np.max(far) <= 1.01:
-            if np.max(far, axis=0).min() >= SPREAD:
-                reach = max(float(_farthest(p).max()) for p in told)
-                return (
-                    f"no label of {len(told)} goes beyond {100 * reach:.0f} % of the image, and all fit box_scale: {scale}: "
-                    "is that what their numbers are?"
-                )
+        enough = len(far) >= ENOUGH and len(far) == len(told) and min(room) >= 1 / SPREAD
+        if enough and np.max(far) <= 1.01 and np.max(far, axis=0).min() >= SPREAD:
+            reach = max(float(_farthest(p).max()) for p in told)
+            return (
+                f"no label of {len(told)} goes beyond {100 * reach:.3g} % of the image, and all fill the scale of "
+                f"box_scale: {scale}: is that what their numbers are?"
+            )
     return ""
 
 

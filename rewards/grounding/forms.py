@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from rewards.claims import is_disowned, stances
+from rewards.claims import is_conditional, is_disowned, stances
 from rewards.text import text_key
 from rewards.wording import word_table
 
@@ -221,13 +221,13 @@ def read(text: str, want: str) -> list[Place]:
     if _BARE.fullmatch(text):
         return places_in([float(number) for number in re.findall(_NUMBER, text)], want)
     found: list[Place] = []
-    position = 0
+    position = forms = 0
     while (start := _START.search(text, position)) is not None:
-        before = text[position : start.start()]
-        label = _led_up(before)
+        forms += 1
+        label = _led_up(text[position : start.start()])
         places, position = _form(text, start.start(), want)
         found += [replace(place, label=place.label or label) for place in places]
-        if len(found) > MOST_PLACES:
+        if max(forms, len(found)) > MOST_PLACES:
             raise Unread(f"more than {MOST_PLACES} places", "conflict")
     if not position:
         raise Unread(f"the answer names no {want}")
@@ -241,8 +241,8 @@ def _led_up(words: str) -> str:
         return ""
     if stances().alternative.search(words):
         raise Unread("alternatives are offered", "conflict")
-    if "?" in words or is_disowned(words) or stances().takes_back.search(words):
-        raise Unread("the answer is doubted, denied or taken back", "conflict")
+    if "?" in words or is_disowned(words) or is_conditional(words) or stances().takes_back.search(words):
+        raise Unread("the answer is doubted, denied, conditional or taken back", "conflict")
     named = _NAMED.search(words[-120:])
     return named[1].strip(" *_`\"'") if named else ""
 

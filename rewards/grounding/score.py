@@ -135,7 +135,7 @@ class PointSet(Located):
         return None
 
     def compare(self, said: Sequence[Place], gold: Sequence[Place], meta: Meta) -> RewardResult:
-        at = shares(said, answer_frame(meta))
+        at = shares(said, answer_frame(meta), 2)
         inside = np.array([hits(at, place, meta) for place in gold], bool).reshape(len(gold), len(said)).T
         hit = (inside & alike(said, gold, meta)).astype(float)
         pairs = geometry.matched(hit)
@@ -222,9 +222,8 @@ def own_frame(place: Place, frame: Frame) -> Frame:
     return Frame((place.scale, place.scale) if place.scale else frame.full, place.order or frame.order)
 
 
-def shares(places: Sequence[Place], frame: Frame) -> np.ndarray:
-    """(n, 4) corners or (n, 2) points, all of one sort, in shares of the image's sides."""
-    width = len(places[0].numbers) if places else 4
+def shares(places: Sequence[Place], frame: Frame, width: int = 4) -> np.ndarray:
+    """(n, 4) corners of boxes, or (n, 2) points with a width of 2, in shares of the image's sides."""
     return np.array([own_frame(p, frame).to_unit(np.array([p.numbers]))[0] for p in places]).reshape(-1, width)
 
 
@@ -233,6 +232,8 @@ def reachable(gold: Sequence[Place], meta: Meta) -> np.ndarray:
     label, answer = label_frame(meta), answer_frame(meta)
     at = shares(gold, label)
     exact = np.array([own_frame(place, label).full == answer.full for place in gold], bool)
+    if exact.all():
+        return at
     return np.where(exact[:, None], at, answer.to_unit(answer.rounded(answer.from_unit(at))))
 
 
@@ -349,8 +350,7 @@ def _other_file(meta: Meta) -> str | None:
 
 def _misplaced(gold: Sequence[Place], meta: Meta) -> str | None:
     """Why the label's places do not lie in the image, and the reading of the row's numbers under which they would."""
-    answer_frame(meta)
-    frame = label_frame(meta)
+    frame, _ = label_frame(meta), answer_frame(meta)
     told = [place for place in gold if place.runs is None]
     if _lie_inside(told, frame):
         return None
