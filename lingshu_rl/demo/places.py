@@ -8,11 +8,7 @@ cells a side: a policy of 1.8 M parameters that sees 16 image tokens can learn t
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image

@@ -120,8 +120,9 @@ def _walk(value: Any, want: str, within: Place, depth: int) -> Iterator[Place]:
     """within: a label and conventions that hold for all inside."""
     if depth > DEEPEST:
         raise Unread(f"lists nested more than {DEEPEST} deep")
+    value = _plain(value)
     if isinstance(value, Mapping):
-        yield from _of_mapping({str(key).lower(): item for key, item in value.items()}, want, within, depth)
+        yield from _of_mapping({str(key).lower(): _plain(item) for key, item in value.items()}, want, within, depth)
     elif isinstance(value, list | tuple):
         numbers = _shape(value, want)
         if numbers is not None:
@@ -133,6 +134,11 @@ def _walk(value: Any, want: str, within: Place, depth: int) -> Iterator[Place]:
         return
     else:
         raise Unread(f"{_short(value)} is no {want}")
+
+
+def _plain(value: Any) -> Any:
+    """A table's cell as the JSON that it was."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _of_mapping(value: Mapping[str, Any], want: str, within: Place, depth: int) -> Iterator[Place]:

@@ -473,3 +473,99 @@ def test_real_boxes_pass_the_check_and_their_wrong_readings_do_not():
     assert report.ok and not report.doubts, report.text()
     as_corners = [RewardInput("", s.gold, kind="box", meta={**s.meta, "box_order": "xyxy"}) for s in samples]
     assert "box_order: xywh" in check(as_corners, default_reward()).text()
+
+
+# ------------------------------------------------------------------------------------------------------ other trainers
+
+ROWS = {
+    "box": (GOLD, "[10, 20, 110, 220]", "[300, 300, 400, 400]"),
+    "points": ([GOLD], "[60, 120]", "[300, 300]"),
+    "mask": ([[0, 0, 320, 0, 320, 480, 0, 480]], "[[0, 0, 320, 0, 320, 480, 0, 480]]", "[[330, 0, 640, 0, 640, 480]]"),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_other_trainers_get_these_rewards_too(kind):
+    torch = pytest.importorskip("torch")
+    from rewards.adapters import to_openrlhf, to_trl, to_verl
+
+    gold, right, wrong = ROWS[kind]
+    texts = [f"<answer>{right}</answer>", f"<answer>{wrong}</answer>"]
+    fields = {"kind": kind, "meta": PIXELS}
+    logged = {}
+    trl = to_trl(default_reward())
+    columns = {key: [value] * 2 for key, value in fields.items()}
+    values = trl(prompts=["?"] * 2, completions=texts, answer=[gold] * 2, log_metric=logged.__setitem__, **columns)
+    assert values == [1.0, 0.0] and logged[f"compose/answer/{kind}"] == 0.5
+    verl = to_verl(default_reward())
+    assert [verl("set", text, gold, fields)["score"] for text in texts] == [1.0, 0.0]
+    openrlhf = to_openrlhf(default_reward())
+    label = json.dumps({"answer": gold, **fields})
+    found = openrlhf([f"Where? {text}" for text in texts], ["Where? "] * 2, [label] * 2)
+    assert torch.equal(found["rewards"], torch.tensor([1.0, 0.0]))
+
+
+def test_a_tables_arrays_are_boxes_too():
+    gold = np.array([{"bbox": np.array([10, 20, 110, 220]), "label": None}], dtype=object)
+    assert BoxSet().score(sample("[10, 20, 110, 220]", gold)).value == 1
+
+
+def test_the_command_checks_rows_of_these_kinds(tmp_path, capsys):
+    from rewards.preflight import main
+
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"id": f"{kind}{n}", "images": ["a.png"], "question": "Where?", "answer": gold, "kind": kind, "meta": PIXELS}
+        for kind, (gold, *_) in ROWS.items()
+        for n in range(2)
+    ]
+    rows.append({**rows[0], "id": "none", "answer": []})
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert main(["check", str(file)]) == 0, capsys.readouterr().out
+    file.write_text(json.dumps({**rows[0], "answer": [10, 20, 700, 220]}))
+    assert main(["check", str(file)]) == 1
+    assert "do not lie in the image" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------- real masks
+
+
+def test_nuclei_are_found_by_their_own_boxes_points_and_masks():
+    """Stardist's labelled nuclei, as boxes, as points and as COCO's run lengths."""
+    coco, measure = pytest.importorskip("pycocotools.mask"), pytest.importorskip("skimage.measure")
+    from lingshu_rl.demo.read import nucleus_labels
+    from rewards.kinds import find
+
+    tile = nucleus_labels()[:128, :128]
+    found = measure.regionprops(tile)
+    meta = {"box_scale": "pixel", "box_order": "yxyx", "image_size": [128, 128]}
+    packed = [coco.encode(np.asfortranarray((tile == region.label).astype(np.uint8))) for region in found]
+    golds = {
+        "box": [list(region.bbox) for region in found],
+        "points": [{"size": [128, 128], "counts": p["counts"].decode()} for p in packed],
+    }
+    golds["mask"] = golds["points"]
+    assert len(found) > 10
+    for kind, gold in golds.items():
+        row = RewardInput("", gold, kind=kind, meta=meta)
+        (text,) = find(kind).write(row)
+        assert default_reward().score(RewardInput(f"<answer>{text}</answer>", gold, kind=kind, meta=meta)).value == 1
+    shifted = [[y1 + 3, x1, y2 + 3, x2] for y1, x1, y2, x2 in golds["box"]]
+    moved = BoxSet().score(RewardInput(json.dumps(shifted), golds["box"], meta=meta))
+    assert 0.5 < moved.value < 0.95 and moved.components["missed"] <= 3
+
+
+def test_a_segmentation_of_dicom_is_a_label():
+    """pydicom's liver segmentation: its box, and a polygon around it, against its run lengths."""
+    pydicom, measure = pytest.importorskip("pydicom"), pytest.importorskip("skimage.measure")
+    from lingshu_rl.demo.read import dicom_file
+
+    mask = pydicom.dcmread(dicom_file("liver_1frame.dcm")).pixel_array > 0
+    height, width = mask.shape
+    runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[0], mask.T.ravel().astype(int), [0]]))), prepend=0).tolist()
+    gold = {"size": [height, width], "counts": [*runs, height * width - sum(runs)]}
+    largest = max(measure.find_contours(mask.astype(float), 0.5), key=len)
+    polygon = (largest[:, ::-1] + 0.5).ravel().tolist()
+    meta = {"box_scale": "pixel", "image_size": [width, height]}
+    said = RewardInput(f"<answer>{json.dumps([polygon])}</answer>", [gold], kind="mask", meta=meta)
+    assert MaskDice().score(said).value > 0.95
