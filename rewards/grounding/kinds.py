@@ -102,7 +102,9 @@ def _other_presence(whole: bool) -> Callable[[RewardInput, str], Mapping[str, st
 
 def _drawn(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     parsed = row["parsed"]
-    return [*_items(parsed.get("said", ()), "answer"), *_items(parsed.get("gold", ()), "label")]
+    if not isinstance(parsed, Mapping) or not {"said", "gold"} <= parsed.keys():  # of a reward of one's own
+        return []
+    return [*_items(parsed["said"], "answer"), *_items(parsed["gold"], "label")]
 
 
 def _items(places: Iterable[Mapping[str, Any]], side: str) -> list[dict[str, Any]]:
