@@ -217,6 +217,8 @@ def test_sides_of_a_multiple_are_left_alone_by_the_processor(size):
     from transformers import Qwen2VLImageProcessor
 
     picture = Picture(encoded(Image.new("L", size)), Budget(multiple=28))
-    processor = Qwen2VLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 1 << 24}, patch_size=14, merge_size=2)
+    processor = Qwen2VLImageProcessor(
+        size={"shortest_edge": 56 * 56, "longest_edge": 1 << 24}, patch_size=14, merge_size=2
+    )
     _, rows, columns = processor(images=[picture.pixels()], return_tensors="pt")["image_grid_thw"][0].tolist()
     assert picture.size == picture.pixels().size == (14 * columns, 14 * rows)
