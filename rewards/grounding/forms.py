@@ -46,7 +46,7 @@ class Unread(ValueError):
 class Place:
     """numbers: 4 of a box, 2 of a point, x and y by turns of a polygon; or runs: (counts, height, width).
 
-    scale, order: where the form has its own, whatever was asked.
+    lead: the words before it, where they look like a name. scale, order: where the form has its own, whatever was asked.
     """
 
     numbers: tuple[float, ...] = ()
@@ -54,6 +54,7 @@ class Place:
     runs: tuple[Any, int, int] | None = None
     scale: float | None = None
     order: str | None = None
+    lead: str = ""
 
 
 # ------------------------------------------------------------------------------------------------- structured values
@@ -210,7 +211,15 @@ _MOLMO = re.compile(r"<points?((?:\s{1,9}\w{1,9}=\"[^\"<>]{0,200}\"){2,600})\s{0
 _MOLMO_XY = re.compile(rf"\b[xy]\d{{0,3}}=\"({_NUMBER})\"")
 _GROUPED = re.compile(r"\(([\d\s,.+-]{3,200})\)")
 _NAMED = re.compile(r"(?:^|[\n,;.])[\s\d.)*-]{0,12}([^\W\d_][^\n,;:=()\[\]]{0,80}?)\s{0,4}[:=]\s{0,4}$")
-_DECODER = json.JSONDecoder()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def read(text: str, want: str) -> list[Place]:
@@ -230,9 +239,9 @@ def read(text: str, want: str) -> list[Place]:
     position = forms = 0
     while (start := _START.search(text, position)) is not None:
         forms += 1
-        label = _led_up(text[position : start.start()])
+        lead = _led_up(text[position : start.start()])
         places, position = _form(text, start.start(), want)
-        found += [replace(place, label=place.label or label) for place in places]
+        found += [replace(place, lead=lead) for place in places]
         if max(forms, len(found)) > MOST_PLACES:
             raise Unread(f"more than {MOST_PLACES} places", "conflict")
     if not position:
@@ -251,6 +260,11 @@ def _led_up(words: str) -> str:
         raise Unread("the answer is doubted, denied, conditional or taken back", "conflict")
     named = _NAMED.search(words[-120:])
     return named[1].strip(" *_`\"'") if named else ""
+
+
+def introduces(words: str) -> bool:
+    """Whether words before a place only say what follows: "Bounding box: [...]"."""
+    return words.lower().replace(" ", "_").rstrip("s") in {key.rstrip("s") for key in _PLACE_KEYS}
 
 
 def _form(text: str, start: int, want: str) -> tuple[list[Place], int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from rewards.answer import extract
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.grounding import geometry
-from rewards.grounding.forms import ANY, BOX_PLACE, MASK_PLACE, POINT_PLACE, Place, Unread, places_in, read
+from rewards.grounding.forms import ANY, BOX_PLACE, MASK_PLACE, POINT_PLACE, Place, Unread, introduces, places_in, read
 from rewards.grounding.scale import Frame, ScaleError, answer_frame, label_frame, other_readings, size_in
 from rewards.open_answers import texts_of
 from rewards.wording import answer_key
@@ -21,6 +22,7 @@ OUTSIDE = 0.01  # shares of a side by which a label may stand over the edge, as 
 GRID = 512  # pixels a side on which polygons are compared, where the row tells no size
 LARGEST_GRID = 1024
 MOST_REGIONS = 64  # of a mask
+LONGEST_NAME = 3  # words before a place that are taken for a name, right or wrong
 FOUND = 0.5  # IoU from which a box counts as found, in components
 
 
@@ -37,7 +39,7 @@ class Located(Reward):
     labelled = BOX_PLACE  # what a label holds
 
     def score(self, sample: RewardInput) -> RewardResult:
-        if problem := self.check_gold(sample):
+        if problem := self._faulty(sample):
             return RewardResult(None, "gold_invalid", reason=problem)
         try:
             said = said_in(sample.completion, self.want)
@@ -47,9 +49,13 @@ class Located(Reward):
             return RewardResult(0.0, "truncated" if cut else error.status, reason=str(error))
 
     def check_gold(self, sample: RewardInput) -> str | None:
+        # The image counts for a label alone: a control may show another one than was measured.
+        return self._faulty(sample) or _other_file(sample.meta)
+
+    def _faulty(self, sample: RewardInput) -> str | None:
         try:
             gold = places_of(sample.gold, self.labelled)
-            fault = _other_file(sample.meta) or _misplaced(gold, sample.meta) or self.fault(gold, sample.meta)
+            fault = _misplaced(gold, sample.meta) or self.fault(gold, sample.meta)
         except (Unread, ScaleError) as error:
             fault = str(error)
         return f"label {_short(sample.gold)}: {fault}" if fault else None
@@ -260,17 +266,24 @@ def _keys(places: Sequence[Place], meta: Meta) -> list[str]:
 
 def alike(said: Sequence[Place], gold: Sequence[Place], meta: Meta) -> np.ndarray:
     """(said, gold): whether the names of two places allow them to be one."""
-    told = _named(said, gold, meta)
-    return np.array([[a == b for b in _named(gold, gold, meta)] for a in told], bool).reshape(len(said), len(gold))
+    told, wanted = _named(said, gold, meta), _named(gold, gold, meta)
+    return np.array([[a == b for b in wanted] for a in told], bool).reshape(len(said), len(gold))
 
 
 def _named(places: Sequence[Place], gold: Sequence[Place], meta: Meta) -> list[str]:
     """Names by which places are held against the label: where it has at most one, none and the label's own are one."""
-    wanted, keys = set(_keys(gold, meta)), _keys(places, meta)
+    wanted = set(_keys(gold, meta))
     if wanted <= {""}:
-        return [""] * len(keys)
+        return [""] * len(places)
     only = next(iter(wanted)) if len(wanted) == 1 else ""
+    keys = _keys([p if p.label else replace(p, label=_name_in(p.lead, wanted)) for p in places], meta)
     return [key or only for key in keys]
+
+
+def _name_in(lead: str, wanted: Collection[str]) -> str:
+    """What words before a place name: a right name, or a few words that would be one; other words introduce it."""
+    known = answer_key(lead) in wanted
+    return lead if known or (len(lead.split()) <= LONGEST_NAME and not introduces(lead)) else ""
 
 
 # ------------------------------------------------------------------------------------------------------------ regions

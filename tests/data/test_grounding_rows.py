@@ -66,6 +66,18 @@ def test_a_size_that_is_not_the_images_is_found_before_the_run(rows):
     assert bad.id == "1" and "image_size is 1024 x 768, the image 640 x 480" in bad.reason
 
 
+def test_controls_with_other_images_are_judged_too(rows, tmp_path):
+    from lingshu_rl.eval.controls import blank, shuffled
+
+    Image.new("L", (100, 300)).save(tmp_path / "b.png")
+    other = {"images": ["b.png"], "meta": {**META, "image_size": [100, 300]}, "answer": [10, 20, 40, 60]}
+    prompts = rows({}, other, budget=Budget(max_pixels=5000))
+    reward = default_reward()
+    for control in (blank, shuffled):
+        for prompt in control(prompts):
+            assert reward.score(prompt.reward_input("<answer>[1, 2, 30, 40]</answer>")).value is not None
+
+
 def test_bad_rows_are_refused_by_line(rows):
     with pytest.raises(DataError, match=r"line 2 .*do not lie in the image.*box_order: xywh"):
         rows({}, {"answer": [300, 300, 200, 100]})

@@ -106,6 +106,9 @@ FORMS = [
     '<answer>{"x": 10, "y": 20, "width": 100, "height": 200, "label": "nodule"}</answer>',
     "nodule: [10, 20, 110, 220]",
     "The nodule is at [10, 20, 110, 220].",
+    "Bounding box: [10, 20, 110, 220]",
+    "**Nodule**: [10, 20, 110, 220]",
+    "Here is the box of the nodule that you asked for: [10, 20, 110, 220]",
     "The answer is [10.0, 20.0, 110.0, 220.0].",
     "\\boxed{[10, 20, 110, 220]}",
     "&lt;answer&gt;[10, 20, 110, 220]&lt;/answer&gt;",
@@ -156,6 +159,7 @@ def test_forms_with_a_scale_of_their_own(text):
         ("<answer>the left lower lobe</answer>", "unparsed"),
         ("<answer>{}{}</answer>", "unparsed"),
         ("", "unparsed"),
+        ('{"bbox": [10, 20, 110, 220], "bbox": [1, 1, 9, 9]}', "unparsed"),
         ("<answer>[10, 20, 110, 220]</answer> " + "[1, 2, 3, 4]" * 0, "ok"),
     ],
 )
@@ -272,6 +276,7 @@ def test_names_must_be_right_where_there_are_several():
     one = [gold[1]]
     assert score("[200, 0, 300, 100]", one).value == 1
     assert score('{"bbox": [200, 0, 300, 100], "label": "liver"}', one).value == 0
+    assert score("liver: [200, 0, 300, 100]", one).value == 0
     assert score("cor: [200, 0, 300, 100]", one, synonyms={"heart": ["cor"]}).value == 1
 
 
@@ -375,7 +380,8 @@ def test_a_faulty_label_is_named_with_what_would_mend_it(gold, meta, said):
     meta = {key: value for key, value in {**PIXELS, **meta}.items() if value is not None}
     problem = BoxSet().check_gold(RewardInput("", gold, kind="box", meta=meta))
     assert problem is not None and said in problem
-    assert BoxSet().score(RewardInput("<answer>[]</answer>", gold, kind="box", meta=meta)).value is None
+    if "file_size" not in meta:  # the image counts for the label alone
+        assert BoxSet().score(RewardInput("<answer>[]</answer>", gold, kind="box", meta=meta)).value is None
 
 
 def rows(count, box, **meta):
