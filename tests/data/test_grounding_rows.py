@@ -9,6 +9,7 @@ import types
 import pytest
 from PIL import Image
 
+from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.examples import completion_of
 from lingshu_rl.images import Budget
@@ -57,6 +58,15 @@ def test_answers_in_pixels_are_meant_in_the_picture_that_the_model_sees(rows):
     (rounded,) = rows(budget=Budget(multiple=100))
     assert rounded.reward_input().meta["seen_size"] == [600, 500]
     assert "seen_size" not in rows({"kind": "open", "answer": "left"})[0].reward_input().meta
+
+
+def test_a_runs_pictures_get_the_sides_that_its_processor_keeps(rows, tmp_path):
+    rows()
+    config = load_config(None, [f"data.train={tmp_path / 'rows.jsonl'}", "data.test=demo:test", "data.side_multiple=28"])
+    (prompt,) = load(config.data.train, budget=config.data.budget).prompts
+    assert prompt.reward_input().meta["seen_size"] == [644, 476]
+    with pytest.raises(ConfigError, match="data.side_multiple=0"):
+        load_config(None, ["data.side_multiple=0"])
 
 
 def test_a_size_that_is_not_the_images_is_found_before_the_run(rows):
