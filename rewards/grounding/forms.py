@@ -29,6 +29,7 @@ BOX_PLACE, POINT_PLACE, MASK_PLACE, ANY = "box", "point", "mask", "place"
 
 MOST_PLACES = 300  # nobody marks more, and matching grows with the cube
 MOST_NUMBERS = 20_000  # of all polygons and run lengths together
+MOST_PIXELS = 1 << 27  # of all run lengths together
 LONGEST = 200_000  # characters
 LARGEST = 1e7  # of a coordinate
 DEEPEST = 6  # nested lists
@@ -108,12 +109,13 @@ _CORNER_KEYS: Sequence[tuple[tuple[str, ...], str | None]] = (
 def places_in(value: Any, want: str) -> list[Place]:
     """The places of a label or of parsed JSON. Raises Unread."""
     found: list[Place] = []
-    amount = 0
+    numbers = pixels = 0
     for place in _walk(value, want, Place(), 0):
         found.append(place)
-        amount += len(place.numbers)
-        if len(found) > MOST_PLACES or amount > MOST_NUMBERS:
-            raise Unread(f"more than {MOST_PLACES} places or {MOST_NUMBERS} numbers", "conflict")
+        numbers += len(place.numbers)
+        pixels += place.runs[1] * place.runs[2] if place.runs else 0
+        if len(found) > MOST_PLACES or numbers > MOST_NUMBERS or pixels > MOST_PIXELS:
+            raise Unread(f"more than {MOST_PLACES} places, {MOST_NUMBERS} numbers or {MOST_PIXELS} pixels", "conflict")
     return found
 
 

@@ -207,9 +207,14 @@ def said_in(completion: str, want: str) -> list[Place]:
     texts = [answer.body[c.start : c.end] for c in answer.candidates] or [answer.body]
     first, *others = [read(text, want) for text in texts]
     others += _beside([answer.body[c.start : c.end] for c in answer.lower], want)
-    if any(sorted(places, key=repr) != sorted(first, key=repr) for places in others):
+    if any(_spots(places) != _spots(first) for places in others):
         raise Unread("several different answers", "conflict")
     return first
+
+
+def _spots(places: Sequence[Place]) -> list[str]:
+    """Places without their names, in an order of their own."""
+    return sorted(repr(replace(place, label="", lead="")) for place in places)
 
 
 def _beside(texts: Iterable[str], want: str) -> list[list[Place]]:
@@ -368,8 +373,6 @@ def _misplaced(gold: Sequence[Place], meta: Meta) -> str | None:
     if _lie_inside(told, frame):
         return None
     fitting = [name for name, other in other_readings(meta) if _lie_inside(told, other)]
-    if len({len(place.numbers) for place in told} - {4}) and fitting:
-        fitting = [name for name in fitting if "box_order" not in name or "yxyx" in name]
     hint = f"; they would with {' or '.join(fitting[:2])}" if fitting else ""
     edges = " x ".join(f"{edge:g}" for edge in frame.full)
     return f"its numbers do not lie in the image as {frame.order} of {edges}{hint}"

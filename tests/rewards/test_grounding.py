@@ -109,6 +109,7 @@ FORMS = [
     "Bounding box: [10, 20, 110, 220]",
     "**Nodule**: [10, 20, 110, 220]",
     "Here is the box of the nodule that you asked for: [10, 20, 110, 220]",
+    "The answer is the nodule: [10, 20, 110, 220]. <answer>[10, 20, 110, 220]</answer>",
     "The answer is [10.0, 20.0, 110.0, 220.0].",
     "\\boxed{[10, 20, 110, 220]}",
     "&lt;answer&gt;[10, 20, 110, 220]&lt;/answer&gt;",
@@ -209,6 +210,7 @@ def test_hostile_regions_are_bounded():
     runs = {"size": [4096, 4096], "counts": [0, 4096 * 4096]}
     for text in (
         json.dumps([runs] * 100),
+        json.dumps([runs] * 60),
         json.dumps({"size": [9e9, 1], "counts": [1]}),
         json.dumps({"size": [4, 4], "counts": [-1, 17]}),
         json.dumps({"size": [4, 4], "counts": "\x7f\x7f"}),
