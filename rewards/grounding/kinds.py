@@ -131,8 +131,8 @@ BOX = Kind(
     "rewards.grounding:BoxSet",
     {
         "short": "Answer: box, {scale}.",
-        "full": "a JSON list of boxes {box} in {scale}, [] if there is none",
-        "direct": "Answer with a JSON list of boxes {box} in {scale} only; [] if there is none.",
+        "full": 'a JSON list of {"bbox_2d": {box}, "label": name} in {scale}, [] if there is none',
+        "direct": 'Answer with a JSON list of {"bbox_2d": {box}, "label": name} in {scale} only; [] if there is none.',
     },
     read=_read(BOX_PLACE),
     write=_boxes,
@@ -149,8 +149,8 @@ POINTS = Kind(
     "rewards.grounding:PointSet",
     {
         "short": "Answer: point, {scale}.",
-        "full": "a JSON list of points {point} in {scale}, [] if there is none",
-        "direct": "Answer with a JSON list of points {point} in {scale} only; [] if there is none.",
+        "full": 'a JSON list of {"point_2d": {point}, "label": name} in {scale}, [] if there is none',
+        "direct": 'Answer with a JSON list of {"point_2d": {point}, "label": name} in {scale} only; [] if there is none.',
     },
     read=_read(ANY),
     write=_points,
@@ -166,8 +166,8 @@ MASK = Kind(
     "rewards.grounding:MaskDice",
     {
         "short": "Answer: polygon, {scale}.",
-        "full": "a JSON list of polygons, each a list of its corners {point} in {scale}, [] if there is none",
-        "direct": "Answer with a JSON list of polygons, each a list of its corners {point} in {scale}, only; [] if there is none.",
+        "full": 'a JSON list of {"polygon": [{point}, ...], "label": name} in {scale}, [] if there is none',
+        "direct": 'Answer with a JSON list of {"polygon": [{point}, ...], "label": name} in {scale} only; [] if there is none.',
     },
     read=_read(MASK_PLACE),
     write=_masks,

@@ -42,8 +42,8 @@ def test_the_prompt_says_the_rows_own_scale(rows):
         {"meta": {"box_scale": 1}, "answer": [0, 0, 1, 1]},
     )
     texts = [prompt.text for prompt in asked]
-    assert "[x1, y1, x2, y2] in pixels of the image" in texts[0]
-    assert "[y1, x1, y2, x2] in numbers from 0 to 1000" in texts[1]
+    assert '{"bbox_2d": [x1, y1, x2, y2], "label": name} in pixels of the image' in texts[0]
+    assert '[y1, x1, y2, x2], "label": name} in numbers from 0 to 1000' in texts[1]
     assert "numbers from 0 to 1" in texts[2] and "[] if there is none" in texts[2]
     points = rows({"kind": "points", "meta": {**META, "box_order": "yxyx"}}, instruction="short")
     assert points[0].text.endswith("Answer: point, pixels of the image.")
@@ -62,7 +62,9 @@ def test_answers_in_pixels_are_meant_in_the_picture_that_the_model_sees(rows):
 
 def test_a_runs_pictures_get_the_sides_that_its_processor_keeps(rows, tmp_path):
     rows()
-    config = load_config(None, [f"data.train={tmp_path / 'rows.jsonl'}", "data.test=demo:test", "data.side_multiple=28"])
+    config = load_config(
+        None, [f"data.train={tmp_path / 'rows.jsonl'}", "data.test=demo:test", "data.side_multiple=28"]
+    )
     (prompt,) = load(config.data.train, budget=config.data.budget).prompts
     assert prompt.reward_input().meta["seen_size"] == [644, 476]
     with pytest.raises(ConfigError, match="data.side_multiple=0"):
