@@ -84,7 +84,7 @@ def answer_frame(meta: Mapping[str, Any]) -> Frame:
 
 
 def frame_of(scale_key: str, scale: Any, order_key: str, order: Any, size: tuple[float, float] | None) -> Frame:
-    if order not in ORDERS:
+    if str(order) not in ORDERS:
         raise ScaleError(f"meta.{order_key} is one of {', '.join(ORDERS)}, got {order!r}{hint(order, ORDERS)}")
     if scale == PIXEL and size is not None:
         return Frame(size, order)
@@ -106,15 +106,13 @@ def size_in(meta: Mapping[str, Any], key: str) -> tuple[float, float] | None:
 
 def told(meta: Mapping[str, Any]) -> dict[str, str]:
     """The scale and the order that an answer is asked in, in words for a prompt."""
-    scale, order = (
-        meta.get("answer_scale", meta.get("box_scale")),
-        meta.get("answer_order", meta.get("box_order", "xyxy")),
-    )
-    words = "pixels of the image" if scale == PIXEL else f"numbers from 0 to {scale:g}" if scale else "numbers"
+    scale = meta.get("answer_scale", meta.get("box_scale"))
+    order = str(meta.get("answer_order", meta.get("box_order", "xyxy")))
+    far = f"{scale:g}" if isinstance(scale, int | float) else scale
     return {
-        "scale": words,
-        "box": WRITTEN.get(order, str(order)),
-        "point": "[y, x]" if str(order)[0] == "y" else "[x, y]",
+        "scale": "pixels of the image" if scale == PIXEL else f"numbers from 0 to {far}",
+        "box": WRITTEN.get(order, order),
+        "point": "[y, x]" if order.startswith("y") else "[x, y]",
     }
 
 

@@ -55,7 +55,7 @@ class Located(Reward):
     def _faulty(self, sample: RewardInput) -> str | None:
         try:
             gold = places_of(sample.gold, self.labelled)
-            fault = _misplaced(gold, sample.meta) or self.fault(gold, sample.meta)
+            fault = _no_synonyms(sample.meta) or _misplaced(gold, sample.meta) or self.fault(gold, sample.meta)
         except (Unread, ScaleError) as error:
             fault = str(error)
         return f"label {_short(sample.gold)}: {fault}" if fault else None
@@ -364,6 +364,13 @@ def _other_file(meta: Meta) -> str | None:
     if said and found and said != found:
         return f"meta.image_size is {said[0]:g} x {said[1]:g}, the image {found[0]:g} x {found[1]:g}"
     return None
+
+
+def _no_synonyms(meta: Meta) -> str | None:
+    synonyms = meta.get("synonyms") or {}
+    if isinstance(synonyms, Mapping) and all(isinstance(names, str | list | tuple | None) for names in synonyms.values()):
+        return None
+    return f"meta.synonyms maps a name to others, got {_short(synonyms)}"
 
 
 def _misplaced(gold: Sequence[Place], meta: Meta) -> str | None:
