@@ -67,7 +67,7 @@ def test_a_runs_pictures_get_the_sides_that_its_processor_keeps(rows, tmp_path):
     )
     (prompt,) = load(config.data.train, budget=config.data.budget).prompts
     assert prompt.reward_input().meta["seen_size"] == [644, 476]
-    with pytest.raises(ConfigError, match="data.side_multiple=0"):
+    with pytest.raises(ConfigError, match=r"data\.side_multiple=0"):
         load_config(None, ["data.side_multiple=0"])
 
 
