@@ -20,6 +20,7 @@ ORDERS: Mapping[str, np.ndarray] = {
     "xywh": np.array([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1.0]]),
     "cxcywh": np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]]),
 }
+_FROM_CORNERS = {order: np.linalg.inv(matrix) for order, matrix in ORDERS.items()}
 WRITTEN = {
     "xyxy": "[x1, y1, x2, y2]",
     "yxyx": "[y1, x1, y2, x2]",
@@ -48,7 +49,7 @@ class Frame:
     def from_unit(self, shares: np.ndarray) -> np.ndarray:
         """The way back."""
         if shares.shape[-1] == 4:
-            return shares * np.array(self.full * 2) @ np.linalg.inv(ORDERS[self.order]).T
+            return shares * np.array(self.full * 2) @ _FROM_CORNERS[self.order].T
         numbers = shares * np.array(self.full)
         return numbers[:, ::-1] if self.order[0] == "y" else numbers
 

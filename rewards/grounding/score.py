@@ -277,9 +277,9 @@ def alike(said: Sequence[Place], gold: Sequence[Place], meta: Meta) -> np.ndarra
 
 def _named(places: Sequence[Place], gold: Sequence[Place], meta: Meta) -> list[str]:
     """Names by which places are held against the label: where it has at most one, none and the label's own are one."""
-    wanted = set(_keys(gold, meta))
-    if wanted <= {""}:
+    if not any(place.label for place in gold):
         return [""] * len(places)
+    wanted = set(_keys(gold, meta))
     only = next(iter(wanted)) if len(wanted) == 1 else ""
     keys = _keys([p if p.label else replace(p, label=_name_in(p.lead, wanted)) for p in places], meta)
     return [key or only for key in keys]
