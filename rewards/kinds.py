@@ -72,13 +72,14 @@ class Kind:
     single: the answer is one value, so "this or that" is no answer. imitated: labels are texts to learn from as well
     (captions), so that without a reward that is to judge them any text will do. part_marks: the highest mean that other rows' labels
     may earn. collapse: the alarm's title when one answer is given to all. draw: a stored answer, as a row of the report,
-    item by item: mappings with text, verdict (right | wrong | ...), points (None where there are none) and, for what lies in
-    the image, `side` (label | answer) and `outlines`: lists of a point's x, y, a box's corners or a polygon's, in shares of
-    the image's sides.
+    item by item: mappings with text, verdict (right | wrong | ...), points (None where there are none) and, for what
+    lies in the image, `side` (label | answer) and `outlines`: lists of a point's x, y, a box's corners or a polygon's,
+    in shares of the image's sides.
     empty: [] is a label, where nothing is to be found. sized: the reward needs to know how large images are: a run then
-    tells it in meta, file_size and seen_size, [width, height] of the row's first image as it is and as the model sees it.
-    words: what stands for {name} in the prompts of a row with this meta. doubts: what is odd about many results' `parsed` together, one
-    line each, said by the pre-flight of labels and by the report of answers.
+    tells it in meta, file_size and seen_size, [width, height] of the row's first image as it is and as the model sees
+    it.
+    words: what stands for {name} in the prompts of a row with this meta. doubts: what is odd about many results'
+    `parsed` together, one line each, said by the pre-flight of labels and by the report of answers.
     """
 
     name: str
@@ -100,7 +101,7 @@ class Kind:
     doubts: Callable[[Sequence[Any]], list[str]] = no_doubts
 
     def prompt(self, name: str, meta: Mapping[str, Any] = {}) -> str:
-        """The last words of a row's prompt under this name. An own kind without that line asks as its full form does."""
+        """The last words of a row's prompt under a name. An own kind without that line asks as its full form does."""
         found = self.prompts.get(f"{name}:multi") if meta.get("multi") is True else None
         text = found or self.prompts.get(name) or self.prompts.get("full", "")
         for word, told in self.words(meta).items():

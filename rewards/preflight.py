@@ -65,8 +65,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """rows: by kind, the refused ones left out. refused: lines that are no rows. doubts: what is odd about the labels of a
-    kind together (`Kind.doubts`); they are shown, not judged.
+    """rows: by kind, the refused ones left out. refused: lines that are no rows. doubts: what is odd about the labels
+    of a kind together (`Kind.doubts`); they are shown, not judged.
     """
 
     rows: Mapping[str, int]

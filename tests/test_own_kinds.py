@@ -1,4 +1,4 @@
-"""A run on kinds that the library does not know by name: boxes of recipes/custom_reward.py, and the library's own places."""
+"""A run on kinds that the library does not know by name, as recipes/custom_reward.py has one, and on its own places."""
 
 from __future__ import annotations
 

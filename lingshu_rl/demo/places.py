@@ -2,10 +2,10 @@
 
     python -m lingshu_rl.demo.places --out DIR      # DIR/train.jsonl, DIR/test.jsonl, DIR/images/
 
-Made for a policy of 1.8 M parameters that sees a picture as 16 tokens and knows its places by rotary positions alone. So a
-slice lies anywhere in its picture and in any size, which leaves no place that is often right; boxes are told in a grid of
-8 x 8 cells; and a graticule is drawn over the picture, whose colours tell column and row. Pictures of stained nuclei have the
-same graticule and no brain: the answer there is [].
+Made for a policy of 1.8 M parameters that sees a picture as 16 tokens and knows its places by rotary positions alone.
+So a slice lies anywhere in its picture and in any size, which leaves no place that is often right; boxes are told in a
+grid of 8 x 8 cells; and a graticule is drawn over the picture, whose colours tell column and row. Pictures of stained
+nuclei have the same graticule and no brain: the answer there is [].
 """
 
 from __future__ import annotations

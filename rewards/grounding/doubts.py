@@ -18,7 +18,7 @@ SPREAD = 0.8  # of a smaller scale that labels fill where they were written in i
 
 
 def doubts(parsed: Sequence[Any]) -> list[str]:
-    """One line each, from many results' `parsed`: labels that fill a smaller scale only, answers that fit another reading."""
+    """One line each, from many results' `parsed`: labels that fill a smaller scale, answers that fit another one."""
     told = [p for p in parsed if isinstance(p, Mapping) and p.get("frame") and p.get("gold")][-TRIED:]
     return [line for line in (_smaller(told), _other(told)) if line]
 
@@ -61,8 +61,8 @@ def _other(told: Sequence[Mapping[str, Any]]) -> str:
     if best < asked + RISE:
         return ""
     return (
-        f"{len(answered)} answers agree with their labels by {asked:.2f} as they are read, by {best:.2f} as {name}: the model "
-        "writes another scale than it is asked for, or the labels are in another one than their rows say"
+        f"{len(answered)} answers agree with their labels by {asked:.2f} as they are read, by {best:.2f} as {name}: the
+        model " "writes another scale than it is asked for, or the labels are in another one than their rows say"
     )
 
 
@@ -85,7 +85,7 @@ def _mean(answered: Sequence[Mapping[str, Any]], scale: Any, order: str) -> floa
 
 
 def _overlap(parsed: Mapping[str, Any], frame: Frame) -> float:
-    """How well the answer's numbers, read in this frame, agree with the label: mean IoU, or share of points that are near."""
+    """How well the answer's numbers, read in this frame, agree with the label: by IoU, or by points that are near."""
     said = frame.to_unit(np.array([place["numbers"] for place in parsed["said"]], float))
     gold = np.array([place["outline"] for place in parsed["gold"]], float)
     if said.shape[-1] == 4:

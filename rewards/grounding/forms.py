@@ -8,7 +8,8 @@ form                                                    numbers
 <|object_ref_start|>nodule<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|> (Qwen2-VL)           0 to 1000
 <loc0012><loc0034><loc0056><loc0078> nodule (PaliGemma) 0 to 1024, y first
 <point x="10.5" y="20.0">nodule</point> (Molmo)         0 to 100
-polygons as flat lists or pairs, COCO's {"size": [h, w], "counts": ...}     as asked; run lengths have a grid of their own
+polygons as flat lists or pairs, COCO's {"size": [h, w], "counts": ...}     as asked; run lengths have a grid of their
+own
 nothing: [], "none", "no finding"
 """
 
@@ -47,7 +48,8 @@ class Unread(ValueError):
 class Place:
     """numbers: 4 of a box, 2 of a point, x and y by turns of a polygon; or runs: (counts, height, width).
 
-    lead: the words before it, where they look like a name. scale, order: where the form has its own, whatever was asked.
+    lead: the words before it, where they look like a name. scale, order: where the form has its own, whatever was
+    asked.
     """
 
     numbers: tuple[float, ...] = ()
@@ -68,32 +70,10 @@ _SORTS = {
 }
 _NAME_KEYS = ("label", "name", "class", "category", "finding", "object", "phrase")
 # Keys that hold places: what stands under another key has that key as its label.
-_PLACE_KEYS = {
-    "bbox_2d",
-    "bbox",
-    "box",
-    "boxes",
-    "bboxes",
-    "bounding_box",
-    "bounding_boxes",
-    "coordinates",
-    "point_2d",
-    "point",
-    "points",
-    "polygon",
-    "polygons",
-    "segmentation",
-    "mask",
-    "masks",
-    "answer",
-    "objects",
-    "detections",
-    "findings",
-    "regions",
-    "annotations",
-    "result",
-    "results",
-}
+_PLACE_KEYS = frozenset(
+    "bbox_2d bbox bboxes box boxes bounding_box bounding_boxes coordinates point_2d point points polygon polygons "
+    "segmentation mask masks answer objects detections findings regions annotations result results".split()
+)
 _OWN_CONVENTIONS: Mapping[str, Mapping[str, Any]] = {"box_2d": {"scale": 1000.0, "order": "yxyx"}}
 _CORNER_KEYS: Sequence[tuple[tuple[str, ...], str | None]] = (
     (("x1", "y1", "x2", "y2"), "xyxy"),

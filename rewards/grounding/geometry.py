@@ -1,8 +1,9 @@
 """Overlap of boxes and regions, and who is whose. All places are in shares of the image's sides.
 
 That changes no overlap: a scale along an axis is a factor of every area.
-Sources: IoU (Jaccard index); GIoU, Rezatofighi et al. 2019, arXiv 1902.09630, equation in algorithm 1; matching of sets,
-Kuhn 1955, here scipy's; Dice 1945; run lengths as the COCO API writes them (column by column, first run of zeros).
+Sources: IoU (Jaccard index); GIoU, Rezatofighi et al. 2019, arXiv 1902.09630, equation in algorithm 1; matching of
+sets, Kuhn 1955, here scipy's; Dice 1945; run lengths as the COCO API writes them (column by column, first run of
+zeros).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def matched(worth_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pairs with the largest sum, each row and column once; pairs worth nothing are left out."""
+    """Rows and columns of the pairs with the largest sum, each used once; pairs worth nothing are left out."""
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(worth_NM, maximize=True)
@@ -90,7 +91,7 @@ def from_runs(counts: list[int], height: int, width: int) -> np.ndarray:
 
 
 def unpacked(text: str) -> list[int]:
-    """The run lengths of COCO's compressed text: five bits a character, from the fourth run on as differences to the last but one."""
+    """The run lengths of COCO's compressed text: five bits a character, from the fourth on less the last but one."""
     counts: list[int] = []
     value = shift = 0
     for character in text:

@@ -150,7 +150,8 @@ POINTS = Kind(
     {
         "short": "Answer: point, {scale}.",
         "full": 'a JSON list of {"point_2d": {point}, "label": name} in {scale}, [] if there is none',
-        "direct": 'Answer with a JSON list of {"point_2d": {point}, "label": name} in {scale} only; [] if there is none.',
+        "direct": 'Answer with a JSON list of {"point_2d": {point}, "label": name} in {scale} only; [] if there is
+        none.',
     },
     read=_read(ANY),
     write=_points,
@@ -167,7 +168,8 @@ MASK = Kind(
     {
         "short": "Answer: polygon, {scale}.",
         "full": 'a JSON list of {"polygon": [{point}, ...], "label": name} in {scale}, [] if there is none',
-        "direct": 'Answer with a JSON list of {"polygon": [{point}, ...], "label": name} in {scale} only; [] if there is none.',
+        "direct": 'Answer with a JSON list of {"polygon": [{point}, ...], "label": name} in {scale} only; [] if there is
+        none.',
     },
     read=_read(MASK_PLACE),
     write=_masks,

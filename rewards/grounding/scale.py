@@ -62,8 +62,8 @@ def label_frame(meta: Mapping[str, Any]) -> Frame:
     """How the row's label is written: `meta.box_scale` and `meta.box_order`. Raises ScaleError."""
     if "box_scale" not in meta:
         raise ScaleError(
-            "say in meta.box_scale what the numbers are: 'pixel' (with meta.image_size), or the number that stands for the "
-            "far edge, such as 1 or 1000"
+            "say in meta.box_scale what the numbers are: 'pixel' (with meta.image_size), or the number that stands for
+            the " "far edge, such as 1 or 1000"
         )
     scale, size = meta["box_scale"], size_in(meta, "image_size")
     if scale == PIXEL and size is None:
@@ -118,7 +118,7 @@ def told(meta: Mapping[str, Any]) -> dict[str, str]:
 
 
 def other_readings(meta: Mapping[str, Any]) -> list[tuple[str, Frame]]:
-    """What the row's numbers could mean instead, as the keys of meta that would say so: another scale or another order."""
+    """What the row's numbers could mean instead: another scale or order, as the key of meta that would say so."""
     size, scale, order = size_in(meta, "image_size"), meta.get("box_scale"), meta.get("box_order", "xyxy")
     scales = [other for other in USUAL if other != scale and (other != PIXEL or size)]
     return [

@@ -29,9 +29,10 @@ FOUND = 0.5  # IoU from which a box counts as found, in components
 class Located(Reward):
     """What the rewards for places share.
 
-    gold: places in any form of `rewards.grounding.forms`; [] or "none" where there is nothing to find, which is then the
-    right answer. meta: box_scale, box_order, image_size of the label; answer_scale, answer_order, seen_size of the answer,
-    by default as the label (`rewards.grounding.scale`); file_size, which a run knows, is held against image_size.
+    gold: places in any form of `rewards.grounding.forms`; [] or "none" where there is nothing to find, which is then
+    the right answer. meta: box_scale, box_order, image_size of the label; answer_scale, answer_order, seen_size of the
+    answer, by default as the label (`rewards.grounding.scale`); file_size, which a run knows, is held against
+    image_size.
     `meta["synonyms"]` maps a label to other names. An answer needs no names where the label has at most one.
     """
 
@@ -72,12 +73,12 @@ class Located(Reward):
 class BoxSet(Located):
     """Boxes against the label's boxes, one to one; a box too many costs as much as one that is missing.
 
-    pay: "iou": 2 x (sum of the pairs' IoU) / (boxes said + boxes of the label), for one box each its IoU; "f1": F1 at the IoU
-    `thresholds`, their mean; "giou": as "iou" with (1 + GIoU) / 2, which also tells apart boxes that do not touch, and pays
-    every box something. least: pairs that overlap by less are no pairs ("iou" alone).
+    pay: "iou": 2 x (sum of the pairs' IoU) / (boxes said + boxes of the label), for one box each its IoU; "f1": F1 at
+    the IoU `thresholds`, their mean; "giou": as "iou" with (1 + GIoU) / 2, which also tells apart boxes that do not
+    touch, and pays every box something. least: pairs that overlap by less are no pairs ("iou" alone).
     A label in another scale than the answer's is first rounded to numbers of that scale: no answer could come nearer.
-    components: iou and giou (means over the label's boxes), f1 (mean over thresholds), missed and extra (boxes without a
-    partner at IoU 0.5).
+    components: iou and giou (means over the label's boxes), f1 (mean over thresholds), missed and extra (boxes without
+    a partner at IoU 0.5).
     """
 
     name = "boxes"
@@ -124,8 +125,8 @@ class BoxSet(Located):
 class PointSet(Located):
     """Points in the label's regions (the pointing game): F1 of points that hit a region, each region counted once.
 
-    The label's regions are boxes, polygons, run lengths, or points, which are hit within `meta.radius` (in the label's own
-    numbers). components: hits, missed, extra.
+    The label's regions are boxes, polygons, run lengths, or points, which are hit within `meta.radius` (in the label's
+    own numbers). components: hits, missed, extra.
     """
 
     name = "points"
@@ -157,11 +158,12 @@ class PointSet(Located):
 
 
 class MaskDice(Located):
-    """Dice of the regions under each label (2 |A and B| / (|A| + |B|)), the mean over all labels that either side names.
+    """Dice of the regions under each label (2 |A and B| / (|A| + |B|)), the mean over all labels that either side
+    names.
 
     Regions are polygons or run lengths; those of one label are united. They are compared on the grid of the label's run
-    lengths, else on the image's (at most 1024 pixels a side), else on 512 x 512; a pixel belongs to a polygon that holds its
-    middle. components: dice, iou.
+    lengths, else on the image's (at most 1024 pixels a side), else on 512 x 512; a pixel belongs to a polygon that
+    holds its middle. components: dice, iou.
     """
 
     name = "mask"
@@ -368,7 +370,9 @@ def _other_file(meta: Meta) -> str | None:
 
 def _no_synonyms(meta: Meta) -> str | None:
     synonyms = meta.get("synonyms") or {}
-    if isinstance(synonyms, Mapping) and all(isinstance(names, str | list | tuple | None) for names in synonyms.values()):
+    if isinstance(synonyms, Mapping) and all(
+        isinstance(names, str | list | tuple | None) for names in synonyms.values()
+    ):
         return None
     return f"meta.synonyms maps a name to others, got {_short(synonyms)}"
 
@@ -412,7 +416,7 @@ def _drawn(
     worth: np.ndarray,
     meta: Meta,
 ) -> dict[str, Any]:
-    """What was said and what is right, outlined in shares of the image's sides, with the numbers as they were written."""
+    """What was said and what is right, outlined in shares of the image's sides, with the numbers as written."""
     best = dict(zip(pairs[0].tolist(), worth[pairs].tolist(), strict=True))
     frame = answer_frame(meta)
     size = size_in(meta, "seen_size") or size_in(meta, "image_size")
