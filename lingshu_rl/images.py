@@ -50,7 +50,7 @@ class Budget:
         """Width and height that a picture of this size gets."""
         width, height = self._scaled(width, height)
         side = self.multiple
-        return (max(side, round(width / side) * side), max(side, round(height / side) * side)) if side > 1 else (width, height)
+        return max(side, round(width / side) * side), max(side, round(height / side) * side)
 
     def _scaled(self, width: int, height: int) -> tuple[int, int]:
         area = width * height

@@ -61,8 +61,8 @@ def _other(told: Sequence[Mapping[str, Any]]) -> str:
     if best < asked + RISE:
         return ""
     return (
-        f"{len(answered)} answers agree with their labels by {asked:.2f} as they are read, by {best:.2f} as {name}: the
-        model " "writes another scale than it is asked for, or the labels are in another one than their rows say"
+        f"{len(answered)} answers agree with their labels by {asked:.2f} as they are read, by {best:.2f} as {name}: "
+        "the model writes another scale than it is asked for, or the labels are in another one than their rows say"
     )
 
 

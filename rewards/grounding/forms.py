@@ -70,10 +70,11 @@ _SORTS = {
 }
 _NAME_KEYS = ("label", "name", "class", "category", "finding", "object", "phrase")
 # Keys that hold places: what stands under another key has that key as its label.
-_PLACE_KEYS = frozenset(
+_PLACE_WORDS = (
     "bbox_2d bbox bboxes box boxes bounding_box bounding_boxes coordinates point_2d point points polygon polygons "
-    "segmentation mask masks answer objects detections findings regions annotations result results".split()
+    "segmentation mask masks answer objects detections findings regions annotations result results"
 )
+_PLACE_KEYS = frozenset(_PLACE_WORDS.split())
 _OWN_CONVENTIONS: Mapping[str, Mapping[str, Any]] = {"box_2d": {"scale": 1000.0, "order": "yxyx"}}
 _CORNER_KEYS: Sequence[tuple[tuple[str, ...], str | None]] = (
     (("x1", "y1", "x2", "y2"), "xyxy"),

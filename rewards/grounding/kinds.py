@@ -150,8 +150,7 @@ POINTS = Kind(
     {
         "short": "Answer: point, {scale}.",
         "full": 'a JSON list of {"point_2d": {point}, "label": name} in {scale}, [] if there is none',
-        "direct": 'Answer with a JSON list of {"point_2d": {point}, "label": name} in {scale} only; [] if there is
-        none.',
+        "direct": 'Answer with a JSON list of {"point_2d": {point}, "label": name} in {scale} only, [] for none.',
     },
     read=_read(ANY),
     write=_points,
@@ -168,8 +167,7 @@ MASK = Kind(
     {
         "short": "Answer: polygon, {scale}.",
         "full": 'a JSON list of {"polygon": [{point}, ...], "label": name} in {scale}, [] if there is none',
-        "direct": 'Answer with a JSON list of {"polygon": [{point}, ...], "label": name} in {scale} only; [] if there is
-        none.',
+        "direct": 'Answer with a JSON list of {"polygon": [{point}, ...], "label": name} in {scale} only, [] for none.',
     },
     read=_read(MASK_PLACE),
     write=_masks,

@@ -62,8 +62,8 @@ def label_frame(meta: Mapping[str, Any]) -> Frame:
     """How the row's label is written: `meta.box_scale` and `meta.box_order`. Raises ScaleError."""
     if "box_scale" not in meta:
         raise ScaleError(
-            "say in meta.box_scale what the numbers are: 'pixel' (with meta.image_size), or the number that stands for
-            the " "far edge, such as 1 or 1000"
+            "say in meta.box_scale what the numbers are: 'pixel' (with meta.image_size), or the number that stands "
+            "for the far edge, such as 1 or 1000"
         )
     scale, size = meta["box_scale"], size_in(meta, "image_size")
     if scale == PIXEL and size is None:
