@@ -73,7 +73,7 @@ class Kind:
     (captions), so that without a reward that is to judge them any text will do. part_marks: the highest mean that other rows' labels
     may earn. collapse: the alarm's title when one answer is given to all. draw: a stored answer, as a row of the report,
     item by item: mappings with text, verdict (right | wrong | ...), points (None where there are none) and, for what
-    lies in the image, `side` (label | answer) and `outlines`: lists of a point's x, y, a box's corners or a polygon's,
+    lies in the image, `side` (answer, or label: drawn alone) and `outlines`: lists of a point's x, y, a box's corners or a polygon's,
     in shares of the image's sides.
     empty: [] is a label, where nothing is to be found. sized: the reward needs to know how large images are: a run then
     tells it in meta, file_size and seen_size, [width, height] of the row's first image as it is and as the model sees
