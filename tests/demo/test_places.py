@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from launching import ROOT
 from PIL import Image
 
 from lingshu_rl.demo import places
@@ -69,3 +74,35 @@ def test_a_mask_in_cells():
     mask[:] = 0
     mask[111, 111] = 255
     assert places.cells_of(mask) == [7, 7, 8, 8]
+
+
+def test_the_recipes_settings_are_those_of_a_tuning_and_a_run(monkeypatch, tmp_path):
+    from lingshu_rl.config import load_config
+    from lingshu_rl.pipeline import load_pipeline
+    from lingshu_rl.sft import load_sft_config
+
+    monkeypatch.chdir(ROOT)
+    for split in places.COUNTS:
+        (tmp_path / f"{split}.jsonl").write_text("{}")
+    values = {"sft_steps": "4", "rl_steps": "2", "limit": "0"}
+    steps = load_pipeline(ROOT / "recipes" / "grounding.yaml").steps
+    words = {
+        name: re.sub(r"{(\w+)}", lambda field: values.get(field[1], str(tmp_path)), step.run).replace("'", "").split()
+        for name, step in steps.items()
+    }
+    sft = load_sft_config("recipes/configs/sft_boxes.yaml", [word for word in words["sft"] if "=" in word])
+    assert sft.stages["boxes"].trainer["max_steps"] == 4 and sft.test.data == str(tmp_path / "test.jsonl")
+    assert load_config(None, [word for word in words["rl"] if "=" in word]).train.steps == 2
+
+
+@pytest.mark.endurance
+def test_the_recipe_learns(tmp_path):
+    """Data, SFT and RL as they are: boxes overlap more after RL, and not without the image."""
+    command = [sys.executable, "-m", "lingshu_rl.cli", "pipeline", "recipes/grounding.yaml", f"dir={tmp_path}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    _, tuned, trained = json.loads((tmp_path / "table.json").read_text())
+    assert trained["gain"]["ci95"][0] > 0 and trained["accuracy"] > tuned["accuracy"]
+    summary = json.loads(next(tmp_path.glob("rl-*/summary.json")).read_text())
+    assert summary["blank_image"]["accuracy"] < summary["before"]["accuracy"]
