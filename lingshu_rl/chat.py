@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lingshu_rl.failures import LingshuError
+
 if TYPE_CHECKING:
     import httpx
 
@@ -19,7 +21,7 @@ NEVER = {401, 403, 404}  # not this request's fault: every other one would fare 
 LONGEST_WAIT_S = 60.0
 
 
-class EndpointError(RuntimeError):
+class EndpointError(LingshuError, RuntimeError):
     """The server cannot be used. Answers so far are kept by who asked, so the same command goes on from there."""
 
 

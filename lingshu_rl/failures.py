@@ -8,8 +8,12 @@ from __future__ import annotations
 from rewards.executor import RewardFailure
 
 
-class RunStopped(RuntimeError):
-    """Base of the library's own known failures. Made of one message, so that it can be raised again with more to say."""
+class LingshuError(Exception):
+    """Base of every error by which this library says what was wrong: with settings, data, files or a run."""
+
+
+class RunStopped(LingshuError, RuntimeError):
+    """Base of a run's own known failures. Made of one message, so that it can be raised again with more to say."""
 
 
 class PromptRefused(RunStopped):
