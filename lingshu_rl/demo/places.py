@@ -62,9 +62,8 @@ def _brains(split: str, rng: np.random.Generator) -> Found:
         for plane, axis in brain.AXES.items():
             index = brain.draw_slice(plane, split, area_cm2[plane], origin[axis], rng)
             shown = ("t1", "t1", "gm")[int(rng.integers(3))]
-            picture, mask = _placed(
-                *(np.flipud(np.moveaxis(volumes[key], axis, 0)[index].T) for key in (shown, "brain")), rng
-            )
+            cut, brain_cut = (np.flipud(np.moveaxis(volumes[key], axis, 0)[index].T) for key in (shown, "brain"))
+            picture, mask = _placed(cut, brain_cut, rng)
             yield vary(picture, rng), cells_of(mask), brain.META
 
 
