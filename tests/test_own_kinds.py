@@ -22,22 +22,23 @@ def test_rows_of_own_kinds_go_through_a_whole_run(servers, tmp_path):
         "points": ([60, 30, 90, 50], pixels),
         "mask": ([[10, 10, 90, 10, 90, 90]], pixels),
     }
-    rows = [
-        {
-            "id": f"{kind}-{n}",
-            "images": ["a.png"],
-            "question": "Where is it?",
-            "answer": answer,
-            "kind": kind,
-            "meta": meta,
-        }
-        for kind, (answer, meta) in kinds.items()
-        for n in range(2)
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for split in ("train", "test"):
+        rows = [
+            {
+                "id": f"{split}-{kind}-{n}",
+                "images": ["a.png"],
+                "question": "Where is it?",
+                "kind": kind,
+                "answer": answer,
+                "meta": meta,
+            }
+            for kind, (answer, meta) in kinds.items()
+            for n in range(2)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = tmp_path / "run"
     env = {**servers.env, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "recipes")])}
-    data = [f"data.train={tmp_path / 'rows.jsonl'}", f"data.test={tmp_path / 'rows.jsonl'}", "data.max_pixels=12544"]
+    data = [*(f"data.{split}={tmp_path / split}.jsonl" for split in ("train", "test")), "data.max_pixels=12544"]
     done = launch([*SHORT, *servers.settings, *data, "data.curriculum=none", f"run.dir={folder}"], env=env)
     assert done.returncode == 0, done.stdout
     assert "8 rows (2 custom_reward:BOX, 2 box, 2 points, 2 mask): all labels earn 1" in done.stdout
