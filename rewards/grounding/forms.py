@@ -7,6 +7,7 @@ form                                                    numbers
 <ref>nodule</ref><box>[[...]]</box> (InternVL)          0 to 1000
 <|object_ref_start|>nodule<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|> (Qwen2-VL)           0 to 1000
 <loc0012><loc0034><loc0056><loc0078> nodule (PaliGemma) 0 to 1024, y first
+<loc_12><loc_34><loc_56><loc_78> (Florence-2)           0 to 1000
 <point x="10.5" y="20.0">nodule</point> (Molmo)         0 to 100
 polygons as flat lists or pairs, COCO's {"size": [h, w], "counts": ...}     as asked; run lengths have a grid of their
 own
@@ -114,7 +115,7 @@ def _walk(value: Any, want: str, within: Place, depth: int) -> Iterator[Place]:
         else:
             for item in value:
                 yield from _walk(item, want, within, depth + 1)
-    elif isinstance(value, str) and depth and _says_nothing(value):
+    elif depth and _is_none(value):
         return
     else:
         raise Unread(f"{_short(value)} is no {want}")
@@ -135,6 +136,8 @@ def _of_mapping(value: Mapping[str, Any], want: str, within: Place, depth: int) 
         if set(keys) <= value.keys():
             yield replace(within, numbers=_numbers([value[key] for key in keys], want), order=order)
             return
+    if any(key in value and (value[key] is None or _is_none(value[key])) for key in _PLACE_KEYS):
+        return
     lists = {key: item for key, item in value.items() if isinstance(item, list | tuple | Mapping)}
     if not lists:
         raise Unread(f"{_short(dict(value))} holds no {want}")
@@ -183,7 +186,8 @@ def _runs(counts: Any, size: Any, want: str) -> tuple[Any, int, int]:
 
 _NUMBER = r"[-+]?\d{1,12}(?:\.\d{0,12})?"
 _FENCE = re.compile(r"```\w{0,10}")
-_BARE = re.compile(rf"{_NUMBER}(?:(?:\s{{0,9}}[,;]\s{{0,9}}|\s{{1,9}}){_NUMBER}){{1,3}}\.?")
+_NEXT = rf"(?:\s{{0,9}}[,;]\s{{0,9}}|\s{{1,9}}){_NUMBER}"
+_BARE = re.compile(rf"{_NUMBER}(?:{_NEXT}){{1,3}}\.?")
 _START = re.compile(r"[\[({]|<(?=loc|box>|ref>|points?[ >]|\|(?:object_ref|box)_start)")
 _LOCATED = re.compile(r"((?:<loc\d{4}>){4})[ \t]*([^;<\n.]{0,80})")
 _INTERNVL = re.compile(r"(?:<ref>([^<]{0,200})</ref>\s{0,9})?<box>([^<]{0,20000})</box>")
@@ -192,7 +196,9 @@ _QWEN2 = re.compile(
 )
 _MOLMO = re.compile(r"<points?((?:\s{1,9}\w{1,9}=\"[^\"<>]{0,200}\"){2,600})\s{0,9}>([^<]{0,200})</points?>")
 _MOLMO_XY = re.compile(rf"\b[xy]\d{{0,3}}=\"({_NUMBER})\"")
-_GROUPED = re.compile(r"\(([\d\s,.+-]{3,200})\)")
+_FLORENCE = re.compile(r"((?:<loc_\d{1,3}>){4})")
+_GROUPED = re.compile(rf"[\[(]\s{{0,9}}{_NUMBER}(?:{_NEXT}){{1,600}}\s{{0,9}}[\])]")
+_PAIRED = re.compile(rf"\({_NUMBER}{_NEXT}\)\s{{0,3}}[,;-]?\s{{0,3}}\({_NUMBER}{_NEXT}\)")
 _NAMED = re.compile(r"(?:^|[\n,;.])[\s\d.)*-]{0,12}([^\W\d_][^\n,;:=()\[\]]{0,80}?)\s{0,4}[:=]\s{0,4}$")
 
 
@@ -217,7 +223,7 @@ def read(text: str, want: str) -> list[Place]:
     if _says_nothing(text):
         return []
     if _BARE.fullmatch(text):
-        return places_in([float(number) for number in re.findall(_NUMBER, text)], want)
+        return places_in(_floats(text), want)
     found: list[Place] = []
     position = forms = 0
     while (start := _START.search(text, position)) is not None:
@@ -255,12 +261,17 @@ def _form(text: str, start: int, want: str) -> tuple[list[Place], int]:
     for pattern, made in _TAGGED.items():
         if found := pattern.match(text, start):
             return made(found, want), found.end()
+    paired = _PAIRED.match(text, start) if want == BOX_PLACE else None  # the corners of a box
+    if grouped := paired or _GROUPED.match(text, start):
+        return places_in(_floats(grouped[0]), want), grouped.end()
     if text[start] == "(":
-        if not (grouped := _GROUPED.match(text, start)):
-            return [], start + 1  # words in brackets
-        return places_in(_json(f"[{grouped[1]}]", 0)[0], want), grouped.end()
+        return [], start + 1  # words in brackets
     value, end = _json(text, start)
     return places_in(value, want), end
+
+
+def _floats(text: str) -> list[float]:
+    return [float(number) for number in re.findall(_NUMBER, text)]
 
 
 def _located(found: re.Match[str], want: str) -> list[Place]:
@@ -268,6 +279,10 @@ def _located(found: re.Match[str], want: str) -> list[Place]:
     label = found[2].strip()
     _led_up(label)
     return [replace(place, label=label, scale=1024.0, order="yxyx") for place in places_in(numbers, want)]
+
+
+def _thousandths(found: re.Match[str], want: str) -> list[Place]:
+    return [replace(place, scale=1000.0, order="xyxy") for place in places_in(_floats(found[1]), want)]
 
 
 def _per_mille(found: re.Match[str], want: str) -> list[Place]:
@@ -285,7 +300,7 @@ def _percent(found: re.Match[str], want: str) -> list[Place]:
     return [replace(place, label=found[2].strip(), scale=100.0, order="xyxy") for place in places_in(pairs, want)]
 
 
-_TAGGED = {_LOCATED: _located, _INTERNVL: _per_mille, _QWEN2: _per_mille, _MOLMO: _percent}
+_TAGGED = {_LOCATED: _located, _FLORENCE: _thousandths, _INTERNVL: _per_mille, _QWEN2: _per_mille, _MOLMO: _percent}
 
 
 def _json(text: str, start: int) -> tuple[Any, int]:
@@ -301,6 +316,10 @@ def _json(text: str, start: int) -> tuple[Any, int]:
 @lru_cache(maxsize=4)  # a text is asked for at each of its lists
 def _respelt(text: str) -> str:
     return text.replace("'", '"').replace("(", "[").replace(")", "]")
+
+
+def _is_none(value: Any) -> bool:
+    return isinstance(value, str) and _says_nothing(value)
 
 
 def _says_nothing(text: str) -> bool:

@@ -95,6 +95,9 @@ FORMS = [
     "<think>maybe [1, 2, 3, 4]</think><answer> [10,20,110,220] </answer>",
     "<answer>(10, 20, 110, 220)</answer>",
     "<answer>10, 20, 110, 220</answer>",
+    "<answer>[10 20 110 220]</answer>",
+    "<answer>(10, 20), (110, 220)</answer>",
+    "(10,20)-(110,220)",
     "<answer>[[10, 20], [110, 220]]</answer>",
     '```json\n[\n\t{"bbox_2d": [10, 20, 110, 220], "label": "nodule"}\n]\n```',
     '{"bbox_2d": [10, 20, 110, 220]}',
@@ -129,6 +132,7 @@ def test_a_box_in_the_scale_that_was_asked(text):
         "<box>[[250, 250, 750, 500]]</box>",
         "<|object_ref_start|>nodule<|object_ref_end|><|box_start|>(250,250),(750,500)<|box_end|>",
         "<loc0256><loc0256><loc0512><loc0768> nodule",
+        "<loc_250><loc_250><loc_750><loc_500>",
         '[{"box_2d": [250, 250, 500, 750], "label": "nodule"}]',
     ],
 )
@@ -161,7 +165,6 @@ def test_forms_with_a_scale_of_their_own(text):
         ("<answer>{}{}</answer>", "unparsed"),
         ("", "unparsed"),
         ('{"bbox": [10, 20, 110, 220], "bbox": [1, 1, 9, 9]}', "unparsed"),
-        ("<answer>[10, 20, 110, 220]</answer> " + "[1, 2, 3, 4]" * 0, "ok"),
     ],
 )
 def test_what_is_no_answer_earns_nothing(text, status):
@@ -260,7 +263,16 @@ def test_a_box_too_many_costs_as_much_as_one_missing():
 
 
 def test_nothing_there_is_an_answer():
-    for words in ("[]", "none", "No findings.", "<answer>none</answer>", "```json\n[]\n```", '{"boxes": []}'):
+    for words in (
+        "[]",
+        "none",
+        "No findings.",
+        "<answer>none</answer>",
+        "```json\n[]\n```",
+        '{"boxes": []}',
+        '{"bbox": null}',
+        '["none"]',
+    ):
         assert score(words, []).value == 1, words
         assert score(words, GOLD).value == 0, words
     for gold in ([], "none", "[]"):
