@@ -208,6 +208,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
+_LAST_COMMA = re.compile(r",(?=\s{0,9}[\]}])")
 _DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
@@ -304,7 +305,7 @@ _TAGGED = {_LOCATED: _located, _FLORENCE: _thousandths, _INTERNVL: _per_mille, _
 
 
 def _json(text: str, start: int) -> tuple[Any, int]:
-    """A JSON value, with the round brackets and single quotes of other languages."""
+    """A JSON value, with the round brackets, single quotes and last commas of other languages."""
     for spelt in (str, _respelt):
         try:
             return _DECODER.raw_decode(spelt(text), start)
@@ -315,7 +316,7 @@ def _json(text: str, start: int) -> tuple[Any, int]:
 
 @lru_cache(maxsize=4)  # a text is asked for at each of its lists
 def _respelt(text: str) -> str:
-    return text.replace("'", '"').replace("(", "[").replace(")", "]")
+    return _LAST_COMMA.sub(" ", text.replace("'", '"').replace("(", "[").replace(")", "]"))
 
 
 def _is_none(value: Any) -> bool:
