@@ -55,6 +55,7 @@ class DataConfig:
     )
     max_pixels: int = MAX_PIXELS  # a larger image is reduced to so many, for everyone who sees it
     min_pixels: int = MIN_PIXELS  # a smaller one is enlarged
+    side_multiple: int = 1  # sides are brought to a multiple of it: 28 for Qwen2.5-VL, whose boxes are in such pixels
     too_long: str = (
         "refuse"  # prompts over the engine's context: refuse (the run does not start) | drop: leave them out
     )
@@ -63,7 +64,7 @@ class DataConfig:
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.max_pixels, self.min_pixels)
+        return Budget(self.max_pixels, self.min_pixels, self.side_multiple)
 
 
 @dataclass
@@ -492,6 +493,7 @@ def validate(config: Config) -> None:
         "train.steps": c.train.steps,
         "train.prompts_per_step": c.train.prompts_per_step,
         "train.group_size": c.train.group_size,
+        "data.side_multiple": c.data.side_multiple,
         "train.optimizer_steps": c.train.optimizer_steps,
         "rollout.max_tokens": c.rollout.max_tokens,
         "rollout.concurrency": c.rollout.concurrency,

@@ -17,6 +17,7 @@ from lingshu_rl.data.mixing import Part, epoch_order, is_weighed
 from lingshu_rl.data.sources import Source
 from lingshu_rl.model.lengths import Counted, Lengths, Limit, PictureTokens
 from lingshu_rl.types import Prompt
+from rewards.kinds import find
 
 if TYPE_CHECKING:
     from lingshu_rl.data.load import Prompts
@@ -128,7 +129,7 @@ def chain_of(prompt: Prompt) -> str:
 
 def completion_of(prompt: Prompt, target: str) -> str:
     """The ideal completion. Blanks beside the tags, so that a word is the same token here and in the question."""
-    answer = ", ".join(map(str, prompt.gold)) if isinstance(prompt.gold, list | tuple) else str(prompt.gold)
+    answer = prompt.gold if isinstance(prompt.gold, str) else find(prompt.kind).write(prompt.reward_input())[0]
     if target == "plain":
         return answer
     think = chain_of(prompt) if target != "answer" else ""

@@ -93,6 +93,7 @@ class SftConfig:
     system: str = ""  # a system turn before every question, as data.system of a run
     max_pixels: int = MAX_PIXELS  # of an image, as data.max_pixels of a run
     min_pixels: int = MIN_PIXELS
+    side_multiple: int = 1  # sides are brought to a multiple of it, as data.side_multiple of a run
     dtype: str = "auto"  # float32 | bfloat16 | auto: float32 with bf16 autocast on CUDA, bfloat16 under DeepSpeed
     attention: str = "sdpa"  # transformers' name: sdpa | flash_attention_2 | eager
     stages: dict[str, StageConfig] = field(default_factory=dict)  # in order
@@ -104,7 +105,7 @@ class SftConfig:
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.max_pixels, self.min_pixels)
+        return Budget(self.max_pixels, self.min_pixels, self.side_multiple)
 
 
 # What the stage decides itself.

@@ -65,12 +65,15 @@ class Probe:
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """rows: by kind, the refused ones left out. refused: lines that are no rows."""
+    """rows: by kind, the refused ones left out. refused: lines that are no rows. doubts: what is odd about the labels
+    of a kind together (`Kind.doubts`); they are shown, not judged.
+    """
 
     rows: Mapping[str, int]
     bad: tuple[BadRow, ...]
     probes: tuple[Probe, ...]
     refused: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -90,7 +93,7 @@ class PreflightReport:
         for probe in failed:
             what = f"{probe.unjudged} times not judged" if probe.unjudged else f"earns {probe.mean:.2f}"
             faults.append(f"{probe.name!r} {what} on {probe.kind} rows")
-        return f"{sum(self.rows.values())} rows ({kinds}): {'; '.join(faults)}"
+        return f"{sum(self.rows.values())} rows ({kinds}): {'; '.join([*faults, *self.doubts])}"
 
     def text(self) -> str:
         """Plain lines: the summary, the bad rows by reason (20 lines at most), the table of probes."""
@@ -176,8 +179,10 @@ def check(
             by_kind[sample.kind].append(i)
         rng = random.Random(seed)
         probes: list[Probe] = []
+        doubts: list[str] = []
         for kind, rows in by_kind.items():
             tried = [i for i in rows if i in own]
+            doubts += find_or_plain(kind).doubts([own[i].parsed for i in tried])
             probes.append(_summed("the label", kind, [own[i] for i in tried], [names[i] for i in tried], None))
             good = [i for i in rows if i not in bad]
             chosen = sorted(rng.sample(good, PROBED_ROWS)) if len(good) > PROBED_ROWS else good
@@ -187,7 +192,7 @@ def check(
         if executor is not reward:
             executor.close()
     counts = {kind: len(rows) for kind, rows in by_kind.items()}
-    return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused))
+    return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused), tuple(doubts))
 
 
 @dataclass(frozen=True)

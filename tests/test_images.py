@@ -310,3 +310,15 @@ def test_alpha_and_turned_photos_are_the_same_for_trainer_and_engine(shared_data
 def test_a_strip_is_refused_at_load(shared_data):
     with pytest.raises(DataError, match=r"line 4 \(id n3\): image .*ecg_strip_2400x6.png is a strip of 2400 x 6"):
         load(shared_data / "cases" / "door" / "run" / "strip_in_step_2.jsonl")
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1001, 777), (57, 300), (3000, 2000)])
+def test_sides_of_a_multiple_are_left_alone_by_the_processor(size):
+    from transformers import Qwen2VLImageProcessor
+
+    picture = Picture(encoded(Image.new("L", size)), Budget(multiple=28))
+    processor = Qwen2VLImageProcessor(
+        size={"shortest_edge": 56 * 56, "longest_edge": 1 << 24}, patch_size=14, merge_size=2
+    )
+    _, rows, columns = processor(images=[picture.pixels()], return_tensors="pt")["image_grid_thw"][0].tolist()
+    assert picture.size == picture.pixels().size == (14 * columns, 14 * rows)

@@ -177,7 +177,10 @@ def test_the_table_pairs_each_stage_with_the_one_before(place, capsys):
     assert (place / "runs" / "table.md").read_text() in said
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "pipelines").glob("*.yaml")), ids=lambda p: p.stem)
+READY = [*sorted((ROOT / "recipes" / "pipelines").glob("*.yaml")), ROOT / "recipes" / "grounding.yaml"]
+
+
+@pytest.mark.parametrize("file", READY, ids=lambda p: p.stem)
 def test_the_ready_pipelines_are_read(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = load_pipeline(file)

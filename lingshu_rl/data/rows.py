@@ -36,11 +36,11 @@ def refusing(*told: type[Exception]) -> Iterator[None]:
         raise RowError(f"it cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
 
 
-def instruction_text(instruction: str, kind: str, multi: bool = False) -> str:
-    """The last line of a prompt: "short" or "full" by kind, anything else word for word (empty for none)."""
+def instruction_text(instruction: str, kind: str, meta: Mapping[str, Any] = {}) -> str:
+    """The last line of a row's prompt: "short" or "full" by kind, anything else word for word (empty for none)."""
     if instruction == "full":
-        return FULL_FRAME.format(form=find(kind).prompt("full", multi))
-    return find(kind).prompt("short", multi) if instruction == "short" else instruction
+        return FULL_FRAME.format(form=find(kind).prompt("full", meta))
+    return find(kind).prompt("short", meta) if instruction == "short" else instruction
 
 
 def row_to_prompt(
@@ -62,9 +62,8 @@ def row_to_prompt(
     except VolumeError as error:
         raise RowError(str(error)) from None
     read = read_row(row, check)
-    multi = read.meta.get("multi") is True
     lines = [f"{LETTERS[i]}. {text}" for i, text in enumerate(read.options)]
-    if last := instruction_text(instruction, read.kind, multi):
+    if last := instruction_text(instruction, read.kind, read.meta):
         lines.append(last)
     images = tuple(Picture(_image(image, base_dir), budget) for image in read.images)
     return Prompt(

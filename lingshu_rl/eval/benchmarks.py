@@ -64,16 +64,16 @@ class Benchmark:
 PROMPT_NAMES = ("auto", "direct", "think", "short")
 
 
-def prompt_line(prompt: str, kind: str, multi: bool) -> str:
+def prompt_line(prompt: str, kind: str, meta: Mapping[str, object]) -> str:
     """The last line of a question. prompt: "direct", "direct_zh", "think" or "short" (the training prompts), or own text."""
     if prompt in ("direct", "direct_zh"):
-        return find(kind).prompt(prompt, multi)
-    return instruction_text({"think": "full"}.get(prompt, prompt), kind, multi)
+        return find(kind).prompt(prompt, meta)
+    return instruction_text({"think": "full"}.get(prompt, prompt), kind, meta)
 
 
 def prompt_hash(prompt: str) -> str:
     """Changes when any wording of this prompt changes."""
-    lines = [prompt_line(prompt, kind, multi) for kind in KINDS for multi in (False, True)]
+    lines = [prompt_line(prompt, kind, {"multi": multi}) for kind in KINDS for multi in (False, True)]
     return hashlib.sha256(json.dumps(lines, ensure_ascii=False).encode()).hexdigest()[:16]
 
 

@@ -106,7 +106,7 @@ def _prompt(benchmark: Benchmark, row: Row | RowError, wanted: str, images: bool
     if row["kind"] not in benchmark.kinds and not (row["kind"] == "yesno" and "open" in benchmark.kinds):
         raise RowError(f"it reads as a question of kind {row['kind']}, which this benchmark has none of")
     line = "direct_zh" if wanted == "direct" and meta.get("language") == "zh" else wanted
-    return row_to_prompt(row, instruction=prompt_line(line, row["kind"], meta.get("multi") is True))
+    return row_to_prompt(row, instruction=prompt_line(line, row["kind"], meta))
 
 
 def _rubric(row: Row) -> Prompt:

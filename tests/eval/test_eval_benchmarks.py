@@ -226,5 +226,5 @@ def test_unknown_names_are_answered_with_the_nearest():
 def test_prompts_are_hashed_by_their_wording():
     hashes = {prompt_hash(name) for name in ("direct", "direct_zh", "think", "short", "Answer!")}
     assert len(hashes) == 5
-    assert "<answer>" in prompt_line("think", "option", False) and prompt_line("Answer!", "open", False) == "Answer!"
+    assert "<answer>" in prompt_line("think", "option", {}) and prompt_line("Answer!", "open", {}) == "Answer!"
     assert CONTROLS == ("blank", "shuffled", "text_only", "majority", "normal_report")
