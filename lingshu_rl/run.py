@@ -27,14 +27,14 @@ from lingshu_rl.model.loading import model_path
 from lingshu_rl.optimizers import OPTIMIZERS, check_arguments, check_package
 from lingshu_rl.plan import Plan, plan_here
 from lingshu_rl.policy import Policy
-from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Fleet
+from lingshu_rl.processes.fleet import JUDGE, REFERENCE, ROLLOUT, Fleet
 from lingshu_rl.processes.placement import Ranks
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Worker, address_towards
 from lingshu_rl.progress import Progress
 from lingshu_rl.prompts import awaited_context, count_prompts, load_prompts, told, with_context
 from lingshu_rl.reference.client import ReferenceClient
-from lingshu_rl.rewarding import Rewards, build_rewards
+from lingshu_rl.rewarding import Rewards, build_rewards, try_judges
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
 from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
 from lingshu_rl.rollout.transfer import Transfer, make_transfer, remove_folder, transfer_folder
@@ -163,6 +163,7 @@ class Run:
                 seconds=self.timeline.seconds,
                 seconds_total=self.timeline.total_s,
                 unjudged=list(self.rewards.executor.budget.window) if self.is_main else [],
+                judge_costs=[judge.cost for judge in self.rewards.judges] if self.is_main else [],
             )
             self.folder.save_checkpoint(
                 step,
@@ -193,6 +194,8 @@ class Run:
             ) from error
         if self.is_main:
             self.rewards.executor.budget.window = state.unjudged
+            for judge, cost in zip(self.rewards.judges, state.judge_costs, strict=False):
+                judge.spent = cost
             for complaint in self.folder.cut_metrics(state.step):
                 self.progress.say(f"WARNING: {complaint}")
         self.progress.say(f"resumed from {checkpoint}, step {state.step}")
@@ -337,6 +340,7 @@ async def _connect(
     config, policy, placement = run.config, run.policy, plan.placement
     urls = config.rollout.urls
     await run.on_main(lambda: run.fleet.ready(run.progress.say))
+    await run.on_main(lambda: _with_judges(run, token))
     if placement.colocated:  # a reference beside it holds its memory by now: vLLM counts what is left of the device
         devices = placement.engines[int(os.environ.get("LOCAL_RANK", "0"))]
         run.engine = InProcessEngine(
@@ -387,7 +391,19 @@ async def _connect(
     )
     await run.on_main(run.transfer.start)
     if run.is_main:
-        run.fleet.supervise(pools, config.run.max_restarts, run.progress.say)
+        run.fleet.supervise(
+            pools,
+            config.run.max_restarts,
+            run.progress.say,
+            moved=lambda worker: run.rewards.serve(worker.url, config.judge.model, token),
+        )
+
+
+async def _with_judges(run: Run, token: str) -> None:
+    """Tell the rewards where the run's own judge answers, and try all judges."""
+    for worker in run.fleet.of(JUDGE):
+        run.rewards.serve(worker.url, run.config.judge.model, token)
+    await try_judges(run.config, run.rewards, run.folder.judge, run.progress)
 
 
 def reference_model(config: Config, folder: RunFolder, checkpoint: Path | None) -> str:

@@ -61,6 +61,10 @@ class OpenAnswer(Reward):
             return f"gold {sample.gold!r} holds an answer without a letter or digit"
         return None
 
+    def is_certain(self, sample: RewardInput, result: RewardResult) -> bool:
+        """Other words than the label's may mean the same; a hedge or a cut answer does not."""
+        return super().is_certain(sample, result) and (result.value == 1.0 or result.status != "ok")
+
     def score(self, sample: RewardInput) -> RewardResult:
         problem = self.check_gold(sample)
         if problem is not None:

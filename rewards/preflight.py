@@ -12,14 +12,14 @@ import json
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.compose import DEFAULT_SPEC, SpecError, build
-from rewards.executor import Executor
+from rewards.executor import Executor, RewardFailure
 from rewards.kinds import find_or_plain
 from rewards.rows import RowError, read_row, unchecked
 
@@ -156,9 +156,12 @@ def check(
     refused: Sequence[str] = (),
     template: str = TEMPLATE,
     seed: int = 0,
+    judged: Callable[[RewardInput], bool] = lambda sample: False,
 ) -> PreflightReport:
     """Try `reward` on rows. The rows' completions are ignored; nothing counts against an executor's failure budget.
 
+    judged: rows that a model judges: of these the label is only read, since every answer would be paid for; how far the
+    model is right, `rewards.trust` measures on a few of them.
     ids: names for the rows in the report, by default "row 1", "row 2", ... refused: passed on to the report.
     template: how an answer becomes a completion; it holds "{answer}".
     """
@@ -170,7 +173,7 @@ def check(
     executor = reward if isinstance(reward, Executor) else Executor(reward)
     trial = _Trial(executor, template)
     try:
-        bad, own, texts = _judge_labels(samples, names, trial)
+        bad, own, texts = _judge_labels(samples, names, trial, judged)
         by_kind: dict[str, list[int]] = defaultdict(list)
         for i, sample in enumerate(samples):
             by_kind[sample.kind].append(i)
@@ -178,8 +181,10 @@ def check(
         probes: list[Probe] = []
         for kind, rows in by_kind.items():
             tried = [i for i in rows if i in own]
+            if not tried and any(judged(samples[i]) for i in rows):
+                continue
             probes.append(_summed("the label", kind, [own[i] for i in tried], [names[i] for i in tried], None))
-            good = [i for i in rows if i not in bad]
+            good = [i for i in tried if i not in bad]
             chosen = sorted(rng.sample(good, PROBED_ROWS)) if len(good) > PROBED_ROWS else good
             asked, named = [samples[i] for i in chosen], [names[i] for i in chosen]
             probes += _probes(kind, asked, named, [texts[i] for i in chosen], trial, rng)
@@ -205,14 +210,19 @@ class _Trial:
 
 
 def _judge_labels(
-    samples: Sequence[RewardInput], names: Sequence[str], trial: _Trial
+    samples: Sequence[RewardInput],
+    names: Sequence[str],
+    trial: _Trial,
+    judged: Callable[[RewardInput], bool],
 ) -> tuple[dict[int, BadRow], dict[int, RewardResult], dict[int, str]]:
     """The bad rows; what each label that parses earns as an answer; and its text. All by the row's place."""
     problems = trial.executor.check_gold(samples)
     own: dict[int, RewardResult] = {}
     texts: dict[int, str] = {}
     open_ones = {
-        i: find_or_plain(samples[i].kind).write(samples[i]) for i, problem in enumerate(problems) if problem is None
+        i: find_or_plain(samples[i].kind).write(samples[i])
+        for i, problem in enumerate(problems)
+        if problem is None and not judged(samples[i])
     }
     while open_ones:
         results = trial.answers([samples[i] for i in open_ones], [left[0] for left in open_ones.values()])
@@ -360,19 +370,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     choice.add_argument("--reward", metavar="NAME", help="a reward of this package, or module:Class; default: by kind")
     choice.add_argument("--spec", metavar="FILE", help="a YAML file with a composition, as under rewards.spec")
     checking.add_argument("--template", default=TEMPLATE, help="a completion with {answer} in it; default: %(default)r")
+    checking.add_argument(
+        "--judge-limits",
+        metavar=("FALSE_PAY", "FALSE_REFUSAL"),
+        nargs=2,
+        type=float,
+        default=(0.1, 0.2),
+        help="shares of wrong answers paid and of right ones refused that a judge is allowed; default: 0.1 0.2",
+    )
     checking.add_argument("--out", metavar="FILE", type=Path, help="write the whole report as JSON")
+    from rewards.judge import judge_of
+    from rewards.trust import measure
+
     arguments = parser.parse_args(argv)
     try:
         rows = load_rows(arguments.data)
         reward = build(arguments.reward or (_spec_file(arguments.spec) if arguments.spec else DEFAULT_SPEC))
-        report = check(rows.samples, reward, ids=rows.ids, refused=rows.refused, template=arguments.template)
-    except (RowsError, SpecError, ValueError) as error:
+        report = check(
+            rows.samples,
+            reward,
+            ids=rows.ids,
+            refused=rows.refused,
+            template=arguments.template,
+            judged=lambda sample: judge_of(reward, sample) is not None,
+        )
+        trusts = measure(rows.samples, reward, template=arguments.template)
+    except (RowsError, SpecError, ValueError, RewardFailure) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     report.show()
+    problems = [problem for trust in trusts for problem in trust.problems(*arguments.judge_limits)]
+    for line in [line for trust in trusts for line in trust.lines()] + [f"FAIL: {problem}" for problem in problems]:
+        print(line)
+    ok = report.ok and not problems
     if arguments.out:
-        arguments.out.write_text(json.dumps({"ok": report.ok, **asdict(report)}, indent=1, ensure_ascii=False) + "\n")
-    return report.exit_code
+        told = {"ok": ok, **asdict(report), "judges": [trust.to_json() for trust in trusts]}
+        arguments.out.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    return 0 if ok else 1
 
 
 def _spec_file(path: str) -> Any:

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 from curate_helpers import png, question, texture
 
-from lingshu_rl.chat import EndpointError, Refused
 from lingshu_rl.cli import main
-from lingshu_rl.curate.endpoint import Endpoint
 from lingshu_rl.curate.rewrite import unsafe_parts
+from rewards.chat import Endpoint, EndpointError, Refused
 
 
 class Scripted:
