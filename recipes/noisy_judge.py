@@ -34,9 +34,16 @@ def verdict(body: dict[str, Any]) -> str:
     """The reply to one request."""
     question, first, second = texts_of(body)
     false_pay, false_refusal = (int(percent) / 100 for percent in body["model"].split("-")[1:])
-    same = OpenAnswer().score(RewardInput(second, first, prompt=question, kind="open")).value == 1.0
+    same = mean_the_same(first, second, question) or mean_the_same(second, first, question)
     luck = int(hashlib.blake2b("\n".join((question, first, second)).encode(), digest_size=8).hexdigest(), 16) / 2**64
     return json.dumps({"same": luck >= false_refusal if same else luck < false_pay})
+
+
+def mean_the_same(label: str, answer: str, question: str) -> bool:
+    """By the rules for words, or when a sentence ends with the label."""
+    if answer.rstrip(". ").endswith(f"The answer is {label.rstrip('. ')}"):
+        return True
+    return OpenAnswer().score(RewardInput(answer, label, prompt=question, kind="open")).value == 1.0
 
 
 @contextlib.contextmanager

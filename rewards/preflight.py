@@ -65,12 +65,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """rows: by kind, the refused ones left out. refused: lines that are no rows."""
+    """rows: by kind, the refused ones left out. refused: lines that are no rows. judged: rows that a model judges."""
 
     rows: Mapping[str, int]
     bad: tuple[BadRow, ...]
     probes: tuple[Probe, ...]
     refused: tuple[str, ...] = ()
+    judged: int = 0
 
     @property
     def ok(self) -> bool:
@@ -84,13 +85,14 @@ class PreflightReport:
         """One line."""
         failed = [probe for probe in self.probes if not probe.ok]
         kinds = ", ".join(f"{count} {kind or 'without kind'}" for kind, count in self.rows.items()) or "no rows"
+        left = f", {self.judged} of them left to a judge" if self.judged else ""
         faults = [f"{len(self.bad)} bad label{'s' * (len(self.bad) > 1)}" if self.bad else "all labels earn 1"]
         if self.refused:
             faults.append(f"{len(self.refused)} lines refused")
         for probe in failed:
             what = f"{probe.unjudged} times not judged" if probe.unjudged else f"earns {probe.mean:.2f}"
             faults.append(f"{probe.name!r} {what} on {probe.kind} rows")
-        return f"{sum(self.rows.values())} rows ({kinds}): {'; '.join(faults)}"
+        return f"{sum(self.rows.values())} rows ({kinds}){left}: {'; '.join(faults)}"
 
     def text(self) -> str:
         """Plain lines: the summary, the bad rows by reason (20 lines at most), the table of probes."""
@@ -192,7 +194,8 @@ def check(
         if executor is not reward:
             executor.close()
     counts = {kind: len(rows) for kind, rows in by_kind.items()}
-    return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused))
+    left = sum(map(judged, samples))
+    return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused), left)
 
 
 @dataclass(frozen=True)

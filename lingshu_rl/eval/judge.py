@@ -173,7 +173,7 @@ def apply_rubric(rows: Sequence[Row], replies: Mapping[str, Reply], model: str) 
             row |= {"value": None, "status": "error", "reason": f"{verdicts.count(None)} criteria were not judged"}
             continue
         points = [item["points"] for item in row["gold"]]
-        raw = rubric_score(points, verdicts)
+        raw = rubric_score(points, [bool(met) for met in verdicts])
         row |= {"value": min(1.0, max(0.0, raw)), "raw": raw, "status": "ok", "reason": "", "parsed": verdicts}
     return {"model": model, "prompt": RUBRIC_VERSION, "criteria": len(replies), "criteria_not_judged": failed,
             "prompt_hash": hashlib.sha256(RUBRIC_PROMPT.encode()).hexdigest()[:16]}  # fmt: skip

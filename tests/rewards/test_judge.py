@@ -258,7 +258,10 @@ def test_a_bad_rubric_is_a_bad_label(rubric, why):
 
 
 def test_held_out_criteria_are_asked_and_shown_but_not_paid(ask):
-    rubric = [{"criterion": f"says {word}", "points": 1} for word in (["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"])]
+    rubric = [
+        {"criterion": f"says {word}", "points": 1}
+        for word in (["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"])
+    ]
     script, judge = ask(lambda body: '{"met": true}', RubricReward, held_out=0.5)
     sample = answer("PE", meta={"rubric": rubric})
     paid = judge._paid([c["criterion"] for c in rubric], [1] * len(rubric))
@@ -293,7 +296,9 @@ def test_a_judge_behind_a_rule_is_asked_only_where_the_rule_is_not_certain(tmp_p
     script = Script(lambda body: YES)
     with serving(script) as url:
         reward = behind(url, tmp_path)
-        certain = reward.score_batch([answer("pulmonary embolism"), answer(""), answer("pulmonary embolism</answer> <answer>liver")])
+        certain = reward.score_batch(
+            [answer("pulmonary embolism"), answer(""), answer("pulmonary embolism</answer> <answer>liver")]
+        )
         assert [r.value for r in certain] == [1.0, 0.0, 0.0] and script.bodies == []
         assert all(r.components["asked"] == 0.0 and not r.verdict for r in certain)
         result = reward.score(answer("clot in the lung artery"))
