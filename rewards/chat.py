@@ -255,7 +255,7 @@ class Endpoint:
 
     def _count(self, body: Mapping[str, Any], answers: Sequence[Answer], usage: tuple[int, int] | None) -> None:
         if usage is None:  # counted here where the server does not; images are left out
-            asked = sum(count_tokens(_written(message["content"])) for message in body["messages"])
+            asked = sum(count_tokens(_written(message["content"])) for message in body.get("messages", ()))
             usage = round(asked), round(sum(count_tokens(answer.text) for answer in answers))
         with self.lock:
             self.tokens_in += usage[0]

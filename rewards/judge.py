@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -121,6 +121,7 @@ class Judge(Reward):
     hold for one request. price: of a million tokens in and out, in any currency; once the run's verdicts cost `max_cost`
     (0 = no end), it stops. cache: file of the verdicts' database, "" = in the user's cache folder; its key is
     model, host, prompt (with rubric and completion) and sampling settings, so that no verdict is paid twice.
+    body: other fields of a request by the server's names, such as response_format, which makes small models keep the form.
     """
 
     url: str = ""
@@ -134,6 +135,7 @@ class Judge(Reward):
     price: Sequence[float] = (0.0, 0.0)
     max_cost: float = 0.0
     cache: str = ""
+    body: Mapping[str, Any] = field(default_factory=dict)
 
     waits = True
     version = ""  # of the prompt
@@ -162,7 +164,7 @@ class Judge(Reward):
 
     def __reduce__(self) -> Any:
         """Another process opens connections of its own."""
-        return _rebuilt, (type(self), {field.name: getattr(self, field.name) for field in fields(self)})
+        return _rebuilt, (type(self), {one.name: getattr(self, one.name) for one in fields(self)})
 
     def serve_at(self, url: str, *, model: str, token: str) -> None:
         """Ask the server that a run started, or started again at another address."""
@@ -272,6 +274,7 @@ class Judge(Reward):
             "messages": [{"role": "user", "content": question.text}],
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
+            **self.body,
         }
         try:
             answer = endpoint.sample(body, 1, seed=0)[0]

@@ -48,7 +48,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
-    monkeypatch.setattr("lingshu_rl.curate.endpoint.time.sleep", lambda s: None)
+    monkeypatch.setattr("rewards.chat.time.sleep", lambda s: None)
     server = Scripted()
     yield server
     server.server.shutdown()

@@ -150,6 +150,7 @@ def test_the_cache_knows_all_that_a_verdict_depends_on(ask, tmp_path):
         {"model": "other"},
         {"temperature": 0.5},
         {"max_tokens": 9},
+        {"body": {"top_p": 0.5}},
         {"order": "label_last"},
         {"url": judge.url.replace("127.0.0.1", "localhost")},
     ):
