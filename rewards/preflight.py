@@ -77,10 +77,6 @@ class PreflightReport:
     def ok(self) -> bool:
         return bool(self.rows) and not self.bad and not self.refused and all(probe.ok for probe in self.probes)
 
-    @property
-    def exit_code(self) -> int:
-        return 0 if self.ok else 1
-
     def summary(self) -> str:
         """One line."""
         failed = [probe for probe in self.probes if not probe.ok]
