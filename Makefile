@@ -33,6 +33,7 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/rewards.py --out benchmarks/baselines/rewards.json
 	$(BIN)/python benchmarks/update_vs_trl.py --out benchmarks/baselines/update_vs_trl.json
 	$(BIN)/python benchmarks/update_vs_trl.py --families --out benchmarks/baselines/update_families.json
+	$(BIN)/python benchmarks/update_vs_trl.py --slices --out benchmarks/baselines/update_slices.json
 	$(BIN)/python benchmarks/step_vs_trl.py --out benchmarks/baselines/step_vs_trl.json
 	$(BIN)/python benchmarks/scaling.py --out benchmarks/baselines/scaling.json
 	$(BIN)/python benchmarks/dedup.py --out benchmarks/baselines/dedup.json

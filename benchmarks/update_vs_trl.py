@@ -2,9 +2,11 @@
 
     python benchmarks/update_vs_trl.py --out benchmarks/baselines/update_vs_trl.json
     python benchmarks/update_vs_trl.py --families --out benchmarks/baselines/update_families.json
+    python benchmarks/update_vs_trl.py --slices --out benchmarks/baselines/update_slices.json
 
 The first is a grid around one point of Qwen2.5-VL, with a plot beside the JSON. The second is a hybrid, whose layers of
-linear attention go on from the prompt's state, and families that cannot share a prompt and run in padded batches.
+linear attention go on from the prompt's state, and families that cannot share a prompt and run in padded batches. The
+third are prompts of 8, 16, 32 and 64 slices of a volume, 36 tokens each.
 
 TRL runs in its fastest CPU setting: float32, no gradient checkpointing, no reference, the faster of one batch of all
 samples and one batch a prompt (found for each point). Both compute the entropy metric. Every point compares the two
@@ -51,7 +53,7 @@ PROMPTS, BUDGET = 2, 4096
 
 @dataclass(frozen=True)
 class Setting:
-    """A point to measure. side: of the image, in tokens. ragged: completions of 1 to `completion` tokens."""
+    """A point to measure. side: of each image, in tokens. ragged: completions of 1 to `completion` tokens."""
 
     family: str = QWEN
     side: int = 12
@@ -59,6 +61,7 @@ class Setting:
     completion: int = 24
     group: int = 8
     ragged: bool = False
+    images: int = 1
 
 
 GRID = [
@@ -72,6 +75,8 @@ FAMILIES_GRID = [
     *(Setting(OWN_POSITIONS, ragged=ragged) for ragged in (False, True)),
     *(Setting(STATE_SPACE, side=0, text=204, ragged=ragged) for ragged in (False, True)),
 ]
+SLICES_GRID = [Setting(side=6, images=slices) for slices in (8, 16, 32, 64)]
+QUICK_SLICES = [Setting(side=2, images=slices, completion=6, group=4) for slices in (3, 6)]
 QUICK_GRID = [Setting(side=4, completion=6, group=group) for group in (4, 2)]
 QUICK_FAMILIES = [
     Setting(family, 0 if family in SIGHTLESS else 4, completion=6, group=4, ragged=True)
@@ -81,7 +86,7 @@ QUICK_FAMILIES = [
 
 def measure(model: Any, at: Setting, repeats: int) -> dict[str, Any]:
     """One point: both updates on the same tokens."""
-    groups = make_groups(PROMPTS, at.side, at.text, at.completion, at.group, ragged=at.ragged)
+    groups = make_groups(PROMPTS, at.side, at.text, at.completion, at.group, ragged=at.ragged, images=at.images)
     generator = torch.Generator().manual_seed(7)
     advantages = [torch.randn(at.group, generator=generator).tolist() for _ in groups]
     trainer = trl_trainer(model, at.group, PROMPTS)
@@ -127,7 +132,7 @@ def measure(model: Any, at: Setting, repeats: int) -> dict[str, Any]:
         with peak_memory() as peak:
             work()
         peaks[name] = peak["mb"]
-    what = {"family": at.family, "ragged": at.ragged, "trl_setting": fastest}
+    what = {"family": at.family, "images": at.images, "ragged": at.ragged, "trl_setting": fastest}
     return point(model, groups, BUDGET, timings, peaks, **what, **gaps)
 
 
@@ -167,14 +172,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON to write; a PNG goes beside it")
     parser.add_argument("--size", choices=SIZES, default="9M")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--families", action="store_true", help="a hybrid, and families that cannot share; no plot")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--families", action="store_true", help="a hybrid, and families that cannot share; no plot")
+    other.add_argument("--slices", action="store_true", help="many images in a prompt, as of a volume; no plot")
     parser.add_argument("--points", type=int, help="only the first so many points")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="small points once each")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
-    grid, quick = (FAMILIES_GRID, QUICK_FAMILIES) if options.families else (GRID, QUICK_GRID)
+    grid, quick = GRID, QUICK_GRID
+    if options.families or options.slices:
+        grid, quick = (FAMILIES_GRID, QUICK_FAMILIES) if options.families else (SLICES_GRID, QUICK_SLICES)
     size, repeats = ("3M", 1) if options.quick else (options.size, options.repeats)
     points: list[dict[str, Any]] = []
     for at in (quick if options.quick else grid)[: options.points]:
@@ -183,7 +192,7 @@ def main() -> None:
         found = measure(model, at, repeats)
         points.append(found)
         print(
-            f"{at.family}  P={found['prompt_tokens']:4} C={'1-' * at.ragged}{found['completion_tokens']:<3} "
+            f"{at.family}  images={at.images:2} P={found['prompt_tokens']:4} C={'1-' * at.ragged}{found['completion_tokens']:<3} "
             f"G={found['group_size']:2}  TRL {found['trl_s']:6.2f} s  ours {found['ours_s']:6.2f} s  "
             f"{found['speedup']:5.2f}x (median {found['speedup_median']:.2f}x, processor "
             f"time {found['speedup_cpu']:.2f}x)  memory {found['trl_peak_mb']:.0f} -> {found['ours_peak_mb']:.0f} MiB  "
@@ -191,7 +200,7 @@ def main() -> None:
             flush=True,
         )
         write(options.out, points)
-    if not options.families:
+    if grid is GRID:
         plot(points, options.out.with_suffix(".png"))
 
 

@@ -127,9 +127,16 @@ def as_loaded(model: Any) -> Any:
 
 
 def make_groups(
-    prompts: int, image_side: int, text: int, completion: int, group: int, seed: int = 1, ragged: bool = False
+    prompts: int,
+    image_side: int,
+    text: int,
+    completion: int,
+    group: int,
+    seed: int = 1,
+    ragged: bool = False,
+    images: int = 1,
 ) -> list[TokenGroup]:
-    """Groups with one square image of image_side x image_side tokens (0 = none), and `text` words.
+    """Groups with square images of image_side x image_side tokens (0 = none), and `text` words.
 
     Completions have `completion` tokens, or, `ragged`, 1 to that many, evenly spread.
     """
@@ -143,10 +150,10 @@ def make_groups(
         ids: list[int] = []
         vision: dict[str, Tensor] = {}
         if image_side:
-            grid = torch.tensor([[1, MERGE * image_side, MERGE * image_side]])
-            pixels = torch.randn(int(grid.prod()), 3 * 2 * PATCH * PATCH, generator=generator)
+            grid = torch.tensor([[1, MERGE * image_side, MERGE * image_side]] * images)
+            pixels = torch.randn(int(grid.prod(1).sum()), 3 * 2 * PATCH * PATCH, generator=generator)
             vision = {"pixel_values": pixels, "image_grid_thw": grid}
-            ids = [VISION_START, *[IMAGE] * image_side**2, VISION_END]
+            ids = [VISION_START, *[IMAGE] * image_side**2, VISION_END] * images
         ids += words(text - 2 if image_side else text)
         lengths = [max(completion * (member + 1) // group, 1) if ragged else completion for member in range(group)]
         groups.append(TokenGroup(str(n), tuple(ids), tuple(tuple(words(length)) for length in lengths), vision))
@@ -214,7 +221,7 @@ def trl_inputs(groups: list[TokenGroup], advantages: list[list[float]]) -> dict[
     if with_image:
         inputs["pixel_values"] = torch.cat([g.vision["pixel_values"] for g in with_image])
         inputs["image_grid_thw"] = torch.cat([g.vision["image_grid_thw"] for g in with_image])
-        inputs["num_images"] = [1 if g.vision else 0 for g, _ in samples]
+        inputs["num_images"] = [len(g.vision.get("image_grid_thw", ())) for g, _ in samples]
     return inputs
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lingshu_rl import __version__
 from lingshu_rl.exits import exit_code
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lingshu_rl.synth.run import add_steps, run_step
 
     parser = argparse.ArgumentParser(prog="lingshu-rl", description="Reinforcement learning with verifiable rewards for medical vision-language models.")  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train in this process (several: accelerate launch recipes/grpo_medvqa.py)", epilog=EPILOG)  # fmt: skip
     _train_arguments(train)
@@ -46,6 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.add_argument("folders", nargs="+", metavar="RUN")
     report.add_argument("--out", help="page of a comparison (default: comparison.html where all runs are)")
     report.set_defaults(run=_report)
+    card = commands.add_parser(
+        "card", help="write the model card of a run beside its newest model; push both to the Hub"
+    )
+    card.add_argument("folder", metavar="RUN")
+    card.add_argument(
+        "--push", default="", metavar="ORG/NAME", help="upload the model with its card, as who is logged in"
+    )
+    card.add_argument("--private", action="store_true", help="... where only its owner sees it")
+    card.set_defaults(run=_card)
     watch = commands.add_parser("watch", help="follow a run in the terminal while it trains")
     watch.add_argument("folder", metavar="RUN")
     watch.add_argument("--once", action="store_true", help="show where it stands and stop")
@@ -345,6 +356,12 @@ def _report(arguments: argparse.Namespace) -> int:
     from lingshu_rl.sweep.command import report_main
 
     return report_main(arguments.folders, arguments.out)
+
+
+def _card(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.report.card import main as write
+
+    return write(arguments.folder, arguments.push, private=arguments.private)
 
 
 def _watch(arguments: argparse.Namespace) -> int:

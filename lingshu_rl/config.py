@@ -17,6 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from lingshu_rl.data.sources import Source, SourceError, is_demo, paths_in, sources_of
+from lingshu_rl.failures import LingshuError
 from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget
 from lingshu_rl.names import known_elsewhere
 from lingshu_rl.objective import AdvantageConfig, LossConfig, PackingConfig
@@ -24,7 +25,7 @@ from lingshu_rl.objective import AdvantageConfig, LossConfig, PackingConfig
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(LingshuError, ValueError):
     """The configuration cannot be run; the message names the key and what to do."""
 
 

@@ -5,11 +5,12 @@ Whoever runs a step catches `KNOWN_FAILURES`; anything else is a bug and keeps i
 
 from __future__ import annotations
 
+from rewards.base import LingshuError
 from rewards.executor import RewardFailure
 
 
-class RunStopped(RuntimeError):
-    """Base of the library's own known failures. Made of one message, so that it can be raised again with more to say."""
+class RunStopped(LingshuError, RuntimeError):
+    """Base of a run's own known failures. Made of one message, so that it can be raised again with more to say."""
 
 
 class PromptRefused(RunStopped):

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lingshu_rl.volumes import View, content_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -100,6 +103,21 @@ class Picture:
             return f"unreadable image {self.told}: {error}"
         return f"image {self.told} is fully transparent: it shows nothing; save it without alpha" if hidden else None
 
+    @property
+    def file(self) -> str:
+        """The file or folder that it is from; "" for bytes."""
+        if isinstance(self.source, bytes):
+            return ""
+        view = View.of(self.source)
+        return view.file if view is not None else self.source
+
+    @property
+    def content(self) -> tuple[str, int] | bytes:
+        """What tells it from another one without being read: bytes as they are, or a file's name and size."""
+        if isinstance(self.source, bytes):
+            return hashlib.sha256(self.source).digest()
+        return os.path.basename(self.source), content_size(self.file)
+
     def png(self) -> bytes:
         """The prepared picture, 8 bits, grey or RGB. Raises UnreadablePicture."""
         return _prepared(self)
@@ -131,6 +149,8 @@ def _read_header(source: str | bytes, told: str) -> Header:
     from PIL import Image
 
     try:
+        if (view := _view(source)) is not None:
+            return Header(view.size)
         if isinstance(source, str) and not Path(source).is_file():
             return Header(fault=f"image file not found: {source}")
         with _opened(source) as image:
@@ -142,7 +162,13 @@ def _read_header(source: str | bytes, told: str) -> Header:
 def _opened(source: str | bytes) -> Image:
     from PIL import Image
 
+    if (view := _view(source)) is not None:
+        return view.image()
     return Image.open(source if isinstance(source, str) else io.BytesIO(source))
+
+
+def _view(source: str | bytes) -> View | None:
+    return View.of(source) if isinstance(source, str) else None
 
 
 def _upright_size(image: Image) -> tuple[int, int]:

@@ -8,13 +8,16 @@ contributions of rows add up to the same loss and gradient whatever the packing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from lingshu_rl.objective import LossConfig
+from rewards.imports import imported
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,31 @@ class Terms:
     sequence_T: Tensor
     length_T: Tensor
     sequences: int
+
+    def sequence_sum(self, values_T: Tensor) -> Tensor:
+        """Of a token's completion, for each of its tokens."""
+        sums_N = values_T.new_zeros(self.sequences).index_add(0, self.sequence_T, values_T)
+        return sums_N[self.sequence_T]
+
+    def sequence_mean(self, values_T: Tensor) -> Tensor:
+        return self.sequence_sum(values_T / self.length_T)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A loss of this library or, named as `loss.variant=module:NAME`, of another.
+
+    surrogate: (r_t, s_t) for every token, of which the ratio goes to the metrics and to the KL.
+    per: what a token's weight w_t is one over: "sequence" (sequences * |o_n|), "token" (tokens) or "limit" (sequences *
+    max_tokens). bounds: which sides `clip_low` and `clip_high` bound a ratio on, for the metrics. anchor: whose log-probs
+    the ratio is against, those of the trainer at the start of the batch ("old") or of the engine that sampled ("rollout"),
+    which then need no importance weight.
+    """
+
+    surrogate: Callable[[Terms, LossConfig], tuple[Tensor, Tensor]]
+    per: str = "sequence"
+    bounds: tuple[str, ...] = ("low", "high")
+    anchor: str = "old"
 
 
 def policy_loss(
@@ -47,8 +75,7 @@ def policy_loss(
 
         loss = sum_t w_t * ( u_t * s_t + kl_coef * kl_t )
 
-    s_t: the variant's surrogate. u_t: truncated importance weight, see `rollout_weights`. kl_t: see `KL`.
-    w_t: grpo and gspo 1 / (sequences * |o_n|), dapo and cispo 1 / tokens, dr_grpo 1 / (sequences * max_tokens).
+    s_t, w_t: the variant's, see `VARIANTS`. u_t: importance weight, see `rollout_weights`. kl_t: see `KL`.
 
     logprobs_T: with gradient, nats. sequence_T: completion (0..N-1) of each token. advantages: (N,).
     total_tokens, total_sequences: of the whole step. max_tokens: the sampling limit, used by dr_grpo alone.
@@ -56,20 +83,23 @@ def policy_loss(
     rollout_logprobs_T: of the engine that sampled. ref_logprobs_T: of the reference, needed when kl_coef > 0.
     Metrics add up over rows and ranks.
     """
-    surrogate, per_token = VARIANTS[config.variant]
+    variant = variant_of(config.variant)
     length_N = torch.bincount(sequence_T, minlength=len(advantages))
     length_T = length_N[sequence_T].to(logprobs_T.dtype)
     now_T = logprobs_T.detach()
     old_T = now_T if old_logprobs_T is None else old_logprobs_T
-    terms = Terms(logprobs_T, logprobs_T - old_T, advantages[sequence_T], sequence_T, length_T, len(advantages))
-    ratio_T, loss_T = surrogate(terms, config)
+    before_T = old_T
+    if variant.anchor == "rollout" and rollout_logprobs_T is not None:
+        before_T = rollout_logprobs_T
+    terms = Terms(logprobs_T, logprobs_T - before_T, advantages[sequence_T], sequence_T, length_T, len(advantages))
+    ratio_T, loss_T = variant.surrogate(terms, config)
 
     metrics: dict[str, Tensor] = {}
-    if rollout_logprobs_T is not None and config.importance_cap > 0:
-        weight_T = rollout_weights(old_T - rollout_logprobs_T, config.importance_cap)
+    if rollout_logprobs_T is not None and config.importance_cap > 0 and before_T is old_T:
+        weight_T, outside_T = rollout_weights(terms, old_T - rollout_logprobs_T, config)
         loss_T = loss_T * weight_T
         metrics["importance_weight"] = weight_T.sum() / total_tokens
-        metrics["importance_capped"] = (weight_T >= config.importance_cap).sum() / total_tokens
+        metrics["importance_capped"] = outside_T.sum() / total_tokens
     if ref_logprobs_T is not None:
         kl_T = KL[config.kl_estimator](logprobs_T, ref_logprobs_T)
         metrics["kl"] = kl_T.detach().sum() / total_tokens
@@ -80,9 +110,9 @@ def policy_loss(
     elif config.kl_coef > 0:
         raise ValueError(f"loss.kl_coef={config.kl_coef} needs ref_logprobs_T")
 
-    if per_token == "sequence":
+    if variant.per == "sequence":
         loss = (loss_T / length_T).sum() / total_sequences
-    elif per_token == "token":
+    elif variant.per == "token":
         loss = loss_T.sum() / total_tokens
     else:
         loss = loss_T.sum() / (total_sequences * max_tokens)
@@ -90,9 +120,10 @@ def policy_loss(
     ratio_T, advantage_T = ratio_T.detach(), terms.advantage_T
     metrics["loss"] = loss.detach()
     metrics["ratio"] = ratio_T.sum() / total_tokens
-    if config.variant != "cispo":  # which has no lower bound
+    if "low" in variant.bounds:
         metrics["clip_low"] = ((ratio_T < 1 - config.clip_low) & (advantage_T < 0)).sum() / total_tokens
-    metrics["clip_high"] = ((ratio_T > 1 + config.clip_high) & (advantage_T > 0)).sum() / total_tokens
+    if "high" in variant.bounds:
+        metrics["clip_high"] = ((ratio_T > 1 + config.clip_high) & (advantage_T > 0)).sum() / total_tokens
     if entropy_T is not None:
         metrics["entropy"] = entropy_T.sum() / total_tokens
     return loss, metrics
@@ -116,9 +147,7 @@ def sequence_surrogate(terms: Terms, config: LossConfig) -> tuple[Tensor, Tensor
     One ratio a completion, its geometric mean. arXiv 2507.18071, equations 5 and 7. Clip ranges are far smaller there:
     clip_low = 3e-4, clip_high = 4e-4.
     """
-    mean_T = terms.log_ratio_T / terms.length_T
-    log_q_N = mean_T.new_zeros(terms.sequences).index_add(0, terms.sequence_T, mean_T)
-    ratio_T = torch.exp(log_q_N)[terms.sequence_T]
+    ratio_T = torch.exp(terms.sequence_mean(terms.log_ratio_T))
     return ratio_T, -_lower(ratio_T, terms.advantage_T, config)
 
 
@@ -133,14 +162,64 @@ def cispo_surrogate(terms: Terms, config: LossConfig) -> tuple[Tensor, Tensor]:
     return ratio_T, -capped_T * terms.advantage_T * terms.logprobs_T
 
 
-# variant -> (surrogate, what a token's weight is one over: its sequence's length, all tokens, or the sampling limit)
-VARIANTS: dict[str, tuple[Callable[[Terms, LossConfig], tuple[Tensor, Tensor]], str]] = {
-    "grpo": (clipped_surrogate, "sequence"),
-    "dr_grpo": (clipped_surrogate, "limit"),
-    "dapo": (clipped_surrogate, "token"),
-    "gspo": (sequence_surrogate, "sequence"),
-    "cispo": (cispo_surrogate, "token"),
+def geometric_surrogate(terms: Terms, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """GMPO: s_t = -A_n exp( sum_{t in o_n} m_t / |o_n| ), m_t = sgn(A_n) min(sgn(A_n) log r_t, sgn(A_n) log cl(r_t)).
+
+    The geometric mean of what GRPO takes the arithmetic one of, so one outlying token moves it little. arXiv 2507.20673,
+    equation 4; its range (e^-0.4, e^0.4) is clip_low = 0.33, clip_high = 0.49.
+    """
+    sign_T, floor = terms.advantage_T.sign(), max(1 - config.clip_low, 1e-8)
+    clipped_T = terms.log_ratio_T.clamp(math.log(floor), math.log(1 + config.clip_high))
+    kept_T = sign_T * torch.minimum(sign_T * terms.log_ratio_T, sign_T * clipped_T)
+    mean_T = torch.exp(terms.sequence_mean(kept_T))
+    return torch.exp(terms.log_ratio_T), -mean_T * terms.advantage_T
+
+
+def soft_surrogate(terms: Terms, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """SAPO: s_t = -A_n sigmoid(tau (r_t - 1)) 4 / tau, tau = soft_up for A_n > 0, else soft_down.
+
+    A slope that falls off smoothly on both sides of r_t = 1 in place of a clip. arXiv 2511.20347, equations 5 and 6.
+    """
+    ratio_T = torch.exp(terms.log_ratio_T)
+    tau_T = torch.where(terms.advantage_T > 0, config.soft_up, config.soft_down)
+    return ratio_T, -terms.advantage_T * torch.sigmoid(tau_T * (ratio_T - 1)) * 4 / tau_T
+
+
+def divergence_surrogate(terms: Terms, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """DPPO with the binary total variation: s_t = -M_t r_t A_n, r_t against the engine that sampled.
+
+    With p_t and p'_t the sampled token's probability now and then: M_t = 0 where A_n > 0 and p_t - p'_t > clip_high, or
+    A_n < 0 and p'_t - p_t > clip_low. A rare token may so change by a large factor, a frequent one may not.
+    arXiv 2602.04879, section 4.
+    """
+    ratio_T = torch.exp(terms.log_ratio_T)
+    now_T = torch.exp(terms.logprobs_T.detach())
+    rise_T = now_T - now_T / ratio_T.detach()
+    inside_T = torch.where(terms.advantage_T > 0, rise_T <= config.clip_high, rise_T >= -config.clip_low)
+    return ratio_T, -ratio_T * terms.advantage_T * inside_T
+
+
+VARIANTS: dict[str, Variant] = {
+    "grpo": Variant(clipped_surrogate),
+    "dr_grpo": Variant(clipped_surrogate, per="limit"),
+    "dapo": Variant(clipped_surrogate, per="token"),
+    "gspo": Variant(sequence_surrogate),
+    "cispo": Variant(cispo_surrogate, per="token", bounds=("high",)),
+    "gmpo": Variant(geometric_surrogate),
+    "sapo": Variant(soft_surrogate, bounds=()),
+    "dppo": Variant(divergence_surrogate, per="token", bounds=(), anchor="rollout"),
 }
+
+
+@cache
+def variant_of(name: str) -> Variant:
+    """By its name here, or by the import path of a `Variant`. Raises ValueError for a path that leads to none."""
+    if name in VARIANTS:
+        return VARIANTS[name]
+    found = imported(name, Variant)
+    if not isinstance(found, Variant):
+        raise ValueError(f"loss.variant={name} is a {type(found).__name__}, not a lingshu_rl.losses.Variant")
+    return found
 
 
 def _lower(ratio_T: Tensor, advantage_T: Tensor, config: LossConfig) -> Tensor:
@@ -148,14 +227,25 @@ def _lower(ratio_T: Tensor, advantage_T: Tensor, config: LossConfig) -> Tensor:
     return torch.minimum(ratio_T * advantage_T, clipped_T * advantage_T)
 
 
-def rollout_weights(gap_T: Tensor, cap: float) -> Tensor:
-    """Truncated importance sampling for tokens that another engine sampled: u_t = min(exp(old_t - rollout_t), cap).
+def rollout_weights(terms: Terms, gap_T: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """(u_t, whether it was outside of its range) for tokens that another engine sampled, from g_t = old_t - rollout_t.
 
-    gap_T: log-prob of the trainer minus that of the engine, at the weights that sampled. Ionides 2008, "Truncated
-    Importance Sampling"; for rollout engines Yao et al. 2025, "Your efficient RL framework secretly brings you
-    off-policy RL training".
+        e_t = exp(g_t) by token, exp(sum g_t over o_n) by sequence, exp(mean of g_t over o_n) geometric
+        truncate: u_t = min(max(e_t, importance_floor), importance_cap)
+        mask:     u_t = e_t where it is in [importance_floor, importance_cap], else 0
+
+    gap_T: log-prob of the trainer minus that of the engine, at the weights that sampled. Truncation: Ionides 2008,
+    "Truncated Importance Sampling"; for rollout engines Yao et al. 2025, "Your efficient RL framework secretly brings you
+    off-policy RL training". Masks by token: IcePop (Ling team 2025, arXiv 2510.18855) with 0.5 and 5; by sequence: Liu et
+    al. 2025, "When speed kills stability".
     """
-    return torch.exp(gap_T).clamp(max=cap)
+    levels = {"sequence": terms.sequence_sum, "geometric": terms.sequence_mean}
+    over = levels.get(config.importance_level, lambda by_token_T: by_token_T)
+    weight_T = torch.exp(over(gap_T))
+    outside_T = (weight_T < config.importance_floor) | (weight_T > config.importance_cap)
+    if config.importance_rule == "mask":
+        return weight_T.masked_fill(outside_T, 0.0), outside_T
+    return weight_T.clamp(config.importance_floor, config.importance_cap), outside_T
 
 
 def kl_k1(logprobs_T: Tensor, ref_logprobs_T: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Stop:
 
     def listen(self) -> None:
         """Again after something else took the signal, as Ray does."""
-        with contextlib.suppress(NotImplementedError, ValueError):
+        with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not the main thread
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._terminate)
 
     def _terminate(self) -> None:

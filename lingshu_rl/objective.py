@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
+LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "gmpo", "sapo", "dppo")
+IMPORTANCE_LEVELS = ("token", "sequence", "geometric")
+IMPORTANCE_RULES = ("truncate", "mask")
 KL_ESTIMATORS = ("k1", "k2", "k3", "k3_unbiased")
 ADVANTAGES = ("group", "no_std", "leave_one_out", "gdpo")
 CORRECTIONS = ("backward", "forward")
@@ -23,24 +25,37 @@ def _one_of(owner: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
 class LossConfig:
     """The policy loss; equations and papers stand in `lingshu_rl.losses`."""
 
-    variant: str = "grpo"  # grpo | dr_grpo | dapo | gspo | cispo
+    variant: str = "grpo"  # grpo | dr_grpo | dapo | gspo | cispo | gmpo | sapo | dppo | module:NAME of a losses.Variant
     clip_low: float = 0.2  # the ratio is clipped from below at 1 - clip_low
-    clip_high: float = (
-        0.2  # and from above at 1 + clip_high (DAPO: 0.28; GSPO: 3e-4 and 4e-4; CISPO uses only this one)
-    )
+    # and from above at 1 + clip_high (DAPO: 0.28; GSPO: 3e-4 and 4e-4; CISPO uses only this one; DPPO: of the probability)
+    clip_high: float = 0.2
+    soft_up: float = 1.0  # SAPO: how fast the slope of a rewarded token falls off
+    soft_down: float = 1.05  # and that of a punished one
     kl_coef: float = 0.0  # weight of the KL to the reference; 0 = no reference is run
     kl_estimator: str = "k3"  # k1 | k2 | k3 | k3_unbiased
-    importance_cap: float = 2.0  # cap of trainer/rollout weights (truncated importance sampling); 0 = no correction
+    importance_cap: float = 2.0  # largest weight trainer/rollout (importance sampling); 0 = no correction
+    importance_floor: float = 0.0  # and the smallest (IcePop: 0.5, with a cap of 5 and the rule mask)
+    importance_level: str = "token"  # token | sequence | geometric: a weight for each token, or one for a completion
+    importance_rule: str = "truncate"  # truncate: weights outside are cut to the range | mask: they become 0
     mask_truncated: bool = False  # leave completions that hit max_tokens out of the loss
 
     def __post_init__(self) -> None:
-        _one_of("loss", "variant", self.variant, LOSSES)
+        if ":" not in self.variant:
+            _one_of("loss", "variant", self.variant, LOSSES)
+        _one_of("loss", "importance_level", self.importance_level, IMPORTANCE_LEVELS)
+        _one_of("loss", "importance_rule", self.importance_rule, IMPORTANCE_RULES)
         _one_of("loss", "kl_estimator", self.kl_estimator, KL_ESTIMATORS)
         if not 0 <= self.clip_low <= 1:
             raise ValueError(f"loss.clip_low={self.clip_low} must be in [0, 1]")
-        for key in ("clip_high", "kl_coef", "importance_cap"):
+        for key in ("clip_high", "kl_coef", "importance_cap", "importance_floor"):
             if getattr(self, key) < 0:
                 raise ValueError(f"loss.{key}={getattr(self, key)} must not be negative")
+        if min(self.soft_up, self.soft_down) <= 0:
+            raise ValueError(f"loss.soft_up={self.soft_up} and loss.soft_down={self.soft_down} must be above 0")
+        if self.importance_cap and self.importance_floor > self.importance_cap:
+            raise ValueError(
+                f"loss.importance_floor={self.importance_floor} is above loss.importance_cap={self.importance_cap}"
+            )
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.config import ConfigError, read_config
+from lingshu_rl.failures import LingshuError
 from lingshu_rl.fingerprint import LENGTH, Fingerprints, text_hash
 from lingshu_rl.folders import own
 from lingshu_rl.progress import Progress
@@ -65,7 +66,7 @@ class PipelineConfig:
     table: list[TableRow] = field(default_factory=list)  # a row's gain is over the row before it
 
 
-class PipelineError(RuntimeError):
+class PipelineError(LingshuError, RuntimeError):
     """A step failed; the message names it and its log."""
 
 

@@ -20,7 +20,7 @@ from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import load_model, resolve_dtype
 from lingshu_rl.model.quantized import as_unquantized, dense_kind
-from lingshu_rl.optimizers import Place, build_optimizer
+from lingshu_rl.optimizers import Place, build_optimizer, check_arguments
 from lingshu_rl.processes.control import PATIENCE, Control, use_route_to_main
 from lingshu_rl.types import Prompt, TrainGroup
 
@@ -336,6 +336,17 @@ class Policy:
     def barrier(self) -> None:
         """Returns when every rank is here, whatever time that takes; before a collective on the devices, whose time is limited."""
         self.control.barrier()
+
+
+def check_choices(config: Config) -> None:
+    """The optimiser's arguments and the loss, before anything is loaded. Raises ConfigError."""
+    from lingshu_rl.losses import variant_of
+
+    check_arguments("train.optimizer", config.train.optimizer, config.train.optimizer_args)
+    try:
+        variant_of(config.loss.variant)
+    except ValueError as error:
+        raise ConfigError(f"loss.variant: {error}") from None
 
 
 def available_trackers(names: Sequence[str]) -> list[str]:

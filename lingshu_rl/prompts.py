@@ -18,7 +18,7 @@ from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.lengths import Length, Lengths, Limit, PictureTokens
 from lingshu_rl.model.loading import has_tokenizer, model_context
 from lingshu_rl.model.shape import is_published
-from lingshu_rl.optimizers import check_arguments
+from lingshu_rl.policy import check_choices
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.rewarding import instruction_of, read_of, reward_of
 from lingshu_rl.rollout.client import SilentServer, served_context
@@ -186,7 +186,7 @@ def foreseen(config: Config) -> tuple[Config, list[str]]:
     A model that is here by its published sizes alone is planned for without its prompts. Raises ConfigError for one that
     cannot be read, DataError, and what else would end the run before its engines start.
     """
-    check_arguments("train.optimizer", config.train.optimizer, config.train.optimizer_args)
+    check_choices(config)
     if is_published(config.model) and not has_tokenizer(config.model):
         return config, [
             _pixels(config),

@@ -199,7 +199,9 @@ def judging_costs(config: Config, rewards: Rewards, share: float) -> list[str]:
         calls, tokens = judge.estimate(some)
         completions = config.train.steps * config.train.prompts_per_step * config.train.group_size
         times = completions * share * len(own) / len(rewards.judged) / len(some)
-        told.append(f"{judge}, all steps, at the most (evaluations not counted): {judge.told_cost(times * calls, times * tokens)}")
+        told.append(
+            f"{judge}, all steps, at the most (evaluations not counted): {judge.told_cost(times * calls, times * tokens)}"
+        )
     return told
 
 

@@ -24,9 +24,9 @@ from lingshu_rl.launches import check_sight, launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import model_path
-from lingshu_rl.optimizers import OPTIMIZERS, check_arguments, check_package
+from lingshu_rl.optimizers import OPTIMIZERS, check_package
 from lingshu_rl.plan import Plan, plan_here
-from lingshu_rl.policy import Policy
+from lingshu_rl.policy import Policy, check_choices
 from lingshu_rl.processes.fleet import JUDGE, REFERENCE, ROLLOUT, Fleet
 from lingshu_rl.processes.placement import Ranks
 from lingshu_rl.processes.token import TOKEN_ENV
@@ -420,10 +420,10 @@ def reference_model(config: Config, folder: RunFolder, checkpoint: Path | None) 
 
 def check_packages(config: Config) -> None:
     """Raises ConfigError for a package that the optimiser or the quantisation needs and this environment lacks, and for
-    arguments that the optimiser refuses."""
+    what `check_choices` refuses."""
     t = config.train
     check_package(OPTIMIZERS[t.optimizer].package, f"train.optimizer={t.optimizer}")
-    check_arguments("train.optimizer", t.optimizer, t.optimizer_args)
+    check_choices(config)
     check_package("bitsandbytes" if t.quantize else "", f"train.quantize={t.quantize}")
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from lingshu_rl import checkpoints
 from lingshu_rl.config import Config, ConfigError, flat, to_yaml
+from lingshu_rl.failures import LingshuError
 from lingshu_rl.images import Picture
 from lingshu_rl.state import RunState
 from lingshu_rl.types import Group
@@ -54,7 +55,7 @@ MAY_CHANGE = ("run", "cluster", "rollout.ray", "reference.ray", "checkpoint", "e
 FORK = "fork.json"
 
 
-class RunFolderError(RuntimeError):
+class RunFolderError(LingshuError, RuntimeError):
     """The run folder cannot be written or read; the message names the file, the cause and what is still good."""
 
 

@@ -10,6 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+
+class LingshuError(Exception):
+    """Base of every error by which this library says what was wrong: with settings, data, files or a run."""
+
+
 STATUSES = ("ok", "unparsed", "conflict", "truncated", "gold_invalid", "timeout", "error")
 
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rewards.base import LingshuError
+
 if TYPE_CHECKING:
     import httpx
 
@@ -32,7 +34,7 @@ NEVER = {401, 403, 404}  # not this request's fault: every other one would fare 
 LONGEST_WAIT_S = 60.0
 
 
-class EndpointError(RuntimeError):
+class EndpointError(LingshuError, RuntimeError):
     """The server cannot be used. Answers so far are kept by who asked, so the same command goes on from there."""
 
 

@@ -186,8 +186,12 @@ def _part(part: Any, where: str) -> dict[str, Any]:
 
 
 def _check_image(image: Any) -> None:
-    """A path, encoded bytes, a PIL image, or the {"bytes", "path"} of a Hugging Face image column; not what it holds."""
-    held = (image.get("bytes") or image.get("path")) if isinstance(image, Mapping) else image
+    """A path, encoded bytes, a PIL image, the {"bytes", "path"} of a Hugging Face image column, or the {"volume": path, ...}
+    of slices; not what it holds.
+    """
+    held = (
+        next(filter(None, map(image.get, ("bytes", "path", "volume"))), None) if isinstance(image, Mapping) else image
+    )
     if isinstance(held, str) and held.startswith(("http://", "https://", "data:")):
         raise RowError(f"images are paths or bytes, not addresses: {held[:60]!r}; fetch it first")
     usable = str(held).strip() if isinstance(held, str | PathLike) else isinstance(held, bytes | bytearray)

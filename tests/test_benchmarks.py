@@ -157,6 +157,14 @@ def test_the_update_of_a_hybrid_and_of_families_that_cannot_share_against_trl(tm
 
 
 @pytest.mark.endurance
+def test_the_update_of_many_slices_against_trl(tmp_path):
+    bench("update_vs_trl.py", "--slices", "--quick", "--out", tmp_path / "slices.json")
+    few, many = json.loads((tmp_path / "slices.json").read_text())["points"]
+    assert all(set(p) >= POINT and p["gradient_gap_norm"] < 1e-4 for p in (few, many))
+    assert (few["images"], few["image_tokens"], many["image_tokens"]) == (3, 3 * 4, 6 * 4)
+
+
+@pytest.mark.endurance
 def test_scaling(tmp_path):
     bench("scaling.py", "--quick", "--out", tmp_path / "scaling.json")
     points = read(tmp_path / "scaling.json")

@@ -40,7 +40,9 @@ def test_rewards_do_not_import_the_trainer():
 
 def test_no_key_of_a_source_is_dead_or_untried():
     library = "\n".join(p.read_text() for p in (ROOT / "lingshu_rl").rglob("*.py"))
-    tests = "\n".join((ROOT / "tests" / "data" / f"test_{name}.py").read_text() for name in ("layouts", "mixing"))
+    tests = "\n".join(
+        (ROOT / "tests" / "data" / f"test_{name}.py").read_text() for name in ("layouts", "mixing", "volumes")
+    )
     keys = [field.name for field in fields(Source)]
     assert [key for key in keys if not re.search(rf"(source|self|\bs)\.{key}\b", library)] == []
     assert [key for key in keys if f'"{key}"' not in tests and f"{key}=" not in tests] == []

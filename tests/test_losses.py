@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lingshu_rl.losses import KL, VARIANTS, policy_loss, rollout_weights
-from lingshu_rl.objective import LossConfig
+from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.losses import KL, VARIANTS, policy_loss
+from lingshu_rl.objective import IMPORTANCE_LEVELS, IMPORTANCE_RULES, LossConfig
+from lingshu_rl.policy import check_choices
 
 LENGTHS = [3, 7, 1, 5]
 ADVANTAGES = [1.2, -0.7, 0.3, -1.1]
@@ -57,19 +59,38 @@ def by_hand(config: LossConfig, tensors: dict[str, Tensor]) -> float:
         start += length
         now, old, rollout, ref = (tensors[key].tolist() for key in ("now", "old", "rollout", "ref"))
         mean = math.exp(sum(now[t] - old[t] for t in rows) / length)
+        low, high = 1 - config.clip_low, 1 + config.clip_high
+        product = 1.0
+        for t in rows:  # GMPO: the product of what is left of each ratio, its root below
+            ratio = math.exp(now[t] - old[t])
+            product *= min(ratio, high) if advantage > 0 else max(ratio, low)
         for t in rows:
             ratio = mean if config.variant == "gspo" else math.exp(now[t] - old[t])
             if config.variant == "cispo":
                 value = -min(ratio, 1 + config.clip_high) * advantage * now[t]
+            elif config.variant == "gmpo":
+                value = -advantage * product ** (1 / length)
+            elif config.variant == "sapo":
+                tau = config.soft_up if advantage > 0 else config.soft_down
+                value = -advantage / (1 + math.exp(-tau * (ratio - 1))) * 4 / tau
+            elif config.variant == "dppo":
+                ratio = math.exp(now[t] - rollout[t])
+                rise = math.exp(now[t]) - math.exp(rollout[t])
+                beyond = rise > config.clip_high if advantage > 0 else rise < -config.clip_low
+                value = 0.0 if beyond else -ratio * advantage
             else:
-                clipped = min(max(ratio, 1 - config.clip_low), 1 + config.clip_high)
+                clipped = min(max(ratio, low), high)
                 value = -min(ratio * advantage, clipped * advantage)
-            if config.importance_cap:
-                value *= min(math.exp(old[t] - rollout[t]), config.importance_cap)
+            if config.importance_cap and config.variant != "dppo":
+                gaps = [old[i] - rollout[i] for i in rows]
+                over = {"token": old[t] - rollout[t], "sequence": sum(gaps), "geometric": sum(gaps) / length}
+                weight = math.exp(over[config.importance_level])
+                kept = min(max(weight, config.importance_floor), config.importance_cap)
+                value *= kept if config.importance_rule == "truncate" or kept == weight else 0.0
             d = ref[t] - now[t]
             kl = {"k1": -d, "k2": d * d / 2}.get(config.kl_estimator, math.exp(d) - d - 1)
             value += config.kl_coef * kl * (ratio if config.kl_estimator == "k3_unbiased" else 1)
-            if config.variant in ("grpo", "gspo"):
+            if config.variant in ("grpo", "gspo", "gmpo", "sapo"):
                 total += value / length / len(LENGTHS)
             elif config.variant == "dr_grpo":
                 total += value / (len(LENGTHS) * MAX_TOKENS)
@@ -89,10 +110,57 @@ def test_loss_is_the_written_equation(variant: str, kl: str, cap: float) -> None
     assert metrics["loss"].item() == pytest.approx(loss.item())
 
 
+@pytest.mark.parametrize("level", IMPORTANCE_LEVELS)
+@pytest.mark.parametrize("rule", IMPORTANCE_RULES)
+def test_weights_of_the_engine_are_the_written_equation(level: str, rule: str) -> None:
+    """A range that some of the weights are in and some are not, on either side."""
+    width = 0.005 if level == "geometric" else 0.02
+    config = LossConfig(
+        importance_level=level, importance_rule=rule, importance_floor=1 - width, importance_cap=1 + width
+    )
+    tensors = batch()
+    loss, metrics = ours(config, tensors)
+    assert loss.item() == pytest.approx(by_hand(config, tensors), rel=1e-5)
+    assert 0 < metrics["importance_capped"].item() < 1
+
+
+def test_a_frequent_token_is_held_and_a_rare_one_is_not_by_dppo() -> None:
+    """Both ratios are far over any clip; the rare token's probability hardly moved."""
+    rollout, now = torch.tensor([-0.9, -9.0]), torch.tensor([-0.1, -7.0], requires_grad=True)
+    loss, _ = policy_loss(
+        now, sequence_T=torch.tensor([0, 0]), advantages=torch.tensor([1.0]), config=LossConfig("dppo"),
+        total_tokens=2, total_sequences=1, max_tokens=4, rollout_logprobs_T=rollout,
+    )  # fmt: skip
+    loss.backward()
+    assert now.grad[0] == 0 and now.grad[1] == pytest.approx(-math.exp(2.0) / 2)
+
+
+def test_a_loss_of_ones_own(tmp_path, monkeypatch) -> None:
+    (tmp_path / "own_loss.py").write_text(
+        "from lingshu_rl.losses import Variant\n\n"
+        "def reinforce(terms, config):\n"
+        "    return terms.log_ratio_T.exp(), -terms.advantage_T * terms.logprobs_T\n\n"
+        "PLAIN = Variant(reinforce, per='token', bounds=())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    tensors = batch()
+    loss, metrics = ours(LossConfig("own_loss:PLAIN", importance_cap=0.0), tensors, ref_logprobs_T=None)
+    assert loss.item() == pytest.approx(
+        -(tensors["now"] * torch.tensor(ADVANTAGES)[SEQUENCE]).sum().item() / sum(LENGTHS)
+    )
+    assert "clip_high" not in metrics
+    for path, reason in (
+        ("own_loss:reinforce", "not a lingshu_rl.losses.Variant"),
+        ("own_loss:PLAN", "did you mean 'PLAIN'"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            check_choices(load_config(None, [f"loss.variant={path}"]))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_parts_of_any_split_add_up(variant: str) -> None:
     """1, 2 and 4 micro-batches: the same loss, gradient and metrics."""
-    config = LossConfig(variant, kl_coef=0.1)
+    config = LossConfig(variant, kl_coef=0.1, importance_level="sequence")
     results = []
     for parts in ([[0, 1, 2, 3]], [[0, 2], [3, 1]], [[0], [1], [2], [3]]):
         tensors = batch()
@@ -130,13 +198,15 @@ def test_without_old_logprobs_the_ratio_is_one_and_the_gradient_that_of_the_poli
         "dr_grpo": torch.full_like(lengths, 1, dtype=torch.float) / (len(LENGTHS) * MAX_TOKENS),
         "dapo": torch.full_like(lengths, 1, dtype=torch.float) / sum(LENGTHS),
         "cispo": torch.full_like(lengths, 1, dtype=torch.float) / sum(LENGTHS),
+        "dppo": torch.full_like(lengths, 1, dtype=torch.float) / sum(LENGTHS),
+        "gmpo": 1 / lengths / len(LENGTHS), "sapo": 1 / lengths / len(LENGTHS),
     }[variant]  # fmt: skip
     assert torch.allclose(tensors["now"].grad, -weight * torch.tensor(ADVANTAGES)[SEQUENCE], rtol=1e-5)
 
 
 def test_clipping_stops_the_gradient_except_in_cispo() -> None:
     tensors = {key: torch.full((sum(LENGTHS),), -1.0) for key in ("old", "rollout", "ref")}
-    for variant in VARIANTS:
+    for variant in [name for name, one in VARIANTS.items() if one.bounds]:
         tensors["now"] = torch.zeros(sum(LENGTHS), requires_grad=True)  # ratio e, far above the clip
         loss, metrics = ours(LossConfig(variant, importance_cap=0.0), tensors, ref_logprobs_T=None)
         loss.backward()
@@ -151,8 +221,8 @@ def test_importance_weights() -> None:
     _, metrics = ours(LossConfig(importance_cap=1.01), tensors)
     gap = tensors["old"] - tensors["rollout"]
     assert metrics["importance_weight"].item() == pytest.approx(gap.exp().clamp(max=1.01).mean().item())
-    assert metrics["importance_capped"].item() == pytest.approx((gap.exp() >= 1.01).float().mean().item())
-    assert torch.equal(rollout_weights(torch.zeros(3), 2.0), torch.ones(3))
+    assert metrics["importance_capped"].item() == pytest.approx((gap.exp() > 1.01).float().mean().item())
+    assert metrics["importance_capped"].item() < 1
 
 
 def test_kl_estimators_measure_and_pull() -> None:
@@ -191,6 +261,14 @@ def test_options_are_checked() -> None:
         LossConfig(clip_low=1.5)
     with pytest.raises(ValueError, match="kl_coef"):
         LossConfig(kl_coef=-1.0)
+    with pytest.raises(ValueError, match=r"loss\.importance_level='prompt'"):
+        LossConfig(importance_level="prompt")
+    with pytest.raises(ValueError, match=r"loss\.importance_rule='drop'"):
+        LossConfig(importance_rule="drop")
+    with pytest.raises(ValueError, match="importance_floor=3"):
+        LossConfig(importance_floor=3.0)
+    with pytest.raises(ValueError, match="soft_up=0"):
+        LossConfig(soft_up=0)
 
 
 def test_unbiased_k3_has_the_gradient_of_the_reverse_kl() -> None:

@@ -109,7 +109,9 @@ def test_the_cost_is_said_before_anything_is_asked(tmp_path):
     _, rewards, _, said = build_with(*settings, "judge.probe_rows=3", rows=rows)
     rewards.close()
     assert any("its trial: 42 requests" in line and "at the given price" in line for line in said)
-    assert any("all steps, at the most (evaluations not counted): 100 requests" in line for line in said)  # half of 10 x 5 x 4 are open
+    assert any(
+        "all steps, at the most (evaluations not counted): 100 requests" in line for line in said
+    )  # half of 10 x 5 x 4 are open
     assert any("24 rows" in line and "12 of them left to a judge" in line for line in said)
 
 

@@ -109,6 +109,7 @@ SAME = {
     "dapo": ("dapo", "token"),
     "gspo": ("grpo", "sequence"),
     "cispo": ("cispo", "token"),
+    "sapo": ("sapo", "token"),
 }
 
 

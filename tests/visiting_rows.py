@@ -98,11 +98,25 @@ def visitors(folder: Path) -> list[dict[str, Any]]:
     rows = [text_row(name, question) | {"images": [name]} for name in PICTURES]
     several = list(PICTURES)[-8:]
     rows += [text_row(f"{n} images", question) | {"images": several[:n]} for n in range(2, 9)]
+    rows += [text_row(name, question) | {"images": [image]} for name, image in volumes(folder).items()]
     rows.append(text_row("the same image twice", question) | {"images": ["plain.bmp", "plain.bmp"]})
     rows += [text_row(name, text) | {"images": []} for name, text in TEXTS.items()]
     rows.append(text_row("text and image", TEXTS["thai"]) | {"images": ["exif6.png"]})
     rows.append({**text_row("options of all languages", "?"), "options": list(TEXTS.values())[:5], "images": []})
     return rows
+
+
+def volumes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Images of a row that are slices of one NIfTI file, by the row's name."""
+    import nibabel
+
+    grey = np.add.outer(np.add.outer(np.arange(24) * 9, np.arange(20) * 5), np.arange(18) * 3).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(grey, np.diag([-1.0, 1.0, 3.0, 1.0])), folder / "volume.nii.gz")
+    return {
+        "a stack of slices": {"volume": "volume.nii.gz", "slices": 4, "window": [150, 300]},
+        "a montage": {"volume": "volume.nii.gz", "slices": 6, "plane": "coronal", "layout": "montage"},
+        "slices by index": {"volume": "volume.nii.gz", "slices": [3, 0], "plane": "sagittal"},
+    }
 
 
 def cut_off(file: Path) -> None:

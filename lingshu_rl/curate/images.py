@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from lingshu_rl.failures import LingshuError
+
 GREY = 256  # pixels of the longer side of the grey picture that all is computed from
 HASH_SIDE = 64  # pixels a side before the cosine transform
 THUMB = 64  # pixels a side of the stored thumbnail
@@ -91,7 +93,7 @@ VARIANTS = (
 )
 
 
-class ImageError(ValueError):
+class ImageError(LingshuError, ValueError):
     """Why a picture cannot be read."""
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.curate.scans import ScanError, ScanOptions, read_scan, scan_files, scan_kind, windowed
+import numpy as np
+
+from lingshu_rl.curate.scans import ScanError, ScanOptions, encoded, read_scan, scan_files, scan_kind, windowed
 from lingshu_rl.data.chats import images_of
 from lingshu_rl.data.mapping import Mapper
 from lingshu_rl.data.rows import RowError, row_to_prompt
@@ -24,6 +26,7 @@ from lingshu_rl.data.sources import (
     presets,
     usual_layout,
 )
+from lingshu_rl.volumes import View, VolumeError, as_volumes, unfold
 
 SCANS = ("dicom", "nifti")
 ImageSink = Callable[[bytes], "str | bytes"]
@@ -122,6 +125,7 @@ def _finished(
         if label:
             row["id"] = f"{source.label}:{row['id']}"
             row.setdefault("meta", {}).setdefault("source", source.label)
+        row = dict(unfold(as_volumes(row, source.volume), source.image_dir or folder))
         row["images"], facts, missing = _images(row["images"], source, folder, keep_image, looked)
         if facts:
             row["meta"] = {**facts, **row.get("meta", {})}
@@ -129,7 +133,7 @@ def _finished(
             return Record(place, None, "missing_image", missing[0])
         if strict:
             row_to_prompt(row)
-    except (RowError, ScanError) as error:
+    except (RowError, ScanError, VolumeError) as error:
         return Record(place, None, getattr(error, "reason", "bad_row"), str(error))
     return Record(place, row, "missing_image" if missing else "", "; ".join(missing))
 
@@ -187,6 +191,10 @@ def _images(
         elif isinstance(image, str) and image.strip():
             if image.startswith(("http://", "https://", "data:")):
                 raise RowError(f"images are files or bytes, not addresses: {image[:60]!r}; fetch it first")
+            if (view := View.of(image)) is not None:
+                looked(Path(view.file))
+                found.append(keep_image(encoded(np.asarray(view.image()))))
+                continue
             path = _locate(image, source, folder, missing, looked)
             if path is None:
                 continue

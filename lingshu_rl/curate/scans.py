@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from lingshu_rl.failures import LingshuError
+
 PSEUDONYM_KEY_ENV = "LINGSHU_RL_PSEUDONYM_KEY"  # secret of the keyed hashes; set it where ids must not be guessable
 PLANES = ("sagittal", "coronal", "axial")  # NIfTI axes in RAS+ order
 FRAMES = ("middle", "first", "all")
@@ -33,7 +35,7 @@ PICTURES = (
 )  # never opened to see whether they are scans
 
 
-class ScanError(ValueError):
+class ScanError(LingshuError, ValueError):
     """A scan that gives no picture. reason: the code of the side file."""
 
     def __init__(self, message: str, reason: str = "unreadable_scan") -> None:
@@ -168,13 +170,21 @@ def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def square(pixels: np.ndarray, row_mm: float, column_mm: float) -> np.ndarray:
     """The picture with square pixels of the smaller spacing."""
-    if not row_mm or abs(row_mm / column_mm - 1) < 0.01:
+    rows, columns = pixels.shape[:2]
+    size = square_size(columns, rows, row_mm, column_mm)
+    if size == (columns, rows):
         return pixels
     import cv2
 
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+
+
+def square_size(columns: int, rows: int, row_mm: float, column_mm: float) -> tuple[int, int]:
+    """Width and height that `square` makes."""
+    if not row_mm or abs(row_mm / column_mm - 1) < 0.01:
+        return columns, rows
     step = min(row_mm, column_mm)
-    height, width = round(pixels.shape[0] * row_mm / step), round(pixels.shape[1] * column_mm / step)
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    return round(columns * column_mm / step), round(rows * row_mm / step)
 
 
 def encoded(pixels: np.ndarray) -> bytes:

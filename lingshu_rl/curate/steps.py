@@ -21,12 +21,13 @@ from lingshu_rl.curate.scrub import PLACEHOLDER, scrub
 from lingshu_rl.curate.tags import modality_of, organ_of
 from lingshu_rl.curate.texts import TextIndex, asked, stated, words
 from lingshu_rl.data.rows import LETTERS
+from lingshu_rl.failures import LingshuError
 from rewards.rows import read_row
 
 Result = Item | Dropped
 
 
-class StepError(ValueError):
+class StepError(LingshuError, ValueError):
     """A step that cannot run as it is set; the message names the key."""
 
 

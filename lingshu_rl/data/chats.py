@@ -10,6 +10,7 @@ from typing import Any
 
 from lingshu_rl.data.columns import is_missing, literal
 from lingshu_rl.data.rows import RowError
+from lingshu_rl.volumes import is_volume
 from rewards.rows import plain
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}  # fmt: skip
@@ -115,7 +116,9 @@ def placed(question: str, images: int) -> dict[str, Any]:
 
 
 def images_of(value: Any) -> list[Any]:
-    """A list of paths and bytes from a path, bytes, base64, {bytes, path}, {placeholder: path}, or lists of these."""
+    """A list of paths, bytes and volumes from a path, bytes, base64, {bytes, path}, {volume, ...}, {placeholder: path}, or
+    lists of these.
+    """
     value = plain(value)
     if isinstance(value, str):
         text = value.strip()
@@ -126,6 +129,8 @@ def images_of(value: Any) -> list[Any]:
         return [_decoded(text)] if text else []
     if isinstance(value, list):
         return [image for item in value for image in images_of(item)]
+    if is_volume(value):
+        return [value]
     if isinstance(value, Mapping):
         held = next((value[k] for k in ("bytes", "path", "image_path", "image", "url") if value.get(k)), None)
         if held is None and value and all(str(key).startswith("<") for key in value):

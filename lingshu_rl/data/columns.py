@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lingshu_rl.data.rows import RowError
+from lingshu_rl.failures import LingshuError
 from rewards.rows import plain
 
 Record = Mapping[str, Any]
 CHANGES = ("from", "as", "base", "split", "names")
 
 
-class MappingError(ValueError):
+class MappingError(LingshuError, ValueError):
     """A mapping that says nothing sensible; the text names the key and what to write."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from lingshu_rl.data.mixing import Part
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.data.sources import Source, SourceError, guess_preset, open_rows, sources_of
 from lingshu_rl.data.tables import Chain, Head, RowList, Rows
+from lingshu_rl.failures import LingshuError
 from lingshu_rl.images import DEFAULT_BUDGET, Budget, Picture
 from lingshu_rl.types import Prompt
 from rewards.rows import LabelCheck
@@ -157,7 +157,7 @@ class Measure(Protocol):
         """Why a prompt of that batch cannot be asked, or None."""
 
 
-class DataError(ValueError):
+class DataError(LingshuError, ValueError):
     """A source that cannot be used. refused: every bad row, where rows are the matter."""
 
     def __init__(self, message: str, refused: tuple[Refused, ...] = ()):
@@ -327,13 +327,7 @@ def _made(
 def _facts(prompt: Prompt) -> bytes:
     """What the fingerprint covers. An image is its bytes, or its file's name and size: folders may move."""
     told = (prompt.id, prompt.messages, prompt.gold, prompt.options, prompt.kind, prompt.meta)
-    images = [
-        (os.path.basename(source), os.path.getsize(source))
-        if isinstance(source, str)
-        else hashlib.sha256(source).digest()
-        for source in (picture.source for picture in prompt.images)
-    ]
-    return repr((told, images)).encode()
+    return repr((told, [picture.content for picture in prompt.images])).encode()
 
 
 def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], skip_bad_rows: bool, advice: str) -> None:

@@ -16,6 +16,8 @@ from lingshu_rl.data.chats import asked_of, images_of, placed
 from lingshu_rl.data.columns import MappingError, Record, as_text, at_path, condition, expression, is_missing
 from lingshu_rl.data.labels import labelled
 from lingshu_rl.data.rows import FIELDS, RowError, full_path
+from lingshu_rl.volumes import FILES as VOLUME_FILES
+from lingshu_rl.volumes import is_volume
 from rewards.imports import hint
 from rewards.rows import plain
 
@@ -135,8 +137,13 @@ class Mapper:
                 return error
         if "id" in row:
             row["id"] = str(row["id"])
-        row["images"] = [self.find_image(image) if isinstance(image, str) else image for image in images]
+        row["images"] = [self._found(image) for image in images]
         return row
+
+    def _found(self, image: Any) -> Any:
+        if is_volume(image):
+            return {key: self._found(value) if key in VOLUME_FILES else value for key, value in image.items()}
+        return self.find_image(image) if isinstance(image, str) else image
 
 
 def groups_of(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lingshu_rl.images import DEFAULT_BUDGET, Budget, Picture
 from lingshu_rl.types import Prompt
+from lingshu_rl.volumes import VolumeError, unfold
 from rewards.kinds import LETTERS, find
 from rewards.rows import FIELDS, LabelCheck, RowError, read_row
 
@@ -41,6 +42,10 @@ def row_to_prompt(
     Relative image paths are taken from `base_dir`; whether the files exist and can be read is `Picture.fault`'s task.
     system: the first turn of every prompt whose row brings no system turn; "" for none. budget: of every image.
     """
+    try:
+        row = unfold(row, base_dir)
+    except VolumeError as error:
+        raise RowError(str(error)) from None
     read = read_row(row, check)
     multi = read.meta.get("multi") is True
     lines = [f"{LETTERS[i]}. {text}" for i, text in enumerate(read.options)]

@@ -31,6 +31,9 @@ from lingshu_rl.data.tables import (
     parquet,
     table,
 )
+from lingshu_rl.failures import LingshuError
+from lingshu_rl.volumes import FILES as VOLUME_FILES
+from lingshu_rl.volumes import as_volumes, is_volume
 from rewards.imports import hint
 
 DEMO_SPLITS = ("train", "validation", "test")
@@ -44,7 +47,7 @@ FORMS = "demo:train, a .jsonl, .json, .parquet, .csv, .tsv, .txt or .tar file (a
 Check = Callable[[int, int], None]
 
 
-class SourceError(ValueError):
+class SourceError(LingshuError, ValueError):
     """A source that cannot be named so, or not be read; the text says what to write."""
 
 
@@ -63,6 +66,7 @@ class Reading:
     each: list[str] = field(default_factory=list)  # paths of lists: a row for each of their items
     turns: str = ""  # each | last: the answers of a conversation that are asked for; "" = each
     image_dir: str = ""  # where names of images start; "" = the file's folder and the usual ones in it
+    volume: dict[str, Any] = field(default_factory=dict)  # images are CT or MR volumes: {slices: 16, window: [40, 400]}
     columns: list[str] = field(default_factory=list)  # names for a table without a header
     delimiter: str = ""  # of a table; "" = by the file's ending
 
@@ -73,7 +77,7 @@ class Reading:
             raise SourceError(
                 f"format: no preset {self.format!r}{hint(self.format, formats)}; they are {', '.join(formats)}"
             )
-        for name, kind in {"map": dict, "values": dict, "each": list, "columns": list}.items():
+        for name, kind in {"map": dict, "values": dict, "volume": dict, "each": list, "columns": list}.items():
             if not isinstance(getattr(self, name), kind):
                 told = "list" if kind is list else "mapping"
                 raise SourceError(f"{name} must be a {told}, got {getattr(self, name)!r}")
@@ -307,6 +311,7 @@ def open_rows(source: Source, base_dir: str | Path | None = None, apart: bool = 
 
 
 def _from(source: Source, row: Any, apart: bool) -> Any:
+    row = as_volumes(row, source.volume)
     if not apart or not isinstance(row, Mapping):
         return row
     told = {**row, "meta": {"source": source.label, **row["meta"]}} if isinstance(row.get("meta"), Mapping) else row
@@ -324,6 +329,8 @@ def _anchored(row: Any, folder: Path) -> Any:
 
 
 def _path(image: Any, folder: Path) -> Any:
+    if is_volume(image):
+        return {key: _path(value, folder) if key in VOLUME_FILES else value for key, value in image.items()}
     if isinstance(image, Mapping) and not image.get("bytes"):
         image = image.get("path")
     if not isinstance(image, str) or not image.strip() or image.startswith(("http://", "https://", "data:")):

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from lingshu_rl.data.rows import instruction_text
+from lingshu_rl.failures import LingshuError
 from rewards.kinds import KINDS, find
 
 
-class EvalError(ValueError):
+class EvalError(LingshuError, ValueError):
     """An evaluation that cannot be run; the message names what is wrong and what to do."""
 
 

@@ -46,8 +46,8 @@ def make_row(prompt: Prompt, reply: Reply, result: RewardResult) -> Row:
 
 
 def cluster_name(prompt: Prompt) -> str:
-    """Questions with the same images share it: paths as they are, bytes by their hash."""
-    return "|".join(picture.name for picture in prompt.images)
+    """Questions with the same images, or slices of the same volumes, share it: paths as they are, bytes by their hash."""
+    return "|".join(dict.fromkeys(picture.file or picture.name for picture in prompt.images))
 
 
 def score(rows: Sequence[Row]) -> dict[str, Any]:

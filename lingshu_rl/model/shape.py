@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import LingshuError
 from lingshu_rl.model.loading import loader_of, model_path
 
 
-class UnknownModelError(ValueError):
+class UnknownModelError(LingshuError, ValueError):
     """The model's config is neither here, nor among the published ones, nor can it be fetched."""
 
 

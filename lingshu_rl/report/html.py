@@ -19,6 +19,7 @@ from typing import Any
 from lingshu_rl.data.sources import paths_in
 from lingshu_rl.eval.scoring import UNREAD
 from lingshu_rl.eval.stats import gain_between, mean_ci, split_by, summarise
+from lingshu_rl.images import Picture, UnreadablePicture
 from lingshu_rl.report import plots
 from lingshu_rl.report.alarms import find_alarms
 from lingshu_rl.report.monitor import grouped, monitors, reward_by_length
@@ -492,12 +493,9 @@ def stem(row: Row) -> list[str]:
 
 def embed(path: str) -> str:
     """An image file as a data address, at most IMAGE_PIXELS on its longer side; "" when it cannot be read."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as picture:
-            small = picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        small = Picture(path).pixels()
+    except UnreadablePicture:
         return ""
     small.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
     buffer = io.BytesIO()

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.failures import LingshuError
 
 Settings = dict[str, Any]  # dotted key -> value
 
@@ -26,7 +27,7 @@ METHODS = ("random", "tpe")
 SET_BY_SWEEP = {"seed": "list them under `seeds`", "run.dir": "every run gets its folder inside the sweep's `dir`"}
 
 
-class SweepError(ValueError):
+class SweepError(LingshuError, ValueError):
     """The sweep file cannot be used; the message names the key and what to write."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from lingshu_rl.data.rows import FIELDS, RowError, row_to_prompt
 from lingshu_rl.data.sources import Source, SourceError, open_records
+from lingshu_rl.failures import LingshuError
 from lingshu_rl.folders import own
 from lingshu_rl.images import Picture
 from lingshu_rl.runfolder import write_text
@@ -25,7 +26,7 @@ from lingshu_rl.types import Prompt
 Record = Mapping[str, Any]
 
 
-class SynthError(ValueError):
+class SynthError(LingshuError, ValueError):
     """Synthesis cannot go on; the message names the file or option."""
 
 
