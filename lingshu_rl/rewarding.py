@@ -77,6 +77,8 @@ class Rewards:
 
     def close(self) -> None:
         self.executor.close()
+        for judge in self.judges:
+            judge.close()
 
 
 PREFLIGHT = "preflight"  # advantage.noise: as measured before the run

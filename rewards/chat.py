@@ -197,7 +197,8 @@ class Endpoint:
             headers=bearer(token or os.environ.get(key_env, "")),
             limits=httpx.Limits(max_connections=concurrency),
         )
-        self.lock = threading.Lock()
+        self.timeout_s = timeout_s
+        self.lock, self.closed = threading.Lock(), threading.Event()
         Path(cache).parent.mkdir(parents=True, exist_ok=True)
         self.base = sqlite3.connect(cache, isolation_level=None, check_same_thread=False, timeout=60.0)
         self.base.execute("PRAGMA journal_mode = WAL")
@@ -244,16 +245,31 @@ class Endpoint:
             raise CostReached(f"{self.url}: {self.sent} answers cost {self.cost:.2f}, the limit is {self.max_cost:g}")
         attempts = Attempts(self.url, self.retries)
         for wait_s in attempts:
-            time.sleep(wait_s)
+            if self.closed.wait(wait_s):
+                raise EndpointError(f"{self.url}: closed before it answered")
             outcome: httpx.Response | httpx.HTTPError
             try:
-                outcome = self.http.post(attempts.url, json=body)
+                outcome = self._send(attempts.url, body)
             except httpx.HTTPError as error:
                 outcome = error
             if answers := attempts.read(outcome):
                 self._count(body, answers, attempts.usage)
                 return answers
         raise attempts.gave_up()
+
+    def _send(self, url: str, body: Mapping[str, Any]) -> httpx.Response:
+        """The whole response. httpx's own limit starts anew with every byte, so that a server could drip for ever."""
+        import httpx
+
+        until = time.monotonic() + self.timeout_s
+        with self.http.stream("POST", url, json=body) as response:
+            parts = []
+            for part in response.iter_raw():
+                parts.append(part)
+                if time.monotonic() > until:
+                    raise httpx.ReadTimeout("the answer drips", request=response.request)
+        content = b"".join(parts)
+        return httpx.Response(response.status_code, headers=response.headers, content=content, request=response.request)
 
     def _count(self, body: Mapping[str, Any], answers: Sequence[Answer], usage: tuple[int, int] | None) -> None:
         if usage is None:  # counted here where the server does not; images are left out
@@ -299,5 +315,8 @@ class Endpoint:
                     future.cancel()
 
     def close(self) -> None:
+        """Requests that wait for their next try give up."""
+        self.closed.set()
         self.http.close()
-        self.base.close()
+        with self.lock:
+            self.base.close()

@@ -199,6 +199,13 @@ class Judge(Reward):
                 self.model = self._endpoint.served_model()
             return self._endpoint
 
+    def close(self) -> None:
+        """Nothing is asked any more; what waits for a server gives up."""
+        with self._lock:
+            if self._pool is not None and self._endpoint is not None:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+                self._endpoint.close()
+
     @property
     def opened(self) -> bool:
         return self._endpoint is not None

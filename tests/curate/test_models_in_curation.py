@@ -48,7 +48,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
-    monkeypatch.setattr("rewards.chat.time.sleep", lambda s: None)
+    monkeypatch.setattr("rewards.chat.LONGEST_WAIT_S", 0.0)
     server = Scripted()
     yield server
     server.server.shutdown()

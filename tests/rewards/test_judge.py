@@ -1,11 +1,14 @@
 """A model as judge: what it is asked, what its failures cost, what it may not overrule; over real HTTP, scripted."""
 
+import contextlib
 import json
 import pickle
+import socketserver
 import sqlite3
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -106,6 +109,38 @@ def test_a_judge_that_errs_or_stalls_masks_and_never_pays_zero(ask, say, why):
     _, judge = ask(say, timeout_s=0.3)
     result = judge.score(answer("PE"))
     assert result.value is None and result.status == "error" and why in result.reason and result.verdict
+
+
+def test_an_answer_that_drips_is_given_up():
+    class Drip(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(65536)
+            self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+            with contextlib.suppress(OSError):
+                for _ in range(50):
+                    time.sleep(0.1)
+                    self.request.sendall(b" ")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drip) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        began = time.monotonic()
+        result = JudgeReward(url=url, model="m", cache=":memory:", timeout_s=0.5, retries=0).score(answer("PE"))
+        server.shutdown()
+    assert result.value is None and "no answer within 0.5 s" in result.reason and time.monotonic() - began < 3
+
+
+def test_closing_ends_what_waits_for_its_next_try(ask):
+    script, judge = ask(lambda body: 503, retries=8)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(judge.score, answer("PE"))
+        while len(script.bodies) < 2:
+            time.sleep(0.01)
+        began = time.monotonic()
+        judge.close()
+        result = waiting.result(timeout=5)
+    assert result.value is None and "closed" in result.reason and time.monotonic() - began < 3
 
 
 def test_one_failure_costs_one_sample(ask):
