@@ -19,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lingshu_rl.failures import LingshuError
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
@@ -39,7 +41,7 @@ _VIEW = re.compile(
 _DECODING = threading.Lock()  # of a volume: its slices are asked for by several threads at once
 
 
-class VolumeError(ValueError):
+class VolumeError(LingshuError, ValueError):
     """A volume or its slices cannot be used; the text names the file."""
 
 
