@@ -115,6 +115,7 @@ def make_run(folder, rows, steps=30, group_size=8):
                     "step": step,
                     "member": m,
                     "tokens": 10 + (m * 5 + step) % 8,
+                    "verdict": "" if m else "I say so <b>.",
                 }
                 got |= {"finish_reason": "stop", "weight_version": step - 1, "components": '{"correct": 1.0}'}
                 got |= {
@@ -429,6 +430,7 @@ def test_the_trial_of_the_judge_stands_in_the_report(run):
     (run / "judge.json").write_text(json.dumps({"false_pay": 0.0, "false_refusal": 0.05, "judges": [told]}))
     page = write_report(run).read_text()
     for part in (
+        "judge: I say so &lt;b&gt;.",
         "Can the judge be trusted?",
         "refused: the label",
         "paid: flattery &lt;b&gt;",
