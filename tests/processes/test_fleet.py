@@ -8,7 +8,10 @@ import time
 import pytest
 from test_workers import SERVER
 
-from lingshu_rl.processes.fleet import JUDGE, Fleet, Launch
+from lingshu_rl.config import load_config
+from lingshu_rl.launches import launches
+from lingshu_rl.processes.fleet import JUDGE, ROLLOUT, Fleet, Launch
+from lingshu_rl.processes.placement import Machine, place
 from lingshu_rl.processes.workers import PORT, python
 
 
@@ -38,3 +41,22 @@ def test_a_judge_that_dies_is_started_again_and_its_address_told(tmp_path):
 
     asyncio.run(run())
     assert any("judge server 0 is ready" in line for line in said)
+
+
+def test_the_judges_server_has_its_own_options_and_shares_the_cores(tmp_path):
+    config = load_config(
+        None,
+        ["model=demo", "judge.model=demo", "judge.vllm={max_model_len: 1024}", "rollout.vllm={max_model_len: 97}", "judge.start_timeout_s=7", "loss.kl_coef=0"],
+    )  # fmt: skip
+    found = launches(
+        config, place(config, Machine()), transfer="file", token="t", transfer_dir=tmp_path, reference="demo"
+    )
+    rollout, judge = found
+    assert (rollout.role, judge.role, judge.start_timeout_s) == (ROLLOUT, JUDGE, 7)
+
+    def option(launch, flag):
+        return launch.command[launch.command.index(flag) + 1]
+
+    assert (option(rollout, "--served-model-name"), option(judge, "--served-model-name")) == ("policy", "demo")
+    assert (option(rollout, "--max-model-len"), option(judge, "--max-model-len")) == ("97", "1024")
+    assert judge.env["LINGSHU_RL_TOKEN"] == "t" and judge.env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"

@@ -220,7 +220,7 @@ def test_the_cost_limit_stops_the_run(ask):
 def test_what_was_paid_before_a_resume_counts(ask):
     script, judge = ask(same_first_letter, price=[1, 1], max_cost=5)
     judge.spent = 5.0
-    with pytest.raises(RewardFailure, match="cost 5.00"):
+    with pytest.raises(RewardFailure, match=r"cost 5\.00"):
         judge.score(answer("PE"))
     assert not script.bodies and judge.cost == 5.0
 
