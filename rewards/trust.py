@@ -46,12 +46,13 @@ ATTACKS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Rate:
-    """hits: of those that were judged. unjudged: asked, without a verdict."""
+    """hits: of those that were judged. unjudged: asked, without a verdict; why: of the first of them."""
 
     name: str
     hits: int
     judged: int
     unjudged: int = 0
+    why: str = ""
 
     @property
     def share(self) -> float | None:
@@ -63,7 +64,7 @@ class Rate:
 
     def __str__(self) -> str:
         if self.share is None:
-            return f"{self.name}: unknown ({self.unjudged} not judged)"
+            return f"{self.name}: unknown ({self.unjudged} not judged: {self.why or 'nothing was asked'})"
         low, high = self.interval
         missing = f", {self.unjudged} not judged" if self.unjudged else ""
         return f"{self.name}: {self.share:.1%} ({100 * low:.1f} to {100 * high:.1f} %, {self.hits} of {self.judged}{missing})"
@@ -152,7 +153,8 @@ def with_label(sample: RewardInput) -> RewardInput:
 
 
 def _pooled(name: str, rates: Sequence[Rate]) -> Rate:
-    return Rate(name, *(sum(getattr(rate, key) for rate in rates) for key in ("hits", "judged", "unjudged")))
+    counts = (sum(getattr(rate, key) for rate in rates) for key in ("hits", "judged", "unjudged"))
+    return Rate(name, *counts, why=next((rate.why for rate in rates if rate.why), ""))
 
 
 def measure(
@@ -221,7 +223,8 @@ def _orders(
 
 def _counted(name: str, results: Sequence[RewardResult], hit: Callable[[float], bool]) -> Rate:
     values = [result.value for result in results if result.value is not None]
-    return Rate(name, sum(map(hit, values)), len(values), len(results) - len(values))
+    why = next((result.reason for result in results if result.value is None), "")
+    return Rate(name, sum(map(hit, values)), len(values), len(results) - len(values), why)
 
 
 def _as_completion(sample: RewardInput, answer: str, template: str) -> RewardInput:

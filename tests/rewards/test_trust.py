@@ -102,7 +102,17 @@ def test_a_favoured_length_is_shown():
 
 def test_a_judge_that_says_nothing_is_no_judge():
     trust = trust_in(lambda body: "I cannot say.")
-    assert trust.false_pay.share is None and any("not judged" in problem for problem in trust.problems(1.0, 1.0))
+    assert trust.false_pay.share is None and any("no verdict" in problem for problem in trust.problems(1.0, 1.0))
+
+
+def test_a_judge_that_nobody_serves_is_said_to_be_so():
+    [trust] = measure(ROWS, JudgeReward(cache=":memory:"))
+    assert all("no url" in problem for problem in trust.problems(1.0, 1.0)) and trust.problems(1.0, 1.0)
+
+
+def test_one_label_for_all_rows_leaves_no_wrong_ones_to_try():
+    trust = trust_in(honest, [replace(row, gold="mass") for row in ROWS])
+    assert any("nothing was asked" in problem for problem in trust.problems(1.0, 1.0))
 
 
 def test_rubrics_are_tried_with_replies():
