@@ -153,8 +153,8 @@ def with_label(sample: RewardInput) -> RewardInput:
 
 
 def _pooled(name: str, rates: Sequence[Rate]) -> Rate:
-    counts = (sum(getattr(rate, key) for rate in rates) for key in ("hits", "judged", "unjudged"))
-    return Rate(name, *counts, why=next((rate.why for rate in rates if rate.why), ""))
+    hits, judged, unjudged = (sum(getattr(rate, key) for rate in rates) for key in ("hits", "judged", "unjudged"))
+    return Rate(name, hits, judged, unjudged, next((rate.why for rate in rates if rate.why), ""))
 
 
 def measure(
