@@ -9,24 +9,13 @@ from short_runs import metrics_of
 pytestmark = pytest.mark.slow
 
 # A model that never saw such a prompt keeps the form when the server holds it to it.
-FORM = {
-    "type": "json_schema",
-    "json_schema": {
-        "name": "verdict",
-        "schema": {
-            "type": "object",
-            "properties": {"same": {"type": "boolean"}},
-            "required": ["same"],
-            "additionalProperties": False,
-        },
-    },
-}
+FORM = {"choice": ['{"same": true}', '{"same": false}']}
 
 
 def test_a_run_serves_its_own_judge(servers, tmp_path):
     import pyarrow.parquet as pq
 
-    args = {"body": {"response_format": FORM}, "max_tokens": 24, "cache": str(tmp_path / "judge.sqlite")}
+    args = {"body": {"structured_outputs": FORM}, "max_tokens": 24, "cache": str(tmp_path / "judge.sqlite")}
     rows = {"path": "demo:train", "where": "kind in [numeric, report]"}
     done = launch(
         [
