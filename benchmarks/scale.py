@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -253,7 +254,7 @@ def main() -> None:
             f"+{one['peak_mb']:6.0f} MiB, sent {one['out_mb']:7.0f} MiB, received {one['in_mb']:6.0f} MiB",
             flush=True,
         )
-    for a, b in zip(points, points[1:], strict=False):
+    for a, b in pairwise(points):
         times = b["prompts"] / a["prompts"]
         print(
             f"x{times:g} prompts: processor x{b['cpu_s'] / a['cpu_s']:.2f}, memory x{b['peak_mb'] / a['peak_mb']:.2f}"

@@ -47,7 +47,8 @@ def installed(built, tmp_path_factory):
     python = home / "env" / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip())
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", next(built.glob("*.whl")), cwd=home)
-    (site / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    # With its .pth files, of which one mends torchvision (`make demo` writes it).
+    (site / "lent.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     where = run(python, "-c", "import lingshu_rl, rewards; print(lingshu_rl.__file__, rewards.__file__)", cwd=home)
     assert all(str(site) in path for path in where.split()), where
     return home
