@@ -14,14 +14,16 @@ from rewards.report.terms import Modifier
 def attach(frame: Frame, heads: list[Head], reach: Reach) -> None:
     """Give every modifier and place to one finding: of its phrase, else the one before, else the one after."""
     own = [h for h in heads if not h.group]
-    if not own:
+    things = list(frame.modifiers)
+    things += [Modifier(o.begin, o.end, "place", o.name) for o in frame.organs if o not in frame.used]
+    if not own or not (things or any(head.side or head.places for head in own)):
         return
     spoken_for = {frame.seg(h.begin) for h in heads if h.group}
     phrases = _phrases(frame, own)
-    things = list(frame.modifiers)
-    things += [Modifier(o.begin, o.end, "place", o.name) for o in frame.organs if o not in frame.used]
     # "large mass, 3 cm": what is said between the words of a term already belongs to the term.
-    for thing in sorted(things, key=lambda t: (t.begin, t.end, t.kind, str(t.value))):
+    if len(things) > 1:
+        things.sort(key=lambda t: (t.begin, t.end, t.kind, str(t.value)))
+    for thing in things:
         phrase = phrases[frame.seg(thing.begin)]
         if not phrase.heads and phrase.number in spoken_for and thing.kind in ("side", "place"):
             continue  # "clear right lung and opacified left lung": the right belongs to what is clear

@@ -74,8 +74,6 @@ def _assertion(head: Head, frame: Frame, reach: Reach, doubted: bool) -> str:
 
 def _as_said(entity: Entity, lexicon: Lexicon) -> list[Entity]:
     """The finding by its size, or the findings that its word stands for; denied, the word speaks of the first."""
-    if entity.group:
-        return [entity]
     known = lexicon.finding(entity.finding)
     for grown, size in known.grows.items():
         if (entity.size_mm or 0.0) >= size:
@@ -87,11 +85,17 @@ def _as_said(entity: Entity, lexicon: Lexicon) -> list[Entity]:
 def _either_or(marks: Marks, heads: list[Head]) -> list[Head]:
     """Findings offered as alternatives: "atelectasis or pneumonia", with nothing but places and adjectives between.
 
-    After "no change in" the "or" only lists.
+    After "no change in" and before "have not changed" the "or" only lists.
     """
     words, apart = marks.words, marks.lexicon.grammar["apart"]
+    if len(heads) < 2 or "or" not in words:
+        return []
     unchanged = min(
-        (m.begin for m in marks.modifiers if m.kind == "change" and words[m.begin] in ("no", "not", "without")),
+        (
+            m.begin if m.begin - 1 not in marks.verbs else 0
+            for m in marks.modifiers
+            if m.kind == "change" and words[m.begin] in ("no", "not", "without", "neither")
+        ),
         default=-1,
     )
     found = []

@@ -184,8 +184,6 @@ def _new_subjects(marks: Marks, starts: set[int]) -> list[int]:
     found: list[int] = []
     behind = _Behind()
     for i, word in enumerate(words[: last + 1]):
-        if i in starts:
-            behind = _Behind(i)
         behind.take(i, roles)
         if word not in _BORDERS or (i and words[i - 1] == ","):
             continue

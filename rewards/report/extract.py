@@ -14,6 +14,7 @@ from rewards.report.head import Head, entity_of, give
 from rewards.report.lexicon import Lexicon
 from rewards.report.sentences import Sentence, read
 from rewards.report.terms import find
+from rewards.report.turned import turn
 
 _MAX_ALIKE = 16  # differing mentions of one finding that a new one is compared with
 
@@ -29,7 +30,8 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
     for sentence in parsed.sentences:
         words = sentence.words
         total += len(words)
-        repeated += sum(1 for a, b in pairwise(words) if a == b and a.isalpha())
+        if len(set(words)) < len(words):
+            repeated += sum(a == b and a.isalpha() for a, b in pairwise(words))
         key = (sentence.section, words)
         seen[key] = seen.get(key, 0) + 1
         if seen[key] > 1:
@@ -66,6 +68,7 @@ def _add(sentence: Sentence, found: list[tuple[int, Entity]], lexicon: Lexicon) 
 def _read_sentence(words: tuple[str, ...], lines: tuple[int, ...], lexicon: Lexicon) -> tuple[Entity, ...]:
     """The findings of one sentence. Cached: reports share most of their sentences, the members of a group above all."""
     marks = find(words, lexicon)
+    turn(marks)
     if not (marks.heads or marks.states or marks.normals or marks.abnormals or marks.modifiers or marks.organs):
         return ()
     starts = clause_starts(marks, lines)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from typing import TypeVar
+
 from rewards.report.head import Head
 from rewards.report.lexicon import Anatomy, Lexicon
-from rewards.report.terms import Marks, Mention
+from rewards.report.terms import Marks, Mention, Modifier
+
+_Placed = TypeVar("_Placed", Mention, Modifier)
+
+
+def within(mentions: list[_Placed], lo: int, hi: int) -> list[_Placed]:
+    """Those that begin in words[lo:hi]."""
+    return [mention for mention in mentions if lo <= mention.begin < hi] if mentions else []
 
 
 class Frame:
@@ -13,12 +23,12 @@ class Frame:
     def __init__(self, marks: Marks, subject: Mention | None, lexicon: Lexicon, lo: int, hi: int) -> None:
         self.marks, self.words, self.lexicon, self.lo, self.hi = marks, marks.words, lexicon, lo, hi
         self.separators = lexicon.grammar["separators"]
-        self.heads = [Head(m.begin, m.end, m.name) for m in marks.heads if lo <= m.begin < hi]
-        self.organs = [o for o in marks.organs if lo <= o.begin < hi]
-        self.states = [s for s in marks.states if lo <= s.begin < hi]
-        self.normals = [s for s in marks.normals if lo <= s.begin < hi]
-        self.abnormals = [s for s in marks.abnormals if lo <= s.begin < hi]
-        self.modifiers = [m for m in marks.modifiers if lo <= m.begin < hi]
+        self.heads = [Head(m.begin, m.end, m.name) for m in within(marks.heads, lo, hi)]
+        self.organs = within(marks.organs, lo, hi)
+        self.states = within(marks.states, lo, hi)
+        self.normals = within(marks.normals, lo, hi)
+        self.abnormals = within(marks.abnormals, lo, hi)
+        self.modifiers = within(marks.modifiers, lo, hi)
         if (
             subject
             and (self.states or self.normals)
@@ -34,12 +44,9 @@ class Frame:
         self.normal_heads: list[Head] = []
         self.paired: list[Head] = []
         self.segment = [0] * (hi - lo + 1)
-        current = 0
-        for i in range(lo, hi):
-            if self.words[i] in self.separators or i in self.cue_starts:
-                current += 1
-            self.segment[i - lo] = current
-        self.segment[hi - lo] = current
+        if self.cue_starts or not self.separators.isdisjoint(self.words[lo:hi]):
+            borders = [self.words[i] in self.separators or i in self.cue_starts for i in range(lo, hi)]
+            self.segment = list(accumulate((*borders, False), initial=0))[1:]
 
     def known(self, organ: Mention) -> Anatomy:
         return self.lexicon.organ(organ.name)
@@ -52,8 +59,7 @@ class Frame:
 
     def pair_for(self, organ: str, head: str) -> str | None:
         """The finding that this organ, or a place that holds it, makes of a state or of a general finding."""
-        known = self.lexicon.anatomy.get(organ)
-        for place in self.lexicon.place_chain((known.same if known else "") or organ):
+        for place in self.lexicon.place_chain(self.lexicon.organ(organ).same or organ):
             found = self.lexicon.pairs.get((place, head))
             if found:
                 return found
@@ -73,7 +79,8 @@ class Frame:
         between = self.words[lo:hi]
         return bool(between) and all(w in (",", "and", "the", "or", "left", "right", "both") for w in between)
 
-    def add_pair(self, begin: int, end: int, finding: str, organ: Mention) -> None:
+    def add_pair(self, begin: int, end: int, finding: str, organ: Mention, placed: bool = False) -> None:
+        """words[begin:end] is a finding of this organ. `placed`: whatever the organ, it says where."""
         self.heads = [h for h in self.heads if h.begin != begin or h.group or h in self.paired]
         head = Head(begin, end, finding)
         self.heads.append(head)
@@ -81,6 +88,6 @@ class Frame:
         self.used.add(organ)
         known = self.known(organ)
         head.side = (known.side,) if known.side else ()
-        if known.parent is not None or (finding in self.lexicon.many_organs and not known.broad):
+        if placed or known.parent is not None or (finding in self.lexicon.many_organs and not known.broad):
             head.places = (known.same or known.id,)
         self.modifiers = [m for m in self.modifiers if m.begin != begin or m.kind == "severity"]

@@ -42,15 +42,13 @@ class Head:
 
 def parts(head: Head) -> list[Head]:
     """ "right upper and left lower lobe opacities" are two findings: each side keeps its own place and grade."""
+    if len(head.spots) < 2:
+        return [head]
     spots: list[Spot] = []
     for spot in sorted(head.spots, key=lambda spot: spot.phrase):
         named = set(spot.sides)
         if len(named) == 1 and named <= {"left", "right"}:
             spots.append(Spot(spot.phrase, spot.sides[:1], list(spot.places), list(spot.grades)))
-        elif named or (not spots and spot.places):
-            return [head]
-        elif spots:
-            spots[-1].places += spot.places
     if len({spot.sides[0] for spot in spots}) < 2:
         return [head]
     placed, graded = all(spot.places for spot in spots), all(spot.grades for spot in spots)
@@ -111,8 +109,9 @@ def _spot(head: Head, phrase: int) -> Spot:
 def entity_of(head: Head, assertion: str, words: Sequence[str], lexicon: Lexicon | None = None) -> Entity:
     sides = set(head.side)
     side = "bilateral" if "bilateral" in sides or len(sides) > 1 else next(iter(sides), "")
-    if lexicon is not None and not head.group and not lexicon.finding(head.finding).sided:
-        side = ""
+    unsided = lexicon is not None and not head.group and not lexicon.finding(head.finding).sided
+    if unsided and assertion != "absent":
+        side = ""  # "no emphysema on the left" still denies one side only
     qualifiers: dict[str, str] = {}
     for family, value in sorted(set(head.qualifiers)):
         qualifiers[family] = f"{qualifiers[family]}|{value}" if family in qualifiers else value

@@ -16,6 +16,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from rewards.report.entity import ROOT_GROUP
+
 PACK_FOLDER = Path(__file__).parent / "packs"
 DEFAULT_PACKS = ("general", "chest_xray", "skeleton", "head_ct", "abdomen", "chest_ct")
 TERMS = ""  # trie key of what ends at a node; no word is empty
@@ -93,6 +95,7 @@ class Lexicon:
     findings: Mapping[str, Finding]
     anatomy: Mapping[str, Anatomy]
     groups: Mapping[str, str]  # group -> parent, "" is the root "any abnormality"
+    chains: Mapping[str, tuple[str, ...]]  # group -> itself and all that hold it, "" last
     mains: Mapping[str, str]  # group -> the finding whose absence nearly says that the group is normal
     pairs: Mapping[tuple[str, str], str]  # (organ, state or finding) -> finding
     many_organs: frozenset[str]  # findings that pairs give to many organs, so that the organ still says where
@@ -130,12 +133,9 @@ class Lexicon:
         ends = self.trie.get(word, {}).get(TERMS, ())
         return next((value for kind, value in ends if kind == wanted), None)
 
-    def group_chain(self, group: str) -> Iterator[str]:
+    def group_chain(self, group: str) -> tuple[str, ...]:
         """The group and all that hold it, the root "" last."""
-        while group:
-            yield group
-            group = self.groups.get(group, "")
-        yield ""
+        return self.chains.get(group, (group, ""))
 
     def place_group(self, place: str) -> str | None:
         """The organ system that a place, or the organ that holds it, belongs to; None for a mere direction."""
@@ -340,6 +340,7 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
         findings=build.findings,
         anatomy=build.anatomy,
         groups=groups,
+        chains={"": ("",), **{group: (*_holders(group, groups), "") for group in groups}},
         mains=mains,
         pairs=pairs,
         many_organs=frozenset(f for f, count in Counter(pairs.values()).items() if count >= 4),
@@ -359,6 +360,15 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
     )
 
 
+def _holders(group: str, groups: Mapping[str, str]) -> list[str]:
+    """The group and those that hold it, each once."""
+    held: list[str] = []
+    while group and group not in held:
+        held.append(group)
+        group = groups.get(group, "")
+    return held
+
+
 def _meaning(kind: str, value: str) -> tuple[str, Any]:
     if kind == "severity":
         return "severity", float(value)
@@ -376,6 +386,7 @@ def _check(
 ) -> None:
     wrong: list[str] = []
     known_groups = {"", *groups}
+    wrong += [f"group {g}: it holds itself" for g, holder in groups.items() if g in _holders(holder, groups)]
     for finding in findings.values():
         if finding.group not in known_groups:
             wrong.append(f"finding {finding.id}: unknown group {finding.group!r}")
@@ -389,7 +400,11 @@ def _check(
             wrong.append(f"anatomy {organ.id}: unknown finding {organ.finding!r}")
     wrong += [f"main {g} = {f}: define both" for g, f in mains.items() if g not in groups or f not in findings]
     for (organ_id, head), result in pairs.items():
-        if organ_id not in anatomy or result not in findings or not (head in states or head in findings):
+        if (
+            (organ_id not in anatomy and organ_id != ROOT_GROUP)
+            or result not in findings
+            or not (head in states or head in findings)
+        ):
             wrong.append(f"pair {organ_id} + {head} = {result}: every part must be defined")
     if wrong:
         raise ValueError(f"report packs {', '.join(names)}: " + "; ".join(wrong[:10]))

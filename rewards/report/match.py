@@ -13,7 +13,8 @@ NEGATIVE_WEIGHT = 0.25  # a pertinent negative beside an ordinary finding
 NEGATIVE_CAP = 0.3  # all negatives together, beside the positives of an abnormal reference
 FALSE_DENIED = 1.5  # a finding the reference rules out costs more than one it does not mention
 OPPOSITE = 0.5  # subtracted for the opposite assertion
-WRONG_SIDE = 0.7  # of the credit stays: radiologists mark a wrong side as one error of a finding that is there
+WRONG_SIDE = 0.75  # of the credit stays: radiologists mark a wrong side as one error of a finding that is there
+OTHER_SYSTEM = 0.3
 RISK = 1.3  # a device said to lie wrong is a finding to act on, whatever the device
 LOWEST = 0.05  # of the scale is kept for the order among reports that earn nothing otherwise
 ALIKE = 0.9  # related findings this close deny each other ("no bleed", "no intracranial hemorrhage")
@@ -90,6 +91,22 @@ def _place_factor(a: Sequence[str], b: Sequence[str], lexicon: Lexicon) -> float
     return (_places_found(a, b, lexicon) + _places_found(b, a, lexicon)) / 2
 
 
+_KIN, _ELSEWHERE = 0.93, 0.3  # what a place is worth that holds the right one or is the next level, and any other place
+
+
+def _levels_apart(a: str, b: str) -> float:
+    """How many ribs or vertebrae two places are apart ("rib 6" and "rib 8": 2); infinite for other places."""
+    (region, level), (other, other_level) = _level(a), _level(b)
+    if region != other:
+        return math.inf
+    return abs(int(level) - int(other_level)) if level and other_level else 1
+
+
+def _level(place: str) -> tuple[str, str]:
+    region = place.rstrip("0123456789")
+    return region.rstrip(), place[len(region) :]
+
+
 def _places_found(wanted: Sequence[str], given: Sequence[str], lexicon: Lexicon) -> float:
     total = 0.0
     for place in wanted:
@@ -98,8 +115,7 @@ def _places_found(wanted: Sequence[str], given: Sequence[str], lexicon: Lexicon)
             continue
         chain = set(lexicon.place_chain(place))
         kin = any(other in chain or place in set(lexicon.place_chain(other)) for other in given)
-        kin = kin or any(" " in place and other.partition(" ")[0] == place.partition(" ")[0] for other in given)
-        total += 0.93 if kin else 0.3
+        total += _KIN if kin else max(_ELSEWHERE, *(_KIN - 0.1 * (_levels_apart(place, other) - 1) for other in given))
     return total / len(wanted)
 
 
@@ -118,7 +134,12 @@ def agreement(a: Entity, b: Entity, lexicon: Lexicon) -> float:
         return 0.0
     if a.assertion != b.assertion:
         value *= 0.5
-    value *= _side_factor(a, b) * _place_factor(a.places, b.places, lexicon) * _grade_factor(a.severity, b.severity)
+    value *= (
+        _side_factor(a, b)
+        * _system_factor(a, b, lexicon)
+        * _place_factor(a.places, b.places, lexicon)
+        * _grade_factor(a.severity, b.severity)
+    )
     value *= _share(a.change, b.change, 0.93, a.change == b.change, 0.5) * _size_factor(a.size_mm, b.size_mm)
     ours, theirs = dict(a.qualifiers), dict(b.qualifiers)
     for family in {**ours, **theirs}:
@@ -148,6 +169,12 @@ def _side_factor(a: Entity, b: Entity) -> float:
     return 0.88 if not a.side or not b.side else 0.8
 
 
+def _system_factor(a: Entity, b: Entity, lexicon: Lexicon) -> float:
+    """Less for findings in organs that nothing but the body holds: a hemangioma of the liver and one of a vertebra."""
+    tops = [{[*lexicon.group_chain(site)][-2] for site in entity.sites} for entity in (a, b)]
+    return OTHER_SYSTEM if all(tops) and tops[0].isdisjoint(tops[1]) else 1.0
+
+
 def _grade_factor(a: tuple[float, float] | None, b: tuple[float, float] | None) -> float:
     if not a or not b:
         return 0.92 if a or b else 1.0
@@ -170,10 +197,8 @@ def covers(whole: Entity, finding: str, lexicon: Lexicon) -> bool:
     """Whether a statement on an organ system speaks of this finding (or of this smaller system)."""
     if whole.finding == ROOT_GROUP:
         return True
-    start = (
-        lexicon.findings[finding].group if finding in lexicon.findings else finding if finding in lexicon.groups else ""
-    )
-    return whole.finding in lexicon.group_chain(start)
+    known = lexicon.findings.get(finding)
+    return whole.finding in lexicon.group_chain(known.group if known else finding)
 
 
 def contradicts(absent: Entity, positive: Entity, lexicon: Lexicon) -> float:
@@ -192,7 +217,8 @@ def contradicts(absent: Entity, positive: Entity, lexicon: Lexicon) -> float:
         strength = 0.5
     else:
         return 0.0
-    if opposite_sides(absent, positive) or _borderline(positive):
+    one_sided = absent.side and not absent.group and not lexicon.finding(absent.finding).sided
+    if opposite_sides(absent, positive) or _borderline(positive) or one_sided:
         return 0.0  # "borderline heart size" and "normal heart" say nearly the same
     if absent.places and positive.places and _place_factor(absent.places, positive.places, lexicon) < 0.5:
         return 0.0
@@ -264,6 +290,9 @@ def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, 
     """
     gold_positive, gold_absent = _by_assertion(gold)
     said_positive, said_absent = _by_assertion(said)
+    gold_positive, gold_absent = _nearly_normal(
+        gold_positive, gold_absent, said_positive, _Denials(said_absent, lexicon)
+    )
     # A reference may deny in one breath what it describes in the next; its description stands.
     gold_denials = _Denials(gold_absent, lexicon)
     own_clash = {e.finding for e in gold_positive if gold_denials.strength(e) == 1.0}
@@ -302,6 +331,19 @@ def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, 
         "findings": float(len(theirs.entities)),
     }
     return Outcome(value, components, rows + negative_rows)
+
+
+def _nearly_normal(
+    positive: list[Entity], absent: list[Entity], stated: Sequence[Entity], said: _Denials
+) -> tuple[list[Entity], list[Entity]]:
+    """A borderline finding that the completion calls normal is a denial to agree with."""
+    named = {e.finding for e in stated}
+    borderline = [e for e in positive if _borderline(e) and e.finding not in named]
+    normal = [e for e in borderline if said.strength(replace(e, severity=None))]
+    if not normal:
+        return positive, absent
+    denied = [replace(e, assertion="absent", severity=None) for e in normal]
+    return [e for e in positive if e not in normal], sorted([*absent, *denied], key=_key)
 
 
 def _by_assertion(entities: Sequence[Entity]) -> tuple[list[Entity], list[Entity]]:
@@ -501,10 +543,9 @@ def describe(entity: Entity) -> str:
 
 
 def _row(entity: Entity, source: str, verdict: str, partner: str, points: float) -> dict[str, object]:
-    name = describe(entity).split(" ", 1)
     return {
         "finding": entity.finding if not entity.group else f"{entity.finding} (whole)",
-        "assertion": name[0],
+        "assertion": entity.assertion,
         "side": entity.side,
         "location": ", ".join(entity.places),
         "severity": list(entity.severity) if entity.severity else None,

@@ -12,6 +12,9 @@ SKIP, CLOSING, FINDINGS, IMPRESSION, ORGAN = "skip", "closing", "findings", "imp
 LEFT_OUT = (SKIP, CLOSING)  # what was asked and done, and what should be done next
 
 _WORD = re.compile(r"[^\W_]+")
+_COLON = re.compile(":")
+_DASHED = re.compile(r"[-–—][ \t]")
+_LABEL_END = re.compile(r":|(?<=\w)[ \t]+[-–—]{1,3}(?=[ \t])")
 _BORDERS = "\n.;!?:|"  # what a heading cannot reach across
 _LABEL_CHARS = 64
 _LINE_CHARS = 48
@@ -57,29 +60,32 @@ def split(text: str, lexicon: Lexicon) -> list[Section]:
 
 def _headings(text: str, lexicon: Lexicon) -> Iterator[Heading]:
     skipping = False
-    colon = text.find(":")
-    while colon >= 0:
+    for end in (_LABEL_END if _DASHED.search(text) else _COLON).finditer(text):
+        colon = end.start()
         near = text[max(0, colon - _LABEL_CHARS) : colon]
         begin = colon - len(near) + 1 + max(near.rfind(border) for border in _BORDERS)
         words = list(_WORD.finditer(text, begin, colon))
-        heading = _named(text, colon, words, lexicon)
+        heading = _named(text, end, words, lexicon)
         if heading is None and skipping and _begins_line(text, begin) and _names_organ(words, lexicon):
-            heading = Heading(begin, colon + 1, ORGAN)
-        if heading is not None:
+            heading = Heading(begin, end.end(), ORGAN)
+        if heading is not None and (end[0] == ":" or _begins_line(text, heading.begin)):
             skipping = heading.kind in LEFT_OUT
             yield heading
-        colon = text.find(":", colon + 1)
-    end = -1
+    last = -1
     for line in text.split("\n"):
-        begin, end = end + 1, end + 1 + len(line)
+        begin, last = last + 1, last + 1 + len(line)
         if 3 <= len(line) <= _LINE_CHARS and ":" not in line:
             kind = lexicon.headings.get(_phrase(_WORD.findall(line), lexicon))
             if kind and line.strip(" \t*_#>-").count(".") == 0:
-                yield Heading(begin, end, kind)
+                yield Heading(begin, last, kind)
 
 
-def _named(text: str, colon: int, words: list[re.Match[str]], lexicon: Lexicon) -> Heading | None:
+def _named(text: str, end: re.Match[str], words: list[re.Match[str]], lexicon: Lexicon) -> Heading | None:
     """A known heading right before a colon; one that skips has to be the whole label or stand out in capitals."""
+    colon = end.start()
+    aside = text.rfind("(", words[0].start(), colon) if words and text[colon - 1] == ")" else -1
+    if aside >= 0:
+        words = [word for word in words if word.start() < aside]  # "REASON FOR EXAM (per the referrer):"
     if words and text[words[0].start() : colon].strip().lower() in lexicon.none_of:
         return None  # "negative findings: ..." heads a list, not a section
     for count in range(min(_LONGEST, len(words)), 0, -1):
@@ -87,10 +93,18 @@ def _named(text: str, colon: int, words: list[re.Match[str]], lexicon: Lexicon) 
         if kind is None:
             continue
         begin = words[-count].start()
-        if kind in LEFT_OUT and count < len(words) and not (text[begin:colon].isupper() and not text.isupper()):
+        if kind in LEFT_OUT and count < len(words) and not _stands_out(text, begin, colon, words[:-count], lexicon):
             return None
-        return Heading(begin, colon + 1, kind)
+        return Heading(begin, end.end(), kind)
     return None
+
+
+def _stands_out(text: str, begin: int, colon: int, before: list[re.Match[str]], lexicon: Lexicon) -> bool:
+    """ "Relevant history:" on a line of its own is a heading, and so are capitals among other words."""
+    if text[begin:colon].isupper() and not text.isupper():
+        return True
+    first = before[0].start()
+    return _begins_line(text, first) and not any(lexicon.stem(word[0].lower()) in lexicon.trie for word in before)
 
 
 def _phrase(words: list[str], lexicon: Lexicon) -> str:

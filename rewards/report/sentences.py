@@ -11,6 +11,7 @@ from functools import lru_cache
 from rewards.report.fields import spell_out
 from rewards.report.lexicon import Lexicon
 from rewards.report.sections import LEFT_OUT, split
+from rewards.report.tables import unfold
 
 MAX_WORDS = 1500  # with punctuation; a long whole-body CT report has about 1,400, what is longer is no report
 MAX_CHARS = 12_000
@@ -22,10 +23,13 @@ _INVISIBLE = re.compile(  # the category Cf
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
     "\ufff9-\ufffb\U000e0001\U000e0020-\U000e007f]"
 )
+_BRACKETED = re.compile(r"[【〔〖]([^\n【〔〖】〕〗]{1,20})[】〕〗]:?")
+_BELOW = re.compile(r"[<≤]\s*(?=\d)")
 _TIMES = re.compile(r"(\d)\s?[x×](?=\s?\d)")
 _OPTIONAL_PLURAL = re.compile(r"(?<=\w)\(e?s\)", re.IGNORECASE)  # diagnosis(es)
 _CAN_NOT = re.compile(r"\bcannot\b")
 _DASH = re.compile(r"\s[-–—]+\s|—|\s\|\s")
+_HAS_DASH = re.compile("[-–—|]")
 _LEADING_QUESTION = re.compile(r"(^|[\s,(])\?+\s*(?=[a-z])", re.MULTILINE)
 _BULLET = re.compile(r"^\s*(?:[-•*–—+]+\s|\(?\d{1,2}[.)]\s|[a-z][.)]\s|#+\s*)", re.IGNORECASE)
 _MARKUP = str.maketrans({c: " " for c in '*_`#"“”[]{}<>()'} | {"’": "'", "‘": "'"})
@@ -62,11 +66,10 @@ def _abbreviation_pattern(shorts: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def clean(text: str) -> str:
-    """NFKC, without zero-width, direction and other invisible characters."""
-    text = unicodedata.normalize("NFKC", text)
-    if "s)" in text or "S)" in text:
-        text = _OPTIONAL_PLURAL.sub("", text)
-    return text if text.isascii() else _INVISIBLE.sub("", text)
+    """NFKC, without zero-width, direction and other invisible characters; headings in brackets get a colon."""
+    if not text.isascii():
+        text = _BRACKETED.sub(r"\n\1:", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)))
+    return _OPTIONAL_PLURAL.sub("", text) if "s)" in text or "S)" in text else text
 
 
 def _lines(text: str, shouted: bool) -> Iterator[tuple[str, bool]]:
@@ -95,7 +98,7 @@ def read(text: str, lexicon: Lexicon) -> Text:
     for number, section in enumerate(split(text, lexicon)):
         if section.kind not in LEFT_OUT:
             splitter.section = number
-            splitter.take(spell_out(section.text, lexicon))
+            splitter.take(spell_out(unfold(section.text, lexicon), lexicon))
     return Text(tuple(splitter.sentences), too_long or splitter.count > MAX_WORDS)
 
 
@@ -124,17 +127,20 @@ class _Splitter:
             self.count += len(tokens)
             if self.count > MAX_WORDS:
                 break
-            last = len(tokens) - 1
+            last, words = len(tokens) - 1, self.words
             for i, token in enumerate(tokens):
-                if token[0] not in _SIGNS and len(self.words) < MAX_SENTENCE:
-                    self.words.append(token)
+                if token[0] not in _SIGNS and len(words) < MAX_SENTENCE:
+                    words.append(token)
                 else:
                     self.add(token, last=i == last)
         self.close()
 
     def plain(self, line: str) -> str:
         """Lower case, without markup, short forms written out."""
-        line = line.lower().translate(_MARKUP)
+        line = line.lower()
+        if "<" in line or "≤" in line:
+            line = _BELOW.sub(" below ", line)
+        line = line.translate(_MARKUP)
         if "?" in line:
             line = _LEADING_QUESTION.sub(r"\1 possible ", line)
         if self.short:
@@ -147,7 +153,7 @@ class _Splitter:
             )
         if "cannot" in line:
             line = _CAN_NOT.sub("can not", line)
-        return _DASH.sub(" , ", line)
+        return _DASH.sub(" , ", line) if _HAS_DASH.search(line) else line
 
     def add(self, token: str, last: bool) -> None:
         words = self.words

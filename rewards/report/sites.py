@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from rewards.report.entity import ROOT_GROUP
 from rewards.report.frame import Frame
 from rewards.report.head import Head
 from rewards.report.terms import Mention
@@ -22,12 +23,9 @@ def place_things(frame: Frame) -> None:
             reach = organ.begin
         end = thing.end
         for organ in sorted(o for o in frame.organs if o.begin >= thing.end):
-            between = frame.words[end : organ.begin]
             if any(v in range(end, organ.begin) for v in frame.verbs) or not (
                 end > thing.end or frame.marks.says_where(end, organ.begin)
             ):
-                break
-            if end > thing.end and not all(w in frame.listing for w in between):
                 break
             frame.where.add(organ)
             end = organ.end
@@ -65,8 +63,6 @@ def share_adjective(frame: Frame) -> None:
     """A bare state in a list has the organ that the finding beside it names: "pleural effusion and thickening",
     "tortuous, calcified aorta"."""
     for state in frame.states:
-        if any(head.begin == state.begin for head in frame.heads):
-            continue
         for head in frame.heads:
             if head.end == state.begin - 1:
                 joint, named = head.end, frame.words[head.begin]
@@ -83,6 +79,9 @@ def share_adjective(frame: Frame) -> None:
 
 _FAR = 14  # words or their worth in list borders: no organ farther away has the state
 _BESIDE = 2.5
+_GRADE_STATES = {"large": "enlarged", "huge": "enlarged", "small": "small"}  # said of an organ alone
+_OF_IT = frozenset(("of", "the", "wall", "left", "right", "both"))
+_SIZED = {"grown": "enlarged", "underfilled": "small"}
 _NAMES = 5.0  # an organ this near names a general finding
 
 
@@ -103,10 +102,16 @@ def _owners(frame: Frame, state: Mention) -> list[tuple[float, Mention, str]]:
     options = []
     for organ in frame.organs:
         if abs(organ.begin - state.begin) <= _FAR and organ not in frame.where:
-            finding = frame.pair_for(organ.name, state.name)
+            finding = frame.pair_for(organ.name, state.name) or frame.pair_for(organ.name, _as_size(frame, state))
             if finding:
                 options.append((frame.gap(organ, state.begin, state.end), organ, finding))
     return options
+
+
+def _as_size(frame: Frame, state: Mention) -> str:
+    """ "the size of the liver is increased": the organ is enlarged."""
+    before = frame.words[max(frame.lo, state.begin - 6) : state.begin]
+    return _SIZED.get(state.name, "") if not frame.lexicon.grammar["sizes"].isdisjoint(before) else ""
 
 
 def _pair_nearest(frame: Frame, state: Mention, options: list[tuple[float, Mention, str]]) -> None:
@@ -117,10 +122,8 @@ def _pair_nearest(frame: Frame, state: Mention, options: list[tuple[float, Menti
         return
     frame.add_pair(state.begin, state.end, finding, organ)
     for other_cost, other, other_finding in options:
-        subjects = other is not organ and other.end <= organ.begin and organ.end <= state.begin
-        if not subjects or other_cost >= _FAR or other_finding == finding:
-            continue
-        if frame.is_list(other.end, organ.begin) and any(verb >= organ.end for verb in frame.verbs):
+        subjects = frame.is_list(other.end, organ.begin) and any(verb >= organ.end for verb in frame.verbs)
+        if subjects and other_cost < _FAR and other_finding != finding:
             frame.add_pair(state.begin, state.end, other_finding, other)
 
 
@@ -130,9 +133,19 @@ def _pair_by_name(frame: Frame, state: Mention) -> None:
         return
     phrase = frame.seg(state.begin)
     near = [(frame.gap(o, state.begin, state.end), o) for o in frame.organs if frame.seg(o.begin) == phrase]
-    if near and min(near)[0] <= _BESIDE and not any(frame.seg(h.begin) == phrase for h in frame.heads):
+    if (
+        near
+        and (min(near)[0] <= _BESIDE or _is_of(frame, state, min(near)[1]))
+        and not any(frame.seg(h.begin) == phrase for h in frame.heads)
+    ):
         organ = min(near)[1]
-        frame.add_pair(state.begin, state.end, f"{state.name} {organ.name}", organ)
+        common = frame.lexicon.pairs.get((ROOT_GROUP, state.name))
+        frame.add_pair(state.begin, state.end, common or f"{state.name} {organ.name}", organ, placed=bool(common))
+
+
+def _is_of(frame: Frame, state: Mention, organ: Mention) -> bool:
+    """ "thickened wall of the esophagus" """
+    return organ.begin >= state.end and _OF_IT.issuperset(frame.words[state.end : organ.begin])
 
 
 def _is_attribute(frame: Frame, begin: int, end: int) -> bool:
@@ -149,9 +162,10 @@ def pair_borderline(frame: Frame) -> None:
         return
     for grade in frame.modifiers:
         begin, end, kind, value = grade.begin, grade.end, grade.kind, grade.value
-        if kind == "severity" and (value == 0.5 or frame.words[begin] in ("large", "huge")):
+        state = "enlarged" if value == 0.5 else _GRADE_STATES.get(frame.words[begin])
+        if kind == "severity" and state:
             for organ in frame.organs:
-                finding = frame.pair_for(organ.name, "enlarged")
+                finding = frame.pair_for(organ.name, state)
                 if finding:
                     frame.add_pair(begin, end, finding, organ)
                     if value != 0.5 and any(m.kind == "severity" and m.begin < begin for m in frame.modifiers):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rewards.report.terms import Marks, Mention
 
-_LISTED = (",", "and")
+_LISTED = (",", "and", "plus")
 _OWN_ITEM = (",", "and", "with", "a", "an", "there")  # before a cue that starts a list item of its own
 _ARTICLES = ("a", "an", "there", "known")  # what they introduce is told of as seen
 _SEEN_CHANGES = ("stable", "decreased", "increased")
@@ -32,6 +32,9 @@ class Reach:
     denied: tuple[Span, ...] = ()
     doubted: tuple[Span, ...] = ()
     unasserted: tuple[Span, ...] = ()
+
+
+NOTHING = Reach()
 
 
 @dataclass
@@ -62,15 +65,16 @@ class _Cue:
 def reaches(marks: Marks, lo: int, hi: int) -> Reach:
     """What the cues of the clause words[lo:hi] deny, doubt and leave unasserted."""
     clause = _Clause(marks, lo, hi, [c for c in marks.cues if lo <= c.begin < hi], [], [], [], [], [])
-    targets = (*marks.heads, *marks.states, *marks.normals, *marks.abnormals)
-    clause.targets = sorted(Span(t.begin, t.end) for t in targets if lo <= t.begin < hi)
+    if clause.cues:
+        targets = (*marks.heads, *marks.states, *marks.normals, *marks.abnormals)
+        clause.targets = sorted(Span(t.begin, t.end) for t in targets if lo <= t.begin < hi)
     for number, cue in enumerate(clause.cues):
         before = [t for t in clause.targets if t.end <= cue.begin]
         after = [t for t in clause.targets if t.begin >= cue.end]
         read = _Cue(cue.begin, cue.end, cue.name, before, after, clause.cues[number + 1 :])
         _act(clause, read, _direction(clause, read))
     _within_limits(clause)
-    return _settle(clause)
+    return _settle(clause) if clause.denied or clause.doubted or clause.reopened or clause.unasserted else NOTHING
 
 
 def _direction(clause: _Clause, cue: _Cue) -> str:
@@ -122,8 +126,7 @@ def _next_behind(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
 
 
 def _all_before(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
-    taken = clause.denied if act == "negate" else []
-    return [Span(_backward(clause, taken, cue.begin), cue.begin)]
+    return [Span(_backward(clause, cue.begin), cue.begin)]
 
 
 def _last_before(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
@@ -197,8 +200,6 @@ def _item_asserts(marks: Marks, begin: int, hi: int) -> bool:
     end = next((i for i in range(begin, hi) if words[i] in _LISTED), hi)
     if any(word in ("or", "nor") for word in words[begin:hi]):
         return False
-    if not any(begin <= head.begin < end for head in marks.heads):
-        return False
     own = [m for m in marks.modifiers if begin <= m.begin < end]
     kinds = {m.kind for m in own}
     small = any(m.kind == "severity" and isinstance(m.value, float) and m.value <= _SMALL for m in own)
@@ -207,16 +208,15 @@ def _item_asserts(marks: Marks, begin: int, hi: int) -> bool:
     return small or known or "size" in kinds or (stated and "side" in kinds)
 
 
-def _backward(clause: _Clause, taken: Sequence[Span], hi: int) -> int:
+def _backward(clause: _Clause, hi: int) -> int:
     """Where a cue that acts on what stands before it ("... is not seen") begins to act: at the start of its list."""
     words = clause.marks.words
-    begin = max([clause.lo, *(span.end for span in taken if span.end <= hi)])
     if words[hi - 1] == ":":
-        return begin  # "nodule, mass: none"
-    for i in range(hi - 2, begin - 1, -1):
-        if words[i] in ("with", "without") or (words[i] == "," and _stands_alone(clause.marks, begin, i)):
+        return clause.lo  # "nodule, mass: none"
+    for i in range(hi - 2, clause.lo - 1, -1):
+        if words[i] in ("with", "without") or (words[i] == "," and _stands_alone(clause.marks, clause.lo, i)):
             return i + 1
-    return begin
+    return clause.lo
 
 
 def _stands_alone(marks: Marks, begin: int, end: int) -> bool:

@@ -23,8 +23,6 @@ def say_normal(frame: Frame) -> None:
         attributive = bool(following) and following[0].begin - end <= 4 and not says_of
         if attributive and leading and frame.seg(following[0].begin) != frame.seg(begin):
             attributive = False
-        if attributive and any(h.begin < following[0].begin and h.begin >= end for h in frame.heads):
-            attributive = False
         if attributive:
             stop = min([b for b in borders if b > begin] + [v for v in frame.verbs if v > begin] + [frame.hi])
             chosen = [o for o in following if o.begin < stop]
@@ -55,8 +53,6 @@ def say_abnormal(frame: Frame, reach: Reach) -> None:
     groups = [o for o in frame.organs if frame.known(o).group is not None and o not in frame.where]
     for mention in frame.abnormals:
         begin, end = mention.begin, mention.end
-        if any(h.begin <= begin < h.end for h in frame.heads):
-            continue
         denial = next((span for span in reach.denied if span.holds(begin)), None)
         if denial is None:
             if frame.words[begin] not in frame.lexicon.abnormal_states or any(

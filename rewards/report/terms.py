@@ -74,30 +74,38 @@ class Marks:
         return not self.lexicon.grammar["prepositions"].isdisjoint(self.words[lo:hi])
 
 
-_LISTS = {"finding": "heads", "anatomy": "organs", "state": "states", "cue": "cues"}
-_PLAIN = {"normal": "normals", "abnormal": "abnormals"}
-
-
 def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
     """All terms, longest first from the left; besides them sizes, vertebral levels and words that end like a disease."""
     marks = Marks(words, lexicon)
-    i = 0
-    while i < len(words):
-        end, meanings = _longest_term(words, i, lexicon.trie)
+    lists = {"finding": marks.heads, "anatomy": marks.organs, "state": marks.states, "cue": marks.cues}
+    lists |= {"normal": marks.normals, "abnormal": marks.abnormals}
+    i, count = 0, len(words)
+    while i < count:
+        node = lexicon.trie.get(words[i])
+        end, meanings = _longest_term(words, i, node) if node is not None else (i + 1, ())
         for kind, value in meanings:
-            _mark(marks, i, end, kind, value)
+            if kind in lists:
+                lists[kind].append(Mention(i, end, value))
+                if end - i > 2:
+                    _inner_sides(marks, i, end, kind, value)
+            else:
+                marks.modifiers.append(Modifier(i, end, kind, value))
         if not meanings:
             _mark_word(marks, i, words[i])
         i = end
-    vague = {_held_by(organ, marks) for organ in marks.organs}  # and None, which no organ is
-    marks.organs = [organ for organ in marks.organs if organ not in vague]
+    if marks.organs:
+        vague = {
+            _held_by(organ, marks) or _measured(organ, marks) for organ in marks.organs
+        }  # and None, which no organ is
+        marks.organs = [organ for organ in marks.organs if organ not in vague]
     return marks
 
 
-def _longest_term(words: Sequence[str], i: int, trie: Mapping[str, Any]) -> tuple[int, tuple[tuple[str, Any], ...]]:
-    """(its end, its meanings) of the longest term at i; (i + 1, nothing) where none begins."""
+def _longest_term(
+    words: Sequence[str], i: int, node: Mapping[str, Any] | None
+) -> tuple[int, tuple[tuple[str, Any], ...]]:
+    """(its end, its meanings) of the longest term at i, of which `node` is the first word; (i + 1, nothing) for none."""
     best, meanings = i + 1, ()
-    node = trie.get(words[i])
     j, count = i + 1, len(words)
     while node is not None:
         ends = node.get(TERMS)
@@ -108,17 +116,6 @@ def _longest_term(words: Sequence[str], i: int, trie: Mapping[str, Any]) -> tupl
         node = node.get(words[j])
         j += 1
     return best, meanings
-
-
-def _mark(marks: Marks, begin: int, end: int, kind: str, value: Any) -> None:
-    if kind in _LISTS:
-        getattr(marks, _LISTS[kind]).append(Mention(begin, end, value))
-        if kind == "finding" or (kind == "anatomy" and not value.startswith(("left_", "right_"))):
-            _inner_sides(marks, begin, end)
-    elif kind in _PLAIN:
-        getattr(marks, _PLAIN[kind]).append(Mention(begin, end))
-    else:
-        marks.modifiers.append(Modifier(begin, end, kind, value))
 
 
 def _mark_word(marks: Marks, i: int, word: str) -> None:
@@ -144,14 +141,12 @@ def _elided(words: Sequence[str], i: int, root: Mapping[str, Any]) -> str | None
         ends = node.get(words[j], {}).get(TERMS, ())
         if ends:
             return next((value for kind, value in ends if kind == "anatomy"), None)
-        if words[j] not in root and words[j] not in ("and", "or", ",", "the"):
-            return None
     return None
 
 
-def _inner_sides(marks: Marks, begin: int, end: int) -> None:
+def _inner_sides(marks: Marks, begin: int, end: int, kind: str, name: str) -> None:
     """A side inside a longer term ("air in the right pleural space") still is a side."""
-    if end - begin > 2:
+    if kind == "finding" or (kind == "anatomy" and not name.startswith(("left_", "right_"))):
         for i in range(begin, end):
             if marks.words[i] in ("left", "right"):
                 marks.modifiers.append(Modifier(i, i + 1, "side", marks.words[i]))
@@ -167,7 +162,7 @@ def _other_word(marks: Marks, i: int, word: str, lexicon: Lexicon) -> None:
         for j in range(i + 1, min(i + 5, len(words))):
             scale = _UNITS.get(words[j])
             if scale is not None:
-                marks.modifiers.append(Modifier(i, i + 1, "size", float(word) * scale))
+                marks.modifiers.append(Modifier(i, i + 1, "size", float(word) * scale * _bound(marks, i)))
                 return
             if words[j] not in ("x", "by", "to", ",") and not words[j][0].isdigit():
                 return
@@ -177,6 +172,24 @@ def _other_word(marks: Marks, i: int, word: str, lexicon: Lexicon) -> None:
         marks.organs.append(Mention(i, i + 1, word))
     elif len(word) > 6 and word.endswith(lexicon.open_suffixes) and word not in lexicon.not_findings and word.isascii():
         marks.heads.append(Mention(i, i + 1, word))
+
+
+def _measured(organ: Mention, marks: Marks) -> Mention | None:
+    """A bare "volume" beside another organ is what is measured of that one: "prostate volume"."""
+    words = marks.words
+    if organ.end - organ.begin > 1 or words[organ.begin] not in marks.lexicon.grammar["sizes"]:
+        return None
+    beside = any(o.end == organ.begin for o in marks.organs) or words[organ.end : organ.end + 1] == ("of",)
+    return organ if beside else None
+
+
+def _bound(marks: Marks, i: int) -> float:
+    """ "shorter than 10 mm" is a little less than 10 mm; the comparison is no change."""
+    at = i - 2 if i > 1 and marks.words[i - 1] == "than" else i - 1
+    if at < 0 or marks.words[at] not in marks.lexicon.grammar["under"]:
+        return 1.0
+    marks.modifiers = [m for m in marks.modifiers if m.begin != at]
+    return 0.95
 
 
 def _held_by(organ: Mention, marks: Marks) -> Mention | None:
@@ -190,7 +203,7 @@ def _held_by(organ: Mention, marks: Marks) -> Mention | None:
     if at <= 0 or words[at] != "of":
         return None
     before = next((other for other in marks.organs if other.end == at), None)
-    if before is None:
+    if before is None or _measured(before, marks):
         return None
     wide = [marks.lexicon.organ(o.name).broad for o in (before, organ)]
     return before if wide == [True, False] else organ

@@ -18,7 +18,7 @@ import importlib.util
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,73 +131,86 @@ class _Finder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, file, loader=_Loader(fullname, str(file)))
 
 
-def survivors(modules: tuple[str, ...], folder: Path) -> list[str]:
-    """Branches that no case notices, as "module:line: source"."""
-    global disabled
-    sys.meta_path.insert(0, _Finder(frozenset(f"rewards.{name}" for name in modules)))
-    for name in modules:
-        importlib.import_module(f"rewards.{name}")
-    from rewards.compose import build
-    from rewards.option import gold_letters
+def instrument(names: Iterable[str]) -> None:
+    """Import these modules with numbered branches; none of them may be imported yet."""
+    sys.meta_path.insert(0, _Finder(frozenset(names)))
+    for name in names:
+        importlib.import_module(name)
 
-    cases = [
-        (build({"class": CLASSES[row["kind"]], "args": row.get("args", {})}), sample_of(row)) for row in rows(folder)
+
+def row_caches() -> list[Any]:
+    """The caches of the rewards that hold what was read of a row; the tables and patterns without an argument stay."""
+    found = [vars(module) for name, module in list(sys.modules.items()) if name.startswith("rewards.")]
+    return [
+        value
+        for module in found
+        for value in module.values()
+        if getattr(value, "cache_parameters", dict)().get("maxsize")
     ]
 
-    def caches() -> list[object]:
-        """Those of rows; the tables and patterns without an argument stay."""
-        found = [vars(module) for name, module in list(sys.modules.items()) if name.startswith("rewards.")]
-        return [
-            value
-            for module in found
-            for value in module.values()
-            if getattr(value, "cache_parameters", dict)().get("maxsize")
-        ]
 
-    def graded(index: int) -> tuple[object, ...]:
-        reward, sample = cases[index]
+def unnoticed(
+    cases: Sequence[Callable[[], object]], forget: Callable[[], object], guards: frozenset[str], modules: frozenset[str]
+) -> list[str]:
+    """Branches of these modules whose loss changes the result of no case, as "module:line: source".
+
+    `forget` empties the caches. A case that raises has its error's type as its result.
+    """
+    global disabled
+
+    def result(case: Callable[[], object]) -> object:
         try:
-            result = reward.score(sample)
-            return (
-                letters_of(reward, sample),
-                result.value,
-                repr(result.parsed),
-                result.status,
-                result.reason,
-                reward.check_gold(sample),
-            )
+            return case()
         except Exception as error:  # a rule that others build on
-            return (type(error).__name__,)
+            return type(error).__name__
 
-    def letters_of(reward: Any, sample: Any) -> object:
-        try:
-            return gold_letters(sample) if reward.name == "option" else None
-        except ValueError as error:
-            return str(error)
-
-    def forget() -> None:
-        for cache in memory:
-            cache.cache_clear()
-
-    before: list[tuple[object, ...]] = []
+    before: list[object] = []
     takers: dict[int, list[int]] = defaultdict(list)
-    memory = caches()
-    for index in range(len(cases)):
+    for index, case in enumerate(cases):
         taken.clear()
         forget()
-        before.append(graded(index))
+        before.append(result(case))
         for number in taken:
             takers[number].append(index)
     found = []
     for number, (module, line, source) in enumerate(rules):
-        if source in GUARDS:
+        if source in guards or module not in modules:
             continue
         disabled = number
         forget()
-        if not any(graded(index) != before[index] for index in takers[number][:MOST_CASES]):
+        if not any(result(cases[index]) != before[index] for index in takers[number][:MOST_CASES]):
             found.append(f"{module}:{line}: {source}")
     disabled = -1
+    forget()
     return found
+
+
+def survivors(modules: tuple[str, ...], folder: Path) -> list[str]:
+    """Branches of the short answers' modules that no case notices, as "module:line: source"."""
+    instrument([f"rewards.{name}" for name in modules])
+    from rewards.compose import build
+    from rewards.option import gold_letters
+
+    def case(row: Mapping[str, Any]) -> Callable[[], object]:
+        reward = build({"class": CLASSES[row["kind"]], "args": row.get("args", {})})
+        sample = sample_of(row)
+
+        def letters() -> object:
+            try:
+                return gold_letters(sample) if reward.name == "option" else None
+            except ValueError as error:
+                return str(error)
+
+        def graded() -> object:
+            result = reward.score(sample)
+            gold = reward.check_gold(sample)
+            return letters(), result.value, repr(result.parsed), result.status, result.reason, gold
+
+        return graded
+
+    cases = [case(row) for row in rows(folder)]
+    memory = row_caches()
+    return unnoticed(cases, lambda: [cache.cache_clear() for cache in memory], GUARDS, frozenset(modules))
 
 
 def rows(folder: Path = HERE) -> Iterator[dict[str, Any]]:

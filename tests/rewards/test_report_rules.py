@@ -2,8 +2,11 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import every_report_rule
 import pytest
 from test_report_reading import CASES, reads
 
@@ -121,6 +124,15 @@ def test_attributes_alone():
     (effusion, nodule) = extract("Small left effusion and a 9 mm nodule at the right apex.", LEXICON).entities
     assert (effusion.side, effusion.severity, effusion.size_mm) == ("left", (1.5, 1.5), None)
     assert (nodule.side, nodule.places, nodule.size_mm) == ("right", ("apex",), 9.0)
+
+
+@pytest.mark.slow
+def test_every_branch_of_the_report_modules_is_noticed_by_a_case():
+    """In a process of its own: the modules are compiled anew."""
+    command = [sys.executable, every_report_rule.__file__]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "", "add a case to tests/rewards/cases_re*, or delete the rule"
 
 
 @pytest.mark.parametrize("constant", ["WRONG_SIDE", "RISK", "OPPOSITE", "FALSE_DENIED", "NONE_FOUND", "NEGATIVE_CAP"])
