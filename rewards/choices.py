@@ -9,16 +9,7 @@ from string import ascii_uppercase
 
 from rewards.fuzzy import nearest_option, negators
 from rewards.text import ARTICLE, drop_article, key_of_normalised, normalise
-from rewards.words import words
-
-
-def may_be_conditional(text: str) -> bool:
-    """A cheap test before `OptionSet.is_conditional`."""
-    lowered = text.lower()
-    for hint in words().conditional_ascii_hints if text.isascii() else words().conditional_hints:
-        if hint in lowered:
-            return True
-    return False
+from rewards.words import may_be_conditional, words
 
 
 @dataclass(frozen=True)
@@ -35,6 +26,7 @@ class OptionSet:
     conditional: tuple[str, ...]
     only_letters: bool  # the texts are not known
     letter_alone: re.Pattern[str]
+    sure_letters: frozenset[str]  # no option's text is one of them
 
     def mentions(self, text: str) -> list[int]:
         """Where `text` has an option's letter on its own or an option's text, unsorted. A cheap first test."""
@@ -55,8 +47,8 @@ class OptionSet:
             text = re.sub(re.escape(option).replace(r"\ ", r"\s+"), " ", text, flags=re.IGNORECASE)
         return words().conditional.search(text) is not None
 
-    def key_of(self, letter: str) -> str:
-        return key_of_normalised(self.texts[self.letters.index(letter)])
+    def text_of(self, letter: str) -> str:
+        return self.texts[self.letters.index(letter)]
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9\u00c0-\u024f]+(?:\.\d+)?|[^\W_]+(?:\.\d+)?|[^\w\s]|_")
@@ -88,7 +80,7 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
     texts = unlettered(tuple(" ".join(normalise(option).split()) for option in options))
     if texts == tuple(letters):
         alone = re.compile(rf"(?<![A-Za-z0-9])[A-{letters[-1]}](?![A-Za-z0-9])")
-        return OptionSet(texts, (), letters, {}, {}, 0, False, (), True, alone)
+        return OptionSet(texts, (), letters, {}, {}, 0, False, (), True, alone, frozenset(letters))
     keys: dict[str, str] = {}
     shared: set[str] = set()
     for letter, text in zip(letters, texts, strict=True):
@@ -118,6 +110,7 @@ def option_set(options: tuple[str, ...]) -> OptionSet:
         conditional,
         False,
         re.compile(rf"(?<![A-Za-z0-9])[A-{letters[-1]}](?![A-Za-z0-9])"),
+        frozenset(letter for letter in letters if letter.lower() not in keys and letter.lower() not in shared),
     )
 
 
@@ -221,7 +214,7 @@ _ABBREVIATIONS = {
 
 def is_form_of(letter: str, key: str, options: OptionSet) -> bool:
     """Whether a text key is a shorter or longer form of the letter's own text, and of no other option's."""
-    own = _spelt_out(options.key_of(letter))
+    own = _spelt_out(key_of_normalised(options.text_of(letter)))
     said = _spelt_out(key)
     if not own or not said:
         return not said

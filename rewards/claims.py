@@ -10,20 +10,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 from typing import Any
 
 from rewards.answer import Answer, Candidate, extract
-from rewards.base import RewardInput
-from rewards.choices import may_be_conditional
-from rewards.phrases import clean_phrase, strip_leads
 from rewards.text import normalise, sentence_spans
-from rewards.words import words
+from rewards.words import clean_phrase, may_be_conditional, strip_leads, words
 
 ASSERTED, ASKED, CONDITIONAL, DISOWNED, OPEN = "asserted", "asked", "conditional", "disowned", "open"
-KEPT, RETRACTS, RECONSIDERS, OFFERS = "", "retracts", "reconsiders", "offers"
+KEPT, RETRACTS, RECONSIDERS, DISPUTES, OFFERS = "", "retracts", "reconsiders", "disputes", "offers"
 
 _AHEAD = 300  # characters of the sentence before a cue
 _MOST_CLAIMS = 100  # nobody answers this often; it also bounds the time
@@ -49,8 +46,9 @@ _BEHIND = 2000  # characters after an answer in which it may be taken back
 class Claim:
     """What a place says in one go.
 
-    stance: asserted | asked | conditional | disowned (another's view, or doubted) | open (undecided). takes_back: "retracts" when it takes
-    back all that its place said before, "reconsiders" when it does so only by saying something else.
+    stance: asserted | asked | conditional | disowned (another's view, or doubted) | open (undecided).
+    takes_back: "retracts" when it takes back all that its place said before, "reconsiders" and "disputes" when it does so
+    only by saying something else; "disputes" in a sentence of its own, and "offers", leave both standing.
     """
 
     text: str
@@ -63,7 +61,7 @@ class Said:
     """What a kind reads in a claim.
 
     value: what is compared; None where nothing is said. status: why it cannot be read (`RewardResult.status`), or "ok".
-    firm: it may veto another answer.
+    firm: it may veto another answer. denied: members of a value that the claim denies.
     """
 
     value: Any = None
@@ -71,6 +69,7 @@ class Said:
     status: str = "ok"
     reason: str = ""
     firm: bool = True
+    denied: frozenset[str] = frozenset()
 
 
 NOTHING = Said()
@@ -102,7 +101,8 @@ class _Stances:
             r"[\s\"'(*_-]{0,6}+(?=\w)"
         )
         self.takes_back = re.compile(
-            rf"{start}(?:(?P<retracts>{role('retracts')})|(?P<reconsiders>{role('reconsiders')})|(?P<offers>{role('offers')}))"
+            rf"{start}(?:(?P<retracts>{role('retracts')})|(?P<reconsiders>{role('reconsiders')})|(?P<disputes>{role('disputes')})"
+            rf"|(?P<offers>{role('offers')}))"
             r"[\s,:.!…—–-]*",
             flags,
         )
@@ -244,7 +244,7 @@ def _claim(text: str, takes_back: str) -> Claim:
 
 
 def asks(sentence: str) -> bool:
-    return "?" in sentence and sentence.rstrip(" *_)\"'").endswith("?")
+    return "?" in sentence and sentence.rstrip(" .*_)\"'").endswith("?")
 
 
 Raw = Callable[[Candidate, Answer], str]
@@ -258,10 +258,12 @@ def places(answer: Answer, candidates: Sequence[Candidate], kind: Reader) -> lis
             found.append([Claim(candidate.text, stance)])
             continue
         following = candidates[index + 1].lead if index + 1 < len(candidates) else len(answer.rest)
-        behind = answer.rest[candidate.end : max(candidate.end, min(following, candidate.end + _BEHIND))]
         text = kind.raw(candidate, answer)
         own = [Claim(text)] if kind.is_whole(text) else claims_of(text)
-        found.append([*own, *_behind(behind)])
+        behind = list(_behind(answer.rest[candidate.end : min(following, candidate.end + _BEHIND)]))
+        if behind and fold(own, kind.read).value is not None:  # nothing cannot be taken back
+            own += behind
+        found.append(own)
     return found
 
 
@@ -283,14 +285,16 @@ _CONTRADICTS = re.compile(r"no,\s+", re.IGNORECASE)
 
 
 def _behind(text: str) -> Iterable[Claim]:
-    """Sentences after an answer that begin by taking it back."""
+    """Sentences after an answer that begin by taking it back; a second thought ("Actually, ...") only disputes it."""
     if not text.strip():
         return
     for start, end in sentence_spans(text):
         sentence = text[start:end].strip()
-        mark = stances().takes_back.match(sentence) or _CONTRADICTS.match(sentence)
-        if mark is not None:
-            yield _claim(sentence[mark.end() :], mark.lastgroup or RECONSIDERS)
+        if stances().takes_back.match(sentence) is not None:
+            for claim in claims_of(sentence):
+                yield replace(claim, takes_back=OFFERS) if claim.takes_back == DISPUTES else claim
+        elif (contradicts := _CONTRADICTS.match(sentence)) is not None:
+            yield _claim(sentence[contradicts.end() :], OFFERS)
 
 
 # ------------------------------------------------------------------------------------------------------------ channels
@@ -307,13 +311,13 @@ def checked_read(read: str) -> str:
     return read
 
 
-def heard(sample: RewardInput, read: str = PROSE, prepare: Callable[[str], str] = str) -> Answer:
-    """Where the sample's answer stands. status: of `extract`, or "truncated".
+def heard(completion: str, read: str = PROSE, truncated: bool = False) -> Answer:
+    """Where the answer of a completion stands. status: of `extract`, or "truncated".
 
     read: "prose" takes every channel; "closed" only a tag, a box, a JSON answer, or a line that is the whole completion.
     """
-    answer = extract(prepare(sample.completion))
-    if sample.truncated and not answer.closed:
+    answer = extract(completion)
+    if truncated and not answer.closed:
         return Answer("truncated", reason="cut at the length limit before a closed answer")
     if read == PROSE or answer.status != "ok" or answer.closed:
         return answer
@@ -334,22 +338,10 @@ def _verdicts(answer: Answer) -> Iterable[list[Claim]]:
             yield claims_of(core(named[: verdict.start()]))
 
 
-def retractions(text: str) -> list[str]:
-    """What the sentences of a text say that begin by taking back what stands before them; "" for nothing."""
-    found: list[str] = []
-    for start, end in sentence_spans(text[:_BEHIND]):
-        sentence = rest = text[start:end].strip()
-        while (mark := stances().takes_back.match(rest)) is not None and mark.lastgroup == RETRACTS:
-            rest = rest[mark.end() :].strip(" .:!")
-        if rest != sentence:
-            found.append(rest)
-    return found
-
-
 # -------------------------------------------------------------------------------------------------------------- settle
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Reader:
     """How one kind of question reads an answer.
 
@@ -360,7 +352,7 @@ class Reader:
 
     read: Callable[[str], Said]
     bare: Callable[[Answer], Sequence[Sequence[Claim]]]
-    beside: Callable[[Answer], Sequence[Sequence[Claim]]] = lambda answer: ()
+    beside: Callable[[Answer], Iterable[Said]] = lambda answer: ()
     decides_beside: bool = False
     raw: Raw = lambda candidate, answer: candidate.text
     is_whole: Callable[[str], bool] = lambda text: False
@@ -370,34 +362,56 @@ def settle(answer: Answer, kind: Reader) -> Said:
     """What the answer says: its deciding places agree, and no lower one says something else."""
     if len(answer.candidates) + len(answer.lower) > _MOST_CLAIMS:
         return Said(status="conflict", reason="too many answers")
+    read = _Memo(kind.read).__getitem__
     deciding = kind.bare(answer) if answer.channel == "bare" else places(answer, answer.candidates, kind)
-    read = lru_cache(maxsize=None)(kind.read)
-    spoken: list[Said] = []
-    for place in deciding:
-        said = fold(place, read)
-        if said.status != "ok":
-            return said
-        if said.value is not None:
-            spoken.append(said)
-        elif answer.closed:
-            return Said(status="unparsed", reason=said.reason or _silence(place))
-    lower = [
-        fold(place, read) for place in (*places(answer, answer.lower, kind), *kind.beside(answer), *_verdicts(answer))
-    ]
-    firm = [said for said in lower if said.firm and (said.value is not None or said.status == "conflict")]
-    if not spoken and kind.decides_beside:
-        spoken, firm = [said for said in firm if said.value is not None], [said for said in firm if said.value is None]
+    said = [fold(place, read) for place in deciding]
+    for place, one in zip(deciding, said, strict=True):
+        if one.status != "ok":
+            return one
+        if one.value is None and answer.closed:
+            return Said(status="unparsed", reason=one.reason or _silence(place))
+    lower = (*places(answer, answer.lower, kind), *(() if kind.decides_beside else _verdicts(answer)))
+    beside = [*kind.beside(answer), *(fold(place, read) for place in lower)]
+    spoken = [one for one in said if one.value is not None]
+    claims = [claim for place in deciding for claim in place]
+    if kind.decides_beside and not spoken and not any(claim.takes_back for claim in claims):
+        firm = [one for one in beside if _is_heard(one)]
+        spoken = [one for one in firm if one.status == "ok"] or firm
     if not spoken:
-        return Said(status="unparsed", reason=_silence([claim for place in deciding for claim in place]))
+        return Said(status="unparsed", reason=_silence(claims))
+    return _agreed(spoken, [*said, *beside])
+
+
+class _Memo(dict[str, Said]):
+    """What was read of each text."""
+
+    def __init__(self, read: Callable[[str], Said]) -> None:
+        self.read = read
+
+    def __missing__(self, text: str) -> Said:
+        said = self[text] = self.read(text)
+        return said
+
+
+def _agreed(spoken: Sequence[Said], all_said: Sequence[Said]) -> Said:
+    """The first of those that decide, where they agree and nothing that is heard contradicts it."""
     first = spoken[0]
-    if any(said.value != first.value for said in spoken):
+    if first.status != "ok":
+        return first
+    if any(one.value != first.value for one in spoken):
         return Said(status="conflict", parsed=first.parsed, reason="different answers are given")
-    other = next((said for said in firm if said.value != first.value), None)
+    other = next((one for one in all_said if _is_heard(one) and one.value != first.value), None)
     if other is not None:
         return Said(
             status="conflict", parsed=first.parsed, reason=f"beside it {other.parsed or other.reason!r} is said"
         )
+    if any(one.denied & first.value for one in all_said if one.denied):
+        return Said(status="conflict", parsed=first.parsed, reason="the same answer is given and denied")
     return first
+
+
+def _is_heard(one: Said) -> bool:
+    return one.firm and (one.value is not None or one.status == "conflict")
 
 
 def fold(place: Sequence[Claim], read: Callable[[str], Said]) -> Said:
@@ -411,14 +425,10 @@ def fold(place: Sequence[Claim], read: Callable[[str], Said]) -> Said:
         if len(seen) > _MOST_CLAIMS:
             return Said(status="conflict", reason="too many statements")
         said = read(claim.text) if claim.stance == ASSERTED and claim.text.strip() else NOTHING
-        speaks = said.value is not None or said.status == "conflict"
-        if claim.takes_back == RETRACTS or (claim.takes_back == RECONSIDERS and speaks and said.firm):
+        speaks = said.status == "conflict" or (said.value is not None and said.firm)
+        if claim.takes_back == RETRACTS or (claim.takes_back in (RECONSIDERS, DISPUTES) and speaks) or held == NOTHING:
             held = said
-        elif claim.takes_back == RECONSIDERS and held != NOTHING:
-            continue
-        elif held == NOTHING:
-            held = said
-        elif speaks and held.value != said.value:
+        elif speaks and claim.takes_back not in (RECONSIDERS, DISPUTES) and held.value != said.value:
             return Said(status="conflict", parsed=held.parsed, reason="different answers are given")
     return held
 

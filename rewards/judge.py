@@ -226,7 +226,7 @@ class Judge(Reward):
         problem = self.check_gold(sample)
         if problem is not None:
             return RewardResult(None, "gold_invalid", reason=problem)
-        answer = heard(sample, PROSE)
+        answer = heard(sample.completion, PROSE, sample.truncated)
         if answer.status != "ok":
             return RewardResult(0.0, answer.status, reason=answer.reason)
         if not re.search(r"\w", self.shown(sample)):
@@ -332,12 +332,12 @@ class JudgeReward(Judge):
 
     def settled(self, sample: RewardInput) -> RewardResult | None:
         known = super().settled(sample)
-        if known is None and (answer := heard(sample, self.read)).status != "ok":
+        if known is None and (answer := heard(sample.completion, self.read, sample.truncated)).status != "ok":
             return RewardResult(0.0, answer.status, reason=answer.reason)
         return known
 
     def shown(self, sample: RewardInput) -> str:
-        return "; ".join(dict.fromkeys(heard(sample, self.read).texts))[:LONGEST_ANSWER]
+        return "; ".join(dict.fromkeys(heard(sample.completion, self.read, sample.truncated).texts))[:LONGEST_ANSWER]
 
     def score_in_order(self, samples: Sequence[RewardInput], order: str) -> list[RewardResult]:
         """As `score_batch`, in another order than the reward's own."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from rewards.base import Reward, RewardInput, RewardResult
-from rewards.claims import PROSE, Reader, Said, checked_read, claims_of, core, heard, is_disowned, settle, stances
+from rewards.answer import Answer
+from rewards.base import RewardInput, RewardResult
+from rewards.claims import PROSE, Reader, Said, claims_of, core, is_disowned, settle, stances
 from rewards.open_answers import FIRM_WORDS, SEPARATOR, texts_of
 from rewards.questions import is_neutral, role_words
+from rewards.short import ShortAnswer
 from rewards.text import strip_markup, strip_quotes, text_key, unwrap_latex
 from rewards.wording import answer_key, as_said, word_table
 
@@ -30,13 +33,14 @@ _PREFIX = re.compile(
 _BRACKET = re.compile(r"\s*\(([^()]{1,80})\)\s*$")
 
 
-class LabelSet(Reward):
+class LabelSet(ShortAnswer):
     """F1 between the named labels and the gold labels, in which a wrong label costs part of a right one.
 
     value = 2 r / (named + gold) with r = max(0, right - wrong_cost x wrong): naming every label does not pay.
     gold: a list of labels, or a text that separates them by commas, semicolons, pipes or line breaks; an empty list and
     ["No Finding"] both mean that no label applies, which the completion has to say ("none", "normal", []).
     Read: lists in lines, commas, pipes or numbers, keyed lists ("edema: 1"), JSON lists and objects.
+    components: precision, recall and F1 of the row, without the cost of wrong labels.
     `meta["synonyms"]` maps a label to other names. A label that is denied ("no effusion", "effusion: 0") is not named.
     read: "prose" reads all of a completion, "closed" only marked answers (see `rewards.claims.heard`).
     """
@@ -46,43 +50,67 @@ class LabelSet(Reward):
     def __init__(self, wrong_cost: float = 0.5, read: str = PROSE) -> None:
         if not 0 <= wrong_cost <= 10:
             raise ValueError(f"wrong_cost must be in [0, 10], got {wrong_cost}")
+        super().__init__(read)
         self.wrong_cost = wrong_cost
-        self.read = checked_read(read)
 
-    def check_gold(self, sample: RewardInput) -> str | None:
+    def label(self, sample: RewardInput) -> _Known:
         labels = _label_texts(sample.gold)
         if labels is None:
-            return f"gold {sample.gold!r} is no list of labels"
+            raise ValueError(f"gold {sample.gold!r} is no list of labels")
         if not all(map(answer_key, labels)):
-            return f"gold {sample.gold!r} holds an empty label"
+            raise ValueError(f"gold {sample.gold!r} holds an empty label")
         known = _known_to(sample)
         if len(known.gold) != max(1, len(labels)):
-            return f"gold {sample.gold!r} names a label twice"
+            raise ValueError(f"gold {sample.gold!r} names a label twice")
         said = _read_labels(", ".join(labels) or "none", known)
         if said.value != known.gold:
-            return f"gold {sample.gold!r} cannot be earned: written out it reads as {said.parsed or said.reason!r}"
-        return None
+            raise ValueError(
+                f"gold {sample.gold!r} cannot be earned: written out it reads as {said.parsed or said.reason!r}"
+            )
+        return known
 
-    def score(self, sample: RewardInput) -> RewardResult:
-        problem = self.check_gold(sample)
-        if problem is not None:
-            return RewardResult(None, "gold_invalid", reason=problem)
-        known = _known_to(sample)
-        answer = heard(sample, self.read)
-        if answer.status != "ok":
-            return RewardResult(0.0, answer.status, reason=answer.reason)
-        said = settle(
-            answer, Reader(lambda text: _read_labels(text, known), bare=lambda answer: [claims_of(answer.body)])
+    def said(self, answer: Answer, sample: RewardInput, label: _Known) -> Said:
+        return settle(
+            answer, Reader(lambda text: _read_labels(text, label), bare=lambda answer: [claims_of(answer.body)])
         )
-        if said.status != "ok":
-            return RewardResult(0.0, said.status, reason=said.reason)
-        named, gold = said.value, known.gold
+
+    def judged(self, said: Said, label: _Known) -> RewardResult:
+        named, gold = said.value, label.gold
         hits, wrong = len(named & gold), len(named - gold)
         return RewardResult(
             2 * max(0.0, hits - self.wrong_cost * wrong) / (len(named) + len(gold)),
             parsed=said.parsed,
             reason=f"{hits} right, {wrong} wrong, {len(gold - named)} missed",
+            components={
+                "label_precision": hits / len(named),
+                "label_recall": hits / len(gold),
+                "label_f1": 2 * hits / (len(named) + len(gold)),
+            },
         )
+
+
+def label_scores(answers: Iterable[tuple[Any, Iterable[str]]]) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of each label over many answers, and n, how often it is right; most frequent first.
+
+    answers: the label of a row as its data gives it, and what was read (`RewardResult.parsed`; nothing for an unread
+    answer, which misses all). A label that is never named has precision 0.
+    """
+    right, named, wanted = Counter[str](), Counter[str](), Counter[str]()
+    for label, read in answers:
+        gold = _known(tuple(_label_texts(label) or ()), ()).gold
+        said = set(read)
+        wanted.update(gold)
+        named.update(said)
+        right.update(gold & said)
+    return {
+        key: {
+            "n": n,
+            "precision": right[key] / max(1, named[key]),
+            "recall": right[key] / max(1, n),
+            "f1": 2 * right[key] / (named[key] + n),
+        }
+        for key, n in sorted(((key, wanted[key]) for key in wanted | named), key=lambda item: (-item[1], item[0]))
+    }
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ _DIGIT = re.compile(r"[^\x00-\x7f]")
 _TAG = re.compile(r"<sup>\s?|</?[A-Za-z][A-Za-z0-9]{0,9}\s?/?>")
 _SPACE = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\s*\n\s*")
-_STARS = re.compile(r"(?<=\d)\s?\*\*\s?(?=[-+(]?\d)")
+_STARS = re.compile(r"(?<=\d)\s?\*\*\s?(?=[-+(]?\d)|(?<=m)\*\*(?=[23]\b(?!\*))")  # 5**2, kg/m**2
 _DEGREE = re.compile(r"\s?\u030a\s?|°\s(?=[CFcf]\b)|(?<=\d)\s?º|(?<=\d)\s?\^?[oO](?=[CF]\b)")
 
 _BODY_SURFACE = re.compile(r"\s?[·⋅*.×]?\s?\(?1[.,]73\)?\s?m\^?\(?[-−⁻]\s?2\)?")  # mL·min⁻¹·1.73 m⁻²
@@ -78,7 +78,6 @@ _TEN_TO_THE = re.compile(
     r"(?:\s?\^\s?|\*(?=\d{1,2}\s?/)|\sto the (?:power (?:of )?)?)\(?\s?([+-]?)(\d+)\)?(?:th)?(?: power)?"
 )
 _EXPONENT = re.compile(r"\s?[eE]([+-]?)(\d+)(?!\w)")
-_GOES_ON = re.compile(r"\s?\^|_|[.,]\d|\w*\d")
 _SCALE = re.compile(
     r"\s?(thousand|million|billion|trillion|lakh|crore|mn|bn)\b(?!\s?(?:/|per\b))|(?-i:k)(?![\w%°])", re.I
 )
@@ -109,8 +108,7 @@ def clean(text: str) -> str:
         text = _TAG.sub(lambda match: "^" if match.group().startswith("<sup") else " ", text)
     if "\\" in text or "$" in text or "{" in text:
         text = _without_latex(text)
-    if "''" in text:
-        text = text.replace("''", '"')
+    text = text.replace("''", '"')
     if "*" in text or "`" in text or "__" in text:
         text = _STARS.sub("^", text).replace("**", " ").replace("`", " ").replace("__", " ")
     if "^o" in text or "oC" in text or "oF" in text or "° " in text:
@@ -118,7 +116,7 @@ def clean(text: str) -> str:
     if "Δ" in text or "delta" in text:
         text = _DELTA.sub("", text)
     text = _SPACE.sub(" ", text)
-    return _BLANK_LINES.sub("\n", text).strip() if "\n" in text else text.strip()
+    return _BLANK_LINES.sub("\n", text).strip()
 
 
 def _ascii_digit(match: re.Match[str]) -> str:
@@ -144,8 +142,6 @@ def _plain_fraction(match: re.Match[str]) -> str:
     above, below = (match.group(1) or match.group(3) or "").strip(), (match.group(2) or match.group(4) or "").strip()
     if above.isdigit() and below.isdigit():
         return f" {above}/{below} "
-    if re.search(r"\d", above):
-        return f"({above})/({below})"
     return f"{above}/({below})"
 
 
@@ -158,7 +154,7 @@ def match_number(text: str, start: int) -> Literal | None:
     if run is None:
         return None
     raw, end = run.group(), run.end()
-    plain = _resolve(raw.replace(" ", ""), spaced=" " in raw)
+    plain = _resolve(raw.replace(" ", ""))
     if plain is None or (text.startswith("_", end) and text[end + 1 : end + 2].isdigit()):
         return None
     value = float(plain)
@@ -181,17 +177,13 @@ def match_number(text: str, start: int) -> Literal | None:
     return Literal(value, end)
 
 
-def _resolve(raw: str, *, spaced: bool) -> str | None:
+def _resolve(raw: str) -> str | None:
     """The digits of a run with a point as decimal mark, or None when the separators make no sense."""
-    if raw[0] == ".":
-        return "0" + raw
     marks = [character for character in raw if not character.isdigit()]
     if not marks:
         return raw
     parts = re.split(r"[.,']", raw)
     last = marks[-1]
-    if spaced:
-        return raw.replace(",", ".") if len(marks) == 1 and last != "'" else None
     if len(set(marks)) == 1:
         if len(marks) == 1:
             if last == ".":
@@ -216,9 +208,7 @@ def _are_groups(parts: list[str], mark: str) -> bool:
 
 def _powered(value: float, power: re.Match[str], text: str) -> Literal | None:
     sign, digits = power.groups()
-    exponent = int(digits) if len(digits) < 5 else MAX_EXPONENT + 1
-    if exponent > MAX_EXPONENT or _GOES_ON.match(text, power.end()):
-        return None
+    exponent = min(int(digits[:5]), MAX_EXPONENT)  # which is no float
     exponent = -exponent if sign == "-" else exponent
     try:
         scaled = float(f"{value!r}e{exponent}") if "e" not in repr(value) else value * 10.0**exponent
@@ -262,9 +252,8 @@ def _word_value(phrase: str) -> str | None:
     last = 10**9
     for word in re.split(r"[ -]+", phrase.lower()):
         if word == "and":
-            if last != 100:
-                return None
-        elif word == "hundred":
+            continue
+        if word == "hundred":
             if not 1 <= current <= 9:
                 return None
             current, last = current * 100, 100

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards.analytes import bridges, convert_analyte
 from rewards.answer import Answer, Candidate
-from rewards.base import Reward, RewardInput, RewardResult
-from rewards.claims import NOTHING, PROSE, Claim, Reader, Said, checked_read, claims_of, heard, is_disowned, settle
+from rewards.base import RewardInput, RewardResult
+from rewards.claims import (
+    NOTHING,
+    PROSE,
+    Claim,
+    Reader,
+    Said,
+    claims_of,
+    fold,
+    is_disowned,
+    settle,
+)
 from rewards.dates import find_dates
-from rewards.numeric_label import DEFAULT_TOLERANCE, UNIT_POLICIES, Label, LabelError, read_label
+from rewards.numeric_label import DEFAULT_TOLERANCE, UNIT_POLICIES, Label, read_label
 from rewards.quantity import Quantity
 from rewards.reading import MAX_LENGTH, read, unit_behind
+from rewards.short import ShortAnswer
 from rewards.symbolic import equivalence, lift_superscripts
-from rewards.text import lines
+from rewards.text import lines, strip_markup
 from rewards.units import Unit, convert
 
 _PRESSURE = (("length", -1), ("mass", 1), ("time", -2))
@@ -25,11 +36,14 @@ _ANGLE = (("angle", 1),)
 _CLOSING = re.compile(r"\}|</[^<>\n]{1,20}>")
 _NAMED_VALUE = re.compile(r"(?!the\b|approximately\b|about\b)[A-Za-z][A-Za-z ()-]{2,40}\s?[=:]\s")
 _DIGIT = re.compile(r"\d")
+_ALONE = re.compile(
+    r"[-−+]?\s?\d+(?:[.,]\d+)*(?:\s?[^\s\d.,:()][^\s.,:()]{0,15}\.?)?"
+)  # a number, perhaps with its unit
 _UNIT_BEHIND = 60
 _BARE_LINES = 40
 
 
-class NumericUnits(Reward):
+class NumericUnits(ShortAnswer):
     """1 when every place that answers gives the label's quantity within its tolerance, else 0.
 
     gold: a number, a text with a unit ("5 mg", ">=65 years", "1:320", "3 weeks 2 days") or a list of two for range,
@@ -49,37 +63,31 @@ class NumericUnits(Reward):
         unit_policy: str = "assume_if_missing",
         read: str = PROSE,
     ) -> None:
+        super().__init__(read)
         if unit_policy not in UNIT_POLICIES:
             raise ValueError(f"unknown unit_policy {unit_policy!r}; use one of {', '.join(UNIT_POLICIES)}")
         read_label(1.0, {"tolerance": tolerance}, DEFAULT_TOLERANCE, unit_policy)
         self.tolerance = dict(tolerance)
         self.unit_policy = unit_policy
-        self.read = checked_read(read)
 
-    def check_gold(self, sample: RewardInput) -> str | None:
-        try:
-            read_label(sample.gold, sample.meta, self.tolerance, self.unit_policy)
-        except LabelError as error:
-            return str(error)
-        return None
+    def label(self, sample: RewardInput) -> Label:
+        return read_label(sample.gold, sample.meta, self.tolerance, self.unit_policy)
 
-    def score(self, sample: RewardInput) -> RewardResult:
-        try:
-            label = read_label(sample.gold, sample.meta, self.tolerance, self.unit_policy)
-        except LabelError as error:
-            return RewardResult(None, "gold_invalid", reason=str(error))
-        is_symbolic = label.kind == "symbolic"
-        answer = heard(sample, self.read, lift_superscripts if is_symbolic else str)
-        if answer.status != "ok":
-            return RewardResult(0.0, answer.status, reason=answer.reason)
+    def written(self, completion: str, label: Label) -> str:
+        return lift_superscripts(completion) if label.kind == "symbolic" else completion
+
+    def said(self, answer: Answer, sample: RewardInput, label: Label) -> Said:
         if answer.channel == "bare" and (len(answer.body) > 2 * MAX_LENGTH or answer.body.count("\n") > _BARE_LINES):
-            return RewardResult(0.0, "unparsed", reason="a long text without a marked answer")
-        said = settle(answer, Reader(lambda text: _said(text, label), _last_line, _earlier_lines, raw=_raw))
-        if said.status in ("timeout", "error"):
-            return RewardResult(None, said.status, reason=said.reason)
-        if said.status != "ok":
-            return RewardResult(0.0, said.status, said.parsed, said.reason)
-        return RewardResult(float(said.value), "ok", said.parsed, said.reason or f"read from {answer.channel}")
+            return Said(status="unparsed", reason="a long text without a marked answer")
+
+        def read(text: str) -> Said:
+            return _said(text, label)
+
+        said = settle(answer, Reader(read, _last_line, lambda answer: _beside(answer, read), raw=_raw))
+        return said if said.reason or said.status != "ok" else replace(said, reason=f"read from {answer.channel}")
+
+    def judged(self, said: Said, label: Label) -> RewardResult:
+        return RewardResult(float(said.value), "ok", said.parsed, said.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +111,12 @@ def _last_line(answer: Answer) -> list[list[Claim]]:
     return [claims_of(answer.texts[0])]
 
 
-def _earlier_lines(answer: Answer) -> list[list[Claim]]:
-    """In a completion without a mark every other line may veto the last one."""
-    return [claims_of(line) for line in lines(answer.body)[:-1]] if answer.channel == "bare" else []
+def _beside(answer: Answer, read: Callable[[str], Said]) -> list[Said]:
+    """Lines that may veto: without a mark all but the last one, else the first or last one that is a quantity."""
+    body = lines(answer.rest)
+    if answer.channel == "bare":
+        return [fold(claims_of(line), read) for line in body[:-1]]
+    return [read(line) for line in {*body[:1], *body[-1:]} if _ALONE.fullmatch(strip_markup(line))]
 
 
 def _said(text: str, label: Label) -> Said:

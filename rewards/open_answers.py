@@ -9,24 +9,22 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.answer import Answer
-from rewards.base import Reward, RewardInput, RewardResult
+from rewards.base import RewardInput, RewardResult
 from rewards.claims import (
-    PROSE,
     Claim,
     Reader,
     Said,
-    checked_read,
     claims_of,
-    heard,
     is_disowned,
     settle,
     stances,
     without_ends,
 )
-from rewards.phrases import clean_phrase, strip_leads
 from rewards.questions import Question, is_neutral, question_of
+from rewards.short import ShortAnswer
 from rewards.text import lines, normalise
 from rewards.wording import abbreviates, answer_key, as_said
+from rewards.words import clean_phrase, strip_leads
 
 SEPARATOR = re.compile(
     r"\s*(?:[,;/&+|\n、，؛،]|(?<!\w)(?:and|und|et|y|e|as well as|plus|with)(?!\w)|和|및|와|과|と|و)\s*", re.IGNORECASE
@@ -37,7 +35,7 @@ _LONGEST_ANSWER = 500  # characters; what is cut off could not match anyway
 _PARENTHESIS = re.compile(r"\s*\(([^()]{1,80})\)\s*")
 
 
-class OpenAnswer(Reward):
+class OpenAnswer(ShortAnswer):
     """1 when a short free answer is the gold answer in other clothes, else 0.
 
     gold: a text, or a list of texts that are all right. `meta["synonyms"]` adds more: a list, or a mapping from an
@@ -50,43 +48,30 @@ class OpenAnswer(Reward):
 
     name = "open"
 
-    def __init__(self, read: str = PROSE) -> None:
-        self.read = checked_read(read)
-
-    def check_gold(self, sample: RewardInput) -> str | None:
+    def label(self, sample: RewardInput) -> _Accepted:
         golds = texts_of(sample.gold)
         if not golds:
-            return f"gold {sample.gold!r} is no text and no list of texts"
-        if any(not answer_key(gold) for gold in golds):
-            return f"gold {sample.gold!r} holds an answer without a letter or digit"
-        return None
+            raise ValueError(f"gold {sample.gold!r} is no text and no list of texts")
+        if not all(map(answer_key, golds)):
+            raise ValueError(f"gold {sample.gold!r} holds an answer without a letter or digit")
+        return _accepted(sample)
 
     def is_certain(self, sample: RewardInput, result: RewardResult) -> bool:
         """Other words than the label's may mean the same; a hedge or a cut answer does not."""
         return super().is_certain(sample, result) and (result.value == 1.0 or result.status != "ok")
 
-    def score(self, sample: RewardInput) -> RewardResult:
-        problem = self.check_gold(sample)
-        if problem is not None:
-            return RewardResult(None, "gold_invalid", reason=problem)
-        accepted = _accepted(sample)
-        answer = heard(sample, self.read)
-        if answer.status != "ok":
-            return RewardResult(0.0, answer.status, reason=answer.reason)
+    def said(self, answer: Answer, sample: RewardInput, label: _Accepted) -> Said:
         question = question_of(sample.prompt)
-        said = settle(
-            answer,
-            Reader(
-                lambda text: _read(text, accepted, question),
-                bare=lambda answer: _only_line(answer, accepted),
-                is_whole=accepted.has,
-            ),
+        reader = Reader(
+            lambda text: _read(text, label, question), bare=lambda answer: _only_line(answer, label), is_whole=label.has
         )
-        if said.status != "ok":
-            return RewardResult(0.0, said.status, parsed=said.parsed, reason=said.reason)
+        return settle(answer, reader)
+
+    def judged(self, said: Said, label: _Accepted) -> RewardResult:
         right = said.value is True
-        reason = "" if right else f"{said.parsed[:80]!r} is not {texts_of(sample.gold)[0]!r}"
-        return RewardResult(float(right), parsed=said.parsed, reason=reason)
+        return RewardResult(
+            float(right), parsed=said.parsed, reason="" if right else f"{said.parsed[:80]!r} is not {label.first!r}"
+        )
 
 
 def _only_line(answer: Answer, accepted: _Accepted) -> list[list[Claim]]:
@@ -121,9 +106,10 @@ def texts_of(gold: Any) -> list[str]:
 class _Accepted:
     """Every right answer: as keys, as keys without spaces, as sorted lists of keys, and as words, longest first.
 
-    asks: one of them ends with a question mark.
+    asks: one of them ends with a question mark. first: the one to show.
     """
 
+    first: str
     keys: frozenset[str]
     squashed: frozenset[str]
     lists: frozenset[tuple[str, ...]]
@@ -155,6 +141,7 @@ def _accept(texts: tuple[str, ...]) -> _Accepted:
         {tuple(key.split()) for key in keys} | {as_said(form) for form in forms} - {()}, key=len, reverse=True
     )
     return _Accepted(
+        texts[0],
         keys,
         frozenset(map(_squashed, keys)),
         frozenset(_parts(normalise(form)) for form in forms),

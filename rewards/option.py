@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
 from rewards.answer import Answer, extract
-from rewards.base import Reward, RewardInput, RewardResult
+from rewards.base import RewardInput, RewardResult
 from rewards.choices import OptionSet, option_set
-from rewards.claims import PROSE, Said, checked_read, claims_of, fold, heard, retractions, stances
+from rewards.claims import PROSE, Claim, Reader, Said, settle
 from rewards.fuzzy import nearest_option
-from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, NOTHING, Reading, clean_phrase, read_phrase
+from rewards.phrases import Phrases, Reading, chosen
 from rewards.rivals import rivals_after
-from rewards.statements import FLOOD, Statement, agree, denied_letters, find_statements, open_ended
+from rewards.short import ShortAnswer
+from rewards.statements import prepared, statements
 from rewards.text import text_key
+from rewards.words import clean_phrase
 from rewards.yesno import read_yes_no
 
 
-class OptionLetter(Reward):
+class OptionLetter(ShortAnswer):
     """1 when the completion commits to exactly the gold option (or set of options), else 0.
 
     gold: a letter, an option's text, or both ("B. Pneumonia"); with `meta["multi"]` a run or list of them, compared as
@@ -30,140 +32,75 @@ class OptionLetter(Reward):
     name = "option"
 
     def __init__(self, fuzzy: bool = False, read: str = PROSE) -> None:
+        super().__init__(read)
         self.fuzzy = fuzzy
-        self.read = checked_read(read)
 
-    def check_gold(self, sample: RewardInput) -> str | None:
-        problem = _options_problem(tuple(sample.options))
-        if problem is not None:
-            return problem
-        try:
-            _gold_letters(sample.gold, option_set(tuple(sample.options)), bool(sample.meta.get("multi")))
-        except ValueError as error:
-            return str(error)
-        return None
+    def label(self, sample: RewardInput) -> frozenset[str]:
+        return _gold_letters(sample.gold, _options(sample), bool(sample.meta.get("multi")))
 
-    def score(self, sample: RewardInput) -> RewardResult:
-        raw = tuple(sample.options)
-        problem = _options_problem(raw)
-        if problem is not None:
-            return RewardResult(None, "gold_invalid", reason=problem)
-        options = option_set(raw)
-        multi = bool(sample.meta.get("multi"))
-        try:
-            gold = _gold_letters(sample.gold, options, multi)
-        except ValueError as error:
-            return RewardResult(None, "gold_invalid", reason=str(error))
+    def said(self, answer: Answer, sample: RewardInput, label: frozenset[str]) -> Said:
+        said = _Choice(_options(sample), bool(sample.meta.get("multi")), self.fuzzy).settled(answer)
+        return Said(said.value, said.parsed, reason=f"read from {answer.channel}") if said.status == "ok" else said
 
-        answer = heard(sample, self.read)
-        status, letters, reason = self._decide(answer, options, multi)
-        if status != "ok":
-            return RewardResult(0.0, status, reason=reason)
-        parsed = "".join(sorted(letters))
-        right = letters == gold
+    def judged(self, said: Said, label: frozenset[str]) -> RewardResult:
+        right = said.value == label
         return RewardResult(
-            float(right), parsed=parsed, reason=reason if right else f"{parsed} is not {''.join(sorted(gold))}"
+            float(right),
+            parsed=said.parsed,
+            reason=said.reason if right else f"{said.parsed} is not {''.join(sorted(label))}",
         )
 
-    def _decide(self, answer: Answer, options: OptionSet, multi: bool) -> tuple[str, frozenset[str], str]:
-        nobody: frozenset[str] = frozenset()
-        if answer.status != "ok":
-            return answer.status, nobody, answer.reason
-        readings: list[Reading] = []
-        if answer.closed:
-            for text in dict.fromkeys(answer.texts):
-                reading = self._closed(text, options, multi)
-                if reading.kind != CHOSEN:
-                    status = "conflict" if reading.kind == CONFLICT else "unparsed"
-                    return status, nobody, reading.reason or f"the {answer.channel} holds no option"
-                readings.append(reading)
-            for text in dict.fromkeys(item.text for item in answer.lower if item.channel != "cue"):
-                lower = self._closed(text, options, multi)
-                if lower.kind == CHOSEN:
-                    readings.append(lower)
-        statements = find_statements(answer, options, multi)
-        if FLOOD in statements:
-            return "conflict", nobody, FLOOD.reading.reason
-        if not answer.closed:
-            if self.fuzzy and not multi and not statements and answer.channel == "cue":
-                found = (_misspelt(text, options) for text in answer.texts)
-                statements = [Statement(reading, "cue", 0) for reading in found if reading is not None]
-            for channel in ("cue", "bare", "text"):
-                if any(s.channel == channel and s.reading.kind == CONFLICT for s in statements):
-                    return "conflict", nobody, "several options are offered"
-                if any(s.channel == channel and s.reading.kind == CHOSEN for s in statements):
-                    break
-            else:
-                return "unparsed", nobody, "no commitment to an option was found"
-        sets = {reading.letters for reading in readings} | agree(statements) | open_ended(statements)
-        if len(sets) == 1 and denied_letters(statements) & min(sets):
-            return "conflict", nobody, "the same option is chosen and denied"
-        if len(sets) != 1:
-            shown = ", ".join(sorted("".join(sorted(letters)) for letters in sets))
-            return "conflict", nobody, f"different answers: {shown}"
-        for instead in retractions(_behind(answer)):
-            other = read_phrase(instead, options, multi)
-            if not instead or (other.kind == CHOSEN and other.exact and other.letters not in sets):
-                return "conflict", nobody, "the answer is taken back"
-        if not answer.closed and not multi:
-            tail = answer.rest[min(statement.start for statement in statements) :]
-            if rivals := rivals_after(tail) & set(options.letters) - min(sets):
-                return "conflict", nobody, f"{', '.join(sorted(rivals))} is offered after the answer"
-        channel = answer.channel if answer.closed else statements[0].channel
-        return "ok", sets.pop(), f"read from {channel}"
 
-    def _closed(self, text: str, options: OptionSet, multi: bool) -> Reading:
-        """What is left of a closed answer when each claim that takes something back has been heard."""
-        claims = claims_of(text) if stances().takes_back.search(text) is not None else []
-        if not any(claim.takes_back for claim in claims):
-            return self._claim(text, options, multi)
-        readings: dict[str, Reading] = {}
-
-        def read(claim: str) -> Said:
-            reading = readings[claim] = self._claim(claim, options, multi)
-            return Said(reading.letters or None, claim, reason=reading.reason)
-
-        said = fold(claims, read)
-        if said.status != "ok":
-            return Reading(CONFLICT, reason=said.reason)
-        return readings.get(said.parsed, Reading(NOTHING, reason="the answer is taken back"))
-
-    def _claim(self, text: str, options: OptionSet, multi: bool) -> Reading:
-        reading = read_phrase(text, options, multi)
-        if reading.kind == CHOSEN and not reading.exact:
-            if options.is_conditional(text):
-                return Reading(CONFLICT, reason="the answer is conditional")
-            # A reason may take the answer back ("B. No, the answer is C").
-            if agree(find_statements(extract(text), options, multi)) - {reading.letters}:
-                return Reading(CONFLICT, reason="the answer and its reason disagree")
-        if reading.kind in (NOTHING, EXCLUDED):
-            # A sentence rather than a phrase ("C is wrong, B is right").
-            statements = find_statements(extract(text), options, multi)
-            sets = agree(statements)
-            if len(sets) > 1 or any(s.reading.kind == CONFLICT for s in statements):
-                return Reading(CONFLICT, reason="several options are offered")
-            if sets:
-                return Reading(CHOSEN, sets.pop())
-        if reading.kind == NOTHING and options.yes_no and (word := read_yes_no(text)) in options.keys:
-            return Reading(CHOSEN, frozenset(options.keys[word]))
-        if reading.kind != CHOSEN and self.fuzzy and not multi:
-            return _misspelt(text, options) or reading
-        return reading
+def _nowhere(answer: Answer) -> tuple[list[Claim], ...]:
+    return ()
 
 
-def _behind(answer: Answer) -> str:
-    """What follows the last answer of the deciding channel; a cue's text goes on behind "B."."""
-    if not answer.candidates:
-        return ""
-    last = answer.candidates[-1]
-    if answer.closed:
-        return answer.rest[last.end :]
-    return answer.rest[last.start :].partition(". ")[2]
+class _Choice:
+    """How answers are read against a set of options."""
 
+    def __init__(self, options: OptionSet, multi: bool, fuzzy: bool) -> None:
+        self.options = options
+        self.phrases = Phrases(options, multi)
+        self.fuzzy = fuzzy and not multi
+        self.reader, self.inner = (
+            Reader(read, _nowhere, self._beside, decides_beside=True, is_whole=self._is_whole)
+            for read in (self._claim, self.phrases.read)
+        )
 
-def _misspelt(text: str, options: OptionSet) -> Reading | None:
-    letter = nearest_option(text_key(clean_phrase(text)), options.keys)
-    return Reading(CHOSEN, frozenset(letter)) if letter is not None else None
+    def settled(self, answer: Answer) -> Said:
+        plain = prepared(answer, self.phrases) if answer.rest.strip() else answer
+        said = settle(plain, self.reader)
+        if said.status == "unparsed" and plain.rest != answer.rest and not answer.closed:
+            return settle(answer, self.reader)
+        return said
+
+    def _is_whole(self, text: str) -> bool:
+        return self.phrases.read(text).exact
+
+    def _beside(self, answer: Answer) -> Iterator[Said]:
+        found = list(statements(answer, self.phrases)) if answer.rest.strip() else []
+        yield from (said for _, said in found)
+        if not answer.closed and not self.phrases.multi:
+            begin = min([start for start, _ in found] + [candidate.start for candidate in answer.candidates], default=0)
+            for letter in rivals_after(answer.rest[begin:]) & set(self.options.letters):
+                yield Said(frozenset(letter), letter, "conflict", f"{letter} is offered after the answer")
+
+    def _claim(self, text: str) -> Said:
+        """A phrase, or a sentence ("C is wrong, B is right"), which may take the phrase back ("B. No, it is C")."""
+        reading = self.phrases.read(text)
+        if reading.exact or reading.status == "conflict":
+            return reading
+        said = settle(extract(text), self.inner)
+        if said.value or said.status == "conflict":
+            return said
+        word = read_yes_no(text) if self.options.yes_no and not reading.value else ""
+        if word in self.options.keys:
+            return chosen(self.options.keys[word])
+        return (self._misspelt(text) if self.fuzzy else None) or reading
+
+    def _misspelt(self, text: str) -> Reading | None:
+        letter = nearest_option(text_key(clean_phrase(text)), self.options.keys)
+        return chosen(letter) if letter is not None else None
 
 
 @lru_cache(maxsize=8192)
@@ -181,11 +118,16 @@ def _options_problem(options: tuple[str, ...]) -> str | None:
     return None
 
 
+def _options(sample: RewardInput) -> OptionSet:
+    raw = tuple(sample.options)
+    if problem := _options_problem(raw):
+        raise ValueError(problem)
+    return option_set(raw)
+
+
 def gold_letters(sample: RewardInput) -> frozenset[str]:
     """The letters of a row's label, which may be written in every form that `OptionLetter` takes. Raises ValueError."""
-    if problem := _options_problem(tuple(sample.options)):
-        raise ValueError(problem)
-    options, multi = option_set(tuple(sample.options)), sample.meta.get("multi") is True
+    options, multi = _options(sample), sample.meta.get("multi") is True
     try:
         return _gold_letters(sample.gold, options, multi)
     except ValueError:
@@ -215,13 +157,12 @@ def _gold_letters(gold: Any, options: OptionSet, multi: bool) -> frozenset[str]:
 
 @lru_cache(maxsize=8192)
 def _one_gold(text: str, options: tuple[str, ...], multi: bool) -> frozenset[str] | str:
-    prepared = option_set(options)
     if not text.strip():
         return "gold is empty"
-    reading = read_phrase(text, prepared, multi)
-    if reading.kind == CHOSEN and reading.exact:
-        return reading.letters
-    if text_key(text) and len(text.strip()) == 1 and text.strip().isalpha() and reading.kind != CONFLICT:
+    reading = Phrases(option_set(options), multi).read(text)
+    if reading.exact:
+        return frozenset(reading.value)
+    if text_key(text) and len(text.strip()) == 1 and text.strip().isalpha() and reading.status != "conflict":
         return f"gold {text!r} is outside the {len(options)} options"
     return f"gold {text!r} is neither one letter nor the text of one option" + (
         f" ({reading.reason})" if reading.reason else ""

@@ -87,8 +87,6 @@ def _form(operator: Token, between: bool, in_brackets: bool) -> str:
         return "range" if between else ""
     if operator.kind == "of":
         return "of"
-    if operator.kind != "op":
-        return ""
     if operator.text in (",", ";"):
         return "list" if in_brackets else ""
     return _FORM_OF.get(operator.text, "")
@@ -110,8 +108,6 @@ def _is_calculation(tokens: list[Token], at: int) -> bool:
         if operand is None or operand.text not in OPERATORS:
             return False
         mark, operand = operand, _at(tokens, at + 2)
-    if mark.text == "^":
-        return True
     opens = operand is not None and operand.text in ("(", "[")
     if mark.text in ("/", "-"):
         return opens or (tokens[at].text in (")", "]") and _is_number(operand))
@@ -184,7 +180,7 @@ def _join(form: str, first: Quantity, second: Quantity, operator: Token) -> Quan
         if first.unit.dims != second.unit.dims or first.unit.offset != second.unit.offset:
             return None
         left *= first.unit.factor / second.unit.factor
-    sign = "to" if operator.kind == "to" else operator.text
+    sign = operator.text
     if form == "over" and first.unit is not None:
         sign = "over"  # "2 mg/1 mg" are two quantities, "1/4 mg" is one
     if form == "range" and second.power and not first.power:

@@ -1,4 +1,4 @@
-"""Commitments in free text: after a cue, before a verdict, on a line of their own, or as the only sentence.
+"""Commitments in free text beside its cues: before a verdict, on a line of their own, or as the only sentence.
 
 Used by OptionLetter. A question, a condition or a denied cue commits to nothing.
 """
@@ -8,26 +8,16 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from rewards.answer import Answer, Candidate
-from rewards.choices import LETTER_ALONE, OptionSet, may_be_conditional, named_first, text_head
-from rewards.claims import asks, is_disowned, says_another
-from rewards.phrases import CHOSEN, CONFLICT, EXCLUDED, MAX_PHRASE, NOTHING, Reading, denied_later, read_phrase
+from rewards.choices import LETTER_ALONE, OptionSet, named_first, text_head
+from rewards.claims import asks, is_disowned
+from rewards.phrases import MAX_PHRASE, Phrases, Reading, chosen, conflict, denied_later
 from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
-from rewards.words import words
+from rewards.words import may_be_conditional, words
 
-
-@dataclass(frozen=True)
-class Statement:
-    """A reading with its channel (cue | bare | text | flood) and its place in the text."""
-
-    reading: Reading
-    channel: str
-    start: int
-
-
-FLOOD = Statement(Reading(CONFLICT, reason="too many statements"), "flood", 0)
+Statement = tuple[int, Reading]  # where it begins, what it says
 
 _SPLIT = re.compile(
     r"\b(that|because|so|therefore|thus|hence|but|while|whereas|though|although|and|or|since|only)\b|[,;:—]",
@@ -68,130 +58,100 @@ _HEADING_LABEL = re.compile(
 )
 _HEADING_END = re.compile(r"[*_]{0,3}\s*(?:$|[:(–—-])[*_]{0,3}")
 _CLAUSE_END = re.compile(r";|\.\W")
-_NOTHING = Reading(NOTHING)
-# Nobody announces an answer this often; it also bounds the time.
-_MOST_CUES = 100
 _MOST_SENTENCES = 300
 _LONGEST_LINE = 300
 _LONGEST_SENTENCE = 2000
+_LONGEST_BLOCK = 1000
 
 
-def find_statements(answer: Answer, options: OptionSet, multi: bool) -> list[Statement]:
-    """All commitments outside tags, boxes and JSON, in no particular order."""
-    rest = _without_echo(answer.rest, options)
-    if not rest.strip():
-        return []
-    plain = rest if multi else _without_headings(rest, options)
-    found = _find(plain, answer, options, multi)
-    if plain is rest or answer.closed or any(statement.reading.kind in (CHOSEN, CONFLICT) for statement in found):
-        return found
-    return _find(rest, answer, options, multi)
+def prepared(answer: Answer, phrases: Phrases) -> Answer:
+    """The answer without copies of the option list, and with cues that reach as far as their option's text does."""
+    rest = _without_echo(answer.rest, phrases.options)
+    plain = rest if phrases.multi else _without_headings(rest, phrases.options)
+    candidates, lower = (tuple(_cues(plain, found, phrases)) for found in (answer.candidates, answer.lower))
+    if (plain, candidates, lower) == (answer.rest, answer.candidates, answer.lower):
+        return answer
+    return replace(answer, rest=plain, candidates=candidates, lower=lower)
 
 
-def _find(rest: str, answer: Answer, options: OptionSet, multi: bool) -> list[Statement]:
-    spans = sentence_spans(rest)
-    starts = [start for start, _ in spans]
-    mentioning = {bisect_right(starts, place) - 1 for place in options.mentions(rest)}
-    conditional = may_be_conditional(rest)
-    usable = [
-        not asks(rest[start:end]) and not (conditional and options.is_conditional(rest[start:end]))
-        for start, end in spans
-    ]
-    candidates = answer.candidates if answer.channel == "cue" else answer.lower
-    if len(candidates) > _MOST_CUES:
-        return [FLOOD]
-
-    blocks: list[tuple[int, int]] = []
-    found = list(_after_cues(rest, candidates, starts, usable, options, multi, blocks))
-    taken = {bisect_right(starts, place) - 1 for candidate in candidates for place in (candidate.lead, candidate.start)}
-
-    seen: set[str] = set()
-    for index, (start, end) in enumerate(spans):
-        sentence = rest[start:end]
-        if not usable[index] or sentence in seen or len(sentence) > _LONGEST_SENTENCE or index not in mentioning:
-            continue
-        seen.add(sentence)
-        if len(seen) > _MOST_SENTENCES:
-            return [FLOOD]
-        if index and sentence[:3] == "Or ":
-            sentence = f"or {sentence[3:]}"  # the second line of "B\nOr C" takes part of the first back
-        before = len(found)
-        found += (Statement(reading, "cue", start) for reading in _in_sentence(sentence, options, multi))
-        if len(found) > before:
-            taken.add(index)
-
-    bare = list(_bare_lines(_blanked(rest, blocks), options, multi))
-    if spans and not multi:
-        start, end = spans[-1]
-        if LETTER_ALONE.fullmatch(rest[start:end]) and rest[start:end].isupper():
-            bare.append(Statement(read_phrase(rest[start:end], options), "bare", start))
-    found += bare
-    taken |= {bisect_right(starts, statement.start) - 1 for statement in bare}
-    left = [index for index in range(len(spans)) if index not in taken]
-    if len(left) == 1 and left[0] in mentioning and usable[left[0]] and not multi:
-        start, end = spans[left[0]]
-        predicate = _only_sentence(rest[start:end], options)
-        if predicate is not None:
-            found.append(Statement(predicate, "text", start))
-    return found
-
-
-def _after_cues(
-    rest: str,
-    candidates: Iterable[Candidate],
-    starts: Sequence[int],
-    usable: Sequence[bool],
-    options: OptionSet,
-    multi: bool,
-    blocks: list[tuple[int, int]],
-) -> Iterator[Statement]:
-    """Statements of the cue candidates. `starts`, `usable`: where sentences begin, and whether each asserts something.
-
-    `blocks` collects the places that a cue and the lines below it fill.
-    """
-    read: dict[str, Reading] = {}
-    before = 0
+def _cues(rest: str, candidates: Iterable[Candidate], phrases: Phrases) -> Iterator[Candidate]:
     for candidate in candidates:
-        if candidate.channel == "cue" and rest[candidate.start : candidate.start + 1] == _BLANK:
+        if candidate.channel != "cue":
+            yield candidate
+        elif rest[candidate.start : candidate.start + 1] == _BLANK or denied_later(candidate.text):
             continue  # "Let me look at each option:" before the first of them
-        if candidate.channel == "cue" and denied_later(candidate.text):
-            before = max(before, candidate.end)
-            continue
-        # "A The answer is B": a choice stands before the cue on its line.
-        line_start = max(before, rest.rfind("\n", before, candidate.lead) + 1)
-        before = max(before, candidate.end)
-        ahead = rest[line_start : candidate.lead].strip(" ,;")
-        if ahead and len(ahead) < _LONGEST_LINE and _may_choose(ahead, options):
-            choice = read_phrase(ahead, options, multi)
-            if (choice.kind == CHOSEN and choice.exact) or (choice.kind == CONFLICT and choice.letters):
-                yield Statement(choice, "bare", line_start)
-        # The cue may stand in a sentence of its own: a heading, or "What is the answer?".
-        index = bisect_right(starts, candidate.start) - 1
-        if candidate.channel != "cue" or (index >= 0 and not usable[index]):
-            continue
-        if words().wrong_lead.search(rest[max(0, candidate.lead - 40) : candidate.lead]):
-            continue
-        lead = rest[max(starts[index], candidate.lead - _LONGEST_LINE) : candidate.lead] if index >= 0 else ""
-        if is_disowned(lead) or says_another(lead):
-            continue
-        text = candidate.text
-        if multi:
-            text, end = _with_following_lines(rest, candidate)
-            blocks.append((candidate.start, end))
+        elif phrases.multi and "\n" in rest[candidate.lead : candidate.start]:
+            yield _with_following_lines(rest, candidate)
         else:
             # The sentence may seem to end inside an option's own words ("Inj. Calcium").
             newline = rest.find("\n", candidate.start)
             line = rest[candidate.start : newline if newline >= 0 else len(rest)][:MAX_PHRASE]
-            longer = text_head(line, options)
-            if longer is not None and longer[1] > len(text):
-                text = line[: longer[1]]
-        if text not in read:
-            read[text] = _NOTHING if options.is_conditional(text) else read_phrase(text, options, multi)
-        reading = read[text]
-        if reading.kind == EXCLUDED and reading.by_letter:
-            reading = Reading(CONFLICT, reason="an option is chosen and taken back")
-        if reading.kind in (CHOSEN, CONFLICT) or (reading.kind == EXCLUDED and reading.letters):
-            yield Statement(reading, "cue", candidate.start)
+            _, end = text_head(line, phrases.options) or ("", 0)
+            yield replace(candidate, text=line[:end]) if end > len(candidate.text) else candidate
+
+
+def statements(answer: Answer, phrases: Phrases) -> Iterator[Statement]:
+    """All commitments outside tags, boxes, JSON and cues, in no particular order."""
+    rest, options = answer.rest, phrases.options
+    spans = sentence_spans(rest)
+    starts = [start for start, _ in spans]
+
+    def at(place: int) -> int:
+        return bisect_right(starts, place) - 1
+
+    cues = [candidate for candidate in (*answer.candidates, *answer.lower) if candidate.channel == "cue"]
+    yield from _before_cues(rest, cues, phrases)
+    mentioning = sorted({at(place) for place in options.mentions(rest)} - {-1})
+    conditional = may_be_conditional(rest)
+    usable = [
+        index
+        for index in mentioning
+        if not asks(sentence := rest[slice(*spans[index])]) and not (conditional and options.is_conditional(sentence))
+    ]
+    taken = {at(place) for cue in cues for place in (cue.lead, cue.start)}
+    is_announced = answer.closed or any(phrases.read(cue.text).value for cue in cues)
+    seen: set[str] = set()
+    for index in usable:
+        start, end = spans[index]
+        sentence = rest[start:end]
+        if sentence in seen or len(sentence) > _LONGEST_SENTENCE:
+            continue
+        seen.add(sentence)
+        if len(seen) > _MOST_SENTENCES:
+            yield start, conflict("too many statements", firm=True)
+            return
+        if index and sentence[:3] == "Or ":
+            sentence = f"or {sentence[3:]}"  # the second line of "B\nOr C" takes part of the first back
+        for reading in _in_sentence(sentence, phrases):
+            taken.add(index)
+            is_announced = is_announced or bool(reading.value)
+            yield start, reading if reading.firm else replace(reading, firm=True)
+    blocks = [(cue.start, cue.end) for cue in cues] if phrases.multi else []
+    bare = list(_bare_lines(_blanked(rest, blocks), phrases))
+    if spans and not phrases.multi and LETTER_ALONE.fullmatch(last := rest[slice(*spans[-1])]) and last.isupper():
+        bare.append((spans[-1][0], phrases.read(last)))
+    yield from (
+        (start, reading if reading.firm or is_announced else replace(reading, firm=True)) for start, reading in bare
+    )
+    taken |= {at(start) for start, _ in bare}
+    left = [index for index in range(len(spans)) if index not in taken]
+    if len(left) == 1 and left[0] in usable and not phrases.multi:
+        predicate = _only_sentence(rest[slice(*spans[left[0]])], phrases)
+        if predicate is not None:
+            yield spans[left[0]][0], predicate
+
+
+def _before_cues(rest: str, cues: Sequence[Candidate], phrases: Phrases) -> Iterator[Statement]:
+    """A choice that stands before a cue on its line: "A The answer is B"."""
+    before = 0
+    for cue in cues:
+        start = max(before, rest.rfind("\n", before, cue.lead) + 1)
+        before = max(before, cue.end)
+        ahead = rest[start : cue.lead].strip(" ,;")
+        if ahead and len(ahead) < _LONGEST_LINE and _may_choose(ahead, phrases.options):
+            choice = phrases.read(ahead)
+            if choice.exact or (choice.status == "conflict" and choice.firm):
+                yield start, choice
 
 
 def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
@@ -205,66 +165,54 @@ def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
     return "".join([*parts, text[position:]])
 
 
-def _with_following_lines(rest: str, candidate: Candidate) -> tuple[str, int]:
-    """In multi mode a heading may be followed by one option a line: (text, end)."""
-    block: list[str] = []
-    end = candidate.start
-    for line in rest[candidate.start : candidate.start + 1000].split("\n")[:27]:
-        if not line.strip():
-            break
-        block.append(strip_markup(line))
-        end += len(line) + 1
-    if len(block) < 2 or any(len(line) > 80 for line in block):
-        return candidate.text, candidate.end
-    return "; ".join(line.rstrip(".,; ") for line in block), end
+def _with_following_lines(rest: str, candidate: Candidate) -> Candidate:
+    """In multi mode a heading may be followed by one option a line."""
+    block = rest[candidate.start : candidate.start + _LONGEST_BLOCK].split("\n\n", 1)[0]
+    text = "; ".join(strip_markup(line).rstrip(".,; ") for line in block.split("\n"))
+    return replace(candidate, text=text, end=candidate.start + len(block))
 
 
-def _in_sentence(sentence: str, options: OptionSet, multi: bool) -> Iterator[Reading]:
+def _in_sentence(sentence: str, phrases: Phrases) -> Iterator[Reading]:
     plain = strip_markup(unwrap_latex(sentence))
-    rival = _rival(plain, options)
+    rival = _rival(plain, phrases)
     if rival is not None:
         yield rival
     predicate = words().ascii_predicate if plain.isascii() else words().predicate
     for match in predicate.finditer(plain):
-        if _COUNTERFACTUAL.match(plain, match.start()):
-            continue
-        reading = _subject(plain[: match.start()], options, multi)
-        if reading is not None:
-            yield reading
+        if not _COUNTERFACTUAL.match(plain, match.start()):
+            yield from _subject(plain[: match.start()], phrases)
     for match in words().soft_cue.finditer(plain):
-        ahead = plain[max(0, match.start() - _LONGEST_LINE) : match.start()]
-        lead = ahead + "which" if match.group()[:5].lower() == "which" else ahead
-        if _NEGATED_CUE.search(ahead) or is_disowned(lead):
-            continue
-        phrase = plain[match.end() :]
-        if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
-            continue
-        reading = read_phrase(phrase, options, multi)
-        before = read_phrase(ahead, options, multi) if reading.kind == CHOSEN and len(ahead) < 60 else _NOTHING
-        if before.kind == CHOSEN and before.exact and before.letters != reading.letters:
-            yield before  # "B, no, C"
-        if match.group()[:2].lower() in ("or", "al") and reading.kind == CHOSEN:
-            yield Reading(CONFLICT, reading.letters, reason="an alternative is offered")
-            continue
-        if reading.kind in (NOTHING, CONFLICT) and (stop := _CLAUSE_END.search(phrase)) is not None:
-            first = read_phrase(phrase[: stop.start()], options, multi)
-            reading = first if first.kind == CHOSEN and first.exact else reading
-        if (
-            reading.letters
-            and (reading.kind == CONFLICT or reading.exact or reading.by_letter)
-            and reading.kind != EXCLUDED
-        ):
-            yield reading
+        yield from _after_soft_cue(plain, match, phrases)
     for match in words().text_cue.finditer(plain):
-        ahead = plain[max(0, match.start() - _LONGEST_LINE) : match.start()]
-        if (_OTHER_KIND.search(ahead) and not _SAME_KIND.search(ahead)) or is_disowned(ahead):
-            continue
-        phrase = plain[match.end() :]
-        if len(phrase) > _LONGEST_LINE or _LOWER_LETTER.fullmatch(phrase):
-            continue
-        reading = read_phrase(phrase, options, multi)
-        if reading.kind in (CHOSEN, CONFLICT):
-            yield reading
+        ahead, phrase = plain[max(0, match.start() - _LONGEST_LINE) : match.start()], plain[match.end() :]
+        is_other = _OTHER_KIND.search(ahead) and not _SAME_KIND.search(ahead)
+        if not is_other and not is_disowned(ahead) and _is_phrase(phrase):
+            reading = phrases.read(phrase)
+            if reading.value or reading.status == "conflict":
+                yield reading
+
+
+def _is_phrase(text: str) -> bool:
+    return len(text) <= _LONGEST_LINE and not _LOWER_LETTER.fullmatch(text)
+
+
+def _after_soft_cue(plain: str, cue: re.Match[str], phrases: Phrases) -> Iterator[Reading]:
+    ahead, phrase = plain[max(0, cue.start() - _LONGEST_LINE) : cue.start()], plain[cue.end() :]
+    lead = ahead + "which" if cue.group()[:5].lower() == "which" else ahead
+    if not _is_phrase(phrase) or _NEGATED_CUE.search(ahead) or is_disowned(lead):
+        return
+    reading = phrases.read(phrase)
+    before = phrases.read(ahead) if reading.value and len(ahead) < 60 else reading
+    if before.exact and before.value != reading.value:
+        yield before  # "B, no, C"
+    if cue.group()[:2].lower() in ("or", "al") and reading.value:
+        yield conflict("an alternative is offered", reading.parsed)
+        return
+    if not reading.value and not reading.denied and (stop := _CLAUSE_END.search(phrase)) is not None:
+        first = phrases.read(phrase[: stop.start()])
+        reading = first if first.exact else reading
+    if reading.exact or (reading.value and reading.by_letter) or (reading.status == "conflict" and reading.firm):
+        yield reading
 
 
 _COUNTERFACTUAL = re.compile(
@@ -273,68 +221,68 @@ _COUNTERFACTUAL = re.compile(
 )
 
 
-def _rival(sentence: str, options: OptionSet) -> Reading | None:
+def _rival(sentence: str, phrases: Phrases) -> Reading | None:
     """A sentence that goes on with "or B": it takes part of the answer back."""
     join = words().join_word.match(sentence)
     if join is None or join.end() == 0:
         return None
-    reading = read_phrase(sentence[join.end() :], options)
-    return reading if reading.kind == CHOSEN and reading.exact else None
+    reading = phrases.read(sentence[join.end() :])
+    return reading if reading.exact else None
 
 
-def _subject(text: str, options: OptionSet, multi: bool) -> Reading | None:
+def _subject(text: str, phrases: Phrases) -> Iterator[Reading]:
     """What stands before "is correct": the whole subject, or its last clause."""
     text = text[-_LONGEST_LINE:]
-    whole = read_phrase(text, options, multi)
-    if whole.kind == CONFLICT or (whole.kind == CHOSEN and whole.exact):
-        return whole
-    if whole.kind == EXCLUDED and words().negator.match(text):
-        return None
+    whole = phrases.read(text)
     splits = list(_SPLIT.finditer(text))
-    if not splits:
-        return None
+    if whole.status == "conflict" or whole.exact:
+        yield whole
+    elif splits and not _is_denied_clause(text, splits) and not (not whole.value and words().negator.match(text)):
+        tail = phrases.read(text[splits[-1].end() :])
+        if tail.status == "conflict" or tail.exact:
+            yield tail
+
+
+def _is_denied_clause(text: str, splits: Sequence[re.Match[str]]) -> bool:
+    """Whether the last clause is what another denies: "it is not true that B"."""
     last = splits[-1]
-    if last.group(1) and last.group(1).lower() == "that":
-        begin = splits[-2].end() if len(splits) > 1 else 0
-        if _NEGATED.search(text, begin, last.start()) or is_disowned(text[begin : last.start()]):
-            return None
-    tail = read_phrase(text[last.end() :], options, multi)
-    return tail if tail.kind == CONFLICT or (tail.kind == CHOSEN and tail.exact) else None
+    if (last.group(1) or "").lower() != "that":
+        return False
+    begin = splits[-2].end() if len(splits) > 1 else 0
+    return _NEGATED.search(text, begin, last.start()) is not None or is_disowned(text[begin : last.start()])
 
 
-def _bare_lines(rest: str, options: OptionSet, multi: bool) -> Iterator[Statement]:
+def _bare_lines(rest: str, phrases: Phrases) -> Iterator[Statement]:
     """Lines that are an answer and nothing else; the first and last line may add a reason."""
     offset = 0
     places: list[tuple[int, str]] = []
     for line in rest.split("\n"):
         if line.strip() and not _FENCE.match(line):
-            places.append((offset, line))
+            places.append((offset, strip_markup(line[: _LONGEST_LINE * 4])))
         offset += len(line) + 1
     edges = {0, len(places) - 1}
-    seen: set[str] = set()
     loose: list[Statement] = []
     exact: list[Statement] = []
-    for index, (start, line) in enumerate(places):
-        plain = strip_markup(line[: _LONGEST_LINE * 4])
+    is_short = len(places) == 1 and len(places[0][1]) < 8
+    seen: set[str] = set()
+    for index, (start, plain) in enumerate(places):
         if plain in seen or (index not in edges and len(plain) > _LONGEST_LINE):
             continue
         seen.add(plain)
-        if not (len(places) == 1 and len(plain) < 8) and not _may_choose(plain, options):
+        if not is_short and not _may_choose(plain, phrases.options):
             continue
-        reading = read_phrase(plain, options, multi)
+        reading = phrases.read(plain)
+        is_edge = index in edges and (reading.value or reading.status == "conflict")
         if reading.exact and (reading.by_letter or index in edges):
-            exact.append(Statement(reading, "bare", start))
-        elif reading.kind == EXCLUDED and reading.letters:
-            loose.append(Statement(reading, "bare", start))  # "B\nNot B"
-        elif reading.kind in (CHOSEN, CONFLICT) and index in edges and not options.is_conditional(plain):
-            loose.append(Statement(reading, "bare", start))
-    if multi and len(exact) == len(places) and len(exact) > 1:
-        letters = frozenset[str]().union(*(statement.reading.letters for statement in exact))
-        yield Statement(Reading(CHOSEN, letters, exact=True, by_letter=True), "bare", 0)
+            exact.append((start, reading))
+        elif reading.denied or (is_edge and not phrases.options.is_conditional(plain)):
+            loose.append((start, reading))  # "B\nNot B"
+    if phrases.multi and len(exact) == len(places) and len(exact) > 1:
+        yield 0, chosen(frozenset[str]().union(*(reading.value for _, reading in exact)), exact=True, by_letter=True)
         return
     yield from exact
     # "A. Unlikely ...", "B. Fits ...": a walk through the options is no answer.
-    if loose and not _walks_through(places, options):
+    if loose and not _walks_through(places, phrases.options):
         yield from loose
 
 
@@ -349,35 +297,26 @@ def _may_choose(line: str, options: OptionSet) -> bool:
     )
 
 
-def _walks_through(places: list[tuple[int, str]], options: OptionSet) -> bool:
+def _walks_through(places: Sequence[tuple[int, str]], options: OptionSet) -> bool:
     letters: set[str] = set()
     for _, line in places[:200]:
-        plain = strip_markup(line[:_LONGEST_LINE])
-        lead = words().lead.match(plain)
-        letters.add(named_first(plain[lead.end() :] if lead is not None else plain, options))
+        lead = words().lead.match(line)
+        letters.add(named_first(line[lead.end() :] if lead is not None else line, options))
     return len(letters - {""}) > 1
 
 
-def _only_sentence(sentence: str, options: OptionSet) -> Reading | None:
+def _only_sentence(sentence: str, phrases: Phrases) -> Reading | None:
     """ "The image shows pneumonia." as the only sentence: its predicate is exactly one option's text, undenied."""
-    plain = strip_markup(unwrap_latex(sentence))
-    if len(plain) > _LONGEST_LINE:
-        return None
-    plain = _not_another(plain, options)
-    if _NEGATED.search(plain):
-        return None
-    if words().text_cue.search(plain):
+    plain = _not_another(strip_markup(unwrap_latex(sentence)), phrases.options)
+    if len(plain) > _LONGEST_LINE or _NEGATED.search(plain) or words().text_cue.search(plain):
         return None  # "the previous diagnosis was ...": what may follow it was judged as a cue
     copulas = list(_COPULA.finditer(plain))
     if not copulas or is_disowned(plain[: copulas[-1].start()]):
         return None
-    reading = read_phrase(plain[copulas[-1].end() :], options)
-    if reading.kind != CHOSEN or not reading.exact or reading.by_letter:
-        return None
+    reading = phrases.read(plain[copulas[-1].end() :])
     subject = f" {text_key(plain[: copulas[-1].start()])} "
-    if any(f" {key} " in subject for key in options.keys if len(key) > 1):
-        return None
-    return reading
+    names_another = any(f" {key} " in subject for key in phrases.options.keys if len(key) > 1)
+    return reading if reading.exact and not reading.by_letter and not names_another else None
 
 
 def _not_another(plain: str, options: OptionSet) -> str:
@@ -454,18 +393,3 @@ def _heading(line: str, options: OptionSet) -> tuple[str, int] | None:
     if letter not in options.letters or (own is not None and own[0] != letter):
         return None
     return letter, label.end() + (own[1] if own is not None else 0)
-
-
-def denied_letters(statements: Iterable[Statement]) -> frozenset[str]:
-    """The letters that a cue denies ("the answer is not B")."""
-    return frozenset().union(*(s.reading.letters for s in statements if s.reading.kind == EXCLUDED))
-
-
-def open_ended(statements: Iterable[Statement]) -> set[frozenset[str]]:
-    """The letter sets that statements offer with an alternative left open ("A or")."""
-    return {s.reading.letters for s in statements if s.reading.kind == CONFLICT and s.reading.letters}
-
-
-def agree(statements: Iterable[Statement]) -> set[frozenset[str]]:
-    """The different letter sets that statements commit to."""
-    return {statement.reading.letters for statement in statements if statement.reading.kind == CHOSEN}

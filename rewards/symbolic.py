@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import atexit
 import math
+import operator
 import re
 import threading
 import zlib
-from collections.abc import Callable, Set
-from typing import Any
+from collections.abc import Callable, Mapping, Set
+from typing import Any, NamedTuple
 
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.executor import Executor
@@ -171,7 +172,7 @@ class _Reader:
             return tree
         if word in ("(", "{", "["):
             return self._closed(word, depth)
-        raise ValueError(f"unexpected {word!r}" if word else "the expression breaks off")
+        raise ValueError(f"unexpected {word!r}, or the expression breaks off")
 
     def _group(self, depth: int) -> Tree:
         """The argument of a function: in brackets, or one factor as in "ln 2" or "sin x"."""
@@ -194,30 +195,42 @@ def variables(tree: Tree) -> set[str]:
 
 def value(tree: Tree, point: dict[str, float]) -> float | None:
     """The tree's value where its variables have the values of `point`, or None where it has none (1/0, ln of -1)."""
+    algebra = _Algebra(float, point, _CONSTANTS, _FUNCTIONS, math.pow)
     try:
-        result = _value(tree, point)
+        result = _evaluate(tree, algebra)
     except (ArithmeticError, ValueError):
         return None
-    return result if isinstance(result, float) and math.isfinite(result) else None
+    return result if math.isfinite(result) else None
 
 
-def _value(tree: Tree, point: dict[str, float]) -> float:
-    kind = tree[0]
-    if kind == "number":
-        return float(tree[1])
-    if kind == "variable":
-        return point[tree[1]]
-    if kind == "constant":
-        return _CONSTANTS[tree[1]]
+class _Algebra(NamedTuple):
+    """What the leaves and functions of a tree are: floats, or terms of sympy."""
+
+    number: Callable[[str], Any]
+    variables: Mapping[str, Any]
+    constants: Mapping[str, Any]
+    functions: Mapping[str, Callable[[Any], Any]]
+    power: Callable[[Any, Any], Any]
+
+
+def _evaluate(tree: Tree, algebra: _Algebra) -> Any:
+    kind, first, *rest = tree
+    leaves = {"number": algebra.number, "variable": algebra.variables.get, "constant": algebra.constants.get}
+    if kind in leaves:
+        return leaves[kind](first)
     if kind == "call":
-        return _FUNCTIONS[tree[1]](_value(tree[2], point))
-    left = _value(tree[1], point)
-    if kind == "neg":
-        return -left
-    right = _value(tree[2], point)
-    if kind == "^":
-        return math.pow(left, right)
-    return {"+": left + right, "-": left - right, "*": left * right}[kind] if kind != "/" else left / right
+        return algebra.functions[first](_evaluate(rest[0], algebra))
+    parts = [_evaluate(part, algebra) for part in (first, *rest)]
+    return {**_OPERATORS, "^": algebra.power}[kind](*parts)
+
+
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "neg": operator.neg,
+}
 
 
 def equivalence(answer: str, gold: str) -> RewardResult:
@@ -279,7 +292,8 @@ class SymbolicIdentity(Reward):
         tree = parse(sample.completion, variables(target))
         names = sorted(variables(tree) | variables(target))
         symbols = {name: sympy.Symbol(f"x{index}", positive=True) for index, name in enumerate(names)}
-        left, right = _expression(tree, symbols), _expression(target, symbols)
+        algebra = _Algebra(sympy.Rational, symbols, {"pi": sympy.pi, "e": sympy.E}, _sympy_functions(), operator.pow)
+        left, right = _evaluate(tree, algebra), _evaluate(target, algebra)
         difference = left - right
         # Fifty digits at rational points: what float agreement could have been by accident is told apart here.
         for number in range(3):
@@ -290,38 +304,10 @@ class SymbolicIdentity(Reward):
         return RewardResult(1.0, parsed=sample.completion)
 
 
-def _expression(tree: Tree, symbols: dict[str, Any]) -> Any:
+def _sympy_functions() -> dict[str, Callable[[Any], Any]]:
     import sympy
 
-    kind = tree[0]
-    if kind == "number":
-        return sympy.Rational(tree[1])
-    if kind == "variable":
-        return symbols[tree[1]]
-    if kind == "constant":
-        return {"pi": sympy.pi, "e": sympy.E}[tree[1]]
-    parts = [_expression(part, symbols) for part in tree[1:] if isinstance(part, tuple)]
-    if kind == "call":
-        return _SYMPY[tree[1]](sympy, parts[0])
-    if kind == "neg":
-        return -parts[0]
-    left, right = parts
-    if kind == "^":
-        return sympy.Pow(left, right)
-    return {"+": left + right, "-": left - right, "*": left * right}[kind] if kind != "/" else left / right
-
-
-_SYMPY: dict[str, Callable[[Any, Any], Any]] = {
-    "sqrt": lambda sympy, x: sympy.sqrt(x),
-    "exp": lambda sympy, x: sympy.exp(x),
-    "ln": lambda sympy, x: sympy.log(x),
-    "log": lambda sympy, x: sympy.log(x, 10),
-    "log10": lambda sympy, x: sympy.log(x, 10),
-    "log2": lambda sympy, x: sympy.log(x, 2),
-    "sin": lambda sympy, x: sympy.sin(x),
-    "cos": lambda sympy, x: sympy.cos(x),
-    "tan": lambda sympy, x: sympy.tan(x),
-    "arcsin": lambda sympy, x: sympy.asin(x),
-    "arccos": lambda sympy, x: sympy.acos(x),
-    "arctan": lambda sympy, x: sympy.atan(x),
-}
+    named = {name: getattr(sympy, name) for name in ("sqrt", "exp", "sin", "cos", "tan")}
+    inverse = {f"arc{name}": getattr(sympy, f"a{name}") for name in ("sin", "cos", "tan")}
+    logs = {name: lambda x, base=base: sympy.log(x, base) for name, base in (("log", 10), ("log10", 10), ("log2", 2))}
+    return {**named, **inverse, **logs, "ln": sympy.log}

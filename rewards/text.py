@@ -39,7 +39,7 @@ _NEXT = re.compile(r"\s*(\S)")
 # After a label: another label that begins a sentence of its own ("B. Option C describes ...", "B. A (fracture) ...").
 _NEXT_SUBJECT = re.compile(
     r"\s+(?:(?:Option|Choice|Answer)s? \(?[A-Z]\b|[A-Z] \(|[B-HJ-Z] (?!and\b|or\b)[a-z]"
-    r"|[AI] (?:is|was|would|will|can|could|does|did|has|should|may|might|cannot)\b|Let me know\b)"
+    r"|[AI] (?:is|was|would|will|can|could|does|did|has|should|may|might|cannot)\b|Let me know\b|(?:Actually|Wait|Hmm+)\b)"
 )
 ARTICLE = re.compile(r"(?:a|(?i:an|the)|A(?! [A-Z][a-z])) +")
 

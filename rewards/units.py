@@ -255,7 +255,7 @@ def _tables() -> tuple[dict[str, Unit], dict[str, Unit], dict[str, tuple[int, ..
                 if name and (not prefix or (name.isascii() and " " not in name)):
                     words.setdefault(mark_word + name.lower(), scaled)
                     if name.isascii():
-                        words.setdefault(mark_word + _plural(name.lower()), scaled)
+                        words.setdefault(f"{mark_word}{name.lower()}s", scaled)
     for percent, per_decilitre in (("mg%", "mg"), ("g%", "g")):
         mass = exact[per_decilitre]
         exact[percent] = Unit(mass.factor / 1e-4, (("length", -3), ("mass", 1)))
@@ -276,12 +276,3 @@ def _fold(exact: dict[str, Unit]) -> dict[str, Unit]:
     for symbol, unit in exact.items():
         seen.setdefault(symbol.lower(), set()).add(unit)
     return {symbol: units.pop() for symbol, units in seen.items() if len(units) == 1 and len(symbol) > 1}
-
-
-def _plural(word: str) -> str:
-    head, space, tail = word.partition(" ")
-    if head in ("foot", "feet", "inch", "inches"):
-        return word
-    if space and tail.startswith(("of", "per", "mercury")):
-        return f"{head}s {tail}"
-    return word if word.endswith("s") else f"{word}s"

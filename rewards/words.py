@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import resources
 
-from rewards.text import normalise
+from rewards.text import normalise, strip_markup, strip_quotes, unwrap_latex
 
 
 def _literal(pattern: str) -> str:
@@ -67,9 +68,74 @@ class Words:
         self.text_cue = re.compile(rf"{alternatives('text_cues')}[\s:*]+", flags)
         self.ascii_predicate = re.compile("|".join(table["predicates"]), flags)
         self.predicate = re.compile("|".join(table["predicates"] + table["predicate_marks"]), flags)
+        self.open_end = re.compile(rf"{alternatives('open_ends', 'open_end_marks')}\W{{0,6}}$")
+        self.second_thought = re.compile(rf"\W{{0,4}}{alternatives('second_thoughts')}", flags)
+        self.hedge = re.compile(
+            rf"{alternatives('besides', 'beside_marks')}(?:\s+{alternatives('beside_fillers')}){{0,4}}\s*(?=\S)", flags
+        )
+        self.also_true = re.compile(rf"\s*{alternatives('also_true', 'also_true_marks')}", flags)
+        self.hedged_end = re.compile(rf"[\s,(–—-]*{alternatives('hedged_ends')}[\s).!]*", flags)
+        self.denied_later = re.compile(rf"[^,;.、，。]{{0,40}}?(?:{'|'.join(table['denied_later'])})")
+        self.denied_start = re.compile("|".join(table["denied_starts"]))
+        self.reason_behind = re.compile(rf"\s+{alternatives('reasons_behind')}", flags)
+        self.of_sentence = re.compile(alternatives("of_sentence"), flags)
         self.bad_verdict = re.compile(rf"[\s,:;.()—–-]*{alternatives('bad_verdicts')}", flags)
 
 
 @cache
 def words() -> Words:
     return Words()
+
+
+_HTML = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|sub|sup|center|code|div|h[1-6])\s?/?>")
+_MOST_LEADS = 6
+
+
+def may_be_conditional(text: str) -> bool:
+    """A cheap test before `Words.conditional`."""
+    lowered = text.lower()
+    for hint in words().conditional_ascii_hints if text.isascii() else words().conditional_hints:
+        if hint in lowered:
+            return True
+    return False
+
+
+def clean_phrase(phrase: str) -> str:
+    """One line without LaTeX, markdown and enclosing quotes; line breaks become sentence breaks."""
+    text = unwrap_latex(phrase)
+    if "<" in text:
+        text = _HTML.sub("", text)
+    if "\n" in text:
+        parts = (strip_markup(part).rstrip(".,; ") for part in text.split("\n"))
+        text = ". ".join(part for part in parts if part.strip(".-_= "))
+    return " ".join(strip_quotes(strip_markup(text)).split())
+
+
+def without_leads(text: str, named: Callable[[str], int]) -> Iterator[str]:
+    """`text`, then `text` with one leading word or phrase less at a time ("the answer is probably option").
+
+    named: where the answer ends that a text begins with. Such words announce nothing, but before a word for an answer
+    ("the right answer is ...").
+    """
+    yield text
+    for _ in range(_MOST_LEADS):
+        lead = words().lead.match(text)
+        if lead is None or lead.end() == 0:
+            return
+        end = named(text)
+        if end >= len(lead.group().rstrip(" :,")) > 0 and words().option_word.match(text, end) is None:
+            return
+        text = text[lead.end() :]
+        yield text
+
+
+def _describing(text: str) -> int:
+    """Where a describing word of a free answer ends ("right lung")."""
+    described = words().describing.match(text)
+    return described.end() if described is not None else 0
+
+
+def strip_leads(text: str) -> str:
+    """`text` without words that only announce an answer ("the answer is probably ...")."""
+    *_, last = without_leads(text, _describing)
+    return strip_quotes(last)

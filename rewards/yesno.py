@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from rewards.answer import Answer
-from rewards.base import Reward, RewardInput, RewardResult
+from rewards.base import RewardInput, RewardResult
 from rewards.claims import (
     NOTHING,
-    PROSE,
     Claim,
     Reader,
     Said,
     asks,
-    checked_read,
     core,
-    heard,
+    fold,
     is_conditional,
     is_disowned,
     says_another,
@@ -25,11 +24,11 @@ from rewards.claims import (
     settle,
     stances,
 )
-from rewards.phrases import clean_phrase, strip_leads
 from rewards.questions import Question, question_of
+from rewards.short import ShortAnswer
 from rewards.text import key_of_normalised, sentence_spans, strip_markup, text_key
 from rewards.wording import as_said, word_table
-from rewards.words import words
+from rewards.words import clean_phrase, strip_leads, words
 
 _LONGEST_PHRASE = 200
 _LONGEST_PROSE = 4000  # characters in which sentences are read against the question
@@ -69,8 +68,6 @@ def read_yes_no(text: str) -> str:
     single, phrases = _yes_no_words()
     if len(text) <= _LONGEST_PHRASE:
         phrase = _LABEL.sub("", clean_phrase(text))
-        if phrase.endswith("?"):
-            return ""
         for plain in (str, strip_leads, core):
             if (said := phrases.get(key_of_normalised(plain(phrase)))) is not None:
                 return said
@@ -132,7 +129,7 @@ def _prose(answer: Answer) -> tuple[list[Claim], ...]:
     return (sentence_claims(answer.rest.strip()),)
 
 
-class YesNo(Reward):
+class YesNo(ShortAnswer):
     """1 when the completion answers yes or no as the gold does, else 0.
 
     The answer is the word, or a sentence that restates the question of the prompt ("The heart is enlarged."); where the
@@ -144,36 +141,31 @@ class YesNo(Reward):
 
     name = "yesno"
 
-    def __init__(self, read: str = PROSE) -> None:
-        self.read = checked_read(read)
-
-    def check_gold(self, sample: RewardInput) -> str | None:
-        if yes_no_gold(sample.gold):
-            return None
-        return f"gold {sample.gold!r} is neither yes nor no; for more answers give options and use OptionLetter"
-
-    def score(self, sample: RewardInput) -> RewardResult:
+    def label(self, sample: RewardInput) -> str:
         gold = yes_no_gold(sample.gold)
         if not gold:
-            return RewardResult(None, "gold_invalid", reason=self.check_gold(sample) or "")
-        answer = heard(sample, self.read)
-        if answer.status != "ok":
-            return RewardResult(0.0, answer.status, reason=answer.reason)
+            raise ValueError(
+                f"gold {sample.gold!r} is neither yes nor no; for more answers give options and use OptionLetter"
+            )
+        return gold
+
+    def said(self, answer: Answer, sample: RewardInput, label: str) -> Said:
         question = question_of(sample.prompt)
-        said = settle(
-            answer,
-            Reader(
-                lambda text: _read(text, question),
-                bare=_prose,
-                beside=lambda answer: () if answer.channel == "bare" else _prose(answer),
-                decides_beside=True,
-            ),
-        )
-        if said.status != "ok":
-            unknown = "" if question.asked or said.status != "unparsed" else "; the prompt holds no yes or no question"
-            return RewardResult(0.0, said.status, reason=said.reason + unknown)
-        right = said.value == gold
-        return RewardResult(float(right), parsed=said.value, reason="" if right else f"{said.value} is not {gold}")
+
+        def read(text: str) -> Said:
+            return _read(text, question)
+
+        def beside(answer: Answer) -> list[Said]:
+            return [] if answer.channel == "bare" else [fold(place, read) for place in _prose(answer)]
+
+        said = settle(answer, Reader(read, bare=_prose, beside=beside, decides_beside=True))
+        if said.status == "unparsed" and not question.asked:
+            return replace(said, reason=f"{said.reason}; the prompt holds no yes or no question")
+        return said
+
+    def judged(self, said: Said, label: str) -> RewardResult:
+        right = said.value == label
+        return RewardResult(float(right), parsed=said.value, reason="" if right else f"{said.value} is not {label}")
 
 
 def yes_no_gold(gold: Any) -> str:

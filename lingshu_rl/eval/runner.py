@@ -55,6 +55,7 @@ from lingshu_rl.types import Prompt
 from rewards.base import RewardInput, RewardResult
 from rewards.compose import DEFAULT_SPEC
 from rewards.executor import Executor
+from rewards.labels import label_scores
 
 Grade = Callable[[Sequence[RewardInput]], Awaitable[list[RewardResult]]]
 
@@ -214,9 +215,17 @@ def benchmark_scores(benchmark: Benchmark, loaded: Loaded, rows: Mapping[str, Se
     }
     if judged is not None:
         out["judge"] = judged
+    if labels := _labels(rows[MAIN]):
+        out["labels"] = labels
     if benchmark.metric == "report":
         out["report"] = {c: _report(rows[c], metrics) for c in rows if c in (MAIN, "normal_report")}
     return out
+
+
+def _labels(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Scores of each label over the rows whose kind is judged as a set of labels; unread answers miss all of theirs."""
+    kinds = {r["kind"] for r in rows if any(name.endswith("label_f1") for name in r["components"])}
+    return label_scores((r["gold"], r["parsed"] or ()) for r in rows if r["kind"] in kinds and r["value"] is not None)
 
 
 def _report(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any]:

@@ -64,6 +64,16 @@ def report_table(summary: Mapping[str, Any]) -> Cells:
     return [["reports", *keys], *lines] if lines else []
 
 
+def label_table(summary: Mapping[str, Any]) -> Cells:
+    """Precision, recall and F1 of each label of the benchmarks whose answers are sets of labels; empty without any."""
+    lines = [
+        [name, label, str(found["n"]), *(f"{found[key]:.3f}" for key in ("precision", "recall", "f1"))]
+        for name, scores in summary["benchmarks"].items()
+        for label, found in scores.get("labels", {}).items()
+    ]
+    return [["benchmark", "label", "n", "precision", "recall", "F1"], *lines] if lines else []
+
+
 def group_table(summary: Mapping[str, Any]) -> Cells:
     """Scores of the sub-groups (modality, organ, question type ...), one line each; empty without any.
 
@@ -122,7 +132,11 @@ def html_page(title: str, tables: Sequence[Cells], legend: str) -> str:
 
 
 def write_tables(folder: Path, summary: Mapping[str, Any]) -> None:
-    tables = [cells for cells in (score_table(summary), report_table(summary), group_table(summary)) if cells]
+    tables = [
+        cells
+        for cells in (score_table(summary), report_table(summary), label_table(summary), group_table(summary))
+        if cells
+    ]
     write_text(folder / "table.md", "\n".join(map(markdown, tables)) + f"\n{LEGEND}\n")
     write_text(folder / "table.html", html_page(f"Evaluation of {summary['model']}", tables, LEGEND))
     write_text(folder / "table.tex", "\n".join(latex(t) for t in tables))
