@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN = .venv/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-fast test-endurance lint format bench
+.PHONY: demo test test-fast test-endurance lint format bench lock sbom audit
 
 demo: .venv/.installed
 	$(BIN)/accelerate launch --num_processes 1 recipes/grpo_medvqa.py
@@ -28,6 +28,22 @@ lint: .venv/.installed
 format: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What was tested, to the file (docs: SECURITY.md). LOCK_ARGS can name where PyTorch's CPU wheels lie.
+LOCK_ARGS ?=
+LOCK = uv pip compile pyproject.toml --extra eval --extra dicom --extra quant --extra ray --python-version 3.11 \
+	--python-platform x86_64-unknown-linux-gnu --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	--no-emit-find-links --quiet $(LOCK_ARGS)
+
+lock:
+	$(LOCK) --extra cpu --output-file locks/cpu.txt
+	$(LOCK) --extra cuda --output-file locks/cuda.txt
+
+sbom:
+	cyclonedx-py requirements locks/cuda.txt --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.json
+
+audit:
+	pip-audit --requirement locks/cuda.txt --disable-pip
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/rewards.py --out benchmarks/baselines/rewards.json

@@ -18,6 +18,12 @@ EPILOG = "settings are given as key=value, for example train.lr=5e-7; --dry-run 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parsed(argv)
+    return arguments.run(arguments)
+
+
+def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The words of a command; wrong ones end the process, as argparse does."""
     from lingshu_rl.synth.run import add_steps, run_step
 
     parser = argparse.ArgumentParser(prog="lingshu-rl", description="Reinforcement learning with verifiable rewards for medical vision-language models.")  # fmt: skip
@@ -97,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.settings += rest
-    return arguments.run(arguments)
+    return arguments
 
 
 def add_leaks_parser(commands) -> None:  # type: ignore[no-untyped-def]
@@ -109,17 +115,25 @@ def add_leaks_parser(commands) -> None:  # type: ignore[no-untyped-def]
 
 def train_main(argv: Sequence[str]) -> int:
     """The recipe's entry: `--config FILE`, `--dry-run`, and key=value settings."""
+    return _train(train_words(argv))
+
+
+def train_words(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="grpo_medvqa.py", epilog=EPILOG)
     _train_arguments(parser)
-    return _train(parser.parse_args(argv))
+    return parser.parse_args(argv)
 
 
 def sft_main(argv: Sequence[str]) -> int:
     """The recipe's entry: like `lingshu-rl sft`, with the file as --config."""
+    return _sft(sft_words(argv))
+
+
+def sft_words(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="sft_medical.py", epilog=EPILOG)
     parser.add_argument("--config", required=True, help="YAML file with the stages")
     _sft_arguments(parser)
-    return _sft(parser.parse_args(argv))
+    return parser.parse_args(argv)
 
 
 def _sft_arguments(parser: argparse.ArgumentParser) -> None:
@@ -335,9 +349,10 @@ def _rewards(arguments: argparse.Namespace) -> int:
         from rewards.report.coverage import main as coverage
 
         return coverage(arguments.arguments[1:])
+    from lingshu_rl.look import records_of
     from rewards.preflight import main as check
 
-    return check(arguments.arguments)
+    return check(arguments.arguments, records_of)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

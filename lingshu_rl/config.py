@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,6 +54,7 @@ class DataConfig:
     )
     max_pixels: int = MAX_PIXELS  # a larger image is reduced to so many, for everyone who sees it
     min_pixels: int = MIN_PIXELS  # a smaller one is enlarged
+    side_multiple: int = 1  # sides are brought to a multiple of it: 28 for Qwen2.5-VL, whose boxes are in such pixels
     too_long: str = (
         "refuse"  # prompts over the engine's context: refuse (the run does not start) | drop: leave them out
     )
@@ -60,7 +63,7 @@ class DataConfig:
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.max_pixels, self.min_pixels)
+        return Budget(self.max_pixels, self.min_pixels, self.side_multiple)
 
 
 @dataclass
@@ -288,7 +291,7 @@ def _check_sources(given: Mapping[str, Any]) -> None:
         source = _under(given, key)
         if source is not None and not is_demo(source) and _under(given, other) is None:
             raise ConfigError(
-                f"{key}={', '.join(paths_in(source))} needs a {other} of yours beside it (the default is the demo's): questions of the same kind, "
+                f"{key}={', '.join(paths_in(source))[:200]} needs a {other} of yours beside it (the default is the demo's): questions of the same kind, "
                 "with other images and patients. docs/curation.md splits one set into both"
             )
 
@@ -392,9 +395,15 @@ def _merge(config: DictConfig, change: DictConfig, where: str) -> DictConfig:
     return merged
 
 
+OTHER_WORDS = dict.fromkeys(
+    ("val", "valid", "validation", "dev", "eval", "holdout"), "test"
+)  # for what is asked at the end
+
+
 def _nearest(key: str, config: DictConfig) -> str:
     known = list(_keys(config))
-    match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    section, _, leaf = key.lower().rpartition(".")
+    match = difflib.get_close_matches(f"{section}.{OTHER_WORDS.get(leaf, leaf)}".strip("."), known, n=1, cutoff=0.5)
     if not match:
         # A right leaf under a wrong parent, e.g. lr for train.lr.
         match = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
@@ -433,8 +442,30 @@ def lora_rank(lora: dict[str, Any]) -> int:
     return max([int(lora.get("r", 8)), *map(int, (lora.get("rank_pattern") or {}).values())])
 
 
+MOST_ASSUMED = {"count": 1024, "memory_gb": 10_000, "nodes": 100_000}  # of devices.assume; more is a slip
+# accelerate's; "all" is not among them, as a tracker that is not installed is an error here.
+TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
+
+
+def _place_faults(c: Config) -> Iterator[str]:
+    """What is wrong with the addresses and folders that a run is given."""
+    for key, urls in (("rollout.urls", c.rollout.urls), ("reference.urls", c.reference.urls)):
+        for url in urls:
+            if not re.match(r"https?://[^/\s:]+(:\d+)?(/\S*)?$", url):
+                yield f"{key} names {url!r}, which is no address such as http://127.0.0.1:8000"
+    if c.resume not in ("auto", "never") and not os.path.isdir(c.resume):
+        yield f"resume={c.resume!r} is neither auto, never nor the folder of a checkpoint"
+    try:
+        place = next(path for path in (Path(c.run.dir), *Path(c.run.dir).absolute().parents) if path.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            yield f"run.dir={c.run.dir}: {place} is {'not writable' if place.is_dir() else 'no folder'}"
+    except (OSError, ValueError) as error:
+        yield f"run.dir={c.run.dir[:80]!r} cannot be a folder's name: {getattr(error, 'strerror', None) or error}"
+
+
 def validate(config: Config) -> None:
     """Refuse what cannot work, before anything is loaded. Raises ConfigError naming the keys."""
+    from lingshu_rl.engine_options import faults
     from lingshu_rl.optimizers import Place, check_optimizer
 
     def refuse(condition: bool, message: str) -> None:
@@ -456,6 +487,7 @@ def validate(config: Config) -> None:
         "judge.probe_rows": c.judge.probe_rows,
         "train.prompts_per_step": c.train.prompts_per_step,
         "train.group_size": c.train.group_size,
+        "data.side_multiple": c.data.side_multiple,
         "train.optimizer_steps": c.train.optimizer_steps,
         "rollout.max_tokens": c.rollout.max_tokens,
         "rollout.concurrency": c.rollout.concurrency,
@@ -549,9 +581,11 @@ def validate(config: Config) -> None:
         f"train.gradient_checkpointing={c.train.gradient_checkpointing!r} is not one of true, false, auto",
     )
     for key, value in c.devices.assume.items():
-        one_of("devices.assume", key, ("count", "memory_gb", "nodes"))
-        number = isinstance(value, (int, float)) and value > 0
-        refuse(not number, f"devices.assume.{key}={value!r} must be a number above 0")
+        one_of("devices.assume", key, tuple(MOST_ASSUMED))
+        whole = isinstance(value, int) or (key == "memory_gb" and isinstance(value, float))
+        number = whole and not isinstance(value, bool) and 0 < value <= MOST_ASSUMED[key]
+        what = "number" if key == "memory_gb" else "whole number"
+        refuse(not number, f"devices.assume.{key}={value!r} must be a {what} above 0, at most {MOST_ASSUMED[key]:,}")
     refuse(
         c.rollout.placement == "colocate"
         and bool(c.rollout.urls or c.rollout.servers or c.train.max_staleness or c.devices.rollout != "auto"),
@@ -567,6 +601,10 @@ def validate(config: Config) -> None:
             f"devices.{key}={devices!r}: with cluster=ray, Ray picks the devices; say auto (GPUs) or cpu, and how many "
             "servers of which size by rollout.servers and rollout.vllm.tensor_parallel_size",
         )
+    for fault in (*faults(c.rollout.vllm, c.deepspeed), *_place_faults(c)):
+        raise ConfigError(fault)
+    for name in c.run.trackers:
+        one_of("run.trackers", name, TRACKERS)
     context = c.rollout.vllm.get("max_model_len")
     refuse(
         isinstance(context, int) and 0 < context <= c.rollout.max_tokens,

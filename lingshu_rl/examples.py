@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.data.mixing import Part, epoch_order, is_weighed
 from lingshu_rl.data.sources import Source
+from lingshu_rl.model.lengths import Counted, Lengths, Limit, PictureTokens
 from lingshu_rl.types import Prompt
+from rewards.kinds import find
 
 if TYPE_CHECKING:
     from lingshu_rl.data.load import Prompts
@@ -88,6 +91,29 @@ class Examples(Sequence[Mapping[str, Any]]):
         return datasets.Dataset.from_dict({"number": range(len(self))}).with_transform(rows)
 
 
+class ExampleLengths(Lengths):
+    """Tokens of prompts with their completions; over the limit an example is cut, and what is cut is the answer."""
+
+    has = "its prompt with its answer has"
+    advice = (
+        "Rows that are too long: raise trainer.max_length, lower max_pixels, shorten their text, or leave them out "
+        "with too_long=drop."
+    )
+
+    def __init__(self, pictures: PictureTokens, limit: Limit | None, kinds: Sequence[str], target: str) -> None:
+        """kinds: those that are trained on, of which alone the length matters; empty = all."""
+        super().__init__(pictures, limit)
+        self.kinds, self.target, self.end = kinds, target, self.encoder.end_of_turn()
+
+    def look(self, prompts: Sequence[Prompt]) -> None:
+        super().look([prompt for prompt in prompts if not self.kinds or prompt.kind in self.kinds])
+
+    def _stand_ins(self, prompt: Prompt, text: str) -> Counted:
+        counted = super()._stand_ins(prompt, text)
+        (answer,) = self.encoder.text_lengths([completion_of(prompt, self.target) + self.end])
+        return replace(counted, more=counted.more + answer)
+
+
 def completion_fault(encoder: PromptEncoder, prompt: Prompt, target: str) -> str | None:
     """Why a row has no completion of this target that the model could be taught, or None."""
     if target == "think" and not chain_of(prompt):
@@ -103,7 +129,7 @@ def chain_of(prompt: Prompt) -> str:
 
 def completion_of(prompt: Prompt, target: str) -> str:
     """The ideal completion. Blanks beside the tags, so that a word is the same token here and in the question."""
-    answer = ", ".join(map(str, prompt.gold)) if isinstance(prompt.gold, list | tuple) else str(prompt.gold)
+    answer = prompt.gold if isinstance(prompt.gold, str) else find(prompt.kind).write(prompt.reward_input())[0]
     if target == "plain":
         return answer
     think = chain_of(prompt) if target != "answer" else ""

@@ -11,6 +11,8 @@ import io
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -25,12 +27,16 @@ MAX_PIXELS = 1 << 20
 MIN_PIXELS = 56 * 56
 MAX_ASPECT = 200  # longer over shorter side; processors of the Qwen family refuse more, and no patch shows much of it
 PREPARED = 64  # pictures whose bytes are kept: about those of a step that is under way
+# Pillow's names of the formats that are read, whatever a file is called. Others start programs (PostScript).
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
 _GREY = {"1", "L", "LA"}
 _COLOUR = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
 _DEEP = re.compile(r";16[BLN]")  # of a decoder's raw mode: it drops the low byte
-_TURNED = range(5, 9)  # EXIF orientations that swap the sides
-_PHONE = "MPO"  # several JPEGs: the photo, then its preview or depth map
+_ORIENTATION = 0x0112  # EXIF's tag
+_SWAPPED = range(5, 9)  # orientations that swap the sides
+_XMP = ("XML:com.adobe.xmp", "xmp")
+PHONE = "MPO"  # what Pillow calls several JPEGs in one file: the photo, then its preview or depth map
 
 
 class UnreadablePicture(OSError):
@@ -39,13 +45,23 @@ class UnreadablePicture(OSError):
 
 @dataclass(frozen=True)
 class Budget:
-    """Pixels of a picture: larger ones are reduced and smaller ones enlarged to it, sides in proportion."""
+    """Pixels of a picture: larger ones are reduced and smaller ones enlarged to it, sides in proportion.
+
+    multiple: sides are brought to the nearest multiple of it. Processors do so themselves (28 pixels for Qwen2.5-VL); where
+    it is done here, what a model says in pixels is meant in the picture that everyone knows.
+    """
 
     max_pixels: int = MAX_PIXELS
     min_pixels: int = MIN_PIXELS
+    multiple: int = 1
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that a picture of this size gets."""
+        width, height = self._scaled(width, height)
+        side = self.multiple
+        return max(side, round(width / side) * side), max(side, round(height / side) * side)
+
+    def _scaled(self, width: int, height: int) -> tuple[int, int]:
         area = width * height
         if area > self.max_pixels:
             scale = math.sqrt(self.max_pixels / area)
@@ -80,9 +96,14 @@ class Picture:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height that everyone gets, from the header alone. Raises UnreadablePicture."""
+        return self.budget.fit(*self.file_size)
+
+    @property
+    def file_size(self) -> tuple[int, int]:
+        """Width and height before the budget, upright. Raises UnreadablePicture."""
         if not all(self._header.size):
             raise UnreadablePicture(self._header.fault)
-        return self.budget.fit(*self._header.size)
+        return self._header.size
 
     def fault_in_header(self) -> str | None:
         """Why it cannot be used, as far as its header tells, or None."""
@@ -90,17 +111,15 @@ class Picture:
 
     def fault(self) -> str | None:
         """Why it cannot be used, or None. Decodes it: a header alone says nothing about a cut-off file."""
-        from PIL import Image
-
         if found := self.fault_in_header():
             return found
         try:
-            with _opened(self.source) as image:
+            with opened(self.source) as image:
                 image.draft("L", (64, 64))  # JPEG decodes at an eighth of the size, yet reads the whole file
                 image.load()
                 hidden = image.has_transparency_data and not image.convert("RGBA").getchannel("A").getbbox()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"unreadable image {self.told}: {error}"
+        except UnreadablePicture as error:
+            return str(error)
         return f"image {self.told} is fully transparent: it shows nothing; save it without alpha" if hidden else None
 
     @property
@@ -124,9 +143,7 @@ class Picture:
 
     def pixels(self) -> Image:
         """RGB, of exactly these bytes. Raises UnreadablePicture."""
-        from PIL import Image
-
-        with Image.open(io.BytesIO(self.png())) as image:
+        with opened(self.png()) as image:
             return image.convert("RGB")
 
     def blank(self) -> Picture:
@@ -138,50 +155,101 @@ class Picture:
     @property
     def told(self) -> str:
         """The image in a message."""
-        return self.source if isinstance(self.source, str) else f"of {len(self.source)} bytes"
+        return _told(self.source)
 
     @cached_property
     def _header(self) -> Header:
-        return _read_header(self.source, self.told)
+        return _read_header(self.source)
 
 
-def _read_header(source: str | bytes, told: str) -> Header:
-    from PIL import Image
+@contextmanager
+def opened(source: str | Path | bytes) -> Iterator[Image]:
+    """An image by its content, of one of FORMATS; its pixels are decoded when they are asked for.
 
+    Everything in the library that reads an image file does so here. Raises UnreadablePicture for whatever is wrong with
+    the file, found out inside the `with` block as well.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    told = f"unreadable image {_told(source)}"
+    try:
+        if (view := _view(source)) is not None:
+            yield view.image()
+            return
+        if not isinstance(source, bytes) and not Path(source).is_file():  # nor a pipe, which would be waited for
+            raise UnreadablePicture(f"image file not found: {source}")
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            yield image
+    except UnreadablePicture:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadablePicture(
+            f"{told}: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file; save it as one"
+        ) from error
+    except Exception as error:  # damage shows as errors of Pillow, zlib, struct, a decoder or Python itself
+        raise UnreadablePicture(f"{told}: {str(error) or type(error).__name__}") from error
+
+
+def _told(source: str | Path | bytes) -> str:
+    return f"of {len(source)} bytes" if isinstance(source, bytes) else f"{source!s}"
+
+
+def _read_header(source: str | bytes) -> Header:
     try:
         if (view := _view(source)) is not None:
             return Header(view.size)
-        if isinstance(source, str) and not Path(source).is_file():
-            return Header(fault=f"image file not found: {source}")
-        with _opened(source) as image:
-            return Header(_upright_size(image), _kind_fault(image, told))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return Header(fault=f"unreadable image {told}: {error}")
+        with opened(source) as image:
+            return Header(_upright_size(image), _kind_fault(image, _told(source)))
+    except UnreadablePicture as error:
+        return Header(fault=str(error))
+    except ValueError as error:  # of a volume
+        return Header(fault=f"unreadable image {source!s}: {error}")
 
 
-def _opened(source: str | bytes) -> Image:
-    from PIL import Image
+def _orientation(image: Image) -> int:
+    """The turn that EXIF asks for, else XMP, as it stands before the pixels: size and pixels follow the same one.
 
-    if (view := _view(source)) is not None:
-        return view.image()
-    return Image.open(source if isinstance(source, str) else io.BytesIO(source))
+    A block that cannot be read asks for none. 1 also where Pillow tells the turned size itself, by a TIFF's own tag.
+    """
+    from PIL import Image as Images
+
+    if _ORIENTATION in getattr(image, "tag_v2", ()):
+        return 1
+    xmp = Images.new("1", (1, 1))
+    xmp.info = {key: value for key, value in image.info.items() if key in _XMP}
+    for told in (image, xmp):
+        try:  # the base class's: a PNG's own decodes it, to look behind the pixels too
+            return int(Images.Image.getexif(told).get(_ORIENTATION, 1))
+        except Exception:  # Pillow raises whatever a damaged block leads to
+            continue
+    return 1
 
 
-def _view(source: str | bytes) -> View | None:
+def _view(source: str | Path | bytes) -> View | None:
     return View.of(source) if isinstance(source, str) else None
 
 
 def _upright_size(image: Image) -> tuple[int, int]:
-    """Width and height after the turn that EXIF asks for, without decoding."""
-    from PIL import ExifTags
-    from PIL import Image as Images
+    """Width and height after the turn, without decoding."""
+    return (image.height, image.width) if _orientation(image) in _SWAPPED else image.size
 
-    if image.format == "TIFF":  # Pillow turns these itself and tells the turned size
-        return image.size
-    exif = Images.Exif()
-    exif.load(image.info.get("exif", b""))  # `getexif` of a PNG decodes it, to look behind the pixels too
-    turned = exif.get(ExifTags.Base.Orientation) in _TURNED
-    return (image.height, image.width) if turned else image.size
+
+def upright(image: Image) -> Image:
+    """An image of a file, decoded and turned as it asks for."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    turn = None if image.format == "TIFF" else turns.get(_orientation(image))  # Pillow turns TIFFs when it loads them
+    image.load()
+    return image if turn is None else image.transpose(turn)
 
 
 def _kind_fault(image: Image, told: str) -> str | None:
@@ -191,7 +259,7 @@ def _kind_fault(image: Image, told: str) -> str | None:
         return f"image {told} has over 8 bits a channel, of which RGB shows a part: choose a window and save 8 bits"
     if image.mode not in _GREY | _COLOUR:
         return f"image {told} is of mode {image.mode}, which is no picture: save it as grey or RGB"
-    if frames > 1 and image.format != _PHONE:
+    if frames > 1 and image.format != PHONE:
         return (
             f"image {told} has {frames} frames ({image.format}): save the one that is meant, or each of them as an image "
             "of the row"
@@ -210,13 +278,10 @@ def _aspect_fault(size: tuple[int, int], told: str) -> str | None:
 
 @lru_cache(maxsize=PREPARED)
 def _prepared(picture: Picture) -> bytes:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    try:
-        with _opened(picture.source) as opened:
-            image = _on_white(ImageOps.exif_transpose(opened))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadablePicture(f"unreadable image {picture.told}: {error}") from error
+    with opened(picture.source) as found:
+        image = _on_white(upright(found))
     wanted = picture.budget.fit(*image.size)
     if image.size != wanted:
         image = image.resize(wanted, Image.Resampling.BICUBIC)

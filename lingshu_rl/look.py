@@ -68,6 +68,14 @@ def run(arguments: argparse.Namespace) -> None:
         print(line)
 
 
+def records_of(path: str, words: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Rows of a source with their places. words: its keys as key=value. Raises ConfigError and SourceError."""
+    (source,) = checked_sources({"path": path, **read_words(words)}, "source")
+    rows = open_rows(source)
+    for number, row in rows:
+        yield rows.place(number), row
+
+
 def look(source: Source, rows: int, limit: int, model: str, instruction: str) -> Iterator[str]:
     """The report line by line. Raises DataError where the source cannot be read, or no row of it be used."""
     try:

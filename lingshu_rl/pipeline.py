@@ -30,7 +30,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl import rehearsal
 from lingshu_rl.config import ConfigError, read_config
+from lingshu_rl.data.tables import json_rows
 from lingshu_rl.failures import LingshuError
 from lingshu_rl.fingerprint import LENGTH, Fingerprints, text_hash
 from lingshu_rl.folders import own
@@ -38,6 +40,7 @@ from lingshu_rl.progress import Progress
 from lingshu_rl.runfolder import write_text
 
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
+_OUTPUT = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}/([^\s,\]\[{}:]+)")  # {STEP}/FILE in a command
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _RESERVED = {"out", "here"}
 SAY_EVERY_S = 60.0
@@ -91,15 +94,28 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
         if not step.outputs:
             raise ConfigError(f"{where}.outputs is empty: say what it leaves in {{out}}")
         for text in (step.run, *step.inputs, *step.env.values()):
-            for used in _FIELD.findall(text):
-                if used not in known | {"out"}:
-                    raise ConfigError(f"{where}: {{{used}}} is neither a variable nor an earlier step")
+            _check_fields(text, config, known | {"out"}, where)
         known.add(name)
     for row in config.table:
-        for used in _FIELD.findall(row.rows):
-            if used not in known:
-                raise ConfigError(f"{path}: table: {{{used}}} is neither a variable nor a step")
+        _check_fields(row.rows, config, known, f"{path}: table: {row.stage}")
     return config
+
+
+def _check_fields(text: str, config: PipelineConfig, known: set[str], where: str) -> None:
+    """Each {NAME} is known by now, and {STEP}/FILE is among what that step leaves. Raises ConfigError."""
+    for used in _FIELD.findall(text):
+        if used not in known:
+            raise ConfigError(f"{where}: {{{used}}} is neither a variable nor an earlier step")
+    for name, rest in _OUTPUT.findall(text):
+        if name in config.steps and not _leaves(config.steps[name], rest):
+            outputs = ", ".join(config.steps[name].outputs)
+            raise ConfigError(f"{where}: {{{name}}}/{rest} is not among the outputs of {name}, which are {outputs}")
+
+
+def _leaves(step: StepConfig, place: str) -> bool:
+    """Whether a place in a step's folder is one of its outputs, lies in one, or holds one."""
+    parts = Path(place).parts
+    return any(all(a == b for a, b in zip(parts, Path(output).parts, strict=False)) for output in step.outputs)
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,7 @@ class Pipeline:
             if name not in self.config.steps:
                 raise ConfigError(f"--force {name}: the steps are {', '.join(self.config.steps)}")
         with own(self.dir, "a pipeline", "dir"):
+            self.check()
             for name in self.config.steps:
                 plan = self.plan(name)
                 if name in force and not plan.reason:
@@ -143,8 +160,39 @@ class Pipeline:
                 self._remember(plan)
             self.hashes.save()
 
+    def check(self) -> None:
+        """Every step's inputs, files, names and settings, as far as they are known before the first starts.
+
+        Raises ConfigError with all that is wrong, by step.
+        """
+        folders = {name: self.dir / name for name in self.config.steps}
+
+        def promised(path: Path) -> bool:
+            step = self.config.steps.get(path.relative_to(self.dir).parts[0]) if self.dir in path.parents else None
+            return step is not None and (
+                path.parent == self.dir or _leaves(step, "/".join(path.relative_to(self.dir).parts[1:]))
+            )
+
+        wrong = []
+        for name, step in self.config.steps.items():
+            fill = {**folders, "out": folders[name]}
+            for text in step.inputs:
+                path = Path(self._filled(text, fill)).expanduser()
+                if not path.exists() and not promised(path):
+                    wrong.append(f"steps.{name}.inputs: {path}: no such file or folder")
+            wrong += self._undeclared(name, shlex.split(step.run))
+            command = [self._filled(word, fill) for word in shlex.split(step.run)]
+            wrong += [f"steps.{name}: {fault}" for fault in rehearsal.faults(command, promised)]
+        if wrong:
+            raise ConfigError("\n".join(["these steps could not do their work:", *(f"  {line}" for line in wrong)]))
+
     def show(self, progress: Progress) -> None:
-        """What `run` would do, up to the first step that would run: the keys after it depend on what it makes."""
+        """What `run` would do, up to the first step that would run: the keys after it depend on what it makes.
+
+        All steps are checked first.
+        """
+        self.check()
+        progress.say(f"checked: {', '.join(self.config.steps)}")
         names = list(self.config.steps)
         for number, name in enumerate(names):
             plan = self.plan(name)
@@ -157,7 +205,7 @@ class Pipeline:
             self._remember(plan)
 
     def plan(self, name: str) -> Plan:
-        """Raises ConfigError for an input that is missing, or a file in the command that is no declared input."""
+        """Raises ConfigError for an input that is missing."""
         step = self.config.steps[name]
         parts = self.parts(name)
         folder = self.dir / f"{name}-{text_hash(parts)}"
@@ -170,7 +218,6 @@ class Pipeline:
         """Everything that a step depends on, by what a person would call it. Folders' places are left out."""
         step = self.config.steps[name]
         inputs = {text: Path(self._filled(text, self.folders)).expanduser() for text in step.inputs}
-        self._refuse_undeclared(name, shlex.split(step.run), list(inputs.values()))
         parts = {
             "command": self._with_variables(step.run),
             "outputs": ", ".join(step.outputs),
@@ -195,7 +242,7 @@ class Pipeline:
             path = Path(self._filled(row.rows, self.folders))
             if not path.is_file():
                 raise ConfigError(f"table: {row.stage}: {path} is missing")
-            graded = [json.loads(line) for line in path.read_text().splitlines()]
+            graded = [row for _, row in json_rows(path)]
             rows.append(score_row(row.stage, graded, before))
             before = graded
         if not rows:
@@ -221,17 +268,18 @@ class Pipeline:
         ]
         return f"changed: {', '.join(changed)}"
 
-    def _refuse_undeclared(self, name: str, words: Sequence[str], inputs: Sequence[Path]) -> None:
+    def _undeclared(self, name: str, words: Sequence[str]) -> Iterator[str]:
         """A file that the command names but `inputs` does not would go stale unseen."""
-        covered = [path.resolve() for path in inputs]
+        made = {"out", *self.config.steps}
+        inputs = [text for text in self.config.steps[name].inputs if not made & set(_FIELD.findall(text))]
+        covered = [Path(self._filled(text, {})).expanduser().resolve() for text in inputs]
         for word in words[1:]:
             for text in _paths_in(word):
-                fields = set(_FIELD.findall(text))
-                if fields & ({"out"} | self.folders.keys()):
+                if made & set(_FIELD.findall(text)):
                     continue
                 path = Path(self._filled(text, {})).expanduser().resolve()
                 if path.exists() and not any(path == c or c in path.parents for c in covered):
-                    raise ConfigError(f"steps.{name}: the command reads {text}, which is not among its inputs")
+                    yield f"steps.{name}: the command reads {text}, which is not among its inputs"
 
     def _execute(self, plan: Plan, progress: Progress) -> None:
         from lingshu_rl.processes.workers import Worker

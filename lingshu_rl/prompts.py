@@ -17,7 +17,7 @@ from lingshu_rl.data.load import Loaded, load
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.lengths import Length, Lengths, Limit, PictureTokens
 from lingshu_rl.model.loading import has_tokenizer, model_context
-from lingshu_rl.model.shape import is_published
+from lingshu_rl.model.shape import UnknownModelError, is_published, read_shape
 from lingshu_rl.policy import check_choices
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.rewarding import instruction_of, read_of, reward_of
@@ -187,6 +187,10 @@ def foreseen(config: Config) -> tuple[Config, list[str]]:
     cannot be read, DataError, and what else would end the run before its engines start.
     """
     check_choices(config)
+    try:
+        read_shape(config.reference.model or config.model)
+    except UnknownModelError as error:
+        raise ConfigError(f"reference.model={config.reference.model}: {error}") from None
     if is_published(config.model) and not has_tokenizer(config.model):
         return config, [
             _pixels(config),

@@ -24,11 +24,13 @@ from omegaconf import MISSING
 
 from lingshu_rl.config import ConfigError, checked_sources, read_config, to_yaml
 from lingshu_rl.data.sources import Source, is_demo, layout_of, paths_in, sources_of
+from lingshu_rl.data.tables import json_rows
 from lingshu_rl.eval.stats import gain_between, mean_ci
-from lingshu_rl.examples import TARGETS, Examples, completion_fault
+from lingshu_rl.examples import TARGETS, ExampleLengths, Examples, completion_fault
 from lingshu_rl.fingerprint import Fingerprints, text_hash
 from lingshu_rl.folders import own
 from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget
+from lingshu_rl.markup import table_line
 from lingshu_rl.optimizers import Place, build_optimizer, check_optimizer
 from lingshu_rl.progress import Progress
 from lingshu_rl.rewarding import reward_of
@@ -37,8 +39,9 @@ from lingshu_rl.runfolder import image_name, write_text
 if TYPE_CHECKING:
     import torch
 
-    from lingshu_rl.data.load import Fault, Loaded
+    from lingshu_rl.data.load import Fault, Loaded, Measure
     from lingshu_rl.model.encoder import PromptEncoder
+    from lingshu_rl.model.lengths import Limit
     from lingshu_rl.types import Prompt
     from rewards.rows import LabelCheck
 
@@ -86,9 +89,11 @@ class SftConfig:
     seed: int = 0
     resume: str = "auto"  # auto: go on with what is in `dir` | never: the old folder is kept aside
     skip_bad_rows: bool = False
+    too_long: str = "refuse"  # rows over trainer.max_length or the model's context: refuse | drop, which lists them
     system: str = ""  # a system turn before every question, as data.system of a run
     max_pixels: int = MAX_PIXELS  # of an image, as data.max_pixels of a run
     min_pixels: int = MIN_PIXELS
+    side_multiple: int = 1  # sides are brought to a multiple of it, as data.side_multiple of a run
     dtype: str = "auto"  # float32 | bfloat16 | auto: float32 with bf16 autocast on CUDA, bfloat16 under DeepSpeed
     attention: str = "sdpa"  # transformers' name: sdpa | flash_attention_2 | eager
     stages: dict[str, StageConfig] = field(default_factory=dict)  # in order
@@ -100,7 +105,7 @@ class SftConfig:
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.max_pixels, self.min_pixels)
+        return Budget(self.max_pixels, self.min_pixels, self.side_multiple)
 
 
 # What the stage decides itself.
@@ -129,6 +134,8 @@ def load_sft_config(path: str | Path | None, overrides: Sequence[str] = ()) -> S
     config = read_config(SftConfig, path, overrides)
     if not config.stages:
         raise ConfigError("stages is empty: give at least one, for example stages.align.data=[captions.jsonl]")
+    if config.too_long not in ("refuse", "drop"):
+        raise ConfigError(f"too_long={config.too_long!r} must be refuse or drop")
     if config.resume not in ("auto", "never"):
         raise ConfigError(f"resume={config.resume!r} must be auto or never")
     if config.dtype not in ("auto", "float32", "bfloat16"):
@@ -207,7 +214,7 @@ def _run_stages(
     if test:
         measure(config, START, model, before, test, folder, progress)
     for name, stage in stages.items():
-        key = text_hash([before, asdict(stage), config.trainer, config.optimizer, config.optimizer_args, config.seed, config.dtype, config.system, config.parts, asdict(config.budget), [_source_hash(s) for s in sources_of(stage.data)]])  # fmt: skip
+        key = text_hash([before, asdict(stage), config.trainer, config.optimizer, config.optimizer_args, config.seed, config.dtype, config.system, config.too_long, config.parts, asdict(config.budget), [_source_hash(s) for s in sources_of(stage.data)]])  # fmt: skip
         model = train_stage(config, name, stage, model, key, folder / name, progress)
         before = key
         if test:
@@ -243,7 +250,7 @@ def train_stage(
     # transformers' own resume leaves the weights of a vision-language model as they are, without a word: its checkpoint
     # names them otherwise than the module does. So the model is loaded from the checkpoint (DeepSpeed loads its own form).
     begin = str(checkpoint) if checkpoint is not None and not arguments.deepspeed else start
-    examples = stage_examples(config, name, stage, PromptEncoder(begin))
+    examples = stage_examples(config, name, stage, PromptEncoder(begin), begin)
     trainer = build_trainer(config, name, stage, begin, examples, arguments, progress)
     if checkpoint is not None:
         progress.say(f"{name}: goes on from {checkpoint}")
@@ -427,8 +434,16 @@ def parameter_groups(
     return groups
 
 
-def stage_examples(config: SftConfig, name: str, stage: StageConfig, encoder: PromptEncoder) -> Examples:
-    """The stage's rows, each checked against the model as a run's are. Raises ConfigError where nothing is left."""
+def stage_examples(
+    config: SftConfig, name: str, stage: StageConfig, encoder: PromptEncoder, model: str = ""
+) -> Examples:
+    """The stage's rows, each checked against the model as a run's are, and that it is trained on whole.
+
+    Raises ConfigError where nothing is left, DataError for rows that cannot be used.
+    """
+    from lingshu_rl.model.lengths import PictureTokens
+
+    pictures, limit = PictureTokens(encoder), length_limit(config, stage, model or config.model, encoder)
 
     def fault(prompt: Prompt) -> str | None:
         if stage.kinds and prompt.kind not in stage.kinds:
@@ -436,7 +451,10 @@ def stage_examples(config: SftConfig, name: str, stage: StageConfig, encoder: Pr
         return encoder.fault(prompt) or completion_fault(encoder, prompt, stage.target)
 
     sources = checked_sources(stage.data, f"stages.{name}.data")
-    loaded = [(source, _load(config, source, stage.instruction, fault).prompts) for source in sources]
+    loaded = []
+    for source in sources:
+        lengths = ExampleLengths(pictures, limit, stage.kinds, stage.target)
+        loaded.append((source, _load(config, source, stage.instruction, fault, lengths=lengths).prompts))
     examples = Examples(encoder, loaded, stage.kinds, stage.limit, stage.target, config.seed)
     if not examples:
         named = ", ".join(paths_in(stage.data))
@@ -444,7 +462,26 @@ def stage_examples(config: SftConfig, name: str, stage: StageConfig, encoder: Pr
     return examples
 
 
-def _load(config: SftConfig, source: Any, instruction: str, fault: Fault, check: LabelCheck | None = None) -> Loaded:
+def length_limit(config: SftConfig, stage: StageConfig, model: str, encoder: PromptEncoder) -> Limit | None:
+    """Most tokens of an example: trainer.max_length, and what the model takes at all."""
+    from lingshu_rl.model.lengths import Limit
+    from lingshu_rl.model.loading import model_context
+
+    given = {**config.trainer, **stage.trainer}.get("max_length")
+    most = model_context(model, encoder.tokenizer)
+    limits = [Limit(int(given), f"trainer.max_length={given} keeps")] if given else []
+    limits += [Limit(most, "the model takes")] if most else []
+    return min(limits, key=lambda limit: limit.tokens, default=None)
+
+
+def _load(
+    config: SftConfig,
+    source: Any,
+    instruction: str,
+    fault: Fault,
+    check: LabelCheck | None = None,
+    lengths: Measure | None = None,
+) -> Loaded:
     from lingshu_rl.data.load import load
 
     return load(
@@ -455,6 +492,8 @@ def _load(config: SftConfig, source: Any, instruction: str, fault: Fault, check:
         budget=config.budget,
         fault=fault,
         check=check,
+        lengths=lengths,
+        drop_long=config.too_long == "drop",
     )
 
 
@@ -588,12 +627,12 @@ def summarise(folder: Path, stages: Sequence[str]) -> dict[str, Any]:
         path = folder / "eval" / f"{name}.jsonl"
         if not path.exists():
             continue
-        graded = [json.loads(line) for line in path.read_text().splitlines()]
+        graded = [row for _, row in json_rows(path)]
         rows.append(score_row(name, graded, before))
         before = graded
         blank = folder / "eval" / f"{name}_blank.jsonl"
         if blank.exists():
-            seen = [json.loads(line) for line in blank.read_text().splitlines()]
+            seen = [row for _, row in json_rows(blank)]
             rows[-1]["blank_image"] = mean_ci([r["value"] for r in seen], [r["image"] for r in graded])
     return {"rows": rows}
 
@@ -611,7 +650,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         gain = row.get("gain")
         said = f"{gain['points']:+.1f} ({gain['ci95'][0]:+.1f} to {gain['ci95'][1]:+.1f})" if gain else ""
         blank = _share(row["blank_image"]) if row.get("blank_image") else ""
-        lines.append(f"| {row['stage']} | {_share(row)} | {said} | {blank} | {row['n']} |")
+        lines.append(table_line([row["stage"], _share(row), said, blank, str(row["n"])]))
     return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.images import Picture
 from rewards.base import RewardInput, RewardResult
+from rewards.kinds import find_or_plain
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,13 @@ class Prompt:
         return "\n".join(part["text"] for part in content if part["type"] == "text")
 
     def reward_input(self, completion: str = "", truncated: bool = False) -> RewardInput:
-        """What a reward sees of this question and a completion of it; images as the row gave them."""
+        """What a reward sees of this question and a completion of it; images as the row gave them.
+
+        Raises UnreadablePicture where its kind needs an image's size that can no longer be read.
+        """
+        sizes = {}
+        if self.images and find_or_plain(self.kind).sized:
+            sizes = {"file_size": [*self.images[0].file_size], "seen_size": [*self.images[0].size]}
         return RewardInput(
             completion=completion,
             gold=self.gold,
@@ -50,7 +57,7 @@ class Prompt:
             images=tuple(picture.source for picture in self.images),
             kind=self.kind,
             truncated=truncated,
-            meta=self.meta,
+            meta={**self.meta, **sizes} if sizes else self.meta,
         )
 
 

@@ -371,12 +371,13 @@ class Section:
         """Rows by columns, in the modality's units."""
         import numpy as np
         import pydicom
-        from pydicom.pixels import apply_modality_lut, pixel_array
+        from pydicom.pixels import apply_modality_lut
 
-        from lingshu_rl.curate.dicom import frame_header
+        from lingshu_rl.curate.dicom import frame_header, stored_pixels
 
+        _check_frames(self.file, _stamp(str(self.file)))
         header = pydicom.dcmread(self.file, stop_before_pixels=True)
-        stored = pixel_array(self.file, index=self.frame)
+        stored = stored_pixels(self.file, header, self.frame)
         return np.asarray(apply_modality_lut(stored, frame_header(header, self.frame)), np.float32)
 
 
@@ -463,6 +464,14 @@ def _voxels(file: str, stamp: tuple[int, int]) -> Voxels:
     return Voxels(values, slope, intercept, float(low), float(high))
 
 
+@lru_cache(maxsize=4096)
+def _check_frames(file: Path, stamp: tuple[int, int]) -> None:
+    """Before a decoder sees them: once a file, however many of its frames are read. Raises ScanError."""
+    from lingshu_rl.curate.dicom import frames_of, read_header
+
+    frames_of(file, read_header(file))
+
+
 def _read(file: str) -> Voxels:
     with _DECODING:
         return _voxels(file, _stamp(file))
@@ -470,13 +479,13 @@ def _read(file: str) -> Voxels:
 
 def _slice(file: str, plane: str, index: int, window: tuple[float, ...]) -> Image:
     """One slice, from the cache on disk or decoded. Raises VolumeError."""
-    from PIL import Image
+    from lingshu_rl.images import UnreadablePicture, opened
 
     kept = _kept(file, plane, index, window)
     try:
-        with Image.open(kept, formats=["PNG"]) as found:
+        with opened(kept) as found:
             return found.convert("L")
-    except (OSError, SyntaxError, ValueError):  # not there yet, or a file that is no longer whole
+    except UnreadablePicture:  # not there yet, or a file that is no longer whole
         image = _decoded(file, plane, index, window)
     part = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")
     try:

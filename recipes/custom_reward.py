@@ -1,5 +1,8 @@
 """A reward of your own, from the class to a training spec: pay a located finding by the overlap of its box.
 
+It shows in a hundred lines how a kind is made. For work there are the kinds `box`, `points` and `mask` (rewards/grounding): sets,
+labels, scales, what models write.
+
     python recipes/custom_reward.py
 
 In a run it is named by its import path; modules are found on PYTHONPATH and in the working folder:

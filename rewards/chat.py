@@ -32,6 +32,7 @@ R = TypeVar("R")
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
 NEVER = {401, 403, 404}  # not this request's fault: every other one would fare alike
 LONGEST_WAIT_S = 60.0
+MOST_IN_A_ROW = 8  # requests without an answer until it is the server's fault and not theirs
 
 
 class EndpointError(LingshuError, RuntimeError):
@@ -47,7 +48,15 @@ class CostReached(RuntimeError):
 
 
 class Refused(RuntimeError):
-    """This request was refused; others may be answered."""
+    """This request was refused; others may be answered. reason: in a phrase, under which such ones are counted."""
+
+    reason = "request refused"
+
+
+class Unanswered(Refused):
+    """The server is there and gave this request no answer, however often it was asked."""
+
+    reason = "no answer"
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Answer:
 class Attempts:
     """The tries of one request: iterate for the seconds to wait before each, and give `read` what came of it.
 
-    retries: further tries after the first. Where they run out, raise what `gave_up` returns.
+    retries: further tries after the first. Where they run out, raise what `gave_up` returns, or `Patience.gave_up`.
     """
 
     def __init__(self, url: str, retries: int) -> None:
@@ -106,10 +115,30 @@ class Attempts:
         self._wait_s = seconds_to_wait(outcome)
         return None
 
-    def gave_up(self) -> EndpointError:
-        kind, what = (Unreachable, "cannot be reached") if self.unreachable else (EndpointError, "gave no answer")
-        told = f"{self.url} {what} after {self.retries + 1} tries ({self.trouble})"
-        return kind(f"{told}; the same command goes on later")
+    def gave_up(self) -> Unreachable | Unanswered:
+        tries = f"after {self.retries + 1} tries ({self.trouble})"
+        if self.unreachable:
+            return Unreachable(f"{self.url} cannot be reached {tries}; the same command goes on later")
+        return Unanswered(f"{self.url} gave no answer {tries}")
+
+
+class Patience:
+    """Tells a request that a server cannot answer, which costs that request alone, from a server that answers none."""
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+
+    def answered(self) -> None:
+        self.in_a_row = 0
+
+    def gave_up(self, attempts: Attempts) -> Exception:
+        self.in_a_row += 1
+        error = attempts.gave_up()
+        if self.in_a_row < MOST_IN_A_ROW or isinstance(error, EndpointError):
+            return error
+        return EndpointError(
+            f"{error}, and none to {self.in_a_row} requests one after another; the same command goes on later"
+        )
 
 
 def seconds_to_wait(response: httpx.Response) -> float:
@@ -205,6 +234,7 @@ class Endpoint:
         self.base.execute("PRAGMA synchronous = NORMAL")
         self.base.execute("CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, answers TEXT) WITHOUT ROWID")
         self.sent = self.from_cache = 0
+        self.patience = Patience()
         self.tokens_in = self.tokens_out = 0.0
 
     def move(self, url: str) -> None:
@@ -253,9 +283,10 @@ class Endpoint:
             except httpx.HTTPError as error:
                 outcome = error
             if answers := attempts.read(outcome):
+                self.patience.answered()
                 self._count(body, answers, attempts.usage)
                 return answers
-        raise attempts.gave_up()
+        raise self.patience.gave_up(attempts)
 
     def _send(self, url: str, body: Mapping[str, Any]) -> httpx.Response:
         """The whole response. httpx's own limit starts anew with every byte, so that a server could drip for ever."""

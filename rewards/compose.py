@@ -24,7 +24,7 @@ from typing import Any
 
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.imports import PathError, hint, imported
-from rewards.kinds import ROUTE, KindError, own_reward
+from rewards.kinds import ELSEWHERE, ROUTE, KindError, own_reward
 
 # Accuracy by kind is the whole pay. The think-answer format is watched, not paid: as an extra it would pay wrong
 # answers (0.5 x format + 1 x accuracy, as Lingshu-RL was trained, gives a third of the pay to any well-formed text), as
@@ -94,7 +94,8 @@ def part_names(reward: Reward) -> tuple[str, ...]:
 class Route(Reward):
     """Hands each sample to the reward of its kind. A kind without a reward cannot be judged (`gold_invalid`).
 
-    An own kind, named by its import path, brings its reward along; a route of that name replaces it.
+    A kind with a module of its own, named by its import path or in `kinds.ELSEWHERE`, brings its reward along; a route of
+    that name replaces it.
     """
 
     name = "route"
@@ -142,7 +143,7 @@ class Route(Reward):
         """The reward of a kind, or why there is none."""
         if kind in self.routes:
             return self.routes[kind]
-        if ":" in kind:
+        if ":" in kind or kind in ELSEWHERE:
             try:
                 return own_reward(kind)
             except (KindError, SpecError) as error:

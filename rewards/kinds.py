@@ -1,6 +1,7 @@
 """The kinds of questions: one record says what a label may be, what the prompt asks for, who judges, what is tried.
 
-A row names a kind of this table, or one of its own by import path: `"kind": "my_module:BOX"`, with `BOX = Kind(...)`.
+A row names a kind of this table, or one of its own by import path: `"kind": "my_module:NODULE"`, with
+`NODULE = Kind(...)`. Kinds of the library that live in a module of their own are found the same way (`ELSEWHERE`).
 """
 
 from __future__ import annotations
@@ -50,6 +51,14 @@ def nothing_more(sample: RewardInput, label: str) -> Mapping[str, str]:
     return {}
 
 
+def no_words(meta: Mapping[str, Any]) -> Mapping[str, str]:
+    return {}
+
+
+def no_doubts(parsed: Sequence[Any]) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True)
 class Kind:
     """name: for people; rows write an own kind's import path. reward: a spec for `rewards.build` that judges by default.
@@ -63,7 +72,14 @@ class Kind:
     single: the answer is one value, so "this or that" is no answer. imitated: labels are texts to learn from as well
     (captions), so that without a reward that is to judge them any text will do. part_marks: the highest mean that other rows' labels
     may earn. collapse: the alarm's title when one answer is given to all. draw: a stored answer, as a row of the report,
-    item by item: mappings with text, verdict (right | wrong | ...) and points (None where there are none).
+    item by item: mappings with text, verdict (right | wrong | ...), points (None where there are none) and, for what
+    lies in the image, `side` (answer, or label: drawn alone) and `outlines`: lists of a point's x, y, a box's corners or a polygon's,
+    in shares of the image's sides.
+    empty: [] is a label, where nothing is to be found. sized: the reward needs to know how large images are: a run then
+    tells it in meta, file_size and seen_size, [width, height] of the row's first image as it is and as the model sees
+    it.
+    words: what stands for {name} in the prompts of a row with this meta. doubts: what is odd about many results'
+    `parsed` together, one line each, said by the pre-flight of labels and by the report of answers.
     """
 
     name: str
@@ -79,11 +95,18 @@ class Kind:
     part_marks: float = 0.5
     collapse: str = ""
     draw: Callable[[Mapping[str, Any]], list[dict[str, Any]]] | None = None
+    empty: bool = False
+    sized: bool = False
+    words: Callable[[Mapping[str, Any]], Mapping[str, str]] = no_words
+    doubts: Callable[[Sequence[Any]], list[str]] = no_doubts
 
-    def prompt(self, name: str, multi: bool = False) -> str:
-        """The prompt's last words under this name. An own kind without that line asks as its full form does."""
-        found = self.prompts.get(f"{name}:multi") if multi else None
-        return found or self.prompts.get(name) or self.prompts.get("full", "")
+    def prompt(self, name: str, meta: Mapping[str, Any] = {}) -> str:
+        """The last words of a row's prompt under a name. An own kind without that line asks as its full form does."""
+        found = self.prompts.get(f"{name}:multi") if meta.get("multi") is True else None
+        text = found or self.prompts.get(name) or self.prompts.get("full", "")
+        for word, told in self.words(meta).items():
+            text = text.replace(f"{{{word}}}", told)
+        return text
 
 
 # ------------------------------------------------------------------------------------------------------------- options
@@ -213,19 +236,27 @@ KINDS: Mapping[str, Kind] = {
     )
 }
 
+ELSEWHERE: Mapping[str, str] = {
+    "box": "rewards.grounding:BOX",
+    "points": "rewards.grounding:POINTS",
+    "mask": "rewards.grounding:MASK",
+}
+NAMES = (*KINDS, *ELSEWHERE)
+
 
 @cache
 def find(name: str) -> Kind:
     """The kind that a row names. Raises KindError."""
     if name in KINDS:
         return KINDS[name]
-    if ":" not in str(name):
+    path = ELSEWHERE.get(name, name)
+    if ":" not in str(path):
         raise KindError(
-            f"unknown kind {name!r}; use one of {', '.join(KINDS)}, or an own one by its import path "
-            f"(my_module:BOX){hint(name, KINDS)}"
+            f"unknown kind {name!r}; use one of {', '.join(NAMES)}, or an own one by its import path "
+            f"(my_module:NODULE){hint(name, NAMES)}"
         )
     try:
-        kind = imported(name, Kind)
+        kind = imported(path, Kind)
     except PathError as error:
         raise KindError(f"kind {name!r}: {error}") from error
     if not isinstance(kind, Kind):

@@ -65,12 +65,16 @@ class Probe:
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """rows: by kind, the refused ones left out. refused: lines that are no rows. judged: rows that a model judges."""
+    """rows: by kind, the refused ones left out. refused: lines that are no rows. judged: rows that a model
+    judges. doubts: what is odd about the labels
+    of a kind together (`Kind.doubts`); they are shown, not judged.
+    """
 
     rows: Mapping[str, int]
     bad: tuple[BadRow, ...]
     probes: tuple[Probe, ...]
     refused: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     judged: int = 0
 
     @property
@@ -88,7 +92,7 @@ class PreflightReport:
         for probe in failed:
             what = f"{probe.unjudged} times not judged" if probe.unjudged else f"earns {probe.mean:.2f}"
             faults.append(f"{probe.name!r} {what} on {probe.kind} rows")
-        return f"{sum(self.rows.values())} rows ({kinds}){left}: {'; '.join(faults)}"
+        return f"{sum(self.rows.values())} rows ({kinds}){left}: {'; '.join([*faults, *self.doubts])}"
 
     def text(self) -> str:
         """Plain lines: the summary, the bad rows by reason (20 lines at most), the table of probes."""
@@ -177,10 +181,12 @@ def check(
             by_kind[sample.kind].append(i)
         rng = random.Random(seed)
         probes: list[Probe] = []
+        doubts: list[str] = []
         for kind, rows in by_kind.items():
             tried = [i for i in rows if i in own]
             if not tried and any(judged(samples[i]) for i in rows):
                 continue
+            doubts += find_or_plain(kind).doubts([own[i].parsed for i in tried])
             probes.append(_summed("the label", kind, [own[i] for i in tried], [names[i] for i in tried], None))
             good = [i for i in tried if i not in bad]
             chosen = sorted(rng.sample(good, PROBED_ROWS)) if len(good) > PROBED_ROWS else good
@@ -191,7 +197,7 @@ def check(
             executor.close()
     counts = {kind: len(rows) for kind, rows in by_kind.items()}
     left = sum(map(judged, samples))
-    return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused), left)
+    return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused), tuple(doubts), left)
 
 
 @dataclass(frozen=True)
@@ -326,45 +332,73 @@ class Rows:
     refused: tuple[str, ...]
 
 
-def load_rows(path: str | Path) -> Rows:
-    """Rows of a JSONL file in the data-row form; images are not opened. Raises RowsError when nothing can be read."""
-    path = Path(path)
-    if path.suffix != ".jsonl":
-        raise RowsError(f"{path}: labels are read from .jsonl files, one row a line")
-    samples: list[RewardInput] = []
-    first_use: dict[str, int] = {}
-    refused: list[str] = []
+Records = Iterable[
+    tuple[str, Any]
+]  # where a row stands ("line 7"), and the row or the RowError that says why there is none
+
+
+def json_lines(path: str, settings: Sequence[str]) -> Records:
+    """Rows of a JSONL file in the data-row form. Raises RowsError when it cannot be read."""
+    if settings or Path(path).suffix != ".jsonl":
+        raise RowsError(
+            f"{path}: labels are read from .jsonl files, one row a line; `lingshu-rl rewards check` reads the others"
+        )
     try:
-        lines = path.read_bytes().splitlines()
+        lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise RowsError(f"{path}: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    return [(f"line {number}", _row(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _row(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return RowError(str(error))
+
+
+def load_rows(path: str | Path) -> Rows:
+    """Rows of a JSONL file in the data-row form. Raises RowsError when nothing can be read."""
+    return labels_of(json_lines(str(path), ()), str(path))
+
+
+def labels_of(records: Records, name: str) -> Rows:
+    """The labels of rows; images are not opened. Raises RowsError where there are none."""
+    samples: list[RewardInput] = []
+    first_use: dict[str, str] = {}
+    refused: list[str] = []
+    for place, row in records:
         try:
-            row = json.loads(line.decode("utf-8-sig"))
-            if not isinstance(row, dict):
-                raise ValueError(f"a line holds one JSON object, this one a {type(row).__name__}")
+            if isinstance(row, RowError):
+                raise row
+            if not isinstance(row, Mapping):
+                raise RowError(f"a line holds one JSON object, this one a {type(row).__name__}")
             read = read_row(row, unchecked)
             if read.id in first_use:
-                raise RowError(f"duplicate id, first used at line {first_use[read.id]}")
+                raise RowError(f"duplicate id, first used at {first_use[read.id]}")
         except (ValueError, TypeError, RecursionError) as error:
-            refused.append(f"line {number}: {error}")
+            refused.append(f"{place}: {error}")
             continue
-        first_use[read.id] = number
+        first_use[read.id] = place
         samples.append(read.sample)
     if not samples and not refused:
-        raise RowsError(f"{path}: the file is empty")
+        raise RowsError(f"{name}: the file is empty")
     return Rows(tuple(samples), tuple(first_use), tuple(refused))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`lingshu-rl rewards check DATA`: 0 when all is well, 1 when labels or the reward are not, 2 for a wrong call."""
+def main(argv: Sequence[str] | None = None, read: Callable[[str, Sequence[str]], Records] = json_lines) -> int:
+    """`lingshu-rl rewards check DATA`: 0 when all is well, 1 when labels or the reward are not, 2 for a wrong call.
+
+    read: the rows of DATA, with the key=value words that say how they are read; it may raise ValueError.
+    """
     parser = argparse.ArgumentParser(prog="lingshu-rl rewards", description="Check labels and rewards before a run.")
     checking = parser.add_subparsers(dest="command", required=True).add_parser(
         "check", help="try a reward on the labels of a data set"
     )
-    checking.add_argument("data", metavar="DATA", help="a .jsonl file of data rows")
+    checking.add_argument("data", metavar="DATA", help="a .jsonl file of data rows; or, with lingshu-rl, any source")
+    checking.epilog = (
+        "other people's data are read by keys of a source: format=slake where='q_lang == en' (docs/data.md)"
+    )
     choice = checking.add_mutually_exclusive_group()
     choice.add_argument("--reward", metavar="NAME", help="a reward of this package, or module:Class; default: by kind")
     choice.add_argument("--spec", metavar="FILE", help="a YAML file with a composition, as under rewards.spec")
@@ -381,9 +415,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewards.judge import judge_of
     from rewards.trust import measure
 
-    arguments = parser.parse_args(argv)
+    arguments, settings = parser.parse_known_args(argv)
+    if wrong := [word for word in settings if "=" not in word or word.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     try:
-        rows = load_rows(arguments.data)
+        rows = labels_of(read(arguments.data, settings), arguments.data)
         reward = build(arguments.reward or (_spec_file(arguments.spec) if arguments.spec else DEFAULT_SPEC))
         report = check(
             rows.samples,

@@ -104,7 +104,7 @@ def read_row(row: Mapping[str, Any], check: LabelCheck | None = None) -> Row:
     meta = _meta(row, kind)
     options = _options(row, kind)
     answer = row["answer"].strip() if isinstance(row["answer"], str) else row["answer"]
-    if isinstance(answer, str | list | Mapping) and not answer:
+    if isinstance(answer, str | list | Mapping) and not answer and not (kind.empty and answer == []):
         raise RowError("answer is empty")
     _check_letters(options, answer)
     for image in images:

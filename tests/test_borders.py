@@ -48,6 +48,14 @@ def test_no_key_of_a_source_is_dead_or_untried():
     assert [key for key in keys if f'"{key}"' not in tests and f"{key}=" not in tests] == []
 
 
+def test_image_files_are_opened_in_one_place():
+    """`images.opened` knows which formats may be read; whatever else opens a file may start what reads the others."""
+    readers = re.compile(r"Image\.open\(|\bimread\(|\bimdecode\(|ImageFile\.Parser|\bopen_image\(|read_image\(")
+    own = [ROOT / folder for folder in ("lingshu_rl", "rewards", "recipes")]
+    found = [p.relative_to(ROOT).as_posix() for f in own for p in f.rglob("*.py") if readers.search(p.read_text())]
+    assert found == ["lingshu_rl/images.py"]
+
+
 def leaves(node, prefix=""):
     for field in fields(node):
         value = getattr(node, field.name)

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from rewards.chat import Answer, Attempts, EndpointError, Refused, Unreachable, api_url
+from rewards.chat import Answer, Attempts, EndpointError, Refused, Unanswered, Unreachable, api_url
 
 URL = "http://127.0.0.1:8000/v1"
 
@@ -37,7 +37,7 @@ def test_waits_grow_and_a_server_may_ask_for_longer():
 def test_what_is_no_completion_is_asked_again_and_shown(body):
     odd = httpx.Response(200, content=body)
     assert play([odd, GOOD])[0] == [Answer("a", "length")]
-    with pytest.raises(EndpointError, match=r"after 2 tries.*no chat completion"):
+    with pytest.raises(Unanswered, match=r"after 2 tries.*no chat completion"):
         play([odd, odd], retries=1)
 
 
@@ -49,7 +49,7 @@ def test_who_is_to_blame_decides_what_is_raised():
     with pytest.raises(Unreachable, match="cannot be reached after 1 tries"):
         play([httpx.ConnectError("no route")], retries=0)
     late = httpx.ReadTimeout("", request=httpx.Request("POST", URL, extensions={"timeout": {"read": 5.0}}))
-    with pytest.raises(EndpointError, match="no answer within 5 s") as raised:
+    with pytest.raises(Unanswered, match="no answer within 5 s") as raised:
         play([late], retries=0)
     assert not isinstance(raised.value, Unreachable)
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,8 +6,10 @@ from machines import machine
 from omegaconf import OmegaConf
 
 from lingshu_rl.cli import train_main
-from lingshu_rl.config import REAL_RUN, Config, ConfigError, flat, load_config, read_config, to_yaml
+from lingshu_rl.config import REAL_RUN, TRACKERS, Config, ConfigError, flat, load_config, read_config, to_yaml
+from lingshu_rl.engine_options import faults, vllm_options
 from lingshu_rl.names import TRL, VERL
+from lingshu_rl.processes.placement import parse_devices
 from lingshu_rl.sft import load_sft_config
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -51,11 +54,98 @@ def test_defaults_then_file_then_overrides(tmp_path):
         ("rollout.placement=colocated", "did you mean 'colocate'"),
         ("devices.assume={gpus: 8}", "devices.assume='gpus' is not one of count, memory_gb, nodes"),
         ("devices.assume={count: 0}", "devices.assume.count=0 must be"),
+        ("devices.assume={count: 1.5}", "devices.assume.count=1.5 must be a whole number"),
+        (
+            "devices.assume={count: 100000000}",
+            "devices.assume.count=100000000 must be a whole number above 0, at most 1,024",
+        ),
+        ("devices.assume={memory_gb: true}", "devices.assume.memory_gb=True must be a number"),
+        ("resume=nope", "resume='nope' is neither auto, never nor the folder of a checkpoint"),
+        ("run.dir=/dev/null", "run.dir=/dev/null: /dev/null is no folder"),
+        ("run.dir=/dev/null/runs/a", "run.dir=/dev/null/runs/a: /dev/null is no folder"),
+        (f"run.dir={'x' * 300}", "cannot be a folder's name"),
+        ("rollout.vllm={nope: 1}", "unknown key 'rollout.vllm.nope'"),
+        ("rollout.vllm.gpu_memory_utilisation=0.5", "did you mean 'gpu_memory_utilization'"),
+        ("rollout.vllm.max_model_len=x", "rollout.vllm.max_model_len='x' is a number of tokens"),
+        ("rollout.vllm.max_model_len=-5", "rollout.vllm.max_model_len=-5 is a number of tokens"),
+        ("rollout.vllm.max_model_len=0", "rollout.vllm.max_model_len=0 is a number of tokens"),
+        ("rollout.vllm.tensor_parallel_size=0", "rollout.vllm.tensor_parallel_size=0 must be at least 1"),
+        ("rollout.vllm.tensor_parallel_size=x", "rollout.vllm.tensor_parallel_size='x' must be a whole number"),
+        ("rollout.vllm.pipeline_parallel_size=1.5", "pipeline_parallel_size=1.5 must be a whole number"),
+        ("rollout.vllm.gpu_memory_utilization=5", "rollout.vllm.gpu_memory_utilization=5 is a share"),
+        ("rollout.vllm.enforce_eager=3", "rollout.vllm.enforce_eager=3 must be true or false"),
+        ("rollout.urls=['']", "rollout.urls names '', which is no address"),
+        ("rollout.urls=[localhost:8000]", "rollout.urls names 'localhost:8000', which is no address"),
+        ("reference.urls=[x]", "reference.urls names 'x', which is no address"),
+        ("run.trackers=[nope]", "run.trackers='nope' is not one of tensorboard, wandb"),
+        ("run.trackers=[wandbb]", "did you mean 'wandb'"),
+        ("deepspeed={nope: 1}", "unknown key 'deepspeed.nope'"),
+        ("deepspeed.gradient_cliping=1", "did you mean 'gradient_clipping'"),
+        ("deepspeed={zero_optimization: 3}", "deepspeed.zero_optimization=3 must be a mapping such as {stage: 3}"),
+        ("deepspeed.zero_optimization.ofload_optimizer={}", "did you mean 'offload_optimizer'"),
+        ("train.LR=3", "did you mean 'train.lr'"),
+        ("data.val=demo:test", "did you mean 'data.test'"),
+        ("data.train=a\0b.jsonl", "data.train="),
     ],
 )
 def test_bad_settings_are_refused_with_key_and_hint(override, message):
-    with pytest.raises(ConfigError, match=message.replace("[", r"\[").replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize("path", ["~nouser/t.jsonl", "x" * 300 + ".jsonl", "a/" + "y" * 5000, "~nouser/*.jsonl"])
+def test_a_source_that_can_be_no_path_is_refused_with_its_key(path):
+    with pytest.raises(ConfigError, match=r"data\.train=.* cannot be a path") as error:
+        load_config(None, [f"data.train={path}", "data.test=demo:test"])
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("cores", ["5-2", "0-99999999999", "0,7-3"])
+def test_a_range_of_cores_runs_upwards_and_has_an_end(cores):
+    with pytest.raises(ConfigError, match="counts from the lower number up"):
+        parse_devices("policy", f"cpu:{cores}")
+
+
+def test_trackers_are_accelerates():
+    from accelerate.utils import LoggerType
+
+    assert set(TRACKERS) == {str(one.value) for one in LoggerType} - {"all"}
+
+
+def test_the_names_of_engines_options_are_those_of_the_installed_packages():
+    """All that this library sets itself is among them, and what the recipes and the documentation name."""
+    known = vllm_options()
+    assert {
+        "max_model_len",
+        "gpu_memory_utilization",
+        "limit_mm_per_prompt",
+        "enable_lora",
+        "middleware",
+        "enable_log_requests",
+    } <= set(known)
+    assert known["gpu_memory_utilization"] == "float" and known["enforce_eager"] == "bool"
+    given = {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu"},
+        "overlap_comm": True,
+        "stage3_param_persistence_threshold": 1,
+    }
+    more = {
+        "gradient_clipping": 1.0,
+        "zero_force_ds_cpu_optimizer": False,
+        "data_types": {},
+        "activation_checkpointing": {},
+        "bf16": {"enabled": True},
+        "flops_profiler": {},
+        "wall_clock_breakdown": True,
+        "communication_data_type": "fp32",
+    }
+    assert list(faults({}, {"zero_optimization": given, **more})) == []
+
+
+def test_a_reference_model_that_is_nowhere_is_told_before_the_start(capsys):
+    assert train_main(["--dry-run", "reference.model=nowhere/at-all"]) == 1
+    assert "the run would not start: reference.model=nowhere/at-all" in capsys.readouterr().err
 
 
 def test_impossible_combinations_are_refused():

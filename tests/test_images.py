@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget, Picture, UnreadablePicture
@@ -146,6 +146,106 @@ def test_16_bit_colour_is_refused_too_though_pillow_opens_it_as_rgb():
     assert DEEP in str(Picture(data).fault_in_header())
 
 
+# What Pillow would open by itself: PostScript starts Ghostscript, the others reach decoders that no row needs.
+ODD_MODES = {"XBM": "1", "MSP": "1", "SPIDER": "F"}
+KINDS = ("EPS", "PDF", "ICO", "TGA", "PCX", "JPEG2000", "DDS", "SGI", "XBM", "ICNS", "MSP", "SPIDER")
+UNLISTED = {kind: encoded(film(mode=ODD_MODES.get(kind, "RGB")), kind) for kind in KINDS} | {
+    "PostScript by hand": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n",
+    "WMF": b"\xd7\xcd\xc6\x9a\0\0" + bytes(60),
+    "FLI": bytes(4) + b"\x11\xaf" + bytes(200),
+}
+
+
+@pytest.mark.parametrize("name", UNLISTED)
+@pytest.mark.parametrize("ending", [".png", ".eps", ""])
+def test_a_format_that_is_not_listed_is_refused_whatever_the_file_is_called(name, ending, tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail(f"started {a}"))
+    path = tmp_path / f"film{ending}"
+    path.write_bytes(UNLISTED[name])
+    for source in (str(path), UNLISTED[name]):
+        picture = Picture(source)
+        assert "it is no PNG, JPEG," in str(picture.fault_in_header())
+        with pytest.raises(UnreadablePicture, match="PPM file; save it as one"):
+            picture.png()
+
+
+def test_a_pil_image_of_such_a_format_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail(f"started {a}"))
+    with pytest.raises(DataError, match="an image of format EPS: it must be one of PNG,"):
+        load(
+            [
+                {
+                    "id": "a",
+                    "images": [Image.open(io.BytesIO(UNLISTED["EPS"]))],
+                    "question": "?",
+                    "answer": "vein",
+                    "kind": "open",
+                }
+            ]
+        )
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>%d</tiff:Orientation></x:xmpmeta>'
+DAMAGED = {
+    "no TIFF": b"Exif\0\0nonsense", "cut": b"Exif\0\0II*\0\xff\xff\xff\x7f", "empty": b"Exif\0\0",
+    "beyond the end": b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12\0\x02\xff\xff\xff\xff\0\0\0\0" * 3,
+    "orientation is a text": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abc\0\0\0\0\0",
+}  # fmt: skip
+
+
+def with_xmp(kind, turn):
+    if kind == "PNG":
+        notes = PngImagePlugin.PngInfo()
+        notes.add_itxt("XML:com.adobe.xmp", (XMP % turn).decode())
+        return {"pnginfo": notes}
+    return {"tiffinfo": {700: XMP % turn}} if kind == "TIFF" else {"xmp": XMP % turn}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("turn", [0, 1, 3, 5, 6, 7, 8, 9])
+def test_a_turn_that_only_xmp_asks_for_is_made_in_size_and_pixels(turn, kind):
+    data = encoded(film(), kind, **with_xmp(kind, turn))
+    picture = Picture(data)
+    assert picture.size == picture.pixels().size == ((64, 96) if turn in (5, 6, 7, 8) else (96, 64))
+    with Image.open(io.BytesIO(data)) as raw:
+        upright = np.asarray(ImageOps.exif_transpose(raw).convert("RGB"))
+    assert (np.asarray(picture.pixels()) == upright).all() and (as_the_engine_sees(picture) == upright).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_exif_costs_the_turn_and_not_the_picture(name, kind):
+    picture = Picture(encoded(film(), kind, exif=DAMAGED[name]))
+    assert picture.fault() is None and picture.size == picture.pixels().size == (96, 64)
+    (kept,) = (
+        load(
+            [
+                {
+                    "id": "a",
+                    "images": [Image.open(io.BytesIO(picture.source))],
+                    "question": "?",
+                    "answer": "vein",
+                    "kind": "open",
+                }
+            ]
+        )
+        .prompts[0]
+        .images
+    )
+    assert (np.asarray(kept.pixels()) == np.asarray(picture.pixels())).all()
+
+
+def test_exif_behind_the_pixels_is_not_followed_by_half():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(film(), exif=exif)
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    moved = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    assert Picture(moved).size == Picture(moved).pixels().size
+
+
 def test_a_phones_second_picture_does_not_hide_its_first():
     data = encoded(film(), "MPO", save_all=True, append_images=[Image.new("RGB", (96, 64), "white")], quality=95)
     picture = Picture(data)
@@ -210,3 +310,15 @@ def test_alpha_and_turned_photos_are_the_same_for_trainer_and_engine(shared_data
 def test_a_strip_is_refused_at_load(shared_data):
     with pytest.raises(DataError, match=r"line 4 \(id n3\): image .*ecg_strip_2400x6.png is a strip of 2400 x 6"):
         load(shared_data / "cases" / "door" / "run" / "strip_in_step_2.jsonl")
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1001, 777), (57, 300), (3000, 2000)])
+def test_sides_of_a_multiple_are_left_alone_by_the_processor(size):
+    from transformers import Qwen2VLImageProcessor
+
+    picture = Picture(encoded(Image.new("L", size)), Budget(multiple=28))
+    processor = Qwen2VLImageProcessor(
+        size={"shortest_edge": 56 * 56, "longest_edge": 1 << 24}, patch_size=14, merge_size=2
+    )
+    _, rows, columns = processor(images=[picture.pixels()], return_tensors="pt")["image_grid_thw"][0].tolist()
+    assert picture.size == picture.pixels().size == (14 * columns, 14 * rows)

@@ -18,7 +18,7 @@ from tiny_models import TEXT_FAMILIES, VISION_FAMILIES, build
 
 from lingshu_rl.cli import main
 from lingshu_rl.config import ConfigError
-from lingshu_rl.data.load import load
+from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.rows import row_to_prompt
 from lingshu_rl.examples import completion_fault, completion_of
 from lingshu_rl.model.encoder import PromptEncoder
@@ -146,6 +146,42 @@ def test_rows_of_a_stage_are_chosen_by_kind_and_number(tmp_path):
     stage.kinds = ["report"]
     with pytest.raises(ConfigError, match=r"no row of .* is of kind report"):
         stage_examples(config, "a", stage, encoder)
+
+
+def test_no_answer_is_cut(tmp_path, caplog):
+    """A row over trainer.max_length is refused with its lengths, or left out and counted; one token less is trained whole."""
+    Image.new("L", (160, 96), 90).save(tmp_path / "i.png")
+    answer = "A chest radiograph with clear lungs and a normal heart."
+    common = {"images": ["i.png"], "question": "What is seen?", "kind": "report"}
+    rows = [{"id": "long", **common, "answer": answer}, {"id": "short", **common, "answer": "Clear."}]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    words = ["model=demo", f"stages.a.data=[{tmp_path / 'r.jsonl'}]", "stages.a.lr.language=1e-4"]
+    encoder = PromptEncoder("demo")
+
+    def lengths(*more):
+        config = load_sft_config(None, [*words, *more])
+        found = stage_examples(config, "a", config.stages["a"], encoder)
+        made = [encoder.processor(text=[e["prompt"] + e["completion"]], images=[e["images"]], add_special_tokens=False) for e in found]  # fmt: skip
+        return [len(one["input_ids"][0]) for one in made]
+
+    long, short = lengths()
+    assert lengths(f"trainer.max_length={long}") == [long, short]
+    with pytest.raises(
+        DataError,
+        match=rf"(?s)id long\): its prompt with its answer has {long} tokens \(text \d+, images \d+\), over the {long - 1} that trainer.max_length={long - 1} keeps.*too_long=drop",
+    ):
+        lengths(f"trainer.max_length={long - 1}")
+    assert lengths(f"trainer.max_length={long - 1}", "too_long=drop") == [short]
+    assert "1 of 2 rows are left out as too long" in caplog.text
+    with pytest.raises(DataError, match="No usable row is left"):  # the images alone are over the limit
+        lengths("trainer.max_length=4", "too_long=drop")
+    assert main(["sft", str(write_yaml(tmp_path)), *words, f"dir={tmp_path / 'out'}", "trainer.max_length=40"]) == 2
+    assert not list(tmp_path.glob("out/a/done.json"))
+
+
+def write_yaml(folder):
+    (folder / "s.yaml").write_text("trainer: {max_steps: 1}\n")
+    return folder / "s.yaml"
 
 
 def test_a_stage_mixes_sources_of_any_layout(tmp_path):

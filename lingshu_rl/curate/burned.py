@@ -12,6 +12,7 @@ import numpy as np
 
 from lingshu_rl.curate.items import Context, Dropped, Item
 from lingshu_rl.curate.readers import image_folder
+from lingshu_rl.images import UnreadablePicture, opened
 
 CORNER = (0.18, 0.45)  # share of height and width that a corner takes
 MIN_GLYPHS = 5  # characters in one line
@@ -31,8 +32,6 @@ class BurnedText:
             raise ValueError(f"burned_text.action={self.action!r} is not one of drop, mask, flag")
 
     def run(self, rows: Iterable[Item], context: Context) -> Iterator[Item | Dropped]:
-        from PIL import Image, UnidentifiedImageError
-
         keep = image_folder(context.cache.parent / "images")
         known: tuple[str, list[str]] = ("", [])  # rows about one picture follow each other
         for item in rows:
@@ -40,11 +39,11 @@ class BurnedText:
             try:
                 for path in item.row["images"]:
                     if path != known[0]:
-                        with Image.open(path) as picture:
+                        with opened(path) as picture:
                             known = (path, text_corners(np.asarray(picture.convert("L"))))
                     if known[1]:
                         found[path] = known[1]
-            except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            except UnreadablePicture as error:
                 yield Dropped.item(item, "unreadable_image", str(error))
                 continue
             if not found:
@@ -110,7 +109,7 @@ def mask_corners(path: Path, corners: list[str]) -> bytes:
 
     from PIL import Image
 
-    with Image.open(path) as picture:
+    with opened(path) as picture:
         pixels: Any = np.array(picture.convert("RGB" if picture.mode not in ("L", "1") else "L"))
     boxes = corner_boxes(*pixels.shape[:2])
     for corner in corners:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from struct import unpack_from
 from typing import Any
 
 import numpy as np
@@ -30,36 +32,105 @@ MODALITIES = {"CR": "X-ray", "DX": "X-ray", "RG": "X-ray", "XA": "X-ray angiogra
               "OPT": "OCT", "ES": "endoscopy", "SM": "histopathology", "GM": "microscopy", "XC": "photograph"}  # fmt: skip
 # Functional groups of enhanced files whose attributes stand at the top of older ones.
 GREY_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
+# Of a frame of more bytes one in RATIO must be in the file; only what is empty or flat is compressed further.
+SMALL_FRAME, RATIO = 16 << 20, 200
+# JPEG's markers: frame headers (all of C0 to CF but those of tables, and that of JPEG-LS), and the start of the pixels.
+SIZED, SCAN = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}), 0xDA
 CENTIMETRES, TISSUE = 3, 1  # an ultrasound region's unit, and its spatial format "2D"
 
 
 def read_dicom(file: Path, options: ScanOptions, place: str) -> Iterator[Picture]:
-    import pydicom
-    from pydicom.pixels import iter_pixels
-
-    try:
-        data = pydicom.dcmread(file, force=begins_as_dicom(file))
-    except Exception as error:  # pydicom raises whatever a broken header leads to
-        raise ScanError(f"{file}: not a readable DICOM file: {type(error).__name__}: {error}") from error
-    _name_syntax(data)
+    data = read_header(file)
     _check(file, data, options)
-    count = int(data.get("NumberOfFrames", 1) or 1)
-    chosen = {"first": [0], "middle": [count // 2], "all": list(range(count))}[options.frames]
+    count = frames_of(file, data)
+    chosen = {"first": range(1), "middle": range(count // 2, count // 2 + 1), "all": range(count)}[options.frames]
     fields, facts = dicom_facts(data)
     if options.patient:
         facts["patient_id"] = pseudonym(patient_by_pattern(place, options))
-    try:
-        for number, pixels in zip(chosen, iter_pixels(data, indices=chosen), strict=True):
-            frame = frame_header(data, number)
-            rows_mm, columns_mm = spacing(frame)
-            size = {"mm_per_pixel": round(min(rows_mm, columns_mm), 5)} if rows_mm else {}
-            png = encoded(square(_eight_bits(frame, pixels, options.window), rows_mm, columns_mm))
-            name = fields["id"] if count == 1 else f"{fields['id']}-{number}"
-            yield Picture("" if count == 1 else f":frame {number}", png, {**fields, "id": name}, {**facts, **size})
-    except ScanError:
-        raise
-    except Exception as error:  # decoders and look-up tables raise their own kinds
-        raise ScanError(f"{file}: pixels cannot be decoded: {type(error).__name__}: {error}") from error
+    for number in chosen:
+        pixels = stored_pixels(file, data, number, data)
+        frame = frame_header(data, number)
+        rows_mm, columns_mm = spacing(frame)
+        size = {"mm_per_pixel": round(min(rows_mm, columns_mm), 5)} if rows_mm else {}
+        png = encoded(square(_eight_bits(frame, pixels, options.window), rows_mm, columns_mm))
+        name = fields["id"] if count == 1 else f"{fields['id']}-{number}"
+        yield Picture("" if count == 1 else f":frame {number}", png, {**fields, "id": name}, {**facts, **size})
+
+
+def read_header(file: Path) -> Any:
+    """The file's elements; its pixels as they are stored."""
+    import pydicom
+
+    held = io.BytesIO(file.read_bytes())  # of a file, pydicom asks for as many bytes as an element claims to have
+    data = pydicom.dcmread(held, force=begins_as_dicom(file))
+    _name_syntax(data)
+    return data
+
+
+def stored_pixels(file: Path, header: Any, number: int, data: Any = None) -> np.ndarray:
+    """One frame as the file holds it, colours as RGB. data: the file with its pixels, where it was read whole.
+
+    Raises ScanError where it is compressed and cannot be decoded.
+    """
+    from pydicom.pixels import pixel_array
+
+    from lingshu_rl.curate.decoding import DECODER
+
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and syntax.is_encapsulated:
+        return DECODER.frame(file, number)
+    return pixel_array(file if data is None else data, index=number)
+
+
+def frames_of(file: Path, data: Any) -> int:
+    """How many frames there are. Raises ScanError where the file cannot hold them, or not one of that size."""
+    count = int(data.get("NumberOfFrames", 1) or 1)
+    held = len(data.PixelData)
+    if not 1 <= count <= held:
+        raise ScanError(f"{file}: says that it has {count} frames, in {held} bytes of pixels")
+    size = int(data.Rows) * int(data.Columns) * int(data.SamplesPerPixel) * int(data.BitsAllocated) // 8
+    if size > max(SMALL_FRAME, held * RATIO):
+        raise ScanError(
+            f"{file}: says that a frame has {data.Rows} x {data.Columns} pixels, {size >> 20:,} MB, in {held} bytes"
+        )
+    _check_streams(file, data, count)
+    return count
+
+
+def _check_streams(file: Path, data: Any, count: int) -> None:
+    """Raises ScanError for a compressed frame of another size than the header's: decoders reserve what it says."""
+    from pydicom.encaps import generate_frames
+
+    if not data.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    header = (int(data.Rows), int(data.Columns), int(data.SamplesPerPixel))
+    for number, frame in enumerate(generate_frames(data.PixelData, number_of_frames=count)):
+        for told in stream_sizes(frame):
+            if told != header:
+                raise ScanError(
+                    f"{file}: frame {number} is compressed as {told}, its header says {header} (rows, columns, samples)"
+                )
+
+
+def stream_sizes(frame: bytes) -> Iterator[tuple[int, int, int]]:
+    """(rows, columns, samples) that JPEG, JPEG-LS and JPEG 2000 streams say of themselves; nothing for others (RLE).
+
+    Source: the frame header SOF of ISO/IEC 10918-1 and 14495-1, the SIZ segment of ISO/IEC 15444-1.
+    """
+    for found in re.finditer(rb"\xff\x4f\xff\x51", frame):  # a JP2 file may hold boxes before its stream
+        right, bottom, left, top = unpack_from(">4I", frame, found.end() + 4)
+        yield bottom - top, right - left, unpack_from(">H", frame, found.end() + 36)[0]
+    at = 2
+    while frame[:2] == b"\xff\xd8" and at + 10 <= len(frame):
+        if frame[at : at + 1] != b"\xff" or frame[at + 1] == 0xFF:  # fill bytes before a marker
+            at += 1
+            continue
+        marker, length = unpack_from(">BH", frame, at + 1)
+        if marker in SIZED:
+            yield unpack_from(">HHB", frame, at + 5)
+        if marker == SCAN:
+            return
+        at += 2 + length
 
 
 def _name_syntax(data: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.curate.items import REASONS
+from lingshu_rl.markup import as_markdown, table_line
 
 
 def funnel_table(steps: Sequence[Mapping[str, Any]]) -> str:
@@ -14,7 +15,8 @@ def funnel_table(steps: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| step | in | kept | dropped | reasons |", "|---|--:|--:|--:|---|"]
     for step in steps:
         reasons = ", ".join(f"{name} {n:,}" for name, n in sorted(step["reasons"].items(), key=lambda pair: -pair[1]))
-        lines.append(f"| {step['step']} | {step['in']:,} | {step['kept']:,} | {step['dropped']:,} | {reasons} |")
+        counts = (f"{step[key]:,}" for key in ("in", "kept", "dropped"))
+        lines.append(table_line([step["step"], *counts, reasons]))
     return "\n".join(lines)
 
 
@@ -33,12 +35,15 @@ def report_text(report: Mapping[str, Any]) -> str:
     lines += ["", "| source | read | left | kept |", "|---|--:|--:|--:|"]
     for name, counts in report["sources"].items():
         share = counts["left"] / counts["read"] if counts["read"] else 0.0
-        lines.append(f"| {name} | {counts['read']:,} | {counts['left']:,} | {share:.1%} |")
-    lines += ["", "| file | rows |", "|---|--:|", *(f"| {name} | {n:,} |" for name, n in report["files"].items())]
+        lines.append(table_line([name, f"{counts['read']:,}", f"{counts['left']:,}", f"{share:.1%}"]))
+    lines += ["", "| file | rows |", "|---|--:|"]
+    lines += [table_line([name, f"{n:,}"]) for name, n in report["files"].items()]
     for step in report["steps"]:
         if step["notes"]:
-            lines += ["", f"## {step['step']}", ""]
-            lines += [f"* {key.replace('_', ' ')}: {_shown(value)}" for key, value in step["notes"].items()]
+            lines += ["", f"## {as_markdown(step['step'])}", ""]
+            lines += [
+                "* " + as_markdown(f"{key.replace('_', ' ')}: {_shown(value)}") for key, value in step["notes"].items()
+            ]
     return "\n".join(lines) + "\n"
 
 

@@ -8,17 +8,20 @@ Mirror images are different pictures (left and right matter), so they are never 
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lingshu_rl.failures import LingshuError
+from lingshu_rl.images import opened
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 GREY = 256  # pixels of the longer side of the grey picture that all is computed from
 HASH_SIDE = 64  # pixels a side before the cosine transform
@@ -130,27 +133,24 @@ class Features:
 def features(image: str | bytes) -> Features:
     """Features of an image file or encoded bytes. Raises ImageError."""
     import cv2
-    from PIL import Image
 
     try:
         data = Path(image).read_bytes() if isinstance(image, str) else image
-        with Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-            picture: Image.Image = opened
-            if picture.mode.startswith(("I", "F")):
-                raise ImageError(
-                    "over 8 bits a channel: choose a window (`scan: {window: [centre, width]}` of its source)"
-                )
+        with opened(data) as found:
+            found.load()
+            picture: Image = found
             if "A" in picture.getbands() or picture.mode == "P":
                 picture = picture.convert("RGBA").convert("RGB")
-            size = picture.size
-            digest = hashlib.sha256(f"{picture.mode}{size}".encode() + picture.tobytes()).hexdigest()
-            if max(size) > 2 * GREY:  # a box filter first: the cosine transform must not see aliasing
-                picture = picture.reduce(max(size) // GREY)
-            grey = picture.convert("L")
-            pixels, *contents = [_thumbnail(grey.crop(box)) for box in view_boxes(np.asarray(grey))]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise ImageError(str(error)) from error
+    if picture.mode.startswith(("I", "F")):
+        raise ImageError("over 8 bits a channel: choose a window (`scan: {window: [centre, width]}` of its source)")
+    size = picture.size
+    digest = hashlib.sha256(f"{picture.mode}{size}".encode() + picture.tobytes()).hexdigest()
+    if max(size) > 2 * GREY:  # a box filter first: the cosine transform must not see aliasing
+        picture = picture.reduce(max(size) // GREY)
+    grey = picture.convert("L")
+    pixels, *contents = [_thumbnail(grey.crop(box)) for box in view_boxes(np.asarray(grey))]
     std = float(pixels.std())
     sharpness = float(cv2.Laplacian(pixels, cv2.CV_32F).var())
     sha = hashlib.sha256(data).hexdigest()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,9 @@ from lingshu_rl.curate.scans import (
     square,
 )
 
+DEFLATE = 1032  # times that a packed file can be larger than it lies there: the format's own limit
+MOST_VOXELS = 1 << 30  # of a volume: 4 GB as it is computed with
+LEAST_MM, MOST_MM = 1e-5, 1e4  # a voxel's side
 # Words of file and folder names that say which sequence, visit or part it is, not whose.
 _SAME_PATIENT = """
 t1 t1w t1c t1ce t1gd t1n t1km t2 t2w t2f t2star t2flair flair dwi adc swi pd pdw asl bold cbf cbv mra mrv mri mr ct cta cect pet suv
@@ -55,19 +60,41 @@ def _tells_nothing(word: str, before: list[str]) -> bool:
     return of_visit or channel or word.lower() in SAME_PATIENT or bool(_VISIT.fullmatch(word.lower()))
 
 
-def read_nifti(file: Path, options: ScanOptions, place: str) -> Iterator[Picture]:
+def _upright(file: Path) -> tuple[np.ndarray, list[float]]:
+    """The first volume of a file, its axes to the right, front and top, and the voxels' sides in mm."""
     import nibabel
 
-    try:
-        volume = nibabel.as_closest_canonical(nibabel.load(file))
-        values = np.asanyarray(volume.dataobj, dtype=np.float32)
-    except Exception as error:  # nibabel raises its own, zlib's and numpy's errors
-        raise ScanError(f"{file}: not a readable NIfTI file: {type(error).__name__}: {error}") from error
-    if values.ndim == 4:
-        values = values[..., 0]
-    if values.ndim != 3:
-        raise ScanError(f"{file}: has {values.ndim} dimensions, a volume has 3", "no_pixels")
-    spacing = [float(x) for x in volume.header.get_zooms()[:3]]
+    volume = nibabel.load(file)
+    if not isinstance(volume, nibabel.Nifti1Image):  # NIfTI-2 is one too
+        raise ScanError(f"{file}: is no NIfTI file but a {type(volume).__name__}")
+    if len(volume.shape) not in (3, 4):
+        raise ScanError(f"{file}: has {len(volume.shape)} dimensions, a volume has 3", "no_pixels")
+    _check_size(file, volume)
+    values = np.asarray(volume.dataobj[..., 0] if len(volume.shape) == 4 else volume.dataobj, dtype=np.float32)
+    orientation = nibabel.io_orientation(volume.affine)
+    sides = dict(zip(orientation[:, 0], nibabel.affines.voxel_sizes(volume.affine), strict=True))
+    spacing = [float(sides[axis]) for axis in range(3)]
+    if not all(LEAST_MM < side < MOST_MM for side in spacing):
+        raise ScanError(
+            f"{file}: its voxels are {' x '.join(f'{side:g}' for side in spacing)} mm, which no scanner makes"
+        )
+    return nibabel.apply_orientation(values, orientation), spacing
+
+
+def _check_size(file: Path, volume: Any) -> None:
+    """Raises ScanError for a file that cannot hold what its header says, or says more than one picture is worth."""
+    voxels, held = math.prod(volume.shape), file.stat().st_size
+    size = voxels * volume.get_data_dtype().itemsize
+    if size > held * (DEFLATE if file.suffix == ".gz" else 1):
+        raise ScanError(
+            f"{file}: says that it has {' x '.join(map(str, volume.shape))} voxels, {size:,} bytes, in {held:,}"
+        )
+    if math.prod(volume.shape[:3]) > MOST_VOXELS:
+        raise ScanError(f"{file}: a volume of over {MOST_VOXELS:,} voxels; cut it into parts or make them larger")
+
+
+def read_nifti(file: Path, options: ScanOptions, place: str) -> Iterator[Picture]:
+    values, spacing = _upright(file)
     finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0, 0)
     if options.window:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 from lingshu_rl.curate.scans import ScanError, ScanOptions, encoded, read_scan, scan_files, scan_kind, windowed
 from lingshu_rl.data.chats import images_of
 from lingshu_rl.data.mapping import Mapper
-from lingshu_rl.data.rows import RowError, row_to_prompt
+from lingshu_rl.data.rows import RowError, full_path, refusing, row_to_prompt
 from lingshu_rl.data.sources import (
     DATA_ENDINGS,
     Reading,
@@ -24,8 +25,10 @@ from lingshu_rl.data.sources import (
     layout_of,
     open_records,
     presets,
+    source_path,
     usual_layout,
 )
+from lingshu_rl.markup import encodable
 from lingshu_rl.volumes import View, VolumeError, as_volumes, unfold
 
 SCANS = ("dicom", "nifti")
@@ -78,7 +81,7 @@ def read_rows(
     looked: told of every place where an image was looked for.
     Raises SourceError for the source as a whole.
     """
-    folder = Path(source.path).expanduser()
+    folder = source_path(source.path)
     folder = folder if folder.is_dir() else folder.parent
     layout = layout_of(source) if source.format in presets() else usual_layout(source)
     mapper = Mapper(layout, strict=strict)
@@ -89,7 +92,12 @@ def read_rows(
             rows += 1
             yield record
             continue
-        for part, row in enumerate(_rows(record, source, mapper), start=1):
+        try:
+            with refusing():
+                made = _rows(record, source, mapper)
+        except RowError as error:
+            made = [error]
+        for part, row in enumerate(made, start=1):
             rows += 1
             where = place if part == 1 else f"{place}, question {part}"
             yield _finished(where, row, source, folder, keep_image, label=label, strict=strict, looked=looked)
@@ -100,10 +108,7 @@ def _rows(record: Any, source: Source, mapper: Mapper) -> Sequence[dict[str, Any
     """A row of this library as it stands, where the source says nothing else; else what the mapping makes of it."""
     if source.mapped or not is_row(record):
         return mapper(record)
-    try:
-        return [{**record, "images": images_of(record["images"])}]
-    except RowError as error:
-        return [error]
+    return [{**record, "images": images_of(record["images"])}]
 
 
 def _finished(
@@ -121,18 +126,19 @@ def _finished(
     try:
         if isinstance(row, RowError):
             raise row
-        row.setdefault("id", re.sub(r"[ ,]+", "-", place))
-        if label:
-            row["id"] = f"{source.label}:{row['id']}"
-            row.setdefault("meta", {}).setdefault("source", source.label)
-        row = dict(unfold(as_volumes(row, source.volume), source.image_dir or folder))
-        row["images"], facts, missing = _images(row["images"], source, folder, keep_image, looked)
-        if facts:
-            row["meta"] = {**facts, **row.get("meta", {})}
-        if missing and strict:
-            return Record(place, None, "missing_image", missing[0])
-        if strict:
-            row_to_prompt(row)
+        with refusing(ScanError, VolumeError):
+            row.setdefault("id", re.sub(r"[ ,]+", "-", place))
+            if label:
+                row["id"] = f"{source.label}:{row['id']}"
+                row.setdefault("meta", {}).setdefault("source", source.label)
+            row = dict(unfold(as_volumes(row, source.volume), source.image_dir or folder))
+            row["images"], facts, missing = _images(row["images"], source, folder, keep_image, looked)
+            if facts:
+                row["meta"] = {**facts, **row.get("meta", {})}
+            if missing and strict:
+                return Record(place, None, "missing_image", missing[0])
+            if strict:
+                row_to_prompt(row)
     except (RowError, ScanError, VolumeError) as error:
         return Record(place, None, getattr(error, "reason", "bad_row"), str(error))
     return Record(place, row, "missing_image" if missing else "", "; ".join(missing))
@@ -142,7 +148,7 @@ def _finished(
 
 
 def _records(source: Source) -> Iterator[tuple[str, Any]]:
-    path = Path(source.path).expanduser()
+    path = source_path(source.path)
     kind = source.format if source.format in SCANS else _scan_format(path)
     if kind:
         yield from _scans(path, kind, source.scan)
@@ -165,12 +171,12 @@ def _scans(path: Path, kind: str, options: ScanOptions) -> Iterator[tuple[str, A
     found_any = False
     for file in scan_files(path, kind):
         found_any = True
-        place = file.relative_to(path).as_posix() if file != path else file.name
+        place = encodable(file.relative_to(path).as_posix() if file != path else file.name)
         try:
             for picture in read_scan(file, options, place):
                 yield f"{place}{picture.place}", {**picture.fields, "images": [picture.png], "meta": picture.facts}
         except ScanError as error:
-            yield place, Record(place, None, error.reason, str(error))
+            yield place, Record(place, None, error.reason, encodable(str(error)))
     if not found_any:
         raise SourceError(f"{path}: no {kind} files")
 
@@ -211,12 +217,12 @@ def _images(
 
 
 def _locate(image: str, source: Source, folder: Path, missing: list[str], looked: Looked) -> Path | None:
-    places = [Path(source.image_dir).expanduser()] if source.image_dir else [folder, folder / "images"]
+    places = [source_path(source.image_dir, "image_dir")] if source.image_dir else [folder, folder / "images"]
     for place in places:
-        path = place / Path(image).expanduser()
-        looked(path)
-        if path.is_file():
-            return path.resolve()
+        path = full_path(image, place)
+        looked(place / Path(image).expanduser())  # a link may lead elsewhere later
+        if os.path.isfile(path):
+            return Path(path)
     missing.append(f"image file not found: {image} (looked in {', '.join(map(str, places))})")
     return None
 

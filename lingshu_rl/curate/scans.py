@@ -19,9 +19,12 @@ from typing import Any
 import numpy as np
 
 from lingshu_rl.failures import LingshuError
+from lingshu_rl.images import UnreadablePicture, opened
 
 PSEUDONYM_KEY_ENV = "LINGSHU_RL_PSEUDONYM_KEY"  # secret of the keyed hashes; set it where ids must not be guessable
 PLANES = ("sagittal", "coronal", "axial")  # NIfTI axes in RAS+ order
+MOST_STRETCHED = 100  # a pixel's longer side over its shorter one
+TOLD = 500  # characters of a decoder's own words in a message
 FRAMES = ("middle", "first", "all")
 PICTURES = (
     ".png",
@@ -121,12 +124,21 @@ def scan_files(path: Path, kind: str) -> Iterable[Path]:
 
 
 def read_scan(file: Path, options: ScanOptions, place: str = "") -> Iterator[Picture]:
-    """place: the file's path below its source, of which ids are made; its name by default. Raises ScanError."""
+    """place: the file's path below its source, of which ids are made; its name by default.
+
+    Raises ScanError, whatever is wrong with the file: nothing of what it claims is reserved before it is known to be there.
+    """
     from lingshu_rl.curate.dicom import read_dicom
     from lingshu_rl.curate.nifti import read_nifti
 
     read = read_nifti if scan_kind(file) == "nifti" else read_dicom
-    return read(file, options, place or file.name)
+    try:
+        yield from read(file, options, place or file.name)
+    except ScanError:
+        raise
+    except Exception as error:  # damage shows as errors of pydicom, nibabel, a decoder, zlib, numpy or Python itself
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ScanError(f"{file}: cannot be read: {told[:TOLD]}") from error
 
 
 def pseudonym(text: str) -> str:
@@ -147,16 +159,14 @@ def patient_by_pattern(place: str, options: ScanOptions) -> str:
 
 def windowed(file: Path, window: tuple[float, ...]) -> bytes | None:
     """A picture of over 8 bits a channel as PNG of 8 bits; None where it has no more, or no window is given."""
-    from PIL import Image, UnidentifiedImageError
-
     if not window:
         return None
     try:
-        with Image.open(file) as picture:
+        with opened(file) as picture:
             if not picture.mode.startswith(("I", "F")):
                 return None
             values = np.asarray(picture, dtype=np.float64)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+    except UnreadablePicture:
         return None  # the steps that decode pictures say so with their reason
     centre, width = window
     return encoded(scaled(values, centre - width / 2, centre + width / 2))
@@ -169,7 +179,7 @@ def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def square(pixels: np.ndarray, row_mm: float, column_mm: float) -> np.ndarray:
-    """The picture with square pixels of the smaller spacing."""
+    """The picture with square pixels of the smaller spacing. Raises ScanError as `square_size` does."""
     rows, columns = pixels.shape[:2]
     size = square_size(columns, rows, row_mm, column_mm)
     if size == (columns, rows):
@@ -180,10 +190,12 @@ def square(pixels: np.ndarray, row_mm: float, column_mm: float) -> np.ndarray:
 
 
 def square_size(columns: int, rows: int, row_mm: float, column_mm: float) -> tuple[int, int]:
-    """Width and height that `square` makes."""
+    """Width and height that `square` makes. Raises ScanError where one side of a pixel is many times the other."""
     if not row_mm or abs(row_mm / column_mm - 1) < 0.01:
         return columns, rows
     step = min(row_mm, column_mm)
+    if not max(row_mm, column_mm) < MOST_STRETCHED * step:
+        raise ScanError(f"pixels of {row_mm:g} x {column_mm:g} mm, which no scanner makes")
     return round(columns * column_mm / step), round(rows * row_mm / step)
 
 

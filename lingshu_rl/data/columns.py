@@ -13,7 +13,7 @@ from lingshu_rl.failures import LingshuError
 from rewards.rows import plain
 
 Record = Mapping[str, Any]
-CHANGES = ("from", "as", "base", "split", "names")
+CHANGES = ("from", "as", "else", "base", "split", "names")
 
 
 class MappingError(LingshuError, ValueError):
@@ -61,7 +61,7 @@ _HOLE = re.compile(r"\{([^{}]+)\}")
 
 def expression(given: Any, key: str) -> Expression:
     """What `map` says of a field: a path, paths between "|" of which the first that has something counts, a text with
-    {path} in it, a list of those (their values together), or {from: one of these, as, base, split, names}: see `changed`.
+    {path} in it, a list of those (their values together), or {from: one of these, as, else, base, split, names}: see `changed`.
     """
     if isinstance(given, str) and given.strip():
         return _first([_one(part.strip()) for part in given.split("|")])
@@ -111,7 +111,7 @@ def _together(parts: Sequence[Expression]) -> Expression:
 
 
 def _changed(source: Expression, change: Mapping[str, Any]) -> Expression:
-    """as: what a value stands for, by the value. split: the text's parts between these. base: from where an index counts.
+    """as: what a value stands for, by the value; else: what any other does. split: the text's parts between these. base: from where an index counts.
 
     names: true for {name: truth} columns, of which the true ones' names are meant.
     """
@@ -126,16 +126,19 @@ def _changed(source: Expression, change: Mapping[str, Any]) -> Expression:
             value = [part.strip() for part in str(value).split(split) if part.strip()]
         if change.get("names"):
             value = [name for name, true in value.items() if true]
-        return _looked_up(value, told) if told else value
+        return _looked_up(value, told, change.get("else")) if told else value
 
     return found
 
 
-def _looked_up(value: Any, told: Mapping[str, Any]) -> Any:
+def _looked_up(value: Any, told: Mapping[str, Any], other: Any) -> Any:
     if isinstance(value, list):
-        return [_looked_up(item, told) for item in value]
+        return [_looked_up(item, told, other) for item in value]
+    if _key(value) not in told and other is not None:
+        return other
     if _key(value) not in told:
-        raise RowError(f"{value!r} has no meaning: `as` names {', '.join(told)}; leave such records out with `where`")
+        names = ", ".join(list(told)[:8]) + (", ..." if len(told) > 8 else "")
+        raise RowError(f"{value!r} has no meaning: `as` names {names}; leave such records out with `where`")
     return told[_key(value)]
 
 

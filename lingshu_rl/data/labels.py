@@ -14,13 +14,18 @@ from rewards.rows import plain
 
 def labelled(row: dict[str, Any], base: int | None) -> dict[str, Any]:
     """The row with its options as texts, its answer as a letter where it was an index, and a kind. Raises RowError."""
-    options = texts_of(row.pop("options", None))
+    given = row.pop("options", None)
+    options = texts_of(given)
     answer = _bare(row.get("answer"))
     if row.get("kind", "option") == "option":
         row, options = _without_options(row, options, answer)
     kind = row.get("kind") or guess(answer, options, tuple(row))
+    if kind == "open" and (group := next((g for g in SAME_ZH if answer in g), None)):
+        row["meta"] = {"synonyms": [word for word in group if word != answer], **row.get("meta", {})}
     if options:
         answer = _choice(answer, options, base)
+        if _by_letters(given):
+            options, answer = at_own_letters(options, answer)
         if isinstance(answer, list):
             row["meta"] = {**row.get("meta", {}), "multi": True}
         row["options"] = options
@@ -38,14 +43,23 @@ def labelled(row: dict[str, Any], base: int | None) -> dict[str, Any]:
     return {**row, "answer": answer, "kind": kind} if answer is not None else {**row, "kind": kind}
 
 
+# Yes and no in the words of Chinese sets: a label and every word of its group are one answer.
+SAME_ZH = (
+    ("是", "是的", "有", "包含", "存在", "可以", "能", "对", "yes"),
+    ("否", "不是", "没有", "不包含", "不存在", "不可以", "不能", "不", "no"),
+)
+
+
 def _bare(answer: Any) -> Any:
-    """A label without what training formats put around it: tags, a box; of soft labels {answer: score} the best."""
+    """A label without what is put around it: tags, a box, marks of a printed list; of {answer: score} the best."""
     if isinstance(answer, Mapping) and answer and all(isinstance(v, int | float) for v in answer.values()):
         answer = max(answer, key=lambda key: answer[key])
     if not isinstance(answer, str):
         return answer
     tagged = re.search(r"<answer>(.*?)</answer>\s*$", answer, re.DOTALL)
     text = (tagged[1] if tagged else answer).strip()
+    if re.match(r"[\[(]['\"]", text) and not isinstance(printed := literal(text), str):
+        return list(printed) if isinstance(printed, list) and len(printed) > 1 else " ".join(map(str, printed))
     boxed = re.fullmatch(r"\$*\\boxed\{(?:\\text\{)?(.*?)\}?\}\$*", text, re.DOTALL)
     return boxed[1].strip() if boxed else text
 
@@ -78,6 +92,33 @@ def _choice(answer: Any, options: Sequence[str], base: int | None) -> Any:
         if apart and len(picked) > 1 and set(picked) <= set(letters) and len(set(picked)) == len(picked):
             return list(picked)
     return number
+
+
+def _by_letters(options: Any) -> bool:
+    """Whether the layout gives options their letters, so that a letter as the answer is no option's text."""
+    if isinstance(options, str) and options.lstrip()[:1] in ("[", "{"):
+        options = literal(options)
+    options = plain(options)
+    if isinstance(options, list) and options and isinstance(options[0], Mapping):
+        options = options[0]
+        return len(options) == 1 or bool({"letter", "label", "key"} & options.keys())
+    return isinstance(options, Mapping)
+
+
+def at_own_letters(options: list[str], answer: Any) -> tuple[list[str], Any]:
+    """Options whose texts are letters ("which of the marked is it?") at those letters, the answer with them.
+
+    In {"A": "D", "D": "B"} a reply "D" is one option's letter and another's text; where both are one, there is no doubt.
+    """
+    letters = LETTERS[: len(options)]
+    own = {text: place for place, text in enumerate(options) if len(text) == 1 and text in letters}
+    if len(set(options)) < len(options) or all(letters[place] == text for text, place in own.items()):
+        return options, answer
+    others = iter([place for place, text in enumerate(options) if text not in own])
+    order = [own[letter] if letter in own else next(others) for letter in letters]
+    moved = {letters[old]: letter for letter, old in zip(letters, order, strict=True)}
+    told = [moved.get(a, a) for a in answer] if isinstance(answer, list) else moved.get(answer, answer)
+    return [options[place] for place in order], told
 
 
 _MARK = r"^\(?{}(?:\s*[.:、)．：]\s*|\s+(?=\S))"  # all options must carry theirs: "A vitamin" may be an option's text

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol, overload
 
 from lingshu_rl.data.mixing import Part
-from lingshu_rl.data.rows import RowError, row_to_prompt
-from lingshu_rl.data.sources import Source, SourceError, guess_preset, open_rows, sources_of
+from lingshu_rl.data.rows import RowError, refusing, row_to_prompt
+from lingshu_rl.data.sources import FORMS, Source, SourceError, guess_preset, open_rows, sources_of
 from lingshu_rl.data.tables import Chain, Head, RowList, Rows
 from lingshu_rl.failures import LingshuError
 from lingshu_rl.images import DEFAULT_BUDGET, Budget, Picture
@@ -197,7 +197,7 @@ def load(
     refused = in_order([*read.bad, *([] if drop_long else read.long)])
     dropped = in_order(read.long) if drop_long else ()
     advice = lengths.advice if lengths is not None and read.long and not drop_long else ""
-    if not prompts:
+    if not prompts and not read.long:
         advice = "\n".join(filter(None, [advice, _look_alike(sources, rows)]))
     _judge(name, read.total, len(prompts), refused, skip_bad_rows, advice)
     _tell_dropped(name, read.total, len(prompts), dropped)
@@ -315,7 +315,8 @@ def _made(
     if isinstance(row, RowError):
         return row
     try:
-        prompt = make(row)
+        with refusing():
+            prompt = make(row)
     except RowError as error:
         return error
     if reason := fault(prompt):
@@ -372,6 +373,8 @@ def _open(given: Given, base_dir: str | Path | None) -> tuple[str, tuple[Source,
     if isinstance(given, Head):
         return "rows", (), given
     if not isinstance(given, str | Path | Mapping | Source) and not _names_sources(given):
+        if not isinstance(given, Iterable):
+            raise DataError(f"a source is {FORMS}; or a mapping with `path`, or rows; got {given!r}")
         return "rows", (), RowList.of(given)
     try:
         sources = sources_of(given, "source")
@@ -388,9 +391,9 @@ def _open(given: Given, base_dir: str | Path | None) -> tuple[str, tuple[Source,
 
 def _names_sources(given: Any) -> bool:
     """Whether a list is one of sources, not of rows."""
-    return (
-        isinstance(given, list | tuple) and all(isinstance(g, str | Path) or "path" in g for g in given) and bool(given)
-    )
+    if not isinstance(given, list | tuple) or not given:
+        return False
+    return all(isinstance(g, str | Path | Source) or (isinstance(g, Mapping) and "path" in g) for g in given)
 
 
 def _told(source: Source) -> str:

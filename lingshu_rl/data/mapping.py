@@ -153,15 +153,22 @@ def groups_of(row: dict[str, Any]) -> dict[str, Any]:
         group, _, key = name.partition(".")
         value = row.pop(name)
         held = made.setdefault(group, dict(row.get(group) or {}))
-        held.setdefault(key, _number(value) if group == "tolerance" else value)
-    return made
+        if group == "tolerance":
+            value = _limit(value)
+        if value is not None:
+            held.setdefault(key, value)
+    limits = made.get("tolerance", {})
+    if {"lower", "upper"} <= limits.keys():  # of negative values some sets write the nearer to 0 first
+        limits["lower"], limits["upper"] = sorted((limits["lower"], limits["upper"]))
+    return {group: held for group, held in made.items() if held or group != "tolerance"}
 
 
-def _number(value: Any) -> Any:
+def _limit(value: Any) -> Any:
+    """A limit as a number; None for a text that is none, which tables have beside labels that are dates or spans."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
-        return value
+        return None
 
 
 class ImageFinder:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.images import DEFAULT_BUDGET, Budget, Picture
+from lingshu_rl.images import DEFAULT_BUDGET, FORMATS, PHONE, Budget, Picture, upright
 from lingshu_rl.types import Prompt
 from lingshu_rl.volumes import VolumeError, unfold
 from rewards.kinds import LETTERS, find
 from rewards.rows import FIELDS, LabelCheck, RowError, read_row
 
-__all__ = ["FIELDS", "FULL_FRAME", "LETTERS", "RowError", "instruction_text", "row_to_prompt"]
+__all__ = ["FIELDS", "FULL_FRAME", "LETTERS", "RowError", "instruction_text", "refusing", "row_to_prompt"]
 
 FULL_FRAME = (
     "Think step by step about the image and the question inside <think> and </think>, "
@@ -21,11 +22,25 @@ FULL_FRAME = (
 )
 
 
-def instruction_text(instruction: str, kind: str, multi: bool = False) -> str:
-    """The last line of a prompt: "short" or "full" by kind, anything else word for word (empty for none)."""
+@contextmanager
+def refusing(*told: type[Exception]) -> Iterator[None]:
+    """Around what is done with one record: whatever its content leads to is a RowError, and costs this record alone.
+
+    told: refusals of other kinds, which stay what they are; so do errors of the system (a full disk).
+    """
+    try:
+        yield
+    except Exception as error:  # content of any form: wrong types, endless numbers, brackets in brackets
+        if isinstance(error, (RowError, OSError, *told)):
+            raise
+        raise RowError(f"it cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
+
+
+def instruction_text(instruction: str, kind: str, meta: Mapping[str, Any] = {}) -> str:
+    """The last line of a row's prompt: "short" or "full" by kind, anything else word for word (empty for none)."""
     if instruction == "full":
-        return FULL_FRAME.format(form=find(kind).prompt("full", multi))
-    return find(kind).prompt("short", multi) if instruction == "short" else instruction
+        return FULL_FRAME.format(form=find(kind).prompt("full", meta))
+    return find(kind).prompt("short", meta) if instruction == "short" else instruction
 
 
 def row_to_prompt(
@@ -47,9 +62,8 @@ def row_to_prompt(
     except VolumeError as error:
         raise RowError(str(error)) from None
     read = read_row(row, check)
-    multi = read.meta.get("multi") is True
     lines = [f"{LETTERS[i]}. {text}" for i, text in enumerate(read.options)]
-    if last := instruction_text(instruction, read.kind, multi):
+    if last := instruction_text(instruction, read.kind, read.meta):
         lines.append(last)
     images = tuple(Picture(_image(image, base_dir), budget) for image in read.images)
     return Prompt(
@@ -107,15 +121,17 @@ def full_path(image: str | Path, folder: str | Path) -> str:
 
 
 def _kept(image: Any) -> bytes:
-    """A PIL image as a file of the same pixels, its EXIF beside them."""
+    """A PIL image as a file of the same pixels, turned upright."""
+    if getattr(image, "format", None) not in (None, PHONE, *FORMATS):
+        raise RowError(f"an image of format {image.format}: it must be one of {', '.join(FORMATS)}")
     if getattr(image, "n_frames", 1) > 1:
         raise RowError(f"an image of {image.n_frames} frames: choose one")
     buffer = io.BytesIO()
     try:
+        image = upright(image)
         if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-            image.convert("RGB").save(buffer, format="PNG", exif=image.getexif())
-        else:
-            image.save(buffer, format="PNG", exif=image.getexif())
+            image = image.convert("RGB")
+        image.save(buffer, format="PNG")
     except Exception as error:  # a truncated file, no pixels, floating-point pixels: Pillow's own reasons
         raise RowError(f"an image cannot be read: {type(error).__name__}: {error}") from None
     return buffer.getvalue()

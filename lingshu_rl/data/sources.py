@@ -7,6 +7,7 @@ and how its records become rows. Several make a mixture.
 from __future__ import annotations
 
 import glob
+import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 from lingshu_rl.data.columns import MappingError, expression, is_missing
 from lingshu_rl.data.mapping import ImageFinder, Layout, Mapper
-from lingshu_rl.data.rows import FIELDS, RowError, full_path
+from lingshu_rl.data.rows import FIELDS, RowError, full_path, refusing
 from lingshu_rl.data.tables import (
     PACKED,
     SPLITS,
@@ -172,7 +173,7 @@ def _source(given: Any, key: str) -> Source:
     if isinstance(given, Source):
         return given
     if isinstance(given, str | Path):
-        return _split(Source(str(given)))
+        return _split(Source(str(given)), key)
     if not isinstance(given, Mapping):
         raise SourceError(f"{key}: a source is a text or a mapping with `path`, got {type(given).__name__}")
     known = [f.name for f in fields(Source)]
@@ -193,7 +194,7 @@ def _source(given: Any, key: str) -> Source:
         source.check()
     except SourceError as error:
         raise SourceError(f"{key}.{error}") from None
-    return _split(source)
+    return _split(source, key)
 
 
 def _dotted(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,10 +206,29 @@ def _dotted(fields: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _split(source: Source) -> Source:
+def source_path(text: str, key: str = "path") -> Path:
+    """Where a source says that something lies. Raises SourceError for what can be no file's name."""
+    try:
+        path = Path(text).expanduser()
+        os.stat(path)
+    except FileNotFoundError:
+        return path
+    except (
+        RuntimeError,
+        ValueError,
+        OSError,
+    ) as error:  # no such user, a NUL, half a character, too long, a circle of links
+        raise SourceError(
+            f"{key}={text[:80]!r} cannot be a path: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    return path
+
+
+def _split(source: Source, key: str) -> Source:
     """`path:SPLIT` as path and split, for what is no file under its whole name."""
+    whole = source_path(source.path, key)
     path, _, split = source.path.rpartition(":")
-    if source.split or not path or path == "demo" or Path(source.path).expanduser().exists() or "/" in split:
+    if source.split or not path or path == "demo" or "/" in split or whole.exists():
         return source
     return replace(source, path=path, split=split)
 
@@ -274,7 +294,8 @@ class Mapped:
     def _rows(self, record: Any) -> list[Any]:
         """One record that nothing can be made of costs itself alone."""
         try:
-            return self.rows_of(record)
+            with refusing():
+                return self.rows_of(record)
         except RowError as error:
             return [error]
 
@@ -297,7 +318,7 @@ def open_rows(source: Source, base_dir: str | Path | None = None, apart: bool = 
     if base_dir is not None:
         folders = [Path(base_dir)]
     elif source.image_dir:
-        folders = [Path(source.image_dir).expanduser()]
+        folders = [source_path(source.image_dir, "image_dir")]
     if not source.mapped:
         folder = folders[0] if folders else Path()
         return Mapped(records, lambda record: [_from(source, _anchored(record, folder), apart)])
@@ -358,7 +379,7 @@ def open_records(source: Reading) -> tuple[Rows, list[Path]]:
     try:
         if source.path.startswith("demo:"):
             return _demo(source.path)
-        path = Path(source.path).expanduser()
+        path = source_path(source.path)
         if path.is_dir():
             return _folder(path, source)
         if path.is_file():

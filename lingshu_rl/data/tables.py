@@ -11,9 +11,11 @@ import gzip
 import json
 import lzma
 import os
+import re
 import shutil
 import tarfile
 import tempfile
+import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,9 +25,13 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from lingshu_rl.data.rows import RowError
+from lingshu_rl.data.rows import RowError, refusing
 
 PACKED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what packed files raise as well
+NOT_UTF8 = "is not UTF-8 (byte 0x{:02x}); write the file anew, for example iconv -f latin1 -t utf-8 (gbk for Chinese)"
+_BYTE = re.compile("[\udc80-\udcff]")  # how "surrogateescape" holds a byte that is no UTF-8
+_INDEX = re.compile(r"__index_level_\d+__")  # pandas' names for an index without one
 IN_MEMORY = (
     4 << 30
 )  # bytes of parquet, unpacked; more goes through the cache of `datasets`, which all ranks share on disk
@@ -52,23 +58,26 @@ class Rows(Protocol):
 
 
 class JsonLines:
-    """A file of one JSON object a line. Only where lines begin is kept, and the file open: one put in its place is not seen."""
+    """A file of one JSON object a line, whichever way lines end. Only where they begin is kept, and the file open: one
+    put in its place is not seen. parse: what a line becomes.
+    """
 
-    def __init__(self, file: IO[bytes], word: str = "line") -> None:
-        self.file, self.word = file, word
+    def __init__(self, file: IO[bytes], word: str = "line", parse: Callable[[bytes], Any] | None = None) -> None:
+        self.file, self.word, self.parse = file, word, parse or json_row
         self.starts = array("q", [0])
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         self.file.seek(0)
         self.starts = array("q", [0])
-        for number, line in enumerate(self.file, start=1):
+        lines = (line for piece in self.file for line in piece.splitlines(keepends=True))
+        for number, line in enumerate(lines, start=1):
             self.starts.append(self.starts[-1] + len(line))
             if line.strip():
-                yield number, json_row(line)
+                yield number, self.parse(line)
 
     def row(self, number: int) -> Any:
         start, end = self.starts[number - 1 : number + 1]
-        return json_row(os.pread(self.file.fileno(), end - start, start))
+        return self.parse(os.pread(self.file.fileno(), end - start, start))
 
     def place(self, number: int) -> str:
         return f"{self.word} {number}"
@@ -80,7 +89,8 @@ class ParquetTable:
     def __init__(self, path: Path) -> None:
         import pyarrow.parquet
 
-        self.table = pyarrow.parquet.read_table(path, memory_map=True)
+        table = pyarrow.parquet.read_table(path, memory_map=True)
+        self.table = table.drop_columns(index_columns(table.column_names))
         told = json.loads((self.table.schema.metadata or {}).get(b"huggingface", b"{}"))
         features = (told.get("info") or {}).get("features") or {}
         self.names = {
@@ -90,13 +100,24 @@ class ParquetTable:
         }
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        number = 0
-        for batch in self.table.to_batches(max_chunksize=256):
-            for row in batch.to_pylist():
-                yield (number := number + 1), named(row, self.names)
+        for start in range(0, len(self.table), 256):
+            try:
+                rows = self._rows(start, 256)
+            except RowError:  # one of them: the others are usable
+                rows = [self.row(number) for number in range(start + 1, min(start + 256, len(self.table)) + 1)]
+            yield from enumerate(rows, start=start + 1)
 
     def row(self, number: int) -> Any:
-        return named(self.table.slice(number - 1, 1).to_pylist()[0], self.names)
+        try:
+            return self._rows(number - 1, 1)[0]
+        except RowError as error:
+            return error
+
+    def _rows(self, start: int, count: int) -> list[Any]:
+        """Raises RowError for a cell that is no value: bad UTF-8, a date of no calendar, a class without a name."""
+        with refusing():
+            found = self.table.slice(start, count).to_pylist(maps_as_pydicts="strict")
+            return [named(row, self.names) for row in found]
 
     def place(self, number: int) -> str:
         return f"row {number}"
@@ -118,6 +139,7 @@ class RowList:
         import datasets
 
         whole = datasets.Image(decode=False)
+        data = data.remove_columns(index_columns(data.column_names))
         for column, feature in data.features.items():
             if isinstance(feature, datasets.Image):
                 data = data.cast_column(column, whole)
@@ -139,6 +161,11 @@ class RowList:
 
     def place(self, number: int) -> str:
         return f"row {number}"
+
+
+def index_columns(names: Iterable[str]) -> list[str]:
+    """The columns that say only where a row stood in a data frame."""
+    return [name for name in names if _INDEX.fullmatch(name)]
 
 
 def named(row: Any, names: Mapping[str, Sequence[str]]) -> Any:
@@ -168,9 +195,10 @@ class TarShards:
                     key, _, ending = name.partition(".")
                     sample = samples.setdefault(f"{folder}/{key}".lstrip("/"), {})
                     sample[ending.lower()] = member.offset_data, member.size
-        except tarfile.TarError as error:
+        except Exception as error:  # a damaged header shows as errors of tarfile and of Python itself
             raise UnreadableSource(f"{self.path}: is no whole tar file: {error}") from error
         self.samples = list(samples.items())
+        self.size = os.fstat(self.file.fileno()).st_size
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         for number in range(1, len(self.samples) + 1):
@@ -180,10 +208,12 @@ class TarShards:
         key, parts = self.samples[number - 1]
         record: dict[str, Any] = {"__key__": key}
         for ending, (start, size) in parts.items():
+            if start + size > self.size:  # a sparse member is shorter in the file than it says
+                return RowError(f"{key}.{ending} says that it has {size} bytes, which are not there")
             data = os.pread(self.file.fileno(), size, start)
             try:
                 record[ending] = _MEMBERS.get(ending, bytes)(data)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 return RowError(f"{key}.{ending} cannot be read: {error}")
         return record
 
@@ -264,17 +294,30 @@ def json_lines(path: Path) -> JsonLines:
     return JsonLines(unpacked(path) if path.suffix in PACKED else path.open("rb"))
 
 
+def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """All objects of a JSON lines file with their places. Lines end where files' lines do, not at U+2028 in a text.
+
+    Raises UnreadableSource naming a line that holds none.
+    """
+    lines = json_lines(path)
+    found = [(f"{path}, {lines.place(number)}", row) for number, row in lines]
+    if broken := next(((place, row) for place, row in found if isinstance(row, RowError)), None):
+        raise UnreadableSource(f"{broken[0]}: {broken[1]}")
+    return found
+
+
 def parquet(path: Path) -> Rows:
-    import pyarrow
     import pyarrow.parquet
 
     try:
         told = pyarrow.parquet.read_metadata(path)
         size = sum(told.row_group(n).total_byte_size for n in range(told.num_row_groups))
+        if told.num_rows > path.stat().st_size:  # rows that differ take a byte each, however they are packed
+            raise ValueError(f"it says that it has {told.num_rows:,} rows")
         if size <= IN_MEMORY:
             return ParquetTable(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UnreadableSource(f"{path}: not a readable parquet file: {error}") from error
+    except Exception as error:  # damage shows as errors of Arrow, of the header's JSON and of Python itself
+        raise UnreadableSource(f"{path}: not a readable parquet file: {' '.join(str(error).split())}") from error
     import datasets
 
     return RowList.of_dataset(datasets.Dataset.from_parquet(str(path)))
@@ -289,7 +332,8 @@ def json_file(path: Path, split: str = "") -> JsonLines:
 def table(path: Path, delimiter: str = "", columns: Sequence[str] = ()) -> JsonLines:
     """A .csv, .tsv or .txt file. columns: of a file without a header, whose cells have no quotes around them then.
 
-    Empty cells are left out; a line with more cells than columns is an unreadable record.
+    Empty cells are left out, and so are columns without a name: pandas writes its index so. A line with more cells than
+    columns is an unreadable record.
     """
     ending = path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
     delimiter = delimiter or ("," if ending == ".csv" else "\t")
@@ -297,6 +341,8 @@ def table(path: Path, delimiter: str = "", columns: Sequence[str] = ()) -> JsonL
         raise UnreadableSource(
             f"{path}: name its columns, columns: [image, question, answer], and the delimiter if it is no tab"
         )
+    if len(delimiter) != 1:
+        raise UnreadableSource(f"{path}: a delimiter is one character, not {delimiter!r}")
     csv.field_size_limit(CELL)
     with _text(path) as file:
         return spooled(_cells(file, path, delimiter, columns))
@@ -304,15 +350,17 @@ def table(path: Path, delimiter: str = "", columns: Sequence[str] = ()) -> JsonL
 
 def _cells(file: Iterable[str], path: Path, delimiter: str, columns: Sequence[str]) -> Iterator[Any]:
     lines = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL)
-    names = list(columns) or next(lines, [])
-    if len(set(names)) < len(names):
-        raise UnreadableSource(f"{path}: two columns have one name; its header is {', '.join(names)}")
     try:
+        names = list(columns) or next(lines, [])
+        if byte := _BYTE.search("".join(names)):
+            raise UnreadableSource(f"{path}: its header {NOT_UTF8.format(ord(byte[0]) & 0xFF)}")
+        if len(set(names)) < len(names):
+            raise UnreadableSource(f"{path}: two columns have one name; its header is {', '.join(names)}")
         for cells in lines:
             if len(cells) > len(names):
                 yield f"it has {len(cells)} cells and the table {len(names)} columns, {', '.join(names)}"
             elif cells:
-                yield {n: c.strip() for n, c in zip(names, cells, strict=False) if c.strip()}
+                yield {n: c.strip() for n, c in zip(names, cells, strict=False) if n.strip() and c.strip()}
     except csv.Error as error:
         raise UnreadableSource(f"{path}: line {lines.line_num} is no line of a table: {error}") from error
 
@@ -321,20 +369,26 @@ def spooled(records: Iterable[Any]) -> JsonLines:
     """Records as lines of a temporary file that nobody else sees. A text stands for a record that could not be read."""
     file = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as its rows
     for record in records:
-        file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+        file.write(_line(record).encode("utf-8", "surrogatepass") + b"\n")
     file.flush()
-    return _Spooled(file, "row")
+    return JsonLines(file, "row", _spooled_row)
 
 
-class _Spooled(JsonLines):
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        for number, record in super().__iter__():
-            yield number, record if isinstance(record, dict) else self.row(number)
+def _line(record: Any) -> str:
+    try:
+        line = json.dumps(record, ensure_ascii=False)
+    except (TypeError, RecursionError) as error:
+        return json.dumps(f"it cannot be kept: {error}")
+    byte = _BYTE.search(line)
+    return json.dumps(f"it {NOT_UTF8.format(ord(byte[0]) & 0xFF)}") if byte else line
 
-    def row(self, number: int) -> Any:
-        start, end = self.starts[number - 1 : number + 1]
-        record = json.loads(os.pread(self.file.fileno(), end - start, start))
-        return record if isinstance(record, dict) else RowError(record)
+
+def _spooled_row(line: bytes) -> Any:
+    try:
+        record = json.loads(line.decode("utf-8", "surrogatepass"))
+    except RecursionError as error:
+        return RowError(f"it cannot be kept: {error}")
+    return record if isinstance(record, dict) else RowError(record)
 
 
 def unpacked(path: Path) -> IO[bytes]:
@@ -343,7 +397,7 @@ def unpacked(path: Path) -> IO[bytes]:
     try:
         with PACKED[path.suffix](path, "rb") as packed:
             shutil.copyfileobj(packed, file, 1 << 20)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except UNREADABLE as error:
         raise UnreadableSource(f"{path}: cannot be unpacked: {error}") from error
     file.seek(0)
     return file
@@ -351,15 +405,12 @@ def unpacked(path: Path) -> IO[bytes]:
 
 @contextmanager
 def _text(path: Path) -> Iterator[Any]:
-    """The file's text. Raises UnreadableSource where it cannot be unpacked or is no UTF-8."""
+    """The file's text; what is no UTF-8 costs the record where it stands. Raises UnreadableSource."""
+    options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
     try:
-        with PACKED.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with PACKED.get(path.suffix, open)(path, "rt", **options) as file:
             yield file
-    except UnicodeDecodeError as error:
-        raise UnreadableSource(
-            f"{path}: is not UTF-8 ({error}); write it anew, for example iconv -f latin1 -t utf-8 (gbk for Chinese)"
-        ) from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except UNREADABLE as error:
         raise UnreadableSource(f"{path}: cannot be read: {error}") from error
 
 
@@ -381,11 +432,16 @@ def _objects(file: Any, path: Path, split: str) -> Iterator[Any]:
 
 
 def _object(value: Any) -> Any:
-    return value if isinstance(value, dict) else f"a record is a JSON object, this one a {type(value).__name__}"
+    """A record, or why there is none: in the words of what could not read it, where that is known."""
+    if isinstance(value, dict | _Unmade):
+        return value
+    return f"a record is a JSON object, this one a {type(value).__name__}"
 
 
 def _records_in(whole: Any, path: Path, split: str) -> Iterable[Any]:
     """The records of a file that is one JSON object."""
+    if isinstance(whole, _Unmade):
+        raise UnreadableSource(f"{path}: not JSON that can be read: {whole}")
     if not isinstance(whole, dict):
         return [whole]
     lists = {key: v for key, v in whole.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
@@ -401,6 +457,13 @@ def _records_in(whole: Any, path: Path, split: str) -> Iterable[Any]:
     if whole and all(isinstance(v, dict) for v in whole.values()):
         return ({"id": key, **record} for key, record in whole.items())
     return [whole]
+
+
+class _Unmade(str):
+    """Why a JSON value could not be made."""
+
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]|[^][{}",\s]+')
 
 
 @dataclass
@@ -431,6 +494,22 @@ class _Scanner:
             except json.JSONDecodeError as error:
                 if not self.more():
                     raise UnreadableSource(f"{self.path}: not JSON: {error}") from error
+            except (ValueError, RecursionError) as error:  # a number of over 4,300 digits, brackets in brackets
+                self._go_over()
+                return _Unmade(error)
+
+    def _go_over(self) -> None:
+        """Move behind a value that cannot be made."""
+        depth, at = 0, self.at
+        while True:
+            for found in _TOKEN.finditer(self.buffer, at):
+                depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+                if depth == 0:
+                    self.at = found.end()
+                    return
+            depth, at = 0, 0
+            if not self.more():
+                raise UnreadableSource(f"{self.path}: not JSON: it ends inside a value")
 
     def skip(self, characters: str) -> str:
         """Go over blanks and `characters`; the next character, or "" at the end."""

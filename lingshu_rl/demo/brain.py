@@ -44,21 +44,26 @@ META = {"modality": "MRI", "organ": "brain", "patient_id": "mni152", "source": "
 
 def slices(rng: np.random.Generator, counts: Mapping[str, int] = COUNTS) -> Iterator[DemoImage]:
     """The brain images of all splits."""
-    volumes, origin = _volumes()
-    area_cm2 = {plane: np.moveaxis(volumes["brain"] > 0, axis, 0).sum((1, 2)) / 100 for plane, axis in AXES.items()}
+    maps, origin = volumes()
+    area_cm2 = {plane: np.moveaxis(maps["brain"] > 0, axis, 0).sum((1, 2)) / 100 for plane, axis in AXES.items()}
     for split, count in counts.items():
         for n in range(count):
             plane = tuple(AXES)[n % 3]
             axis = AXES[plane]
-            mm = np.arange(len(area_cm2[plane])) + origin[axis]
-            along = np.abs(mm) if plane == "sagittal" else mm
-            inside = np.any([(along >= low) & (along < high) for low, high in SLABS_MM[plane][split]], axis=0)
-            index = int(rng.choice(np.nonzero(inside & (area_cm2[plane] >= SMALLEST_CM2))[0]))
-            cut = {key: np.moveaxis(volume, axis, 0)[index] for key, volume in volumes.items()}
-            yield _image(cut, plane, int(mm[index]), f"brain-{split}-{n:04d}", split, rng)
+            index = draw_slice(plane, split, area_cm2[plane], origin[axis], rng)
+            cut = {key: np.moveaxis(volume, axis, 0)[index] for key, volume in maps.items()}
+            yield _image(cut, plane, int(origin[axis]) + index, f"brain-{split}-{n:04d}", split, rng)
 
 
-def _volumes() -> tuple[dict[str, np.ndarray], np.ndarray]:
+def draw_slice(plane: str, split: str, area_cm2: np.ndarray, origin_mm: int, rng: np.random.Generator) -> int:
+    """The number of a slice of this split with enough brain. area_cm2: brain by slice. origin_mm: where slice 0 lies."""
+    mm = np.arange(len(area_cm2)) + origin_mm
+    along = np.abs(mm) if plane == "sagittal" else mm
+    inside = np.any([(along >= low) & (along < high) for low, high in SLABS_MM[plane][split]], axis=0)
+    return int(rng.choice(np.nonzero(inside & (area_cm2 >= SMALLEST_CM2))[0]))
+
+
+def volumes() -> tuple[dict[str, np.ndarray], np.ndarray]:
     """uint8 volumes (x, y, z) and the world coordinate in mm of voxel (0, 0, 0)."""
     from nibabel.nifti1 import Nifti1Image
     from scipy import ndimage

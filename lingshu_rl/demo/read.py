@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from lingshu_rl.demo.images import package_file
+from lingshu_rl.images import opened
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the picture
 Views = list[tuple[np.ndarray, dict[str, Any]]]  # uint8 pictures of one study, each with facts of its own
@@ -74,13 +74,13 @@ def ultrasound(name: str, box: Box, frames: int = 1) -> Views:
 
 def photo(package: str, *parts: str) -> Views:
     """A colour picture as it is."""
-    with Image.open(package_file(package, *parts)) as image:
+    with opened(package_file(package, *parts)) as image:
         return [(np.asarray(image.convert("RGB")), {})]
 
 
 def fluorescence() -> Views:
     """Stardist's 16-bit tile of stained nuclei, scaled between its 1st and 99.8th percentile."""
-    with Image.open(package_file("stardist", "data", "images", "img2d.tif")) as image:
+    with opened(package_file("stardist", "data", "images", "img2d.tif")) as image:
         pixels = np.asarray(image).astype(np.float64)
     return [(_scaled(pixels, *np.percentile(pixels, (1, 99.8))), {})]
 
@@ -88,7 +88,7 @@ def fluorescence() -> Views:
 @cache
 def nucleus_labels() -> np.ndarray:
     """The tile's label picture: 0 is background, every other number one nucleus."""
-    with Image.open(package_file("stardist", "data", "images", "mask2d.tif")) as image:
+    with opened(package_file("stardist", "data", "images", "mask2d.tif")) as image:
         return np.asarray(image).astype(np.int64)
 
 

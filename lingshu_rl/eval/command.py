@@ -7,10 +7,14 @@ import asyncio
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lingshu_rl.eval.benchmarks import BENCHMARKS, PROMPT_NAMES, EvalError, choose
 from lingshu_rl.exits import exit_code
 from lingshu_rl.folders import own
+
+if TYPE_CHECKING:
+    from lingshu_rl.eval.runner import Settings
 
 CONTROL_NAMES = ("blank", "shuffled", "text_only", "majority", "normal_report")
 
@@ -68,22 +72,21 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.list:
             print(listing())
             return 0
-        if not arguments.model or not arguments.benchmarks:
-            raise EvalError("give --model and --benchmarks (or --list, compare, rescore)")
         return _evaluate(arguments)
 
     return exit_code(work, "the evaluation", wrong=(EvalError, ConfigError), stops=(EndpointError, WorkerError))
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
-    from lingshu_rl.eval.runner import Settings, run_evaluation
-    from lingshu_rl.eval.tables import LEGEND, report_table, score_table, text
-    from lingshu_rl.progress import Progress
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """Raises EvalError naming the option."""
+    from lingshu_rl.eval.runner import Settings
 
+    if not arguments.model or not arguments.benchmarks:
+        raise EvalError("give --model and --benchmarks (or --list, compare, rescore)")
     controls = {"all": CONTROL_NAMES, "none": ()}.get(arguments.controls) or tuple(
         c.strip() for c in arguments.controls.split(",") if arguments.controls != "none"
     )
-    settings = Settings(
+    return Settings(
         model=arguments.model,
         benchmarks=tuple(choose(arguments.benchmarks)),
         out=Path(arguments.out or f"runs/eval/{_folder_name(arguments.model)}"),
@@ -103,6 +106,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         report_metrics=arguments.report_metrics,
         retry_errors=arguments.retry_errors,
     )
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.eval.runner import run_evaluation
+    from lingshu_rl.eval.tables import LEGEND, report_table, score_table, text
+    from lingshu_rl.progress import Progress
+
+    settings = settings_of(arguments)
     with own(settings.out, "an evaluation", "--out"):
         summary = asyncio.run(run_evaluation(settings, Progress(quiet=False)))
     print("\n" + text(score_table(summary)))
@@ -147,7 +158,7 @@ def listing() -> str:
 
     cells = [["name", "kind", "rows", "Hub", "under --data DIR", "licence", "loader tried on"]]
     for b in BENCHMARKS.values():
-        place = f"{b.folder or b.name}/{b.files[0]}"
+        place = f"{b.folder or b.name}/{next(iter(b.files))}"
         cells.append([b.name, "+".join(b.kinds), str(b.expected or "–"), b.hub or "–", place, b.licence, b.tried])
     return text(cells)
 

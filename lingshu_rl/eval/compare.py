@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lingshu_rl.eval.benchmarks import EvalError
+from lingshu_rl.eval.engines import outputs_of
 from lingshu_rl.eval.provenance import differences
 from lingshu_rl.eval.scoring import MAIN
 from lingshu_rl.eval.stats import mean_ci, paired_gain
@@ -128,13 +129,11 @@ def read_run(path: Path) -> dict[str, list[Row]]:
 
 def _rows(path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            if row.get("condition", MAIN) == MAIN:
-                rows.append({"id": row["id"], "value": row["value"], "image": row.get("image", "")})
-        except (ValueError, KeyError, AttributeError):
-            raise EvalError(f"{path}, line {number}: not a graded row (id, value)") from None
+    for place, row in outputs_of(path):
+        if not {"id", "value"} <= row.keys():
+            raise EvalError(f"{place}: not a graded row (id, value)")
+        if row.get("condition", MAIN) == MAIN:
+            rows.append({"id": row["id"], "value": row["value"], "image": row.get("image", "")})
     return rows
 
 

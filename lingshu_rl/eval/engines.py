@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from lingshu_rl.data.tables import UnreadableSource, json_rows
 from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.processes.pulse import Counter, Pulse
 from lingshu_rl.types import Prompt
@@ -131,24 +132,28 @@ def _plain_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**message, "content": "\n".join(part["text"] for part in content)}
 
 
+def outputs_of(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """`json_rows`. Raises EvalError."""
+    try:
+        return json_rows(path)
+    except UnreadableSource as error:
+        raise EvalError(str(error)) from None
+
+
 class FileEngine:
     """Outputs that another program wrote: JSONL rows of id, completion (or output, response) and maybe condition."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.found: dict[tuple[str, str], Reply] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                text = next(row[key] for key in ("completion", "output", "response") if key in row)
-                name = str(row["id"])
-            except (ValueError, KeyError, TypeError, StopIteration):
-                raise EvalError(
-                    f"{path}, line {number}: an output is an object with `id` and `completion`, one a line"
-                ) from None
+        for place, row in outputs_of(path):
+            text = next((row[key] for key in ("completion", "output", "response") if key in row), ...)
+            if text is ... or "id" not in row:
+                raise EvalError(f"{place}: an output is an object with `id` and `completion`, one a line")
+            name = str(row["id"])
             key = (str(row.get("condition", "main")), name)
             if key in self.found:
-                raise EvalError(f"{path}, line {number}: id {name!r} has an output already")
+                raise EvalError(f"{place}: id {name!r} has an output already")
             self.found[key] = Reply(str(text or ""), str(row.get("finish_reason", "")), str(row.get("error") or ""))
 
     async def ask(self, prompt: Prompt, condition: str) -> Reply:

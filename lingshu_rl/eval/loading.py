@@ -1,34 +1,37 @@
-"""From a benchmark's files (or the Hub) to prompts: find, read, rename, draw the sample, check the images.
+"""From a benchmark's files (or the Hub) to prompts: find, read, draw the sample, check the images.
 
 Every raw row ends as a prompt or in `excluded` with its reason; none is dropped in silence.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.data.labels import labelled, texts_of
+from lingshu_rl.data.columns import expression, is_missing
+from lingshu_rl.data.mapping import ImageFinder, Mapper
 from lingshu_rl.data.rows import RowError, row_to_prompt
-from lingshu_rl.data.sources import Source, SourceError, open_records
-from lingshu_rl.eval.benchmarks import MEDCALC_UNITS, Benchmark, EvalError, prompt_line
-from lingshu_rl.images import Picture
+from lingshu_rl.data.sources import Source, SourceError, layout_of, open_records, presets
+from lingshu_rl.data.tables import UnreadableSource
+from lingshu_rl.eval.archives import unpacked_zip
+from lingshu_rl.eval.benchmarks import Benchmark, EvalError, prompt_line
 from lingshu_rl.types import Prompt
 
 Row = dict[str, Any]
 SHOWN = 10
 MAX_EXCLUDED = 0.05  # share of rows that may be unusable before the data itself must be wrong
 HELD_OUT_FIFTHS = 5
+LOST_IMAGES = "put the images into an `images` folder beside the questions, or ask without any: --no-images"
 
 
 class Skip(RowError):
-    """A row that the entry's own rule leaves out (no answer was published); not counted as a fault of the data."""
+    """A row without an answer, as publishers keep some back; not counted as a fault of the data."""
 
 
 @dataclass(frozen=True)
@@ -42,115 +45,145 @@ class Loaded:
     data_hash: str
 
 
-def load_benchmark(benchmark: Benchmark, data: str | Path | None, *, limit: int = 0, prompt: str = "auto", images: bool = True) -> Loaded:  # fmt: skip
+def load_benchmark(
+    benchmark: Benchmark, data: str | Path | None, *, limit: int = 0, prompt: str = "auto", images: bool = True
+) -> Loaded:
     """The benchmark's questions. limit: that many, drawn by the hash of their ids (the same for every model and run).
 
     prompt: a name for `benchmarks.prompt_line`, "auto" for the entry's own. images: False asks without any.
-    Raises EvalError when the files are missing, images cannot be read, or over 5 % of the rows cannot be used.
+    Raises EvalError when the files are missing, or over 5 % of the rows (images of them included) cannot be used.
     """
-    raw, source, folder = _find(benchmark, data)
+    files = _find(benchmark, data, images)
     wanted = prompt if prompt != "auto" else benchmark.prompt
-    reader = READERS[benchmark.reader]
-    kept: list[Prompt] = []
+    kept: dict[str, tuple[str, Prompt]] = {}
     excluded: list[tuple[str, str]] = []
-    skipped = 0
-    seen: set[str] = set()
-    total = 0
-    for number, (record, base) in enumerate(raw, start=1):
-        if any(str(record.get(key)) not in values for key, values in benchmark.keep.items() if key in record):
-            continue
+    skipped = total = 0
+    for place, row in _rows(benchmark, files):
+        total += 1
         try:
-            rows: Iterable[Row] = list(reader(benchmark, record, base))
+            made = _prompt(benchmark, row, wanted, images)
+            if made.id in kept:
+                raise RowError("its id stands on an earlier row too")
+            if lost := next((i.file for i in made.images if i.file and not Path(i.file).exists()), ""):
+                raise RowError(f"image file not found: {lost}")
         except RowError as error:
-            total += 1
-            excluded.append((f"row {number}", str(error)))
+            excluded.append((f"{place} (id {row['id']})" if isinstance(row, dict) else place, str(error)))
             skipped += isinstance(error, Skip)
             continue
-        for row in rows:
-            total += 1
-            row.setdefault("id", f"{number:06d}")
-            name = str(row["id"])
-            try:
-                made = _prompt(benchmark, row, base, wanted, images)
-                if made.id in seen:
-                    raise RowError("its id stands on an earlier row too")
-            except RowError as error:
-                excluded.append((f"row {number} (id {name})", str(error)))
-                continue
-            seen.add(made.id)
-            kept.append(made)
+        kept[made.id] = place, made
     if not total:
-        raise EvalError(f"{benchmark.name}: {source} holds no row of this benchmark")
-    faults = len(excluded) - skipped
-    if faults > max(MAX_EXCLUDED * total, 1):
-        lines = "\n".join(f"  {place}: {reason}" for place, reason in excluded[:SHOWN])
-        raise EvalError(
-            f"{benchmark.name}: {faults} of {total} rows of {source} cannot be used; is it the file that "
-            f"`lingshu-rl eval --list` describes?\n{lines}"
-        )
-    if limit and limit < len(kept):
-        chosen = set(sorted(range(len(kept)), key=lambda i: _digest(kept[i].id))[:limit])
-        kept = [p for i, p in enumerate(kept) if i in chosen]
-    kept = [replace(p, images=tuple(replace(i, source=_found(i.source, folder)) for i in p.images)) for p in kept]
-    _check_images(benchmark, kept)
-    return Loaded(tuple(kept), tuple(excluded), total, source, _data_hash(kept))
+        raise EvalError(f"{benchmark.name}: {files.told} holds no row of this benchmark")
+    chosen = sorted(kept, key=_digest)[: limit or None]
+    for name in chosen if images else ():
+        if fault := next((fault for picture in kept[name][1].images if (fault := picture.fault())), None):
+            excluded.append((f"{kept.pop(name)[0]} (id {name})", fault))
+    _judge(benchmark, files.told, total, excluded, len(excluded) - skipped)
+    drawn = set(chosen)
+    prompts = tuple(made for name, (_, made) in kept.items() if name in drawn)
+    return Loaded(prompts, tuple(excluded), total, files.told, _data_hash(prompts))
 
 
-def _prompt(benchmark: Benchmark, row: Row, base: Path, wanted: str, images: bool) -> Prompt:
+def _judge(benchmark: Benchmark, told: str, total: int, excluded: Sequence[tuple[str, str]], faults: int) -> None:
+    if faults <= max(MAX_EXCLUDED * total, 1) and len(excluded) < total:
+        return
+    lines = "\n".join(f"  {place}: {reason}" for place, reason in excluded[:SHOWN])
+    lost = all(reason.startswith("image file not found") for _, reason in excluded)
+    do = LOST_IMAGES if lost else "is it the file that `lingshu-rl eval --list` describes?"
+    raise EvalError(f"{benchmark.name}: {len(excluded)} of {total} rows of {told} cannot be used; {do}\n{lines}")
+
+
+def _prompt(benchmark: Benchmark, row: Row | RowError, wanted: str, images: bool) -> Prompt:
+    if isinstance(row, RowError):
+        raise row
+    answer = row.get("answer")
+    if is_missing(answer) or answer == (benchmark.unanswered or None):
+        raise Skip("its answer is not published")
     if not images:
-        row["images"] = []
-    meta = {k: v for k, v in row.get("meta", {}).items() if v not in (None, "")}
-    row["meta"] = meta
+        row = {**row, "images": []}
+    meta = row.get("meta", {})
     if row["kind"] == "rubric":
-        return Prompt(str(row["id"]), tuple(row["messages"]), (), row["answer"], (), "rubric", meta)
-    if wanted == "direct" and row.pop("language", None) == "zh":
-        wanted = "direct_zh"
-    row.pop("language", None)
-    line = prompt_line(wanted, row["kind"], meta.get("multi") is True)
-    # Image paths stay as the source writes them: `_found` looks for them once the sample is drawn.
-    return row_to_prompt(row, base_dir=base, instruction=line)
+        return _rubric(row)
+    if row["kind"] not in benchmark.kinds and not (row["kind"] == "yesno" and "open" in benchmark.kinds):
+        raise RowError(f"it reads as a question of kind {row['kind']}, which this benchmark has none of")
+    line = "direct_zh" if wanted == "direct" and meta.get("language") == "zh" else wanted
+    return row_to_prompt(row, instruction=prompt_line(line, row["kind"], meta))
+
+
+def _rubric(row: Row) -> Prompt:
+    """A conversation whose reply a judge scores; no reward reads it."""
+    rubrics = [{"criterion": str(r["criterion"]), "points": float(r["points"])} for r in row["answer"]]
+    if not any(float(r["points"]) > 0 for r in row["answer"]):
+        raise RowError("no criterion of its rubric gives points")
+    turns = row.get("messages") or [{"role": "user", "content": [{"type": "text", "text": row["question"]}]}]
+    messages = tuple({"role": t["role"], "content": "\n".join(part["text"] for part in t["content"])} for t in turns)
+    return Prompt(str(row["id"]), messages, (), rubrics, (), "rubric", row.get("meta", {}))
 
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
+def is_held_out(name: str) -> bool:
+    """Whether an image's file or a study is held out: a fifth, by the hash of its name, so that no list is kept."""
+    return int.from_bytes(_digest(Path(name).stem), "big") % HELD_OUT_FIFTHS == 0
+
+
 def _data_hash(prompts: Sequence[Prompt]) -> str:
     """Over ids, wording, options, labels and image bytes of the chosen questions."""
     digest = hashlib.sha256()
     for p in prompts:
-        digest.update(json.dumps([p.id, p.messages, p.options, p.gold, p.kind, dict(p.meta)], default=str, ensure_ascii=False, sort_keys=True).encode())  # fmt: skip
-        for source in (picture.source for picture in p.images):
-            digest.update(Path(source).read_bytes() if isinstance(source, str) else source)
+        told = [p.id, p.messages, p.options, p.gold, p.kind, dict(p.meta)]
+        digest.update(json.dumps(told, default=str, ensure_ascii=False, sort_keys=True).encode())
+        for picture in p.images:
+            named = isinstance(picture.source, str) and Path(picture.file).is_file()
+            digest.update(Path(picture.file).read_bytes() if named else repr(picture.content).encode())
     return digest.hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def _find(benchmark: Benchmark, data: str | Path | None) -> tuple[Iterator[tuple[Row, Path]], str, Path]:
-    """(rows with the folder their paths start from), what they were read from, the benchmark's folder."""
+@dataclass(frozen=True)
+class Files:
+    """files: by the name that begins the ids of their rows, or "". joined: they belong together by `second`.
+
+    folders: where names of images may start. told: what is read, for people.
+    """
+
+    files: Sequence[tuple[str, Path]]
+    preset: str
+    joined: bool
+    folders: Sequence[Path]
+    told: str
+
+
+def where_from(benchmark: Benchmark, data: str | Path | None) -> str:
+    """What a benchmark's rows would be read from; nothing is fetched. Raises EvalError where there is nothing."""
+    if data is None and benchmark.hub:
+        return f"{benchmark.hub} (Hugging Face Hub)"
+    return _find(benchmark, data, images=False).told
+
+
+def _find(benchmark: Benchmark, data: str | Path | None, images: bool) -> Files:
     if data is None:
-        return _hub(benchmark), f"{benchmark.hub} (Hugging Face Hub)", Path(".")
+        root = fetched(benchmark, images)
+        found = _matched(benchmark, root, images)
+        if found is None:
+            raise EvalError(
+                f"{benchmark.name}: {benchmark.hub} holds none of {', '.join(benchmark.files)}; {_by_hand(benchmark)}"
+            )
+        return found.of(f"{benchmark.hub} (Hugging Face Hub)")
     root = Path(data).expanduser()
     if not root.is_dir():
         raise EvalError(f"--data {root}: no such folder")
     names = dict.fromkeys(name for name in (benchmark.name, benchmark.folder) if name)
     names |= dict.fromkeys(p.name for p in root.iterdir() if _plain(p.name) in {_plain(n) for n in names})
-    folders = [root / name for name in names if (root / name).is_dir()] + [root]
-    for folder in folders:
-        for pattern in benchmark.files:
-            parts = [sorted(folder.glob(part)) for part in pattern.split("+")]
-            if all(parts):
-                files = [file for part in parts for file in part]
-                if "+" not in pattern and not benchmark.all_files:
-                    files = _one_split(files)
-                # A file of the wrong benchmark in a shared folder: its columns say so.
-                if folder == root and not _fits(benchmark, files[0]):
-                    continue
-                shown = ", ".join(str(f.relative_to(root)) for f in files[:3]) + (" ..." if len(files) > 3 else "")
-                return _read_files(benchmark, files, folder), f"{shown} in {root}", folder
-    looked = "; ".join(f"{f}/{{{','.join(benchmark.files)}}}" for f in folders)
+    own = [root / name for name in names if (root / name).is_dir()]
+    for folder in [*own, root]:
+        # A file of the wrong benchmark in a shared folder: its columns say so.
+        if found := _matched(benchmark, folder, images, only_fitting=folder == root):
+            return found.of(f"{found.shown(root)} in {root}")
+    looked = "; ".join(f"{f}/{{{','.join(benchmark.files)}}}" for f in [*own, root])
     raise EvalError(
         f"{benchmark.name}: no data found. Looked for {looked}. Put the publisher's files into {root / benchmark.name}"
         + (f", or leave --data out to read {benchmark.hub} from the Hub" if benchmark.hub else "")
@@ -161,317 +194,185 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _one_split(files: list[Path]) -> list[Path]:
-    """Parquet shards belong together; of other files the first is the split."""
-    shards = [f for f in files if f.suffix == ".parquet"]
-    return shards or files[:1]
+@dataclass(frozen=True)
+class _Matched:
+    files: Sequence[Path]
+    named: bool  # their names stand in the ids of their rows
+    preset: str
+    joined: bool
+    folders: Sequence[Path]
+
+    def shown(self, root: Path) -> str:
+        names = [str(f.relative_to(root)) if f.is_relative_to(root) else f.name for f in self.files[:3]]
+        return ", ".join(names) + (" ..." if len(self.files) > 3 else "")
+
+    def of(self, told: str) -> Files:
+        stems = [file.stem for file in self.files]
+        names = [f.stem if stems.count(f.stem) == 1 else f"{f.parent.name}/{f.stem}" for f in self.files]
+        named = [(name if self.named else "", file) for name, file in zip(names, self.files, strict=True)]
+        return Files(named, self.preset, self.joined, self.folders, told)
 
 
-def _fits(benchmark: Benchmark, file: Path) -> bool:
-    first = next(iter(_read(file)), None)
-    if first is None:
-        return False
-    keys = set(first)
-    asked = {part for alternatives in benchmark.fields.values() for name in alternatives.split("|") for part in name.split(",")}  # fmt: skip
-    need = benchmark.fields.get("question") or benchmark.fields.get("answer") or next(iter(benchmark.fields.values()))
-    return (bool(keys & set(need.split("|"))) and len(keys & asked) >= 2) or benchmark.reader == "path_vqa"
+def _matched(benchmark: Benchmark, folder: Path, images: bool, only_fitting: bool = False) -> _Matched | None:
+    """The files in a folder, or in archives there, which are unpacked for images or where the questions are in them."""
+    found = _in_folder(benchmark, [folder], only_fitting)
+    if found is not None and not images:
+        return found
+    return _in_folder(benchmark, [folder, *_unpacked(benchmark, folder)], only_fitting)
 
 
-def _read_files(benchmark: Benchmark, files: Sequence[Path], folder: Path) -> Iterator[tuple[Row, Path]]:
-    answers = _answers_beside(benchmark, files[0].parent)
-    if benchmark.reader == "report" and len(files) > 1:
-        reports, projections = files
-        yield from _open_i(reports, projections, folder)
-        return
-    stems = [file.stem for file in files]
-    places = {file: file.stem if stems.count(file.stem) == 1 else f"{file.parent.name}/{file.stem}" for file in files}
-    for file in files:
-        for number, row in enumerate(_read(file), start=1):
-            row.setdefault("subject", file.stem.removesuffix("_test").removeprefix("test_") if len(files) > 1 else row.get("task"))  # fmt: skip
-            if answers is not None:
-                key = str(row.get("id") or row.get("pubid") or row.get("pmid") or number)
-                if benchmark.reader == "pubmedqa" and key not in answers:
-                    continue  # a training question
-                row = {**row, "answer": answers[key]} if key in answers and benchmark.name == "cmb" else row
-            if len(files) > 1:
-                row["id"] = f"{places[file]}/{row.get('question_id') or row.get('id') or number}"
-            yield row, folder
-
-
-def _answers_beside(benchmark: Benchmark, folder: Path) -> dict[str, Any] | None:
-    """Answers (CMB) or the list of test ids (PubMedQA) that the publisher keeps in a file of their own."""
-    pattern = {"cmb": "**/*choice-answer*.json", "pubmedqa": "test_ground_truth.json"}.get(benchmark.name)
-    found = next(iter(folder.glob(pattern)), None) if pattern else None
-    if found is None:
-        return None
-    content = json.loads(found.read_text(encoding="utf-8"))
-    if isinstance(content, dict):
-        return {str(k): v for k, v in content.items()}
-    return {str(item["id"]): item["answer"] for item in content}
-
-
-def _read(file: Path) -> Iterator[Row]:
-    """The records of a file, of a JSON file by splits those of "test"."""
-    try:
-        for number, record in (records := open_records(Source(str(file), split="test"))[0]):
-            if isinstance(record, RowError):
-                raise EvalError(f"{file}, {records.place(number)}: {record}")
-            yield dict(record)
-    except SourceError as error:
-        raise EvalError(f"{file} cannot be read: {error}") from error
-
-
-def _open_i(reports: Path, projections: Path, folder: Path) -> Iterator[tuple[Row, Path]]:
-    """Open-i's two tables joined; the fifth of the studies with the lowest hash, as the publisher names no test set."""
-    views: dict[str, list[str]] = {}
-    for view in _read(projections):
-        views.setdefault(view["uid"], []).append(view["filename"])
-    for row in _read(reports):
-        if int.from_bytes(_digest(row["uid"]), "big") % HELD_OUT_FIFTHS == 0:
-            yield {**row, "image": views.get(row["uid"], [])}, folder
-
-
-def _hub(benchmark: Benchmark) -> Iterator[tuple[Row, Path]]:
-    if not benchmark.hub:
-        raise EvalError(
-            f"{benchmark.name} is not on the Hub as one data set: give --data DIR with {benchmark.files[0]} in it"
-        )
-    import datasets
-
-    for config in benchmark.configs:
-        try:
-            data = datasets.load_dataset(benchmark.hub, config or None, split=benchmark.split)
-        except Exception as error:  # the Hub's errors share no base class
-            raise EvalError(
-                f"{benchmark.name}: {benchmark.hub} {config} cannot be loaded ({type(error).__name__}: {error}); "
-                f"download it and give --data DIR, where DIR/{benchmark.name} holds its files"
-            ) from error
-        for name, feature in data.features.items():
-            if isinstance(feature, datasets.Image):
-                data = data.cast_column(name, datasets.Image(decode=False))
-        for number, row in enumerate(data, start=1):
-            row = {"subject": row.get("task") or config, **row, "_hub": True}
-            if len(benchmark.configs) > 1:
-                row["id"] = f"{config}/{row.get('id') or number}"
-            yield row, Path(".")
-
-
-def _found(image: str | bytes, folder: Path) -> str | bytes:
-    """The file that a source's image path means: beside the file, or in the usual image folders of the benchmark."""
-    if isinstance(image, bytes) or Path(image).is_file():
-        return image
-    base = folder.resolve()
-    relative = Path(image).relative_to(base) if Path(image).is_relative_to(base) else Path(Path(image).name)
-    places = ("images", "imgs", "Images", "figures", "images/images_normalized", "files", "")
-    names = (relative, Path(*relative.parts[1:])) if len(relative.parts) > 1 else (relative,)
-    for place in places:
-        for name in names:
-            for suffix in ("", ".jpg"):
-                if (path := base / place / f"{name}{suffix}").is_file():
-                    return str(path)
-    return image
-
-
-def _check_images(benchmark: Benchmark, prompts: Sequence[Prompt]) -> None:
-    pictures = dict.fromkeys(picture for p in prompts for picture in p.images)
-    faults: dict[Picture, str] = {picture: fault for picture in pictures if (fault := picture.fault())}
-    if faults:
-        lines = "\n".join(f"  {fault}" for fault in list(faults.values())[:SHOWN])
-        raise EvalError(
-            f"{benchmark.name}: {len(faults)} images cannot be used (put them into an `images` folder beside the "
-            f"questions, or ask without any: --no-images):\n{lines}"
-        )
-
-
-# ------------------------------------------------------------------------------------------------------------ readers
-
-
-def _get(benchmark: Benchmark, row: Row, name: str) -> Any:
-    """The first of the field's alternatives that the row has; a list for fields joined by commas."""
-    for alternative in filter(None, benchmark.fields.get(name, "").split("|")):
-        if "," in alternative:
-            parts = [part.strip() for part in alternative.split(",")]
-            if any(part in row for part in parts):
-                return [row.get(part) for part in parts if not _missing(row.get(part))]
-        elif alternative in row and not _missing(row[alternative]):
-            return row[alternative]
+def _in_folder(benchmark: Benchmark, folders: Sequence[Path], only_fitting: bool = False) -> _Matched | None:
+    """The files of the first pattern that finds some in any of these folders."""
+    for pattern, formats in benchmark.files.items():
+        for folder in folders:
+            groups = [
+                [f for one in _filled(part, benchmark) for f in sorted(folder.glob(one))] for part in pattern.split("+")
+            ]
+            if not all(groups):
+                continue
+            joined, several = len(groups) > 1, "{part}" in pattern or benchmark.all_files
+            files = [file for group in groups for file in group]
+            if not joined and not several:
+                files = [f for f in files if f.suffix == ".parquet"] or files[:1]  # shards belong together
+            preset = _fitting(files[0], formats)
+            if preset or not only_fitting:
+                named = several or (joined and benchmark.second == "rows")
+                images = dict.fromkeys([*folders, files[0].parent])
+                return _Matched(files, named, preset or formats.split("|")[0], joined, list(images))
     return None
 
 
-def _missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and value != value)
+def _filled(pattern: str, benchmark: Benchmark) -> list[str]:
+    return [pattern.replace("{part}", part) for part in benchmark.parts] if "{part}" in pattern else [pattern]
 
 
-def _need(benchmark: Benchmark, row: Row, name: str) -> Any:
-    value = _get(benchmark, row, name)
-    if value is None:
-        raise RowError(f"has no {name}: none of the fields {benchmark.fields.get(name)!r}")
-    return value
+def _fitting(file: Path, formats: str) -> str:
+    """The preset, of "a|b", whose signs the file's first record has; "" for none. Raises EvalError."""
+    first = next((record for _, record in _records(file) if isinstance(record, Mapping)), {})
+    signs = {name: presets()[name].signs for name in formats.split("|")}
+    return next(
+        (name for name, own in signs.items() if all(not is_missing(expression(s, name)(first)) for s in own)), ""
+    )
 
 
-def _base(benchmark: Benchmark, row: Row) -> Row:
-    out: Row = {"meta": _groups(benchmark, row), "images": _images(_get(benchmark, row, "images"))}
-    if "language" in benchmark.fields:
-        out["language"] = _get(benchmark, row, "language")
-    name = _get(benchmark, row, "id")
-    if name is None and row.get("id") is not None:
-        name = row["id"]
-    if name is not None:
-        out["id"] = str(name)
-    return out
+def _records(file: Path) -> Iterator[tuple[str, Any]]:
+    """(place, record) of a file, of a JSON file by splits those of "test"."""
+    try:
+        records, _ = open_records(Source(str(file), split="test"))
+        for number, record in records:
+            yield records.place(number), record
+    except (SourceError, UnreadableSource) as error:
+        raise EvalError(f"{file} cannot be read: {error}") from error
 
 
-def _groups(benchmark: Benchmark, row: Row) -> Row:
-    found = {}
-    for group, source in benchmark.groups.items():
-        value = next((row[s] for s in source.split("|") if not _missing(row.get(s))), None)
-        if isinstance(value, list):
-            value = next((v.removeprefix("theme:") for v in value if str(v).startswith("theme:")), None)
-        if value is not None:
-            found[group] = str(value)
-    return found
+def _rows(benchmark: Benchmark, files: Files) -> Iterator[tuple[str, Row | RowError]]:
+    """Rows with an id each, and where they stand."""
+    mapper = Mapper(layout_of(benchmark.source("", files.preset)), ImageFinder(files.folders))
+    count = 0
+    for name, place, record in _joined(benchmark, files):
+        for row in mapper(record):
+            count += 1
+            where = f"{name}, {place}" if name else place
+            if isinstance(row, dict):
+                own = row.get("id") or (place.rpartition(" ")[2] if name else f"{count:06d}")
+                row["id"] = f"{name}/{own}" if name else str(own)
+            yield where, row
 
 
-def _images(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    values = value if isinstance(value, list | tuple) else [value]
-    return [v["image_path"] if isinstance(v, Mapping) and "image_path" in v else v for v in values]
+def _joined(benchmark: Benchmark, files: Files) -> Iterable[tuple[str, str, Any]]:
+    records = [
+        (name, place, {"subject": file.stem, **record} if name and isinstance(record, Mapping) else record)
+        for name, file in (files.files[:1] if files.joined and benchmark.second != "rows" else files.files)
+        for place, record in _records(file)
+    ]
+    if not files.joined:
+        return records
+    column = benchmark.held_out
+    kept = [r for r in records if not column or (isinstance(r[2], Mapping) and is_held_out(str(r[2].get(column))))]
+    return SECONDS[benchmark.second](kept, files.files[-1][1])
 
 
-# A yes or no in the words a Chinese label uses; a label and every word of its group are one answer.
-_YES_ZH = ("是", "是的", "有", "包含", "存在", "可以", "能", "对", "yes")
-_NO_ZH = ("否", "不是", "没有", "不包含", "不存在", "不可以", "不能", "不", "no")
+def _with_answers(records: Sequence[tuple[str, str, Any]], file: Path) -> Iterator[tuple[str, str, Any]]:
+    """Those questions whose id has an answer in a file beside them: the others are no test questions."""
+    answers: dict[str, Any] = {}
+    for _, record in _records(file):
+        answers |= {str(record["id"]): record["answer"]} if {"id", "answer"} <= record.keys() else record
+    for name, place, record in records:
+        if isinstance(record, Mapping) and str(record.get("id")) in answers:
+            yield name, place, {**record, "answer": answers[str(record["id"])]}
 
 
-def _answered(row: Row, question: str, answer: Any) -> Row:
-    """A question with a short free answer: yesno where the label says yes or no, else open."""
-    text = str(answer).strip()
-    word = text.lower().rstrip(".")
-    if word in ("yes", "no"):
-        return {**row, "question": question, "answer": word, "kind": "yesno"}
-    for group in (_YES_ZH, _NO_ZH):
-        if text in group:
-            row["meta"]["synonyms"] = [w for w in group if w != text]
-    return {**row, "question": question, "answer": text, "kind": "open"}
+def _with_views(records: Sequence[tuple[str, str, Any]], file: Path) -> Iterator[tuple[str, str, Any]]:
+    """Open-i's studies with the images that a second table names."""
+    views: dict[str, list[str]] = {}
+    for _, view in _records(file):
+        views.setdefault(view["uid"], []).append(view["filename"])
+    for name, place, record in records:
+        yield name, place, {**record, "image": views.get(record["uid"], [])}
 
 
-def read_vqa(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
-    question, answer = _need(benchmark, row, "question"), _need(benchmark, row, "answer")
-    yield _answered(_base(benchmark, row), str(question), answer)
-
-
-def read_vqa_held_out(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
-    if vqa_rad_held_out(str(row.get("image_name"))):
-        yield from read_vqa(benchmark, row, base)
-
-
-def vqa_rad_held_out(image_name: str) -> bool:
-    """Whether an image of VQA-RAD is held out: about a fifth, by the hash of its name, so that no list has to be kept."""
-    return int.from_bytes(_digest(Path(image_name).stem), "big") % HELD_OUT_FIFTHS == 0
-
-
-def read_path_vqa(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
-    """One question a row (Hub), or an image with lists of questions and labels (the authors' LXMERT-style file)."""
-    if "sentf" not in row:
-        yield from read_vqa(benchmark, row, base)
-        return
-    for number, (question, label) in enumerate(zip(row["sentf"]["pvqa"], row["labelf"]["pvqa"], strict=True)):
-        own = {"id": f"{row['img_id']}/{number}", "images": [f"{row['img_id']}.jpg"], "meta": {}}
-        yield _answered(own, question, next(iter(label)))
-
-
-def read_choice(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
-    """A question with options in any of the usual forms, in its text too; several right options become `meta.multi`."""
-    out = _base(benchmark, row)
-    question, answer = str(_need(benchmark, row, "question")), _need(benchmark, row, "answer")
-    options = _get(benchmark, row, "options")
-    text = isinstance(answer, str) and answer in texts_of(options)  # a number that is an option's text is no index
-    first = None if text else int(benchmark.one_based and not row.get("_hub"))
-    made = labelled({**out, "question": question, "options": options, "answer": answer, "kind": "option"}, first)
-    if str(row.get("question_type", "")).startswith("多"):
-        made["meta"]["multi"] = True
-    yield made
-
-
-def read_mmmu(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
-    question = re.sub(r"<image (\d+)>", r"[image \1]", str(_need(benchmark, row, "question")))
-    if _get(benchmark, row, "answer") in (None, "?"):
-        raise Skip("its answer is not published")
-    if row.get("question_type") == "multiple-choice":
-        options = re.sub(r"<image (\d+)>", r"[image \1]", str(_need(benchmark, row, "options")))
-        yield from read_choice(benchmark, {**row, "question": question, "options": options}, base)
-    else:
-        answer = _need(benchmark, row, "answer")
-        golds = ast.literal_eval(answer) if str(answer).startswith("[") else [answer]
-        out = _answered(_base(benchmark, row), question, golds[0])
-        out["meta"]["synonyms"] = [str(g) for g in golds[1:]]
-        yield out
-
-
-def read_pubmedqa(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
-    contexts = _need(benchmark, row, "contexts")
-    contexts = contexts.get("contexts") if isinstance(contexts, Mapping) else contexts
-    text = "\n".join(contexts) if isinstance(contexts, list) else str(contexts)
-    question = f"Abstract: {text}\nQuestion: {_need(benchmark, row, 'question')}"
-    yield {**_base(benchmark, row), "question": question, "options": ["yes", "no", "maybe"],
-           "answer": _need(benchmark, row, "answer"), "kind": "option"}  # fmt: skip
-
-
-def read_medcalc(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
-    calculator, answer = str(_need(benchmark, row, "calculator")), str(_need(benchmark, row, "answer")).strip()
-    if answer.upper() == "N/A":
-        raise Skip("the label says that the note does not allow an answer (N/A)")
-    if calculator not in MEDCALC_UNITS:
-        raise RowError(f"unknown calculator {calculator!r}: add its unit to MEDCALC_UNITS")
-    unit = MEDCALC_UNITS[calculator]
-    out = _base(benchmark, row)
-    question = f"Patient note: {_need(benchmark, row, 'note')}\nQuestion: {_need(benchmark, row, 'question')}"
-    out |= {"question": question, "kind": "numeric", "answer": answer}
-    if unit == "date":
-        out["meta"]["kind"] = "date"
-    elif weeks := re.fullmatch(r"\('(\d+) weeks', '(\d+) days'\)", answer):
-        out["answer"] = f"{weeks[1]} weeks {weeks[2]} days"
-        out["meta"]["kind"] = "duration"
-        out["tolerance"] = {"exact": True}
-    else:
-        # The limits say how near is near enough, whatever the kind of the value.
-        low, high = float(_need(benchmark, row, "lower")), float(_need(benchmark, row, "upper"))
-        out["tolerance"] = {"lower": min(low, high), "upper": max(low, high)}
-        out["answer"] = float(answer)
-        if unit == "score":
-            out["meta"]["kind"] = "score"
-        elif unit:
-            out["unit"] = unit
-    yield out
-
-
-def read_report(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
-    """The reference is the report's text, or its findings and impression; an empty section adds nothing."""
-    sections = [str(_get(benchmark, row, name) or "").strip() for name in ("findings", "impression")]
-    text = str(_get(benchmark, row, "report") or "").strip() or "\n".join(s for s in sections if s and s != "None")
-    if not text:
-        raise Skip("its report is empty")
-    yield {**_base(benchmark, row), "question": "These are the images of one study.", "answer": text, "kind": "report"}
-
-
-def read_rubric(benchmark: Benchmark, row: Row, base: Path) -> Iterator[Row]:
-    given = _need(benchmark, row, "rubrics")
-    rubrics = [{"criterion": str(r["criterion"]), "points": float(r["points"])} for r in given]
-    if not any(float(r["points"]) > 0 for r in given):
-        raise RowError("no criterion of its rubric gives points")
-    messages = [{"role": m["role"], "content": m["content"]} for m in _need(benchmark, row, "messages")]
-    yield {**_base(benchmark, row), "messages": messages, "answer": rubrics, "kind": "rubric", "images": []}
-
-
-READERS: Mapping[str, Callable[[Benchmark, Row, Path], Iterator[Row]]] = {
-    "vqa": read_vqa,
-    "vqa_held_out": read_vqa_held_out,
-    "path_vqa": read_path_vqa,
-    "choice": read_choice,
-    "mmmu": read_mmmu,
-    "pubmedqa": read_pubmedqa,
-    "medcalc": read_medcalc,
-    "report": read_report,
-    "rubric": read_rubric,
+SECONDS: Mapping[str, Callable[..., Iterable[tuple[str, str, Any]]]] = {
+    "rows": lambda records, file: records,
+    "answers": _with_answers,
+    "views": _with_views,
 }
+
+
+# ----------------------------------------------------------------------------------------------------------------- Hub
+
+
+def fetched(benchmark: Benchmark, images: bool) -> Path:
+    """A folder with what the Hub has of a benchmark: its split's files alone, and the archives of its pictures.
+
+    Without a connection, what was fetched before. Raises EvalError with where to put the files by hand.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    if not benchmark.hub:
+        raise EvalError(f"{benchmark.name} is not on the Hub as one data set: {_by_hand(benchmark)}")
+    common: dict[str, Any] = {"repo_id": benchmark.hub, "repo_type": "dataset"}
+    try:
+        names: list[str] | None = HfApi().list_repo_files(**common)
+    except Exception as error:  # the Hub's errors share no base class
+        names, problem = None, error
+    try:
+        if names is None:
+            # No pattern: all of the data set is never there, and the parts that are will be looked for.
+            return Path(snapshot_download(**common, local_files_only=True, allow_patterns=[]))
+        return Path(snapshot_download(**common, allow_patterns=_needed(benchmark, names, images)))
+    except Exception as error:
+        cause = error if names is not None else problem
+        raise EvalError(
+            f"{benchmark.name}: {benchmark.hub} cannot be fetched ({type(cause).__name__}: {cause}); "
+            f"{_by_hand(benchmark)}"
+        ) from error
+
+
+def _needed(benchmark: Benchmark, names: Sequence[str], images: bool) -> list[str]:
+    """Of a data set's files those of the first pattern that finds some, and the archives."""
+    packed = [name for name in names for pattern in benchmark.archives if _matches(name, pattern)]
+    for pattern in benchmark.files:
+        parts = [
+            [n for one in _filled(part, benchmark) for n in names if _matches(n, one)] for part in pattern.split("+")
+        ]
+        if all(parts):
+            return [name for part in parts for name in part] + (packed if images else [])
+    return packed
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """As a glob: a star stays within its folder."""
+    own, wanted = name.split("/"), pattern.split("/")
+    return len(own) == len(wanted) and all(map(fnmatch, own, wanted))
+
+
+def _unpacked(benchmark: Benchmark, folder: Path) -> list[Path]:
+    return [
+        unpacked_zip(file, benchmark.name) for pattern in benchmark.archives for file in sorted(folder.glob(pattern))
+    ]
+
+
+def _by_hand(benchmark: Benchmark) -> str:
+    packed = f" and {', '.join(benchmark.archives)}" if benchmark.archives else ""
+    folder = benchmark.folder or benchmark.name
+    return f"put its {next(iter(benchmark.files))}{packed} into DIR/{folder} and give --data DIR"

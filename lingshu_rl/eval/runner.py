@@ -139,7 +139,7 @@ def constants_of(prompts: Sequence[Prompt], controls: Sequence[str]) -> dict[str
 async def run_evaluation(settings: Settings, progress: Progress) -> dict[str, Any]:
     """Evaluate a model on the benchmarks; returns what summary.json holds. Everything is loaded before anything starts."""
     metrics = choose_metrics(settings.report_metrics)
-    _check(settings)
+    check_settings(settings)
     prompt = "short" if settings.prompt == "auto" and settings.model == DEMO_MODEL else settings.prompt
     loaded = {}
     for benchmark in settings.benchmarks:
@@ -244,7 +244,9 @@ async def _grade(grader: Executor, samples: Sequence[RewardInput]) -> list[Rewar
     return await asyncio.wrap_future(grader.submit(samples, counted=False))
 
 
-def _check(settings: Settings) -> None:
+def check_settings(settings: Settings, model_is_there: bool = True) -> None:
+    """Raises EvalError for what cannot be asked so. model_is_there: else a local model is not looked at."""
+    choose_metrics(settings.report_metrics)
     for control in settings.controls:
         if control not in CONTROLS:
             raise EvalError(f"unknown control {control!r}; there are {', '.join(CONTROLS)}, or none")
@@ -252,15 +254,16 @@ def _check(settings: Settings) -> None:
     if rubrics and settings.judge is None:
         raise EvalError(f"{', '.join(rubrics)}: scored by a judge alone; give --judge URL")
     kind = kind_of(settings.model)
-    seeing = [b.name for b in settings.benchmarks if b.has_images]
-    if kind == "local" and settings.images and seeing and not takes_images(settings.model):
+    seeing = [b.name for b in settings.benchmarks if b.images]
+    local = kind == "local" and model_is_there
+    if local and settings.images and seeing and not takes_images(settings.model):
         raise EvalError(
             f"{settings.model} takes no images, but {', '.join(seeing)} has them; leave it out, or ask without images: "
             "--no-images"
         )
     if kind != "local" and settings.vllm:
         raise EvalError("--vllm sets options of a server that is started here; this model is served elsewhere")
-    if kind == "file" and not Path(settings.model).is_file():
+    if kind == "file" and model_is_there and not Path(settings.model).is_file():
         raise EvalError(f"{settings.model}: no such file of outputs")
 
 

@@ -88,15 +88,18 @@ def group_of(row: Row, group: str) -> str:
 
 
 def beats(main: Sequence[Row], control: Sequence[Row]) -> dict[str, Any]:
-    """Points that the main condition is above a control, paired by question: `paired_gain` and whether it is above 0."""
+    """Points that the main condition is above a control, paired by question: `paired_gain` and whether it is above 0.
+
+    beaten: None where no question of both was judged, so that nothing is known.
+    """
     old = {r["id"]: r["value"] for r in control}
     gain = paired_gain([old[r["id"]] for r in main], [r["value"] for r in main], [r["image"] for r in main])
-    return {**gain, "beaten": bool(gain["n"]) and gain["ci95"][0] > 0}
+    return {**gain, "beaten": gain["ci95"][0] > 0 if gain["n"] else None}
 
 
 def summarise_conditions(conditions: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """The main condition's score and sub-groups, every control's score and by how much the main one is above it."""
     main = conditions[MAIN]
     controls = {name: {**score(rows), "above": beats(main, rows)} for name, rows in conditions.items() if name != MAIN}
-    not_beaten = sorted(name for name, found in controls.items() if not found["above"]["beaten"])
+    not_beaten = sorted(name for name, found in controls.items() if found["above"]["beaten"] is False)
     return {**score(main), "by": by_group(main), "controls": controls, "not_beaten": not_beaten}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.markup import as_latex, encodable, table_line
 from lingshu_rl.runfolder import write_text
 
 Cells = list[list[str]]
 SHORT = {"blank": "blank image", "shuffled": "other image", "text_only": "text only", "majority": "majority", "normal_report": "normal report"}  # fmt: skip
+NEVER_JUDGED = "n/a"  # a control without a judged answer: beaten or not, nobody knows
 MARK = "†"
 NOT_TRIED = "‡"
 LEGEND = (
@@ -44,7 +45,8 @@ def score_table(summary: Mapping[str, Any]) -> Cells:
         for control in controls:
             own = scores["controls"].get(control)
             mark = MARK if own and control in scores["not_beaten"] else ""
-            line.append(percent(own, interval=False) + mark)
+            asked = own is None or own["above"]["n"]
+            line.append(percent(own, interval=False) + mark if asked else NEVER_JUDGED)
         if judged:
             line.append(percent(scores.get("judge")))
         unread = f"{100 * scores['unread'] / scores['n']:.0f} %" if scores["n"] else "–"
@@ -97,20 +99,16 @@ def text(cells: Cells) -> str:
 
 
 def markdown(cells: Cells) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
+    lines = [table_line(line) for line in cells]
     return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]]) + "\n"
 
 
 def latex(cells: Cells, caption: str = "") -> str:
-    def escape(cell: str) -> str:
-        cell = re.sub(r"([&%$#_{}])", r"\\\1", cell)
-        return cell.replace(MARK, r"\textdagger{}").replace(NOT_TRIED, r"\textdaggerdbl{}").replace("–", "--").replace("→", r"$\to$")  # fmt: skip
-
-    body = [" & ".join(map(escape, line)) + r" \\" for line in cells]
+    body = [" & ".join(map(as_latex, line)) + r" \\" for line in cells]
     spec = "l" + "r" * (len(cells[0]) - 1)
     lines = [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}"]  # fmt: skip
     if caption:
-        lines = [r"\begin{table}", r"\centering", *lines, rf"\caption{{{escape(caption)}}}", r"\end{table}"]
+        lines = [r"\begin{table}", r"\centering", *lines, rf"\caption{{{as_latex(caption)}}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
@@ -125,7 +123,7 @@ def html_page(title: str, tables: Sequence[Cells], legend: str) -> str:
         "table{border-collapse:collapse;margin:1.5rem 0}th,td{padding:.3rem .8rem;text-align:right;border-bottom:1px solid #ddd}"
         "th:first-child,td:first-child{text-align:left}p{color:#555}"
     )
-    return (
+    return encodable(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
         f"<h1>{html.escape(title)}</h1>{''.join(parts)}<p>{html.escape(legend)}</p></html>\n"
     )

@@ -201,6 +201,7 @@ class Lengths:
     Without a limit, and for prompts that are within it whatever their text holds, only the KEPT of most bytes are read.
     """
 
+    has = "its prompt has"
     advice = (
         "Rows that are too long: shorten their text, lower data.max_pixels or rollout.max_tokens, raise the engine's "
         "max_model_len (rollout.vllm.max_model_len), or leave them out with data.too_long=drop."
@@ -293,7 +294,7 @@ class Lengths:
     def _judge(self, length: Length) -> None:
         assert self.limit is not None
         if length.total > self.limit.tokens:
-            self._faults[length.id] = f"its prompt has {length}, over the {self.limit.tokens:,} that {self.limit.why}"
+            self._faults[length.id] = f"{self.has} {length}, over the {self.limit.tokens:,} that {self.limit.why}"
         else:
             self._note(length)
 

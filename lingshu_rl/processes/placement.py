@@ -19,6 +19,7 @@ from lingshu_rl.config import Config, ConfigError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 GIB = 2**30
+MOST_CORES = 4096  # that a range of `devices.*` may name
 # A CUDA process fixes its list of devices when it first looks, so another one looks and this one can still narrow its own.
 _PROBE = """
 import torch
@@ -215,6 +216,10 @@ def parse_devices(group: str, value: Any) -> tuple[str, tuple[int, ...]] | None:
     numbers: list[int] = []
     for part in match[2].split(","):
         first, _, last = part.partition("-")
+        if not 0 <= int(last or first) - int(first) < MOST_CORES:
+            raise ConfigError(
+                f"devices.{group}={value!r}: {part} counts from the lower number up, at most {MOST_CORES}"
+            )
         numbers += range(int(first), int(last or first) + 1)
     if match[1] == "cuda":
         return parse_devices(group, numbers)

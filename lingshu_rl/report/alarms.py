@@ -10,7 +10,7 @@ from statistics import mean, median
 from typing import Any
 
 from lingshu_rl.eval.stats import gain_between
-from lingshu_rl.report.monitor import monitors, plain
+from lingshu_rl.report.monitor import monitors, parsed_of, plain
 from rewards.kinds import find_or_plain
 
 Row = Mapping[str, Any]
@@ -55,7 +55,7 @@ def find_alarms(
     ]
     found += [*_late_shares(metrics), *_gaming(late_rollouts)]
     for where, rows in (("the final evaluation", evals.get("after", ())), ("the last training steps", late_rollouts)):
-        found += [*_unreadable(rows, where), *_collapse(rows, where)]
+        found += [*_unreadable(rows, where), *_collapse(rows, where), *_doubts(rows, where)]
     return found + _blind(evals)
 
 
@@ -208,6 +208,15 @@ def _collapse(rows: Sequence[Row], where: str) -> list[Alarm]:
             text = f"In {where} {_percent(share)} of the {kind} answers are “{answer.upper()}”, "
             text += f"which is right for {_percent(gold)} of them."
             found.append(Alarm(find_or_plain(kind).collapse, text))
+    return found
+
+
+def _doubts(rows: Sequence[Row], where: str) -> list[Alarm]:
+    """What a kind finds odd about many answers together, such as numbers in another scale than was asked for."""
+    found = []
+    for name in sorted({str(row.get("kind")) for row in rows}):
+        parsed = [parsed_of(row) for row in rows if str(row.get("kind")) == name]
+        found += [Alarm("Odd answers", f"In {where}: {doubt}.") for doubt in find_or_plain(name).doubts(parsed)]
     return found
 
 

@@ -22,7 +22,7 @@ from lingshu_rl.eval.stats import gain_between, mean_ci, split_by, summarise
 from lingshu_rl.images import Picture, UnreadablePicture
 from lingshu_rl.report import plots
 from lingshu_rl.report.alarms import find_alarms
-from lingshu_rl.report.monitor import grouped, monitors, reward_by_length
+from lingshu_rl.report.monitor import grouped, monitors, parsed_of, reward_by_length
 from lingshu_rl.report.page import digest, render
 from lingshu_rl.report.text import duration, percent, signed
 from rewards.kinds import LETTERS, find_or_plain
@@ -393,15 +393,8 @@ def on_the_way(evals: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Row]]:
 def findings(row: Row) -> list[dict[str, Any]]:
     """What the grader made of an answer, item by item, where its kind can be drawn so: text, verdict and points."""
     draw = report_findings if row.get("kind") == "report" else find_or_plain(str(row.get("kind"))).draw
-    parsed = row.get("parsed")
-    if draw is None or not parsed:
-        return []
-    if isinstance(parsed, str):  # as parquet holds it
-        try:
-            parsed = json.loads(parsed)
-        except ValueError:
-            return []
-    return draw({**row, "parsed": parsed})
+    parsed = parsed_of(row) if draw else None
+    return draw({**row, "parsed": parsed}) if draw and parsed else []
 
 
 def report_findings(row: Row) -> list[dict[str, Any]]:

@@ -92,6 +92,15 @@ def plain(parsed: Any) -> str:
     return str(parsed).strip().strip('"').strip().lower()
 
 
+def parsed_of(row: Row) -> Any:
+    """What was read in an answer, as a value; None where parquet's text of it is damaged."""
+    parsed = row.get("parsed")
+    try:
+        return json.loads(parsed) if isinstance(parsed, str) else parsed
+    except ValueError:
+        return None
+
+
 def grouped(rows: Iterable[Row]) -> list[list[Row]]:
     """Completions by question and step; a row that names no question is in no group."""
     groups: dict[Any, list[Row]] = defaultdict(list)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from lingshu_rl.markup import encodable
 from lingshu_rl.report import plots
 from lingshu_rl.report.text import duration, percent, signed
 
@@ -26,9 +27,9 @@ def render(template: str, **values: Any) -> str:
     )
     env.filters |= {"pct": percent, "signed": signed, "duration": duration, "short": plots.short, "digest": digest}
     style, script = (HERE / "report.css").read_text(), (HERE / "report.js").read_text()
-    return env.get_template(template).render(style=style, script=script, **values)
+    return encodable(env.get_template(template).render(style=style, script=script, **values))
 
 
 def digest(text: str) -> str:
     """SHA-256 as a content policy writes it; also an order of ids that nobody chose."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return base64.b64encode(hashlib.sha256(encodable(text).encode()).digest()).decode()

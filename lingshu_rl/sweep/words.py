@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from lingshu_rl.markup import as_markdown, table_line
 from lingshu_rl.report.text import NBSP, percent, signed
 
 ALPHA = 0.05
@@ -79,10 +80,10 @@ def words(answer: Mapping[str, Any]) -> list[str]:
 def markdown(answer: Mapping[str, Any]) -> str:
     """The words and the table, for a README or an issue."""
     head = ["variant", "seeds", "accuracy", "difference", "95 % interval", "p (Holm)", "verdict", "train reward", "GPU-s" if _gpus(answer) else "wall s", "tokens", "alarms"]  # fmt: skip
-    lines = [f"# {answer['name']}: {answer['title']}", ""]
-    lines += [answer["question"], ""] if answer["question"] else []
-    lines += [f"* {sentence}" for sentence in answer["words"]] + [""]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = [as_markdown(f"# {answer['name']}: {answer['title']}"), ""]
+    lines += [as_markdown(answer["question"]), ""] if answer["question"] else []
+    lines += [f"* {as_markdown(sentence)}" for sentence in answer["words"]] + [""]
+    lines += [table_line(head), "|" + "---|" * len(head)]
     for row in answer["rows"]:
         found = row["difference"] or row["own_difference"] or {}
         cells = [
@@ -98,7 +99,7 @@ def markdown(answer: Mapping[str, Any]) -> str:
             f"{row['generated_tokens']:,}",
             "; ".join([*row["alarms"], *row["errors"].values()]),
         ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        lines.append(table_line(cells))
     return "\n".join(lines) + "\n"
 
 

@@ -95,7 +95,7 @@ class Captions:
         try:
             return [await self.write(record, writer, modality, facts, regions, images)]
         except Refused as error:
-            return [Dropped(name, "request refused", str(error), record)]
+            return [Dropped(name, error.reason, str(error), record)]
 
     async def write(
         self, record: Record, writer: Asker, modality: str, facts: Sequence[str], regions: Sequence[Region],

@@ -26,7 +26,7 @@ ASK = (
     'most five words. Where the image does not allow a question of that kind, give the item the answer "Error".'
 )
 ANSWER_ERROR = "error"
-EXAMPLE = '[{"question": "Is a finding seen?", "kind": "yesno", "answer": "yes"}]'
+EXAMPLE = {"question": "Is a finding seen?", "kind": "yesno", "answer": "yes"}
 ANSWER_EXAMPLE = "<think>It is seen.</think><answer>yes</answer>"
 KINDS = ("option", "yesno", "open")
 MAY_REFUSE = 'If the image does not allow an answer, write "Error" as the answer.'
@@ -53,14 +53,21 @@ class Instruct:
         known = f"\nWhat is known of it: {record['caption']}" if record.get("caption") else ""
         try:
             asked = await writer.ask(
-                user(ASK.format(count=self.count, modality=modality, known=known)), images=images, example=EXAMPLE
+                user(ASK.format(count=self.count, modality=modality, known=known)),
+                images=images,
+                example=json.dumps([EXAMPLE] * self.count),
             )
             items = read_items(asked.text)
             if items is None:
                 return [Dropped(name, "reply is no JSON list", asked.text[:300], record)]
-            return [await self.check(record, n, item, asked.request, writer, images) for n, item in enumerate(items)]
+            made = [
+                await self.check(record, n, item, asked.request, writer, images)
+                for n, item in enumerate(items[: self.count])
+            ]
+            over = [Dropped(name, "more questions than asked for", str(item), record) for item in items[self.count :]]
+            return made + over
         except Refused as error:
-            return [Dropped(name, "request refused", str(error), record)]
+            return [Dropped(name, error.reason, str(error), record)]
 
     async def check(
         self, record: Record, number: int, item: Mapping[str, Any], request: str, writer: Asker, images: list[bytes]

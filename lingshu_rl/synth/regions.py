@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lingshu_rl.images import opened
 from lingshu_rl.synth.rows import Record, SynthError
 
 if TYPE_CHECKING:
@@ -104,13 +105,12 @@ def count_parts(inside: np.ndarray) -> int:
 def read_mask(path: str) -> np.ndarray:
     """Integer labels, (height, width), from a PNG or TIFF in one channel, or a .npy file."""
     import numpy as np
-    from PIL import Image
 
     try:
         if Path(path).suffix == ".npy":
-            values = np.load(path)
+            values = np.load(path, mmap_mode="r")  # a header that claims more than the file holds is found out
         else:
-            with Image.open(path) as image:
+            with opened(path) as image:
                 values = np.asarray(image)
     except (OSError, ValueError) as error:
         raise SynthError(f"mask {path} cannot be read: {error}") from None
@@ -121,12 +121,10 @@ def read_mask(path: str) -> np.ndarray:
 
 def image_size(record: Record) -> tuple[int, int]:
     """Width and height of the record's first image."""
-    from PIL import Image
-
     if not record.get("images"):
         raise SynthError(f"record {record['id']!r} has masks or boxes but no image")
     try:
-        with Image.open(record["images"][0]) as image:
+        with opened(record["images"][0]) as image:
             return image.size
     except OSError as error:
         raise SynthError(f"record {record['id']!r}: {error}") from None
@@ -136,10 +134,10 @@ def with_boxes(image: bytes, regions: Sequence[Region]) -> bytes:
     """The picture with a numbered frame around every region, as PNG: what the writer looks at for a factual caption."""
     import io
 
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
-    with Image.open(io.BytesIO(image)) as opened:
-        picture = opened.convert("RGB")
+    with opened(image) as found:
+        picture = found.convert("RGB")
     draw = ImageDraw.Draw(picture)
     for number, region in enumerate(regions, start=1):
         x, y, w, h = region.box

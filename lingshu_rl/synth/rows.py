@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.data.rows import FIELDS, RowError, row_to_prompt
-from lingshu_rl.data.sources import Source, SourceError, open_records
+from lingshu_rl.data.sources import Source, SourceError, open_records, open_rows
 from lingshu_rl.failures import LingshuError
 from lingshu_rl.folders import own
 from lingshu_rl.images import Picture
@@ -48,13 +48,20 @@ class Dropped:
 Outcome = Kept | Dropped
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The records of a file; image and mask paths become absolute. Raises SynthError with the record's place."""
+def read_records(given: Path | Source) -> Iterator[Record]:
+    """The records of a file or a source, paths of images and masks in full. Raises SynthError with the record's place.
+
+    Of other people's records (a preset, a mapping) one that becomes no row is a record with its `fault`.
+    """
+    source = given if isinstance(given, Source) else Source(str(given))
+    path = Path(source.path)
     seen: dict[str, str] = {}
     try:
-        records, _ = open_records(Source(str(path)))
+        records = open_rows(source) if source.mapped else open_records(source)[0]
         for number, record in records:
             place = f"{path}, {records.place(number)}"
+            if source.mapped:
+                record = _without_bytes(record, records.place(number))
             if isinstance(record, RowError):
                 raise SynthError(f"{place}: {record}")
             if not (name := str(record.get("id") or "").strip()):
@@ -65,6 +72,14 @@ def read_records(path: Path) -> Iterator[Record]:
             yield located(record, path.parent)
     except SourceError as error:
         raise SynthError(str(error)) from error
+
+
+def _without_bytes(row: Any, place: str) -> dict[str, Any]:
+    if isinstance(row, RowError):
+        return {"id": place, "fault": str(row)}
+    if any(isinstance(image, bytes) for image in row["images"]):
+        return {**row, "images": [], "fault": "its images are bytes: `lingshu-rl curate` writes them as files"}
+    return row
 
 
 def located(record: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -99,7 +114,9 @@ def provenance(step: str, record: Record, verdict: Mapping[str, Any], **facts: A
 
 
 def image_fault(record: Record) -> tuple[str, str] | None:
-    """(reason, detail) of the first image that no one could look at, or None. Decodes them."""
+    """(reason, detail) of a record that is none, or of the first image that no one could look at. Decodes them."""
+    if record.get("fault"):
+        return "not a usable row", str(record["fault"])
     for image in record.get("images") or ():
         if not Path(image).is_file():
             return "image not found", str(image)
@@ -110,6 +127,8 @@ def image_fault(record: Record) -> tuple[str, str] | None:
 
 def as_prompt(record: Record) -> Prompt:
     """The record's training row as a prompt; what only synthesis knows is left out. Raises RowError."""
+    if record.get("fault"):
+        raise RowError(str(record["fault"]))
     return row_to_prompt({key: record[key] for key in FIELDS if key in record}, base_dir="/")
 
 

@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl.config import checked_sources, read_words
+from lingshu_rl.data.sources import Source
 from lingshu_rl.exits import exit_code
 from lingshu_rl.synth.rows import Dropped, Outcome, Record, SynthError, Tally, image_fault, read_records, write_outcomes
 from lingshu_rl.synth.writer import Asker, Estimator, Writer, WriterConfig
@@ -43,7 +45,7 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(dest="step", required=True)
     for name, help_text in WRITER_STEPS.items():
         step = steps.add_parser(name, help=help_text)
-        step.add_argument("records", type=Path, help="JSONL records")
+        _records(step)
         _out(step)
         step.add_argument("--url", required=True, help="an OpenAI-compatible endpoint, up to and with /v1")
         step.add_argument("--model", required=True, help="the model's name at that endpoint")
@@ -73,7 +75,7 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
     _out(template)
     template.set_defaults(synthesise=_template)
     render = steps.add_parser("render", help=PLAIN_STEPS["render"])
-    render.add_argument("records", type=Path)
+    _records(render)
     _out(render)
     render.add_argument(
         "--font",
@@ -85,7 +87,7 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
     render.add_argument("--options", choices=["image", "text"], default="image", help="where the options stand")
     render.set_defaults(synthesise=_render)
     rewrite = steps.add_parser("rewrite", help=PLAIN_STEPS["rewrite"])
-    rewrite.add_argument("records", type=Path)
+    _records(rewrite)
     _out(rewrite)
     rewrite.add_argument("--to", choices=["open", "options"], required=True)
     rewrite.add_argument("--count", type=int, default=4, help="options of a question, with --to options")
@@ -93,17 +95,42 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
     rewrite.set_defaults(synthesise=_rewrite)
 
 
+def _records(step: argparse.ArgumentParser) -> None:
+    step.add_argument("records", type=Path, help="JSONL records, or any source of rows")
+    step.add_argument("--format", default="", help="a preset by which other people's records are read (docs/data.md)")
+    step.add_argument(
+        "settings", nargs="*", metavar="key=value", help="further keys of the source: where='q_lang == en'"
+    )
+
+
 def _out(step: argparse.ArgumentParser) -> None:
     step.add_argument("--out", type=Path, required=True, help="JSONL file to write")
 
 
-async def _written(arguments: argparse.Namespace) -> int:
-    config = WriterConfig(
+def writer_config(arguments: argparse.Namespace) -> WriterConfig:
+    return WriterConfig(
         url=arguments.url, model=arguments.model, cache=arguments.cache or arguments.out.with_suffix(".requests"),
         concurrency=arguments.concurrency, retries=arguments.retries, timeout_s=arguments.timeout_s,
         temperature=arguments.temperature, max_tokens=arguments.max_tokens, key_env=arguments.key_env,
         price_in=arguments.price_in, price_out=arguments.price_out,
     )  # fmt: skip
+
+
+def check_words(arguments: argparse.Namespace) -> None:
+    """What a step's words say, without its records. Raises SynthError, ValueError, EndpointError."""
+    if hasattr(arguments, "records"):
+        source_of(arguments)
+    if arguments.step in WRITER_STEPS:
+        writer_config(arguments)
+        make_step(arguments)
+    elif arguments.step == "template":
+        from lingshu_rl.synth.template import read_spec
+
+        read_spec(arguments.spec)
+
+
+async def _written(arguments: argparse.Namespace) -> int:
+    config = writer_config(arguments)
     step = make_step(arguments)
     estimator = Estimator(config)
     async for _ in outcomes(records_of(arguments), step, estimator, config.concurrency):
@@ -119,7 +146,13 @@ async def _written(arguments: argparse.Namespace) -> int:
 
 
 def records_of(arguments: argparse.Namespace) -> Iterator[Record]:
-    return islice(read_records(arguments.records), arguments.limit or None)
+    return islice(read_records(source_of(arguments)), getattr(arguments, "limit", 0) or None)
+
+
+def source_of(arguments: argparse.Namespace) -> Source:
+    """Raises ConfigError."""
+    told = {"path": str(arguments.records), "format": arguments.format, **read_words(arguments.settings)}
+    return checked_sources(told, "records")[0]
 
 
 def make_step(arguments: argparse.Namespace) -> Step:
@@ -205,7 +238,7 @@ async def _render(arguments: argparse.Namespace) -> int:
 
     page = Page(arguments.font, arguments.font_size, arguments.width)
     folder = arguments.out.with_suffix(".images")
-    rows = rendered(read_records(arguments.records), folder, page, arguments.options == "image")
+    rows = rendered(records_of(arguments), folder, page, arguments.options == "image")
     return told(await write_outcomes(rows, arguments.out), arguments.out)
 
 
@@ -213,7 +246,7 @@ async def _rewrite(arguments: argparse.Namespace) -> int:
     from lingshu_rl.synth.rewrite import to_open, to_options
     from lingshu_rl.synth.verify import Verifier
 
-    records = read_records(arguments.records)
+    records = records_of(arguments)
     if arguments.to == "open":
         rows = to_open(records, Verifier())
     else:

@@ -18,7 +18,7 @@ from rewards.chat import Refused
 
 SHORTEST_CHAIN = 3  # words
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
-EXAMPLE = "<think>The image shows the finding.</think><answer>A</answer>"
+EXAMPLE = ""  # a reply that is not kept, so that the next sample is asked for
 
 
 class Thoughts:
@@ -44,7 +44,7 @@ class Thoughts:
                     [{"role": "user", "content": prompt.text}], images=[picture.png() for picture in prompt.images], seed=seed, example=EXAMPLE
                 )  # fmt: skip
             except Refused as error:
-                return [Dropped(name, "request refused", str(error), record)]
+                return [Dropped(name, error.reason, str(error), record)]
             outcome = self.decide(record, prompt, reply, seed)
             if isinstance(outcome, Kept):
                 return [outcome]

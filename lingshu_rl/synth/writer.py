@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import io
 import json
 import math
 import os
@@ -18,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from lingshu_rl.images import opened
 from lingshu_rl.runfolder import write_text
-from rewards.chat import Answer, Attempts, EndpointError, api_url, bearer
+from rewards.chat import Answer, Attempts, EndpointError, Patience, api_url, bearer
 
 CHARACTERS_PER_TOKEN = 4  # of English; good for a cost estimate, not for a limit
 PIXELS_PER_IMAGE_TOKEN = 28 * 28  # Qwen2.5-VL; other families differ
@@ -77,6 +77,7 @@ class Writer:
             limits=httpx.Limits(max_connections=config.concurrency),
         )
         self._slots = asyncio.Semaphore(config.concurrency)
+        self._patience = Patience()
 
     async def __aenter__(self) -> Writer:
         return self
@@ -109,14 +110,16 @@ class Writer:
             except httpx.HTTPError as error:
                 outcome = error
             if answers := attempts.read(outcome):
+                self._patience.answered()
                 return answers[0]
-        raise attempts.gave_up()
+        raise self._patience.gave_up(attempts)
 
 
 class Estimator:
-    """Counts what a run would ask, without asking: known replies come from the cache, others are the step's example.
+    """Counts what a run would ask at most, without asking: known replies come from the cache, others are the step's example.
 
-    Output tokens are an upper bound (max_tokens a request).
+    An example is the reply that leads to the most further requests; output tokens are max_tokens a request. So the sums are
+    upper bounds, but for the tokens of earlier replies that later requests quote.
     """
 
     def __init__(self, config: WriterConfig) -> None:
@@ -144,16 +147,14 @@ class Estimator:
     def __str__(self) -> str:
         money = f", at most {self.cost:,.2f}" if self.config.price_in or self.config.price_out else ""
         return (
-            f"{self.requests:,} requests to {self.config.model}, about {self.tokens_in:,} tokens in, at most "
+            f"at most {self.requests:,} requests to {self.config.model}, about {self.tokens_in:,} tokens in, at most "
             f"{self.tokens_out:,} out{money}; {self.from_cache:,} more are answered from {self.config.cache}"
         )
 
 
 def image_tokens(image: bytes) -> int:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(image)) as opened:
-        return math.ceil(opened.width * opened.height / PIXELS_PER_IMAGE_TOKEN)
+    with opened(image) as picture:
+        return math.ceil(picture.width * picture.height / PIXELS_PER_IMAGE_TOKEN)
 
 
 def request_name(config: WriterConfig, messages: Sequence[dict[str, str]], images: Sequence[bytes], seed: int) -> str:

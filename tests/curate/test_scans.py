@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
+import os
+import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,8 +20,12 @@ from curate_helpers import jpeg, texture, write_rows
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from lingshu_rl.curate.decoding import DECODER, Decoder
+from lingshu_rl.curate.dicom import stream_sizes
 from lingshu_rl.curate.nifti import patient_of
 from lingshu_rl.curate.readers import Source, read_rows
 from lingshu_rl.curate.scans import PSEUDONYM_KEY_ENV, ScanError, ScanOptions, pseudonym, read_scan, scan_files
@@ -383,3 +392,146 @@ def test_files_are_found_by_name_or_mark(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("x" * 200)
     assert [p.name for p in scan_files(tmp_path, "dicom")] == ["IM0001"]
     assert [p.name for p in scan_files(tmp_path, "nifti")] == ["v.nii.gz"]
+
+
+# ------------------------------------------------------------------------------------------------------ hostile files
+
+
+def refusal(path: Path, **options: Any) -> str:
+    with pytest.raises(ScanError) as error:
+        list(read_scan(path, ScanOptions(**options)))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("frames", ["first", "middle", "all"])
+@pytest.mark.parametrize("count", ["1000000000", "-3", "9" * 12])
+def test_frames_that_a_file_cannot_hold_are_not_counted_through(tmp_path: Path, frames: str, count: str) -> None:
+    path = dicom(tmp_path / "a.dcm", RAMP[:4, :4], NumberOfFrames=count)
+    tracemalloc.start()
+    assert f"says that it has {int(count)} frames, in 32 bytes of pixels" in refusal(path, frames=frames)
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"Rows": 65535, "Columns": 65535},
+        {"Rows": 0},
+        {"BitsAllocated": 7},
+        {"SamplesPerPixel": 3},
+        {"PixelSpacing": [1e6, 1e-3]},
+        {"RescaleSlope": "1e999"},
+        {"PhotometricInterpretation": "NONSENSE", "SamplesPerPixel": 2},
+    ],
+    ids=str,
+)
+def test_a_header_that_fits_no_picture_is_one_refused_file(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    tracemalloc.start()
+    try:
+        shown = list(read_scan(dicom(tmp_path / "a.dcm", RAMP, **attributes), ScanOptions()))
+        assert len(shown) == 1 and pixels(shown[0].png).shape == RAMP.shape  # a slope of infinity is still a picture's
+    except ScanError as error:
+        assert "a.dcm" in str(error) or "pixels of" in str(error)
+    assert tracemalloc.get_traced_memory()[1] < 60 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SC_rgb_jpeg_dcmtk.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_jp2klossless.dcm", "SC_rgb_jpeg_gdcm.dcm"],
+)
+def test_a_stream_of_another_size_than_the_header_reaches_no_decoder(tmp_path: Path, name: str) -> None:
+    """Of JPEG-LS, gdcm ends the process; of JPEG 2000, openjpeg reserves gigabytes."""
+    source = get_testdata_file(name, download=False)
+    if source is None:
+        pytest.skip(f"pydicom's {name} is not here")
+    data = pydicom.dcmread(source)
+    frame = bytearray(next(generate_frames(data.PixelData, number_of_frames=1)))
+    ((rows, columns, samples),) = stream_sizes(bytes(frame))
+    assert (rows, columns, samples) == (data.Rows, data.Columns, data.SamplesPerPixel)
+    sizes = {
+        struct.pack(">HH", rows, columns): struct.pack(">HH", 60000, 60000),
+        struct.pack(">II", columns, rows): struct.pack(">II", 60000, 60000),
+    }
+    for told, larger in sizes.items():
+        frame = frame.replace(told, larger)
+    data.PixelData = encapsulate([bytes(frame)])
+    data["PixelData"].is_undefined_length = True
+    data.save_as(tmp_path / "a.dcm")
+    assert "its header says (" in refusal(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+def test_a_volume_larger_than_its_file_is_not_reserved(tmp_path: Path, kind: Any, ending: str) -> None:
+    data = bytearray(kind(np.zeros((4, 4, 4), np.int16), np.eye(4)).to_bytes())
+    side = struct.pack("<h", 30000) if kind is nibabel.Nifti1Image else struct.pack("<q", 30000)
+    at = 42 if kind is nibabel.Nifti1Image else 24
+    data[at : at + 3 * len(side)] = side * 3
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(gzip.compress(bytes(data)) if ending.endswith("gz") else bytes(data))
+    assert "says that it has 30000 x 30000 x 30000 voxels" in refusal(path)
+
+
+@pytest.mark.parametrize("side", [0.0, 1e-30, 1e30, float("nan"), float("inf")])
+def test_voxels_that_no_scanner_makes_are_refused(tmp_path: Path, side: float) -> None:
+    image = nibabel.Nifti1Image(np.ones((4, 4, 4), np.int16), np.eye(4))
+    image.header["srow_x"][0] = side
+    image.header["pixdim"][1] = side
+    data = bytearray(image.to_bytes())
+    data[280:284] = struct.pack("<f", side)  # srow_x, as some tools leave it
+    (tmp_path / "a.nii").write_bytes(bytes(data))
+    assert "a.nii" in refusal(tmp_path / "a.nii")
+
+
+def test_a_bad_scan_costs_its_own_row(tmp_path: Path) -> None:
+    dicom(tmp_path / "good.dcm", RAMP)
+    dicom(tmp_path / "endless.dcm", RAMP, NumberOfFrames="1000000000")
+    (tmp_path / "short.dcm").write_bytes((tmp_path / "good.dcm").read_bytes()[:700])
+    (tmp_path / os.fsdecode(b"\xff.dcm")).write_bytes(b"no dicom")  # a name that is no UTF-8
+    records = list(read_rows(Source(str(tmp_path), values={"question": "What is it?", "answer": "a ramp"})))
+    assert [record.reason for record in records].count("") == 1 and len(records) == 4
+    for record in records:
+        json.dumps([record.place, record.detail, record.row], default=len, ensure_ascii=False).encode()
+
+
+def aborting() -> bytes:
+    """The table before the codes is 8 bytes short: GDCM throws what nothing catches."""
+    data = Path(get_testdata_file("SC_jpeg_no_color_transform_2.dcm", download=False)).read_bytes()
+    codes = data.index(b"\xff\xc4")
+    return data[: codes - 8] + data[codes:]
+
+
+def test_a_decoder_that_ends_its_process_ends_not_this_one(tmp_path: Path) -> None:
+    """The next file is read by a new one."""
+    whole = Path(get_testdata_file("SC_rgb_jpeg_gdcm.dcm", download=False))
+    decoder = Decoder()
+    expected = decoder.frame(whole, 0)
+    process = decoder.process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert np.array_equal(decoder.frame(whole, 0), expected)  # one that ended between two frames
+    damaged = tmp_path / "a.dcm"
+    damaged.write_bytes(aborting())
+    with pytest.raises(ScanError, match=r"a\.dcm: frame 0 ended its decoder"):
+        decoder.frame(damaged, 0)
+    assert np.array_equal(decoder.frame(whole, 0), expected)
+    assert decoder.process is not None
+    decoder.process.kill()
+
+
+def test_frames_come_out_of_the_decoders_process_as_out_of_this_one() -> None:
+    for name in (
+        "MR_small_jpeg_ls_lossless.dcm",
+        "MR_small_RLE.dcm",
+        "SC_rgb_jpeg_dcmtk.dcm",
+        "examples_ybr_color.dcm",
+    ):
+        path = Path(get_testdata_file(name, download=False))
+        assert np.array_equal(DECODER.frame(path, 0), pixel_array(path, index=0))
+    with pytest.raises(ScanError, match="frame 99 cannot be decoded"):
+        DECODER.frame(path, 99)

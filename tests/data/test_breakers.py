@@ -2,12 +2,17 @@
 
 import json
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.curate.readers import Source, read_rows
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.rows import RowError, row_to_prompt
+from lingshu_rl.data.sources import SourceError
 from lingshu_rl.folders import own
 from lingshu_rl.model.shape import read_shape
 from rewards import RewardResult
@@ -146,3 +151,100 @@ def test_a_run_whose_folder_is_a_file_says_so(tmp_path):
         own(tmp_path / "tr.jsonl", "a run", "run.dir"),
     ):
         raise AssertionError
+
+
+# What one row may hold: none of it may cost its neighbours.
+POISON = {
+    "an endless number": '"answer": ' + "7" * 5000 + ', "kind": "numeric"',
+    "brackets": '"meta": ' + '{"a":' * 3000 + "1" + "}" * 3000,
+    "half a character": r'"meta": {"x": "\ud800"}',
+    "a NUL in a path": r'"images": ["a\u0000.png"]',
+    "no such user": '"images": ["~nosuchuser/x.png"]',
+    "a long path": f'"images": ["{"x" * 5000}"]',
+    "a deep path": f'"images": ["{"a/" * 2500}x.png"]',
+    "a list for meta": '"meta": [1, 2]',
+    "a number for images": '"images": 3',
+    "no turns": '"question": null, "messages": [[[]]]',
+    "a mapping for the id": '"id": {"a": 1}',
+    "infinity": '"kind": "numeric", "answer": Infinity, "tolerance": {"rel": NaN}',
+}
+GOOD = '{"id": "%s", "images": [], "question": "Which organ?", "answer": "liver", "kind": "open"}'
+
+
+def poisoned(name):
+    """A row whose later fields, as JSON has it, win over its earlier ones."""
+    return GOOD[:-1] % "bad" + f", {POISON[name]}}}"
+
+
+def ids_of(source):
+    loaded = [prompt.id for prompt in load(source, skip_bad_rows=True).prompts]
+    curated = [record.row["id"] for record in read_rows(Source(str(source), name="s")) if record.row]
+    return loaded, curated
+
+
+@pytest.mark.parametrize("name", POISON)
+@pytest.mark.parametrize("form", ["lines", "array", "lines with CR"])
+def test_one_row_costs_itself_alone(tmp_path, form, name):
+    rows = [GOOD % "first", poisoned(name), GOOD % "last"]
+    file = tmp_path / ("rows.json" if form == "array" else "rows.jsonl")
+    file.write_text(
+        f"[{', '.join(rows)}]" if form == "array" else ("\r" if "CR" in form else "\n").join(rows), newline=""
+    )
+    assert ids_of(file) == (["first", "last"],) * 2
+
+
+def test_bad_bytes_cost_the_row_where_they_stand(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"id,question,answer\na,What?,liver\nb,O\xf9 ?,foie\nc,What?,lung\n")
+    (tmp_path / "b.jsonl").write_bytes(f"{GOOD % 'a'}\n".encode() + b'{"id": "\xff"}\n' + (GOOD % "c").encode())
+    (tmp_path / "c.json").write_bytes(f"[{GOOD % 'a'}, {GOOD % 'b'}, {GOOD % 'c'}]".encode().replace(b'"b"', b'"\xf9"'))
+    for name in ("a.csv", "b.jsonl", "c.json"):
+        told = load({"path": str(tmp_path / name), "format": "usual"}, skip_bad_rows=True)
+        assert [prompt.id for prompt in told.prompts] == ["a", "c"], name
+        (refused,) = told.refused
+        assert refused.place in ("row 2", "line 2") and ("iconv" in refused.reason or "not JSON" in refused.reason)
+
+
+def test_tables_as_data_frames_write_them(tmp_path):
+    meta = pa.array(
+        [[("modality", "CT")], None, [("modality", "MR"), ("modality", "CT")]], pa.map_(pa.string(), pa.string())
+    )
+    rows = [json.loads(GOOD % n) for n in range(3)]
+    table = (
+        pa.Table.from_pylist(rows).append_column("meta", meta).append_column("__index_level_0__", pa.array([7, 8, 9]))
+    )
+    parquet.write_table(table, tmp_path / "a.parquet")
+    told = load(tmp_path / "a.parquet", skip_bad_rows=True)
+    assert [(p.id, dict(p.meta)) for p in told.prompts] == [("0", {"modality": "CT"}), ("1", {})]
+    assert [r.place for r in told.refused] == ["row 3"]  # one key twice: which is meant is not told
+    (tmp_path / "a.csv").write_text(",id,question,answer\n0,a,What?,liver\n")
+    (prompt,) = load({"path": str(tmp_path / "a.csv"), "format": "usual"}).prompts
+    assert prompt.id == "a"
+
+
+def test_a_parquet_file_with_a_text_that_is_none_loses_that_row(tmp_path):
+    broken = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(np.array([0, 1, 2, 3], np.int32)), pa.py_buffer(b"a\xffc")]
+    )
+    rows = pa.Table.from_pylist([json.loads(GOOD % n) for n in range(3)])
+    parquet.write_table(rows.set_column(0, "id", broken), tmp_path / "a.parquet")
+    told = load(tmp_path / "a.parquet", skip_bad_rows=True)
+    assert [p.id for p in told.prompts] == ["a", "c"] and told.refused[0].place == "row 2"
+
+
+@pytest.mark.parametrize("given", [None, 5, 1.5, True])
+def test_what_is_no_source_says_so(given):
+    with pytest.raises(DataError, match=f"a source is demo:train.*got {given}"):
+        load(given)
+
+
+def test_a_list_of_neither_rows_nor_sources_is_refused_row_by_row():
+    with pytest.raises(DataError, match=r"2 of 2 rows"):
+        load([None, 3])
+
+
+@pytest.mark.parametrize("path", ["~nouser/t.jsonl", "x" * 300 + ".jsonl", "a\0b.jsonl", "\ud800.jsonl"])
+def test_a_path_that_can_be_none_is_refused_by_loader_and_curation(path):
+    with pytest.raises(DataError, match="cannot be a path"):
+        load(path)
+    with pytest.raises(SourceError, match="cannot be a path"):
+        list(read_rows(Source(path)))

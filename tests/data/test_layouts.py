@@ -96,7 +96,19 @@ LAYOUTS: dict[str, tuple[Any, dict[str, Any], tuple[Any, ...]]] = {
     "kvasir.jsonl": (lines({"image": "p.png", "source": "kvasir", "question": Q, "answer": "liver", "img_id": "x"}), {"format": "vqa"}, WORD),
     "pmc_vqa_test.csv": (f"index,Figure_path,Caption,Question,Choice A,Choice B,Choice C,Choice D,Answer,split\n1,p.png,x,{Q}, A:kidney , B:liver , C:spleen, D:colon ,B,test\n", {"format": "pmc_vqa"}, LIVER),
     "medxpertqa_list.jsonl": (lines({"id": "MM-1", "question": f"{Q}\nAnswer Choices: (A) kidney (B) liver (C) spleen (D) colon", "options": [{"letter": k, "content": v} for k, v in BY_LETTER.items()], "label": "B", "images": ["p.png"], "medical_task": "Diagnosis"}), {"format": "medxpertqa"}, LIVER),
-    "medthinkvqa.jsonl": (lines({"id": "c1", "images": ["p.png"], "question": Q, "options": BY_LETTER, "correct_answer": "B"}), {"format": "medthinkvqa"}, LIVER),
+    "letters_by_letter.jsonl": (lines({"question": "Which marked part is it?", "options": {"A": "D", "B": "C", "C": "A", "D": "B"}, "label": ["D"], "images": ["p.png"]}), {"format": "medxpertqa"}, ("option", "Which marked part is it?", ("A", "B", "C", "D"), "B", 1)),
+    "letters_among_texts.jsonl": (lines({"question": "Which marked part is it?", "options": [{"letter": "A", "content": "B"}, {"letter": "B", "content": "A"}, {"letter": "C", "content": "A and B"}], "label": "C", "images": ["p.png"]}), {"format": "medxpertqa"}, ("option", "Which marked part is it?", ("A", "B", "A and B"), "C", 1)),
+    "medthinkvqa.jsonl": (lines({"title": "Case number 7", "CLINICAL_HISTORY": "A man with pain.", "IMAGING_FINDINGS": "A lesion.", "image_count": 2, "image_01_id": "x", "image_01_path": "p.png", "image_01_modality": "CT", "image_02_path": "q.png", "options": BY_LETTER, "correct_answer": "B", "correct_answer_text": "liver"}), {"format": "medthinkvqa"},
+        ("option", "A man with pain.\nWhich diagnosis is most likely?", tuple(SIDES), "B", 2)),
+    "medthinkvqa.parquet": ([{"title": "Case number 7", "CLINICAL_HISTORY": "A man with pain.", "image_01": CELL, "image_01_path": "images/case7/x.jpg", "image_02": None, "options": BY_LETTER, "correct_answer": "B"}], {"format": "medthinkvqa"}, ("option", "A man with pain.\nWhich diagnosis is most likely?", tuple(SIDES), "B", 1)),
+    "medbullets.csv": (f"link,question,opa,opb,opc,opd,ope,answer_idx,answer\nx,{Q},kidney,liver,spleen,colon,,B,liver\n", {"format": "medbullets"}, TEXT_ONLY),
+    "cmb.json": (json.dumps([{"id": 1, "exam_type": "x", "question": "哪个?", "question_type": "多项选择题", "option": {**BY_LETTER, "E": ""}, "answer": "BD"}]), {"format": "cmb"}, ("option", "哪个?", tuple(SIDES), "B,D", 0)),
+    "cmb_single.json": (json.dumps([{"id": 1, "exam_type": "x", "question": "哪个?", "question_type": "单项选择题", "option": BY_LETTER, "answer": "B"}]), {"format": "cmb"}, ("option", "哪个?", tuple(SIDES), "B", 0)),
+    "cmexam.csv": ('Question,Options,Answer\n哪个?,"A kidney\nB liver\nC spleen\nD colon",B\n', {"format": "cmexam"}, ("option", "哪个?", tuple(SIDES), "B", 0)),
+    "cmmlu.csv": (",Question,A,B,C,D,Answer\n0,哪个?,kidney,liver,spleen,colon,B\n", {"format": "cmmlu"}, ("option", "哪个?", tuple(SIDES), "B", 0)),
+    "openlifescience.parquet": ([{"id": "7", "data": {"Question": "Does it?", "Context": ["One.", "Two."], "Options": {"A": "yes", "B": "no", "C": "maybe"}, "Correct Answer": "no", "Correct Option": "B"}, "subject_name": None}], {"format": "openlifescience"}, ("option", "One.\nTwo.\nDoes it?", ("yes", "no", "maybe"), "B", 0)),
+    "study.json": (json.dumps([{"uid": "1", "image": ["p.png", "q.png"], "findings": "Clear lungs.", "impression": ""}]), {"format": "reports"}, ("report", "Write the radiology report of these images.", (), "Clear lungs.", 2)),
+    "chexpert_plus.csv": ("path_to_image,section_findings,section_impression,split\np.png,Clear lungs.,Normal.,valid\n", {"format": "reports"}, ("report", "Write the radiology report of these images.", (), "Clear lungs.\nNormal.", 1)),
     "medvlthinker_eval.parquet": ([{"images": [CELL], "question": Q, "options": "A. kidney\nB. liver\nC. spleen\nD. colon", "answer_label": "B", "answer": "liver"}], {"format": "medvlthinker"}, LIVER),
     "open_med_reason.parquet": ([{"image": CELL, "question": LINES, "reasoning": "r", "answer": "B"}], {"format": "vqa"}, LIVER),
     "step_cot.json": (json.dumps([{"patient_id": "p7", "image_path": "p.png", "vqa_chain": [{"step": "1", "question": Q, "options": SIDES, "answer": "liver"}, {"step": "2", "question": "Is it there?", "options": ["yes", "no"], "answer": "yes"}]}]),
@@ -111,7 +123,9 @@ LAYOUTS: dict[str, tuple[Any, dict[str, Any], tuple[Any, ...]]] = {
     "supergpqa.jsonl": (lines({"uuid": "u", "question": Q, "options": SIDES, "answer": "liver", "answer_letter": "B"}), {"format": "supergpqa"}, TEXT_ONLY),
     "ori_pqal.json": (json.dumps({"77": {"QUESTION": "Does it?", "CONTEXTS": ["One.", "Two."], "final_decision": "no"}}), {"format": "pubmedqa"}, ("option", "One.\nTwo.\nDoes it?", ("yes", "no", "maybe"), "B", 0)),
     "pubmedqa.parquet": ([{"pubid": 77, "question": "Does it?", "context": {"contexts": ["One.", "Two."]}, "final_decision": "maybe"}], {"format": "pubmedqa_hub"}, ("option", "One.\nTwo.\nDoes it?", ("yes", "no", "maybe"), "C", 0)),
-    "medcalc.csv": ("Row Number,Calculator Name,Patient Note,Question,Ground Truth Answer,Lower Limit,Upper Limit\n1,BMI,A note.,What is the BMI?,24.1,22.9,25.3\n", {"format": "medcalc"}, ("numeric", "A note.\nWhat is the BMI?", (), "24.1", 0)),
+    "medcalc.csv": ("Row Number,Calculator Name,Patient Note,Question,Ground Truth Answer,Lower Limit,Upper Limit\n1,Body Mass Index (BMI),A note.,What is the BMI?,24.1,22.9,25.3\n", {"format": "medcalc"}, ("numeric", "A note.\nWhat is the BMI?", (), "24.1", 0)),
+    "medcalc_weeks.csv": ("Row Number,Calculator Name,Patient Note,Question,Ground Truth Answer,Lower Limit,Upper Limit\n1,Estimated Gestational Age,A note.,How old?,\"('3 weeks', '2 days')\",\"('3 weeks', '2 days')\",\"('3 weeks', '2 days')\"\n", {"format": "medcalc"}, ("numeric", "A note.\nHow old?", (), "3 weeks 2 days", 0)),
+    "mmmu_open.parquet": ([{"id": "v2", "question": "Name it.", "options": "[]", "answer": "['mitral valve', 'bicuspid valve']", "question_type": "open", "image_1": CELL}], {"format": "mmmu"}, ("open", "Name it.", (), ["mitral valve", "bicuspid valve"], 1)),
     "several_right.jsonl": (lines({**MCQ, "options": SIDES, "answer": "BD"}), {"format": "vqa"}, ("option", Q, tuple(SIDES), "B,D", 1)),
     # ---- reports, captions, labels
     "rocov2.csv": ("ID,Caption\np,Axial CT of the liver.\n", {"map": {"images": "ID", "answer": "Caption"}, "values": {"question": "Describe.", "kind": "report"}}, ("report", "Describe.", (), "Axial CT of the liver.", 1)),
@@ -176,7 +190,7 @@ def test_the_presets_are_known_by_their_columns(folder: Path, name: str) -> None
 
 def test_every_preset_is_tried(folder: Path) -> None:
     here = {told.get("format") for _, told, _ in LAYOUTS.values()}
-    assert set(presets()) - here <= {"slake", "vqa_med", "path_vqa_lxmert", "omnimedvqa", "medframeqa", "gmai_mmbench", "medmcqa", "r2gen", "captions", "roco", "usual"}  # fmt: skip
+    assert set(presets()) - here <= {"slake", "vqa_med", "path_vqa_lxmert", "omnimedvqa", "medframeqa", "gmai_mmbench", "medmcqa", "r2gen", "captions", "roco", "usual", "healthbench"}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- the files of the door's trial

@@ -66,7 +66,7 @@ def test_instruction_is_short_full_or_your_own() -> None:
     assert row_to_prompt(row(), instruction="Reply in one word.").text.endswith("\nReply in one word.")
     full = row_to_prompt(row(), instruction="full").text
     assert "<think>" in full and "</answer>" in full and "letter of the correct option" in full
-    assert "letters of all correct options" in instruction_text("full", "option", multi=True)
+    assert "letters of all correct options" in instruction_text("full", "option", {"multi": True})
     texts = {instruction_text(name, kind) for name in ("short", "full") for kind in ("option", "yesno", "open")}
     assert len(texts) == 6
 

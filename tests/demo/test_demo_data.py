@@ -213,7 +213,7 @@ def test_lengths_and_areas_are_those_of_the_voxels() -> None:
 
 
 def test_the_ventricles_are_as_large_as_a_young_adults() -> None:
-    volumes, _ = brain._volumes()
+    volumes, _ = brain.volumes()
     assert 10 <= (volumes["ventricle"] > 0).sum() / 1000 <= 25  # mL
     assert 1800 <= (volumes["brain"] > 0).sum() / 1000 <= 1950
 

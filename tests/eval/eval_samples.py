@@ -167,6 +167,17 @@ def medframeqa(root: Path, name: str) -> None:
     write_parquet(root / name / "data" / "test-00000-of-00001.parquet", rows)
 
 
+def medthinkvqa(root: Path, name: str) -> None:
+    rows = []
+    for i in range(3):
+        images = {f"image_0{n}_path": f"images/case{i}/{n}.jpg" for n in range(1, 3 + i)}
+        rows.append({"title": f"Case number {i}", "CLINICAL_HISTORY": "A worker with pain.", "IMAGING_FINDINGS": "Oedema.", "image_count": len(images),
+                     "options": dict(zip("ABCDE", DRUGS, strict=True)), "correct_answer": "ABC"[i], "image_01_modality": "MRI", **images})  # fmt: skip
+        for image in images.values():
+            picture(root / name / image)
+    write_json(root / name / "test.jsonl", rows)
+
+
 def mmlu_med(root: Path, name: str) -> None:
     for subject in ("anatomy", "virology", "college_biology"):
         rows = [{"question": choice(i, DRUGS[:4])[0], "subject": subject, "choices": DRUGS[:4], "answer": i % 4} for i in range(3)]  # fmt: skip
@@ -294,14 +305,14 @@ def report(root: Path, name: str) -> None:
 SAMPLES: dict[str, Callable[[Path, str], None]] = {
     "vqa_rad": vqa_rad, "vqa_rad_disjoint": vqa_rad, "slake": slake, "slake_en": slake, "slake_zh": slake, "path_vqa": path_vqa,
     "pmc_vqa": pmc_vqa, "omnimedvqa": omnimedvqa, "mmmu_medical": mmmu_medical, "medxpertqa_mm": medxpertqa,
-    "medxpertqa_text": medxpertqa, "medframeqa": medframeqa, "mmlu_med": mmlu_med, "pubmedqa": pubmedqa, "medmcqa": medmcqa,
+    "medxpertqa_text": medxpertqa, "medframeqa": medframeqa, "medthinkvqa": medthinkvqa, "mmlu_med": mmlu_med, "pubmedqa": pubmedqa, "medmcqa": medmcqa,
     "medqa_usmle": medqa, "medqa_usmle_op5": medqa, "medqa_mcmle": medqa, "medbullets_op4": medbullets, "medbullets_op5": medbullets,
     "supergpqa_medicine": supergpqa_medicine, "cmb": cmb, "cmexam": cmexam, "cmmlu_med": cmmlu_med, "healthbench": healthbench,
     "healthbench_hard": healthbench, "healthbench_consensus": healthbench, "medcalc": medcalc, "mimic_cxr": report, "iu_xray": report,
     "chexpert_plus": report,
 }  # fmt: skip
 COUNTS = {"vqa_rad": 6, "slake": 6, "slake_en": 3, "slake_zh": 3, "path_vqa": 3, "pmc_vqa": 3, "omnimedvqa": 4, "mmmu_medical": 2,
-          "medxpertqa_mm": 4, "medxpertqa_text": 4, "medframeqa": 3, "mmlu_med": 6, "pubmedqa": 3, "medmcqa": 4, "medqa_usmle": 4,
+          "medxpertqa_mm": 4, "medxpertqa_text": 4, "medframeqa": 3, "medthinkvqa": 3, "mmlu_med": 6, "pubmedqa": 3, "medmcqa": 4, "medqa_usmle": 4,
           "medqa_usmle_op5": 4, "medqa_mcmle": 4, "medbullets_op4": 3, "medbullets_op5": 3, "supergpqa_medicine": 3, "cmb": 3, "cmexam": 3,
           "cmmlu_med": 6, "healthbench": 3, "healthbench_hard": 3, "healthbench_consensus": 3, "medcalc": 6, "mimic_cxr": 3, "iu_xray": 3,
           "chexpert_plus": 3}  # fmt: skip
@@ -313,7 +324,8 @@ def perfect(prompt: Any) -> str:
         return "GOOD: take the right drug and see a doctor."
     if prompt.kind == "report":
         return str(prompt.gold)
-    value = f"{prompt.gold:g}" if isinstance(prompt.gold, float) else str(prompt.gold)
+    gold = prompt.gold[0] if isinstance(prompt.gold, list) else prompt.gold
+    value = f"{gold:g}" if isinstance(gold, float) else str(gold)
     return f"<think>I see.</think> <answer>{value} {prompt.meta.get('unit', '')}</answer>"
 
 

@@ -5,13 +5,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from eval_samples import COUNTS, SAMPLES, chat_server, perfect, write_json
+from eval_samples import COUNTS, SAMPLES, chat_server, perfect, write_json, write_parquet
 
-from lingshu_rl.eval.benchmarks import BENCHMARKS, MEDCALC_UNITS, EvalError, choose, prompt_hash, prompt_line
+from lingshu_rl.data.sources import presets
+from lingshu_rl.eval.benchmarks import BENCHMARKS, EvalError, choose, prompt_hash, prompt_line
 from lingshu_rl.eval.controls import CONTROLS
 from lingshu_rl.eval.judge import JudgeSettings
-from lingshu_rl.eval.loading import READERS, load_benchmark, vqa_rad_held_out
-from lingshu_rl.eval.loading import _read as read_file
+from lingshu_rl.eval.loading import _records, is_held_out, load_benchmark
 from lingshu_rl.eval.runner import Settings, run_evaluation
 from lingshu_rl.progress import Progress
 from rewards.kinds import KINDS
@@ -50,13 +50,19 @@ def test_rows_are_read_whatever_way_a_json_file_holds_them(tmp_path, count):
             "by_id.json": json.dumps({row["id"]: {k: v for k, v in row.items() if k != "id"} for row in rows})}  # fmt: skip
     for name, text in ways.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-        assert list(read_file(tmp_path / name)) == rows, name
+        assert [row for _, row in _records(tmp_path / name)] == rows, name
 
 
 def test_every_entry_has_a_sample_and_says_what_it_was_tried_on():
     assert set(SAMPLES) == set(BENCHMARKS) and len(BENCHMARKS) >= 25
     for b in BENCHMARKS.values():
-        assert b.reader in READERS and b.licence and b.tried and b.files and set(b.kinds) <= {*KINDS, "rubric"}
+        assert (
+            set("|".join(b.files.values()).split("|")) <= set(presets())
+            and b.licence
+            and b.tried
+            and b.files
+            and set(b.kinds) <= {*KINDS, "rubric"}
+        )
         assert b.hub or b.expected == 0 or b.note or "not tried" in b.tried or b.metric == "report" or b.name == "omnimedvqa", b.name  # fmt: skip
 
 
@@ -72,7 +78,7 @@ def test_perfect_answers_score_100_and_empty_ones_0(name, tmp_path):
         assert all(sum(s["n"] for s in found.values()) <= right["n"] for found in groups.values())
 
 
-@pytest.mark.parametrize("name", [n for n in SAMPLES if BENCHMARKS[n].has_images])
+@pytest.mark.parametrize("name", [n for n in SAMPLES if BENCHMARKS[n].images])
 def test_images_arrive_with_their_questions(name, tmp_path):
     found = loaded(name, tmp_path)
     assert all(p.images for p in found.prompts)
@@ -82,11 +88,18 @@ def test_images_arrive_with_their_questions(name, tmp_path):
     assert not any(p.images for p in blind.prompts) and [p.id for p in blind.prompts] == [p.id for p in found.prompts]
 
 
-def test_a_missing_image_is_named(tmp_path):
+def test_a_row_whose_image_is_missing_or_broken_is_left_out_and_named(tmp_path):
     SAMPLES["slake"](tmp_path, "slake")
-    (tmp_path / "slake" / "imgs" / "xmlab2" / "source.jpg").unlink()
-    with pytest.raises(EvalError, match=r"(?s)1 images cannot be used .*xmlab2.source\.jpg"):
+    folder = tmp_path / "slake" / "imgs"
+    (folder / "xmlab2" / "source.jpg").unlink()
+    found = load_benchmark(BENCHMARKS["slake"], tmp_path)
+    assert len(found.prompts) == 5 and found.total == 6
+    ((place, reason),) = found.excluded
+    assert place == "row 3 (id 12002)" and reason.startswith("image file not found") and "xmlab2" in reason
+    (folder / "xmlab4" / "source.jpg").write_bytes(b"no picture")
+    with pytest.raises(EvalError, match=r"(?s)2 of 6 rows .* cannot be used.*xmlab2.*xmlab4"):
         load_benchmark(BENCHMARKS["slake"], tmp_path)
+    assert len(load_benchmark(BENCHMARKS["slake"], tmp_path, images=False).prompts) == 6
 
 
 def test_missing_data_say_where_they_belong(tmp_path):
@@ -123,23 +136,9 @@ def test_rows_that_cannot_be_used_are_listed_or_end_it(tmp_path):
 def test_answer_indices_count_from_one_in_the_authors_file_and_from_zero_on_the_hub(tmp_path, monkeypatch):
     found = loaded("medmcqa", tmp_path)
     assert [p.gold for p in found.prompts] == ["A", "B", "C", "D"]
-    import datasets
-
     rows = [{**json.loads(line), "cop": i} for i, line in enumerate((tmp_path / "medmcqa" / "dev.json").read_text().splitlines())]  # fmt: skip
-    monkeypatch.setattr(datasets, "load_dataset", lambda hub, config, split: datasets.Dataset.from_list(rows))
-    hub = load_benchmark(BENCHMARKS["medmcqa"], None)
-    assert [p.gold for p in hub.prompts] == ["A", "B", "C", "D"] and "Hub" in hub.source
-
-
-def test_what_a_hub_error_says(monkeypatch):
-    import datasets
-
-    def fail(hub, config, split):
-        raise ConnectionError("offline")
-
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(EvalError, match=r"BoKelvin/SLAKE .*offline.*--data DIR"):
-        load_benchmark(BENCHMARKS["slake"], None)
+    write_parquet(tmp_path / "hub" / "medmcqa" / "data" / "validation-00000-of-00001.parquet", rows)
+    assert [p.gold for p in load_benchmark(BENCHMARKS["medmcqa"], tmp_path / "hub").prompts] == ["A", "B", "C", "D"]
 
 
 def test_a_sample_depends_on_the_ids_alone(tmp_path):
@@ -179,14 +178,14 @@ def test_the_held_out_images_of_vqa_rad_are_a_fifth_and_whole(shared_data):
     found = load_benchmark(BENCHMARKS["vqa_rad_disjoint"], shared_data / "data")
     images = {p.images[0].source for p in found.prompts}
     everything = list((shared_data / "data" / "vqa_rad" / "images").glob("*.jpg"))
-    assert 0.15 < len(images) / len(everything) < 0.25 and all(vqa_rad_held_out(i) for i in images)
+    assert 0.15 < len(images) / len(everything) < 0.25 and all(is_held_out(i) for i in images)
     rows = [r for part in ("testset", "trainset") for r in json.loads((shared_data / "data" / "vqa_rad" / f"{part}.json").read_text())]  # fmt: skip
-    held = [r for r in rows if vqa_rad_held_out(r["image_name"])]
+    held = [r for r in rows if is_held_out(r["image_name"])]
     assert len(held) == found.total and len(found.prompts) == len(held) - len(found.excluded)
 
 
 REAL = {"vqa_rad": 451, "pubmedqa": 500, "medmcqa": 3742, "medcalc": 398}
-SAMPLES_ONLY = {"slake": 200, "slake_zh": 91, "path_vqa": 630, "omnimedvqa": 320, "medxpertqa_mm": 98, "medxpertqa_text": 100}  # fmt: skip
+SAMPLES_ONLY = {"slake": 200, "slake_zh": 91, "path_vqa": 630, "omnimedvqa": 320, "medxpertqa_mm": 100, "medxpertqa_text": 100}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*REAL, *SAMPLES_ONLY, "iu_xray"])
@@ -210,7 +209,9 @@ def test_real_rows_pay_perfect_answers_in_full_and_empty_ones_nothing(name, shar
 def test_every_medcalc_calculator_has_a_unit_that_the_grader_knows():
     from rewards.units import parse_unit
 
-    for unit in set(MEDCALC_UNITS.values()) - {"", "score", "date"}:
+    units = presets()["medcalc"].layout.map["unit"]["as"]
+    assert len(units) == 54
+    for unit in set(units.values()) - {""}:
         assert parse_unit(unit) is not None, unit
 
 
@@ -225,5 +226,5 @@ def test_unknown_names_are_answered_with_the_nearest():
 def test_prompts_are_hashed_by_their_wording():
     hashes = {prompt_hash(name) for name in ("direct", "direct_zh", "think", "short", "Answer!")}
     assert len(hashes) == 5
-    assert "<answer>" in prompt_line("think", "option", False) and prompt_line("Answer!", "open", False) == "Answer!"
+    assert "<answer>" in prompt_line("think", "option", {}) and prompt_line("Answer!", "open", {}) == "Answer!"
     assert CONTROLS == ("blank", "shuffled", "text_only", "majority", "normal_report")

@@ -299,7 +299,7 @@ def test_the_command_writes_tables_and_says_what_was_left_out(tmp_path, capsys):
     words = ["eval", "--model", str(tmp_path / "o.jsonl"), "--benchmarks", "medcalc", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--limit", "5"]  # fmt: skip
     assert main(words) == 0
     shown = capsys.readouterr().out
-    assert "medcalc: 1 rows left out, the first: row 7: the label says" in shown and "the published set has 1047" in shown  # fmt: skip
+    assert "medcalc: 1 rows left out, the first: row 7 (id 7): its answer is not published" in shown and "the published set has 1047" in shown  # fmt: skip
     assert "100.0" in shown and "a sample of 5 questions" in shown
     assert "<table>" in (tmp_path / "run" / "table.html").read_text()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["benchmarks"]["medcalc"]["accuracy"] == 1.0

@@ -1,0 +1,187 @@
+"""Hostile completions: what every reward does with texts made to slow it down, to raise in it, or to be paid twice."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+
+from rewards import NumericUnits, OptionLetter, ReportEntities, RewardInput
+from rewards.kinds import own_reward
+
+LENGTH = 5000  # characters, about a completion's longest
+LIMIT_S = 0.020  # a text of that length on an idle core, of the best of three readings
+SHARED = 3  # times that a core whose caches are shared with other work takes; what grows with the square takes more
+OPTIONS = ("left lung", "right lung", "both", "neither")
+PIECES = (
+    "→",
+    "⇒",
+    "(",
+    "[",
+    "{",
+    "((",
+    "<answer>",
+    "</answer>",
+    r"\boxed{",
+    "A",
+    "A. ",
+    "A→",
+    "B or ",
+    "not ",
+    "no ",
+    "1",
+    "9" * 50,
+    "1,",
+    "1.",
+    "1/",
+    "1e",
+    "e\u0301",
+    "\u0300",
+    "z\u0336",
+    "左",
+    "右→",
+    "不",
+    "。",
+    "？",
+    "、",
+    "-",
+    "--",
+    "|",
+    "\n",
+    "\n\n",
+    " ",
+    "\t",
+    "*",
+    "**",
+    "_",
+    "`",
+    '"',
+    "'",
+    '{"answer":',
+    "answer is ",
+    "the answer is A",
+    "A, not B, ",
+    "if ",
+    "wait, ",
+    "actually ",
+    "120 cm ",
+    "cm",
+    "mg/dL ",
+    "±",
+    "to ",
+    "yes ",
+    "no, ",
+    "maybe ",
+    "effusion ",
+    "no effusion, ",
+    "left ",
+    "right-sided ",
+    "\u202e",
+    "\u200b",
+    "İ",
+    "ß",
+    "ﬁ",
+    "①",
+    "Ⅳ",
+    "½",
+    "٣",
+    "0",
+    "00",
+    "%",
+    "^",
+    "$",
+    "\\frac{1}{2}",
+    "&",
+    ";",
+    ":",
+)
+
+SAMPLES: dict[str, tuple[Callable[[], object], dict]] = {
+    "option": (OptionLetter, {"gold": "A", "options": OPTIONS, "kind": "option"}),
+    "options": (OptionLetter, {"gold": "A,C", "options": OPTIONS, "kind": "option", "meta": {"multi": True}}),
+    "numeric": (NumericUnits, {"gold": 120, "kind": "numeric", "meta": {"unit": "cm", "tolerance": {"rel": 0.05}}}),
+    "date": (NumericUnits, {"gold": "2021-03-05", "kind": "numeric", "meta": {"kind": "date"}}),
+    "report": (ReportEntities, {"gold": "Small left pleural effusion. No pneumothorax.", "kind": "report"}),
+    "yesno": (lambda: own_reward("yesno"), {"gold": "yes", "kind": "yesno"}),
+    "open": (lambda: own_reward("open"), {"gold": "pleural effusion", "kind": "open"}),
+}
+
+
+def texts(mixed: int, seed: int) -> dict[str, str]:
+    """Each piece over and over, in the open and where an answer stands; and pairs of them, by turns."""
+    rng = random.Random(seed)
+    made = {repr(piece): piece * (LENGTH // len(piece)) for piece in PIECES}
+    for _ in range(mixed):
+        chosen = rng.sample(PIECES, rng.choice((2, 3)))
+        made[" + ".join(map(repr, chosen))] = "".join(chosen) * (LENGTH // len("".join(chosen)))
+    for _ in range(mixed):
+        chosen = [rng.choice(PIECES) for _ in range(400)]
+        made[f"mixed {len(made)}"] = "".join(chosen)[:LENGTH]
+    return made | {f"tagged {name}": f"<answer>{text}</answer>" for name, text in made.items()}
+
+
+def seconds(reward, sample) -> float:
+    best = 9.0
+    for _ in range(3):
+        began = time.process_time()
+        reward.score(sample)
+        best = min(best, time.process_time() - began)
+        if best < LIMIT_S * SHARED:
+            break
+    return best
+
+
+def slow_texts(name: str, mixed: int, seed: int) -> dict[str, int]:
+    """Milliseconds of the texts that take longer than they may."""
+    make, fields = SAMPLES[name]
+    reward = make()
+    reward.score(RewardInput("<answer>A</answer>", **fields))  # tables are read once
+    took = {told: seconds(reward, RewardInput(text, **fields)) for told, text in texts(mixed, seed).items()}
+    return {
+        told: round(1000 * s) for told, s in sorted(took.items(), key=lambda pair: -pair[1]) if s > LIMIT_S * SHARED
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLES)
+def test_no_text_of_a_completions_length_takes_long_or_raises(name):
+    assert slow_texts(name, 20, 5) == {}
+
+
+@pytest.mark.endurance
+@pytest.mark.parametrize("name", SAMPLES)
+def test_thousands_of_mixtures_take_no_longer(name):
+    assert slow_texts(name, 1000, 17) == {}
+
+
+NUMBER = SAMPLES["numeric"][1] | {"gold": 120}
+OTHER = SAMPLES["numeric"][1] | {"gold": 60}
+A, D = SAMPLES["option"][1], SAMPLES["option"][1] | {"gold": "D"}
+# A completion that names two answers, with the labels that it would be paid under.
+DOUBLE = [
+    ("<answer>120 cm</answer> or 60.0 cm", NumericUnits, NUMBER, OTHER),
+    ("<answer>120 cm</answer> or maybe 60 cm", NumericUnits, NUMBER, OTHER),
+    ("<answer>60 cm</answer> or 1.2 m", NumericUnits, NUMBER, OTHER),
+    ("<answer>A</answer> The answer is D, not A.", OptionLetter, A, D),
+    ("<answer>A</answer> or D", OptionLetter, A, D),
+    ("<answer>A</answer> Correction: it is D., not A.", OptionLetter, A, D),
+]
+# The same with other words; what reads completions does not see it in all of these yet.
+UNSEEN = [
+    ("<answer>120 cm</answer>, alternatively 60 cm", NumericUnits, NUMBER, OTHER),
+    ("<answer>A</answer> The answer is D., not A.", OptionLetter, A, D),
+    ("<answer>A.</answer>\nThe answer is D., not A.", OptionLetter, A, D),
+    (r"\boxed{A} The answer is D., not A.", OptionLetter, A, D),
+]
+CASES = [
+    *DOUBLE,
+    *(pytest.param(*case, marks=pytest.mark.xfail(reason="paid though it is taken back")) for case in UNSEEN),
+]
+
+
+@pytest.mark.parametrize(("text", "make", "first", "second"), CASES)
+def test_a_completion_is_paid_under_one_label_at_most_and_the_retracted_one_under_none(text, make, first, second):
+    paid = [make().score(RewardInput(text, **fields)).value for fields in (first, second)]
+    assert paid.count(1.0) == 0 or (paid[0] in (0.0, None) and paid[1] == 1.0), paid
