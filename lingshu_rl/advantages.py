@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from lingshu_rl.objective import AdvantageConfig
+from lingshu_rl.objective import AdvantageConfig, Noise
 
 _EPSILON = 1e-4  # added to a deviation, as in TRL: near-equal rewards do not explode, exact ones give 0
 
@@ -44,6 +44,29 @@ def _leave_one_out(rewards: Sequence[float]) -> list[float]:
     """A_i = R_i - mean of the others. RLOO, Kool et al. 2019, arXiv 2402.14740: a baseline free of the own reward."""
     total, others = sum(rewards), len(rewards) - 1
     return [reward - (total - reward) / others for reward in rewards]
+
+
+def denoised(
+    rewards: Sequence[float | None], judged: Sequence[bool], noise: Noise, correction: str
+) -> list[float | None]:
+    """A group's rewards with the judge's errors taken out of those that it gave, before `group_advantages`.
+
+    judged: whether a reward is a judge's; the others are certain. With a = false_pay, b = false_refusal, c = 1 - a - b:
+
+        backward    (r - a) / c      its mean over the judge's errors is the true reward, so the gradient is unbiased
+        forward     r - (1 - b)      the weights b - 1 and b of the score functions of a refused and of a paid completion;
+                                     certain ones get c (r - 1), the mean that a judged one of their reward has
+
+    Cai et al., arXiv 2510.00915 (their rho_0 = a, rho_1 = b). The forward value is c times the backward one, less c: the
+    gradient it gives is c times the unbiased one, and its variance c^2 times. Both are one line in r, so a group that is
+    judged throughout keeps its advantages but for a factor, and all of them once they are divided by their deviation
+    (advantage.variant=group). What changes is the weight of a judge's verdicts beside certain rewards in one group and,
+    without that division, of judged groups beside others.
+    """
+    a, b, c = noise.false_pay, noise.false_refusal, noise.signal
+    judged_line, certain_line = ((1 / c, -a / c), (1.0, 0.0)) if correction == "backward" else ((1.0, b - 1), (c, -c))
+    lines = [judged_line if own else certain_line for own in judged]
+    return [None if r is None else slope * r + shift for r, (slope, shift) in zip(rewards, lines, strict=True)]
 
 
 def gdpo_advantages(

@@ -139,6 +139,7 @@ class DevicesConfig:
     policy: Any = "auto"  # where the trained model and its optimiser lie
     rollout: Any = "auto"  # where vLLM runs
     reference: Any = "auto"  # or "policy": beside the policy, on its GPUs
+    judge: Any = "auto"  # where judge.model runs
     assume: dict[str, Any] = field(default_factory=dict)  # {count: 8, memory_gb: 80, nodes: 1}: --dry-run without a GPU
 
 
@@ -151,6 +152,22 @@ class RewardsConfig:
     workers: int = 1  # isolated processes that judge
     max_failed_share: float = 0.05  # above this share of unjudged samples the run stops
     preflight: bool = True  # try training labels before the engines start: all, or 20,000 evenly taken of more
+
+
+@dataclass
+class JudgeConfig:
+    """The model behind rewards that judge: the one that this run serves for those without a url, and how far it is trusted."""
+
+    model: str = (
+        ""  # folder or Hub id of the judge that the run starts on devices.judge; empty = none, rewards name a url
+    )
+    vllm: dict[str, Any] = field(default_factory=dict)  # its server's own options, as rollout.vllm
+    start_timeout_s: float = 600.0  # until it must answer
+    probe_rows: int = 40  # rows on which any judge is tried before the run (rewards.preflight)
+    max_false_pay: float = (
+        0.1  # above this share of wrong answers, or of one kind of attack, that it pays the run stops
+    )
+    max_false_refusal: float = 0.2  # above this share of right answers that it refuses the run stops
 
 
 @dataclass
@@ -198,6 +215,7 @@ class Config:
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     devices: DevicesConfig = field(default_factory=DevicesConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
@@ -491,6 +509,7 @@ def validate(config: Config) -> None:
         )
     for key, number in {
         "train.steps": c.train.steps,
+        "judge.probe_rows": c.judge.probe_rows,
         "train.prompts_per_step": c.train.prompts_per_step,
         "train.group_size": c.train.group_size,
         "data.side_multiple": c.data.side_multiple,
@@ -517,6 +536,7 @@ def validate(config: Config) -> None:
         "rewards.timeout_s": c.rewards.timeout_s,
         "rollout.request_timeout_s": c.rollout.request_timeout_s,
         "rollout.start_timeout_s": c.rollout.start_timeout_s,
+        "judge.start_timeout_s": c.judge.start_timeout_s,
         "reference.request_timeout_s": c.reference.request_timeout_s,
         "reference.start_timeout_s": c.reference.start_timeout_s,
     }.items():
@@ -543,6 +563,16 @@ def validate(config: Config) -> None:
     refuse(c.rollout.temperature <= 0, "rollout.temperature must be above 0: greedy samples of a group are all equal")
     refuse(not 0 <= c.rewards.max_failed_share <= 1, "rewards.max_failed_share must be in [0, 1]")
     refuse(not 0 <= c.data.max_refused_share <= 1, "data.max_refused_share must be in [0, 1]")
+    for key, share in (("max_false_pay", c.judge.max_false_pay), ("max_false_refusal", c.judge.max_false_refusal)):
+        refuse(not 0 <= share <= 1, f"judge.{key} must be in [0, 1]")
+    refuse(
+        bool(c.judge.vllm or c.devices.judge != "auto") and not c.judge.model,
+        "judge.vllm or devices.judge is set, but no judge.model, which the run would start; unset them, or set it",
+    )
+    refuse(
+        bool(c.judge.model) and c.cluster != "local",
+        "judge.model is started on this host alone; with cluster=ray give the judge's url in rewards.spec",
+    )
     one_of("train.dtype", c.train.dtype, ("auto", "float32", "bfloat16"))
     one_of("reference.dtype", c.reference.dtype, ("auto", "float32", "bfloat16"))
     one_of("train.lr_schedule", c.train.lr_schedule, ("constant", "linear", "cosine"))

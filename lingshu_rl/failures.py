@@ -6,11 +6,8 @@ the step is saved as well, and the traceback kept.
 
 from __future__ import annotations
 
+from rewards.base import LingshuError
 from rewards.executor import RewardFailure
-
-
-class LingshuError(Exception):
-    """Base of every error by which this library says what was wrong: with settings, data, files or a run."""
 
 
 class RunStopped(LingshuError, RuntimeError):

@@ -10,7 +10,8 @@ from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.model.families import model_spec
 from lingshu_rl.model.loading import model_path
 from lingshu_rl.model.shape import config_of
-from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Launch
+from lingshu_rl.plan import judge_run
+from lingshu_rl.processes.fleet import JUDGE, REFERENCE, ROLLOUT, Launch
 from lingshu_rl.processes.placement import DeviceSet, Placement
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import HOST, PORT
@@ -55,6 +56,7 @@ def launches(
 ) -> list[Launch]:
     """The servers that this run starts itself. transfer: see `transfer_kind`. reference: folder or Hub id of the frozen model."""
     on_ray = config.cluster == "ray"
+    engines = len(placement.rollout_servers) + len(placement.judges)
     where: dict[str, Any] = {"host": HOST, "port": PORT}
 
     def launch(
@@ -72,7 +74,7 @@ def launches(
         return Launch(role, number, command, env, start_timeout_s, config.run.stop_timeout_s, options)
 
     def rollout(number: int, devices: DeviceSet) -> Launch:
-        sharing = 1 if on_ray else len(placement.rollout_servers)
+        sharing = 1 if on_ray else engines
         command = vllm_command(config, model_path(config.model), devices, transfer=transfer, **where)
         env = vllm_env(devices, token=token, transfer_dir=transfer_dir, extra=config.rollout.env, servers=sharing)
         return launch(ROLLOUT, number, devices, command, env, config.rollout.start_timeout_s, config.rollout.ray)
@@ -82,7 +84,14 @@ def launches(
         env = {**devices.env(), TOKEN_ENV: token}
         return launch(REFERENCE, number, devices, command, env, config.reference.start_timeout_s, config.reference.ray)
 
+    def judge(number: int, devices: DeviceSet) -> Launch:
+        own = judge_run(config)
+        command = vllm_command(own, model_path(own.model), devices, served_as=own.model, **where)
+        env = vllm_env(devices, token=token, transfer_dir=transfer_dir, extra=own.rollout.env, servers=engines)
+        return launch(JUDGE, number, devices, command, env, config.judge.start_timeout_s, {})
+
     return [
         *(rollout(i, devices) for i, devices in enumerate(placement.rollout_servers)),
         *(frozen(i, devices) for i, devices in enumerate(placement.reference_replicas)),
+        *(judge(i, devices) for i, devices in enumerate(placement.judges)),
     ]

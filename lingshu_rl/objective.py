@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "gmpo", "sapo", "dppo")
 IMPORTANCE_LEVELS = ("token", "sequence", "geometric")
 IMPORTANCE_RULES = ("truncate", "mask")
 KL_ESTIMATORS = ("k1", "k2", "k3", "k3_unbiased")
 ADVANTAGES = ("group", "no_std", "leave_one_out", "gdpo")
+CORRECTIONS = ("backward", "forward")
 LAYOUTS = ("shared", "dense")
 ATTENTION = ("sdpa", "flex")
 
@@ -55,6 +58,39 @@ class LossConfig:
             )
 
 
+@dataclass(frozen=True)
+class Noise:
+    """How often a judge errs: shares of wrong answers that it pays, and of right ones that it refuses."""
+
+    false_pay: float = 0.0
+    false_refusal: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key in ("false_pay", "false_refusal"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key}={getattr(self, key)} must be in [0, 1]")
+        if self.signal <= 0:
+            raise ValueError(
+                f"false_pay={self.false_pay} and false_refusal={self.false_refusal} sum up to 1 or more: such a judge pays "
+                "wrong answers as often as right ones, and no correction makes a reward of it"
+            )
+
+    @property
+    def signal(self) -> float:
+        """What is left of the difference between right and wrong answers, on average: 1 = all of it."""
+        return 1.0 - self.false_pay - self.false_refusal
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], where: str) -> Noise:
+        """From a mapping with both rates, others beside them. Raises ValueError naming `where`."""
+        try:
+            return cls(float(given["false_pay"]), float(given["false_refusal"]))
+        except KeyError as error:
+            raise ValueError(f"{where} lacks {error}; give {{false_pay: 0.1, false_refusal: 0.05}}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from None
+
+
 @dataclass
 class AdvantageConfig:
     """How rewards become advantages; equations and papers stand in `lingshu_rl.advantages`."""
@@ -62,9 +98,20 @@ class AdvantageConfig:
     variant: str = "group"  # group | no_std | leave_one_out | gdpo
     overlong_buffer: int = 0  # tokens before max_tokens over which the reward falls (DAPO); 0 = off
     overlong_penalty: float = 1.0  # what a completion of max_tokens loses, in reward
+    # How often the judge errs, which is taken out of what it judged: {false_pay: 0.1, false_refusal: 0.05} | a file with
+    # these two, as a run's judge.json | preflight: as measured before this run; empty = its verdicts are taken as they are
+    noise: Any = ""
+    correction: str = "backward"  # backward | forward: how (`advantages.denoised`)
 
     def __post_init__(self) -> None:
         _one_of("advantage", "variant", self.variant, ADVANTAGES)
+        _one_of("advantage", "correction", self.correction, CORRECTIONS)
+        if isinstance(self.noise, Mapping):
+            Noise.read(self.noise, "advantage.noise")
+        elif not isinstance(self.noise, str):
+            raise ValueError(f"advantage.noise={self.noise!r} is {{false_pay, false_refusal}}, a file or `preflight`")
+        if self.noise and self.variant == "gdpo":
+            raise ValueError("advantage.variant=gdpo normalises parts one by one; advantage.noise corrects their sum")
         for key in ("overlong_buffer", "overlong_penalty"):
             if getattr(self, key) < 0:
                 raise ValueError(f"advantage.{key}={getattr(self, key)} must not be negative")

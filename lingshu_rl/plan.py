@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lingshu_rl.config import Config, ConfigError, load_config, validate
@@ -112,10 +112,12 @@ def make_plan(config: Config, machine: Machine, ranks: Ranks) -> Plan:
     try:
         shape = read_shape(config.model, config.train.freeze, config.train.lora)
         frozen = read_shape(config.reference.model or config.model)
+        judge = read_shape(config.judge.model) if config.judge.model else None
     except UnknownModelError as error:
         return Plan(machine, ranks, place(config, machine, ranks.here), about=f"sizes are unknown: {error}")
     number = number_bytes(config, on_gpu=bool(machine.gpus))
-    placement = place(config, machine, ranks.here, gpus_for_weights(shape, number, machine))
+    judge_gpus = server_size(judge_run(config)) or (gpus_for_weights(judge, number, machine) if judge else 1)
+    placement = place(config, machine, ranks.here, gpus_for_weights(shape, number, machine), judge_gpus)
     policy = PolicyMemory(config, shape, ranks.all, number, placement.policy.on_gpu)
     sampler = EngineMemory(config, shape, number, machine.gb, placement)
     replicas = placement.reference_replicas
@@ -124,6 +126,10 @@ def make_plan(config: Config, machine: Machine, ranks: Ranks) -> Plan:
     loads, share = (_colocated if placement.colocated else _apart)(config, machine, placement, policy, sampler, beside)
     if replicas and not placement.reference_shares:
         loads.append(_load("reference", replicas, "scoring", _room(machine), reference))
+    if judge is not None:
+        own = replace(placement, rollout_servers=placement.judges, engines=())
+        engine = EngineMemory(judge_run(config), judge, number, machine.gb, own)
+        loads.append(_serving("judge", placement.judges, "judging", engine, _room(machine))[0])
     return Plan(
         machine,
         ranks,
@@ -135,6 +141,16 @@ def make_plan(config: Config, machine: Machine, ranks: Ranks) -> Plan:
         host_gb=policy.host_bytes * ranks.here / GIB,
         about=f"{shape.name}: {shape.parameters / 1e9:.2f} billion parameters, {shape.trained / 1e9:.3g} trained, by "
         f"{shape.source}",
+    )
+
+
+def judge_run(config: Config) -> Config:
+    """The run as if the judge were its model: what its server is started with, and what it holds."""
+    return replace(
+        config,
+        model=config.judge.model,
+        train=replace(config.train, lora={}, freeze=[], quantize=""),
+        rollout=replace(config.rollout, vllm=config.judge.vllm),
     )
 
 
@@ -238,12 +254,20 @@ def _apart(
     loads = [_load("policy", (placement.policy,), "update", room, policy.updating() | beside)]
     if not servers:
         return loads, 0.0
+    load, share = _serving("rollout", servers, "sampling", engine, room)
+    return [*loads, load], share
+
+
+def _serving(
+    group: str, servers: Sequence[DeviceSet], phase: str, engine: EngineMemory, room: float
+) -> tuple[Load, float]:
+    """The load of servers on devices of their own, and their share of a GPU (0 on a CPU)."""
     if not servers[0].on_gpu:
         held = {"weights": engine.fixed()["weights"], "cache": CPU_CACHE_GB}
-        return [*loads, _load("rollout", servers, "sampling", room, held)], 0.0
-    share = float(config.rollout.vllm.get("gpu_memory_utilization") or SERVER_SHARE)
+        return _load(group, servers, phase, room, held), 0.0
+    share = float(engine.config.rollout.vllm.get("gpu_memory_utilization") or SERVER_SHARE)
     awake = engine.fixed() | {"cache": engine.cache(share)} | _context(servers[0])
-    return [*loads, _load("rollout", servers, "sampling", room, awake)], share
+    return _load(group, servers, phase, room, awake), share
 
 
 def _room(machine: Machine) -> float:

@@ -60,6 +60,7 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float]) -
         **({"reference_version": int(run.state.reference[-6:])} if run.state.reference else {}),
         **({"prompts/refused": len(batch.refused), "refused": dict(batch.refused)} if batch.refused else {}),
         **({"disagreement": run.disagreement} if run.disagreement else {}),
+        **run.rewards.spent(),
         **times,
     }
     run.folder.log_metrics(metrics)

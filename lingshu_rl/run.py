@@ -28,7 +28,7 @@ from lingshu_rl.model.loading import model_path
 from lingshu_rl.optimizers import OPTIMIZERS, check_package
 from lingshu_rl.plan import Plan, plan_here
 from lingshu_rl.policy import Policy, check_choices
-from lingshu_rl.processes.fleet import REFERENCE, ROLLOUT, Fleet
+from lingshu_rl.processes.fleet import JUDGE, REFERENCE, ROLLOUT, Fleet
 from lingshu_rl.processes.lease import Lease
 from lingshu_rl.processes.placement import Ranks
 from lingshu_rl.processes.token import TOKEN_ENV
@@ -36,7 +36,7 @@ from lingshu_rl.processes.workers import Worker, address_towards
 from lingshu_rl.progress import Progress
 from lingshu_rl.prompts import awaited_context, count_prompts, load_prompts, told, with_context
 from lingshu_rl.reference.client import ReferenceClient
-from lingshu_rl.rewarding import Rewards, build_rewards
+from lingshu_rl.rewarding import Rewards, build_rewards, try_judges
 from lingshu_rl.rollout.client import RolloutClient, read_rollouts, write_rollouts
 from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
 from lingshu_rl.rollout.sampler import RolloutError
@@ -179,6 +179,7 @@ class Run:
                 stream=self.stream.state(),
                 seconds=self.timeline.seconds,
                 seconds_total=self.timeline.total_s,
+                judge_costs=[judge.cost for judge in self.rewards.judges] if self.is_main else [],
             )
             self.folder.save_checkpoint(
                 step,
@@ -209,6 +210,8 @@ class Run:
             ) from error
         if self.is_main:
             self.rewards.executor.budget.window = state.unjudged
+            for judge, cost in zip(self.rewards.judges, state.judge_costs, strict=False):
+                judge.spent = cost
         self.progress.say(f"resumed from {checkpoint}, step {state.step}")
 
     async def refresh_reference(self) -> None:
@@ -372,6 +375,7 @@ async def _connect(
     urls = config.rollout.urls
     who = run.folder.identity if run.is_main else ""
     await run.on_main(lambda: run.fleet.ready(run.progress.say))
+    await run.on_main(lambda: _with_judges(run, token))
     if placement.colocated:  # a reference beside it holds its memory by now: vLLM counts what is left of the device
         devices = placement.engines[int(os.environ.get("LOCAL_RANK", "0"))]
         run.engine = InProcessEngine(
@@ -424,7 +428,19 @@ async def _connect(
     )
     await run.on_main(run.transfer.start)
     if run.is_main:
-        run.fleet.supervise(pools, config.run.max_restarts, run.progress.say)
+        run.fleet.supervise(
+            pools,
+            config.run.max_restarts,
+            run.progress.say,
+            moved=lambda worker: run.rewards.serve(worker.url, config.judge.model, token),
+        )
+
+
+async def _with_judges(run: Run, token: str) -> None:
+    """Tell the rewards where the run's own judge answers, and try all judges."""
+    for worker in run.fleet.of(JUDGE):
+        run.rewards.serve(worker.url, run.config.judge.model, token)
+    await try_judges(run.config, run.rewards, run.folder.judge, run.progress)
 
 
 async def hold_servers(

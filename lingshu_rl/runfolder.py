@@ -73,6 +73,7 @@ class RunFolder:
         self.references = self.path / "reference"  # models that became the reference (reference.refresh_every)
         self.logs = self.path / "logs"
         self.summary = self.path / "summary.json"
+        self.judge = self.path / "judge.json"  # how often the judge of the rewards erred before the run
         self.complaints: list[str] = []  # what `open` found damaged and went around, or different and let pass
         self.forked = False  # the checkpoint is another folder's
 
@@ -271,6 +272,7 @@ class RunFolder:
                 "value": m.result.value,
                 "status": m.result.status,
                 "reason": m.result.reason,
+                "verdict": m.result.verdict,
                 "parsed": json.dumps(m.result.parsed, default=str),
                 "components": json.dumps(dict(m.result.components)),
                 "advantage": a,
@@ -434,7 +436,7 @@ def _rollout_schema(pa: Any) -> Any:
     types = {"step": pa.int64(), "member": pa.int64(), "tokens": pa.int64(), "weight_version": pa.int64(),
              "value": pa.float64(), "advantage": pa.float64(), "options": pa.list_(pa.string())}  # fmt: skip
     names = ("step", "prompt_id", "kind", "task", "member", "question", "options", "gold", "completion", "finish_reason",
-             "value", "status", "reason", "parsed", "components", "advantage", "tokens", "weight_version", "image")  # fmt: skip
+             "value", "status", "reason", "verdict", "parsed", "components", "advantage", "tokens", "weight_version", "image")  # fmt: skip
     return pa.schema([(name, types.get(name, pa.string())) for name in names])
 
 

@@ -22,6 +22,7 @@ class RunState:
     seconds, seconds_total: see `Timeline`. first_batch: what its checks measured. stream: see `PromptStream.state`.
     refused: prompts drawn so far that engine or reference would not have.
     unjudged: the reward executor's window of samples that could not be judged. data: see `seen`.
+    judge_costs: what each judge of the rewards has cost.
     """
 
     step: int = 0
@@ -34,6 +35,7 @@ class RunState:
     first_batch: dict[str, float] = field(default_factory=dict)
     stream: dict[str, Any] = field(default_factory=dict)
     unjudged: list[Any] = field(default_factory=list)
+    judge_costs: list[float] = field(default_factory=list)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

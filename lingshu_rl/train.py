@@ -11,13 +11,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lingshu_rl.advantages import gdpo_advantages, group_advantages, overlong_penalty
+from lingshu_rl.advantages import denoised, gdpo_advantages, group_advantages, overlong_penalty
 from lingshu_rl.config import Config
 from lingshu_rl.failures import PromptRefused, RunStopped
 from lingshu_rl.firstbatch import check_first_batch
 from lingshu_rl.heldout import evaluate
 from lingshu_rl.model.encoder import TemplateError
 from lingshu_rl.model.packing import without_pixels
+from lingshu_rl.objective import Noise
 from lingshu_rl.overlap import Ahead
 from lingshu_rl.results import finish, log_step
 from lingshu_rl.run import Run, open_run
@@ -138,7 +139,7 @@ async def prepare(
     zero teaches nothing and goes neither to the reference nor to the update.
     """
     group = await scored
-    advantages = mask_truncated(group, advantages or advantages_of(group, run.config), run.config)
+    advantages = mask_truncated(group, advantages or advantages_of(group, run.config, run.rewards.noise), run.config)
     kept = [(m.rollout, a) for m, a in zip(group.members, advantages, strict=True) if a is not None]
     if not any(a for _, a in kept):
         return advantages, None
@@ -163,14 +164,15 @@ async def prepare(
     return advantages, TrainGroup(without_pixels(tokens), tuple(a for _, a in kept), logprobs, reference)
 
 
-def advantages_of(group: Group, config: Config) -> tuple[float | None, ...]:
-    """One a member from the group's own rewards; None for a member whose reward failed."""
+def advantages_of(group: Group, config: Config, noise: Noise | None = None) -> tuple[float | None, ...]:
+    """One a member from the group's own rewards; None for a member whose reward failed. noise: of what a judge gave."""
     limit = config.rollout.max_tokens
+    values = [m.result.value for m in group.members]
+    if noise is not None:
+        values = denoised(values, [bool(m.result.verdict) for m in group.members], noise, config.advantage.correction)
     rewards = [
-        None
-        if m.result.value is None
-        else m.result.value + overlong_penalty(len(m.rollout.token_ids), limit, config.advantage)
-        for m in group.members
+        None if value is None else value + overlong_penalty(len(m.rollout.token_ids), limit, config.advantage)
+        for m, value in zip(group.members, values, strict=True)
     ]
     return tuple(group_advantages(rewards, config.advantage))
 

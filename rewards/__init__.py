@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rewards.compose import Compose, Part, Route, build, default_reward
     from rewards.executor import Executor
     from rewards.format import Overlong, Repetition, ThinkAnswerFormat
+    from rewards.judge import JudgeReward, RubricReward
     from rewards.kinds import Kind
     from rewards.labels import LabelSet
     from rewards.numeric import NumericUnits
@@ -26,6 +27,7 @@ _HOME = {
     "Candidate": "rewards.answer",
     "Compose": "rewards.compose",
     "Executor": "rewards.executor",
+    "JudgeReward": "rewards.judge",
     "Kind": "rewards.kinds",
     "LabelSet": "rewards.labels",
     "NumericUnits": "rewards.numeric",
@@ -36,6 +38,7 @@ _HOME = {
     "Repetition": "rewards.format",
     "ReportEntities": "rewards.report",
     "Route": "rewards.compose",
+    "RubricReward": "rewards.judge",
     "ThinkAnswerFormat": "rewards.format",
     "YesNo": "rewards.yesno",
     "build": "rewards.compose",
@@ -49,6 +52,7 @@ __all__ = [
     "Candidate",
     "Compose",
     "Executor",
+    "JudgeReward",
     "Kind",
     "LabelSet",
     "NumericUnits",
@@ -62,6 +66,7 @@ __all__ = [
     "RewardInput",
     "RewardResult",
     "Route",
+    "RubricReward",
     "ThinkAnswerFormat",
     "YesNo",
     "build",

@@ -10,6 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+
+class LingshuError(Exception):
+    """Base of every error by which this library says what was wrong: with settings, data, files or a run."""
+
+
 STATUSES = ("ok", "unparsed", "conflict", "truncated", "gold_invalid", "timeout", "error")
 
 
@@ -33,6 +38,7 @@ class RewardResult:
 
     status: ok | unparsed | conflict | truncated | gold_invalid | timeout | error.
     parsed: what was read from the completion. reason: one line for people. components: named parts of the value.
+    verdict: what a judge wrote, kept for the record; "" where the value rests on rules alone.
     value and components may be given as numbers of any library (numpy, torch, Decimal, bool); they are kept as floats.
     Raises TypeError for what is no number, ValueError for nan, infinities and a value outside of [0, 1].
     """
@@ -42,6 +48,7 @@ class RewardResult:
     parsed: Any = None
     reason: str = ""
     components: Mapping[str, float] = field(default_factory=dict)
+    verdict: str = ""
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -76,9 +83,13 @@ def as_float(number: Any, what: str) -> float:
 
 
 class Reward:
-    """Subclass and override `score`. A reward is pure: the same input gives the same result in any process."""
+    """Subclass and override `score`. A reward is pure: the same input gives the same result in any process.
+
+    waits: it asks a server, so that batches are worth handing over side by side and nothing is asked in vain.
+    """
 
     name: str = "reward"
+    waits: bool = False
 
     def score(self, sample: RewardInput) -> RewardResult:
         raise NotImplementedError(f"{type(self).__name__} must override score(sample)")
@@ -89,3 +100,11 @@ class Reward:
     def check_gold(self, sample: RewardInput) -> str | None:
         """Why this label cannot be judged, or None. Asked for every row before training starts."""
         return None
+
+    def is_certain(self, sample: RewardInput, result: RewardResult) -> bool:
+        """Whether this reward's own result settles the sample, so that no judge behind it is asked."""
+        return result.status not in ("unparsed", "gold_invalid")
+
+    def inner(self, sample: RewardInput | None = None) -> Sequence[Reward]:
+        """The rewards that this one is made of: all of them, or those that a sample goes to."""
+        return ()

@@ -4,11 +4,13 @@
            | {class: NAME, args: {...}}            with keyword arguments
            | {route: {kind: reward, ...}}          the reward for a sample's kind
            | {parts: {name: part, ...}}            several rewards in one
+           | {..., behind: reward}                 a judge, asked only where that reward is not certain
     part   = a reward with one of  weight: w  |  gate: t  |  multiply: s     (default weight: 1)
 
 The value of `parts` is  (sum of w_i v_i / sum of w_i) x factors.  A gate's factor is 1 when its value reaches t, else
 0; a multiplier's is 1 - s (1 - v). Factors only shrink: format and length can cost a right answer something, but pay
-nothing on their own. A weight of 0 makes a part a metric: its value is logged and changes nothing.
+nothing on their own. A weight of 0 makes a part a metric: its value is logged and changes nothing. A part that waits for a
+judge is not asked where a gate is shut.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +54,7 @@ def default_spec(read: str = "prose") -> Mapping[str, Any]:
 
 
 _FORMS = ("class", "route", "parts")
+_KEYS = (*_FORMS, "args", "behind")
 _ROLES = ("weight", "gate", "multiply")
 
 
@@ -71,11 +74,16 @@ def default_reward() -> Reward:
 
 def is_batched(reward: Reward) -> bool:
     """Whether `score_batch` does more than loop over `score`, so that samples are worth handing over together."""
-    if isinstance(reward, Compose):
-        return any(is_batched(part.reward) for part in reward.parts.values())
-    if isinstance(reward, Route):
-        return any(is_batched(inner) for inner in reward.routes.values())
-    return type(reward).score_batch is not Reward.score_batch
+    return any(type(leaf).score_batch is not Reward.score_batch for leaf in leaves(reward))
+
+
+def leaves(reward: Reward, sample: RewardInput | None = None) -> Iterator[Reward]:
+    """The rewards at the ends of a composition; given a sample, those that may judge it."""
+    inner = reward.inner(sample)
+    if not inner:
+        yield reward
+    for one in inner:
+        yield from leaves(one, sample)
 
 
 def part_names(reward: Reward) -> tuple[str, ...]:
@@ -96,6 +104,16 @@ class Route(Reward):
         if not routes:
             raise SpecError("a route needs at least one kind")
         self.routes = dict(routes)
+        self.waits = any(reward.waits for reward in routes.values())
+
+    def inner(self, sample: RewardInput | None = None) -> Sequence[Reward]:
+        if sample is None:
+            return tuple(self.routes.values())
+        reward = self._reward(sample.kind)
+        return () if isinstance(reward, str) else (reward,)
+
+    def is_certain(self, sample: RewardInput, result: RewardResult) -> bool:
+        return all(reward.is_certain(sample, result) for reward in self.inner(sample))
 
     def score(self, sample: RewardInput) -> RewardResult:
         return self.score_batch([sample])[0]
@@ -131,6 +149,40 @@ class Route(Reward):
             except (KindError, SpecError) as error:
                 return str(error)
         return f"no reward for kind {kind!r}; routed kinds: {', '.join(self.routes)}{hint(kind, self.routes)}"
+
+
+class Behind(Reward):
+    """A judge behind a rule: asked only for what the rule is not certain of, see `Reward.is_certain`.
+
+    So it neither overrules a certain verdict nor costs anything on easy samples. components: `asked`, 1 where it was.
+    """
+
+    name = "behind"
+
+    def __init__(self, rule: Reward, judge: Reward) -> None:
+        if rule.waits or not judge.waits:
+            raise SpecError(
+                f"behind: the rule decides first and a judge stands behind it, as in {{class: JudgeReward, behind: "
+                f"OpenAnswer}}; got {judge.name} behind {rule.name}"
+            )
+        self.rule, self.judge, self.waits = rule, judge, True
+
+    def inner(self, sample: RewardInput | None = None) -> Sequence[Reward]:
+        return (self.rule, self.judge)
+
+    def check_gold(self, sample: RewardInput) -> str | None:
+        return self.judge.check_gold(sample)
+
+    def score(self, sample: RewardInput) -> RewardResult:
+        return self.score_batch([sample])[0]
+
+    def score_batch(self, samples: Iterable[RewardInput]) -> list[RewardResult]:
+        samples = list(samples)
+        results = _scored(self.rule, samples, "rule")
+        asked = [i for i, result in enumerate(results) if not self.rule.is_certain(samples[i], result)]
+        for i, result in zip(asked, _scored(self.judge, [samples[i] for i in asked], "judge"), strict=True):
+            results[i] = result
+        return [replace(r, components={**r.components, "asked": float(bool(r.verdict))}) for r in results]
 
 
 @dataclass(frozen=True)
@@ -176,14 +228,29 @@ class Compose(Reward):
         self.weights = {name: p.value for name, p in self.parts.items() if p.role == "weight" and p.value > 0}
         if not self.weights:
             raise SpecError("a composition needs a part with a weight above 0: gates and multipliers pay nothing")
+        self.waits = any(part.reward.waits for part in parts.values())
+
+    def inner(self, sample: RewardInput | None = None) -> Sequence[Reward]:
+        return tuple(part.reward for part in self.parts.values())
 
     def score(self, sample: RewardInput) -> RewardResult:
         return self.score_batch([sample])[0]
 
     def score_batch(self, samples: Iterable[RewardInput]) -> list[RewardResult]:
         samples = list(samples)
-        columns = [_scored(part.reward, samples, name) for name, part in self.parts.items()]
-        return [self._combine(dict(zip(self.parts, row, strict=True))) for row in zip(*columns, strict=True)]
+        rows: list[dict[str, RewardResult]] = [{} for _ in samples]
+        for name, part in sorted(self.parts.items(), key=lambda item: item[1].reward.waits):
+            asked = [i for i, row in enumerate(rows) if not (part.reward.waits and self._is_shut(row))]
+            for i, result in zip(asked, _scored(part.reward, [samples[i] for i in asked], name), strict=True):
+                rows[i][name] = result
+        return [self._combine(row) for row in rows]
+
+    def _is_shut(self, results: Mapping[str, RewardResult]) -> bool:
+        """Whether a gate among the results leaves nothing to earn, or cannot say."""
+        gates = [
+            (self.parts[name], result.value) for name, result in results.items() if self.parts[name].role == "gate"
+        ]
+        return any(value is None or not gate.factor(value) for gate, value in gates)
 
     def check_gold(self, sample: RewardInput) -> str | None:
         for name, part in self.parts.items():
@@ -191,7 +258,10 @@ class Compose(Reward):
                 return f"{name}: {problem}"
         return None
 
-    def _combine(self, results: Mapping[str, RewardResult]) -> RewardResult:
+    def _combine(self, found: Mapping[str, RewardResult]) -> RewardResult:
+        """found: of the parts that were asked; the others waited behind a shut gate."""
+        results = {name: found[name] for name in self.parts if name in found}
+        verdict = "\n".join(result.verdict for result in results.values() if result.verdict)
         components: dict[str, float] = {}
         for name, result in results.items():
             components.update(_named(name, result))
@@ -200,9 +270,10 @@ class Compose(Reward):
         )
         for name, result in results.items():
             if result.value is None and not self.parts[name].metric_only:
-                return RewardResult(
-                    None, result.status, result.parsed, f"{name}: {result.reason}", components=components
-                )
+                return RewardResult(None, result.status, result.parsed, f"{name}: {result.reason}", components, verdict)
+        if self._is_shut(results):
+            first = next((results[name] for name in self.weights if name in results), RewardResult(0.0))
+            return RewardResult(0.0, first.status, first.parsed, reason, components, verdict)
         total = sum(self.weights.values())
         value = sum(weight * _value(results[name]) for name, weight in self.weights.items()) / total
         for name, part in self.parts.items():
@@ -210,7 +281,7 @@ class Compose(Reward):
                 value *= part.factor(_value(results[name]))
         first = results[next(iter(self.weights))]
         # The sum of weights times ones can exceed their sum by a rounding step.
-        return RewardResult(min(1.0, value), first.status, first.parsed, reason, components)
+        return RewardResult(min(1.0, value), first.status, first.parsed, reason, components, verdict)
 
 
 def _value(result: RewardResult) -> float:
@@ -243,9 +314,12 @@ def _build(spec: Any, where: str) -> Reward:
         return _instance(spec, {}, where)
     if not isinstance(spec, Mapping):
         raise SpecError(f"{where}: expected a name or a mapping, got {type(spec).__name__}")
+    if "behind" in spec:
+        judge = _build({key: value for key, value in spec.items() if key != "behind"}, where)
+        return _at(where, Behind, _build(spec["behind"], f"{where}.behind"), judge)
     forms = [form for form in _FORMS if form in spec]
     if len(forms) != 1:
-        _refuse_unknown(spec, (*_FORMS, "args"), where)
+        _refuse_unknown(spec, _KEYS, where)
         raise SpecError(f"{where}: give exactly one of {', '.join(_FORMS)}, got {', '.join(forms) or 'none'}")
     form = forms[0]
     _refuse_unknown(spec, ("class", "args") if form == "class" else (form,), where)
@@ -269,7 +343,7 @@ def _part(spec: Any, where: str) -> Part:
     if len(roles) > 1:
         raise SpecError(f"{where}: a part has one role, got {' and '.join(roles)}")
     rest = {key: value for key, value in spec.items() if key not in _ROLES}
-    _refuse_unknown(rest, (*_FORMS, "args", *_ROLES), where)
+    _refuse_unknown(rest, (*_KEYS, *_ROLES), where)
     reward = _build(rest, where)
     return _at(where, Part, reward, roles[0], spec[roles[0]]) if roles else Part(reward)
 

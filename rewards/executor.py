@@ -35,6 +35,7 @@ MODES = ("inline", "isolated")
 WINDOW = 1000  # samples over which the share of unjudged ones is taken
 MIN_COUNT = 100  # fewer samples than this say nothing about a share
 EXAMPLES = 5  # unjudged samples that a RewardFailure shows
+SIDE_BY_SIDE = 32  # batches of a reward that waits for a server; the judge itself bounds its requests
 GRACE_S = 1.0  # from the timer inside a worker, which C code does not hear, to the kill from outside
 START_TIMEOUT_S = 120.0  # to import and build a reward
 _OUT_OF_MEMORY = 86  # exit code of a worker that met its memory limit
@@ -202,8 +203,11 @@ class Executor:
 
 
 def judge(reward: Reward, samples: Sequence[RewardInput]) -> list[RewardResult]:
-    """One result a sample; an exception costs only its own sample, which comes back as status `error`, value None."""
-    return [result for found in _judged(reward, samples, None) for result in found]
+    """One result a sample; an exception costs only its own sample, which comes back as status `error`, value None.
+
+    Raises RewardFailure where the reward itself says that no further sample will fare better.
+    """
+    return [result for found in _judged(reward, samples, None, fatal=(RewardFailure,)) for result in found]
 
 
 class _GoldCheck(Reward):
@@ -313,7 +317,8 @@ class _Job:
 
 
 class _Inline:
-    """One daemon thread: results are counted in the order of submission; a hang does not hold up the process's end."""
+    """Daemon threads: a hang does not hold up the process's end. One, so that results are counted in the order of
+    submission; several for a reward that waits for a server, which has room for other batches meanwhile."""
 
     restarts = 0
 
@@ -322,7 +327,9 @@ class _Inline:
         self.name, self.parts = reward.name, part_names(reward)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closing = threading.Event()
-        threading.Thread(target=self._serve, name="rewards", daemon=True).start()
+        self._threads = SIDE_BY_SIDE if reward.waits else 1
+        for _ in range(self._threads):
+            threading.Thread(target=self._serve, name="rewards", daemon=True).start()
 
     def submit(self, samples: Sequence[RewardInput], gold: bool = False) -> Future[list[RewardResult]]:
         job = _Job(samples, gold)
@@ -331,7 +338,8 @@ class _Inline:
 
     def close(self) -> None:
         self._closing.set()
-        self._jobs.put(None)
+        for _ in range(self._threads):
+            self._jobs.put(None)
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:

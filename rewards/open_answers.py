@@ -56,6 +56,10 @@ class OpenAnswer(ShortAnswer):
             raise ValueError(f"gold {sample.gold!r} holds an answer without a letter or digit")
         return _accepted(sample)
 
+    def is_certain(self, sample: RewardInput, result: RewardResult) -> bool:
+        """Other words than the label's may mean the same; a hedge or a cut answer does not."""
+        return super().is_certain(sample, result) and (result.value == 1.0 or result.status != "ok")
+
     def said(self, answer: Answer, sample: RewardInput, label: _Accepted) -> Said:
         question = question_of(sample.prompt)
         reader = Reader(

@@ -19,7 +19,7 @@ from typing import Any
 
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.compose import DEFAULT_SPEC, SpecError, build
-from rewards.executor import Executor
+from rewards.executor import Executor, RewardFailure
 from rewards.kinds import find_or_plain
 from rewards.rows import RowError, read_row, unchecked
 
@@ -65,7 +65,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """rows: by kind, the refused ones left out. refused: lines that are no rows. doubts: what is odd about the labels
+    """rows: by kind, the refused ones left out. refused: lines that are no rows. judged: rows that a model
+    judges. doubts: what is odd about the labels
     of a kind together (`Kind.doubts`); they are shown, not judged.
     """
 
@@ -74,26 +75,24 @@ class PreflightReport:
     probes: tuple[Probe, ...]
     refused: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    judged: int = 0
 
     @property
     def ok(self) -> bool:
         return bool(self.rows) and not self.bad and not self.refused and all(probe.ok for probe in self.probes)
 
-    @property
-    def exit_code(self) -> int:
-        return 0 if self.ok else 1
-
     def summary(self) -> str:
         """One line."""
         failed = [probe for probe in self.probes if not probe.ok]
         kinds = ", ".join(f"{count} {kind or 'without kind'}" for kind, count in self.rows.items()) or "no rows"
+        left = f", {self.judged} of them left to a judge" if self.judged else ""
         faults = [f"{len(self.bad)} bad label{'s' * (len(self.bad) > 1)}" if self.bad else "all labels earn 1"]
         if self.refused:
             faults.append(f"{len(self.refused)} lines refused")
         for probe in failed:
             what = f"{probe.unjudged} times not judged" if probe.unjudged else f"earns {probe.mean:.2f}"
             faults.append(f"{probe.name!r} {what} on {probe.kind} rows")
-        return f"{sum(self.rows.values())} rows ({kinds}): {'; '.join([*faults, *self.doubts])}"
+        return f"{sum(self.rows.values())} rows ({kinds}){left}: {'; '.join([*faults, *self.doubts])}"
 
     def text(self) -> str:
         """Plain lines: the summary, the bad rows by reason (20 lines at most), the table of probes."""
@@ -159,9 +158,12 @@ def check(
     refused: Sequence[str] = (),
     template: str = TEMPLATE,
     seed: int = 0,
+    judged: Callable[[RewardInput], bool] = lambda sample: False,
 ) -> PreflightReport:
     """Try `reward` on rows. The rows' completions are ignored; nothing counts against an executor's failure budget.
 
+    judged: rows that a model judges: of these the label is only read, since every answer would be paid for; how far the
+    model is right, `rewards.trust` measures on a few of them.
     ids: names for the rows in the report, by default "row 1", "row 2", ... refused: passed on to the report.
     template: how an answer becomes a completion; it holds "{answer}".
     """
@@ -173,7 +175,7 @@ def check(
     executor = reward if isinstance(reward, Executor) else Executor(reward)
     trial = _Trial(executor, template)
     try:
-        bad, own, texts = _judge_labels(samples, names, trial)
+        bad, own, texts = _judge_labels(samples, names, trial, judged)
         by_kind: dict[str, list[int]] = defaultdict(list)
         for i, sample in enumerate(samples):
             by_kind[sample.kind].append(i)
@@ -182,9 +184,11 @@ def check(
         doubts: list[str] = []
         for kind, rows in by_kind.items():
             tried = [i for i in rows if i in own]
+            if not tried and any(judged(samples[i]) for i in rows):
+                continue
             doubts += find_or_plain(kind).doubts([own[i].parsed for i in tried])
             probes.append(_summed("the label", kind, [own[i] for i in tried], [names[i] for i in tried], None))
-            good = [i for i in rows if i not in bad]
+            good = [i for i in tried if i not in bad]
             chosen = sorted(rng.sample(good, PROBED_ROWS)) if len(good) > PROBED_ROWS else good
             asked, named = [samples[i] for i in chosen], [names[i] for i in chosen]
             probes += _probes(kind, asked, named, [texts[i] for i in chosen], trial, rng)
@@ -192,7 +196,8 @@ def check(
         if executor is not reward:
             executor.close()
     counts = {kind: len(rows) for kind, rows in by_kind.items()}
-    return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused), tuple(doubts))
+    left = sum(map(judged, samples))
+    return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused), tuple(doubts), left)
 
 
 @dataclass(frozen=True)
@@ -210,14 +215,19 @@ class _Trial:
 
 
 def _judge_labels(
-    samples: Sequence[RewardInput], names: Sequence[str], trial: _Trial
+    samples: Sequence[RewardInput],
+    names: Sequence[str],
+    trial: _Trial,
+    judged: Callable[[RewardInput], bool],
 ) -> tuple[dict[int, BadRow], dict[int, RewardResult], dict[int, str]]:
     """The bad rows; what each label that parses earns as an answer; and its text. All by the row's place."""
     problems = trial.executor.check_gold(samples)
     own: dict[int, RewardResult] = {}
     texts: dict[int, str] = {}
     open_ones = {
-        i: find_or_plain(samples[i].kind).write(samples[i]) for i, problem in enumerate(problems) if problem is None
+        i: find_or_plain(samples[i].kind).write(samples[i])
+        for i, problem in enumerate(problems)
+        if problem is None and not judged(samples[i])
     }
     while open_ones:
         results = trial.answers([samples[i] for i in open_ones], [left[0] for left in open_ones.values()])
@@ -393,21 +403,45 @@ def main(argv: Sequence[str] | None = None, read: Callable[[str, Sequence[str]],
     choice.add_argument("--reward", metavar="NAME", help="a reward of this package, or module:Class; default: by kind")
     choice.add_argument("--spec", metavar="FILE", help="a YAML file with a composition, as under rewards.spec")
     checking.add_argument("--template", default=TEMPLATE, help="a completion with {answer} in it; default: %(default)r")
+    checking.add_argument(
+        "--judge-limits",
+        metavar=("FALSE_PAY", "FALSE_REFUSAL"),
+        nargs=2,
+        type=float,
+        default=(0.1, 0.2),
+        help="shares of wrong answers paid and of right ones refused that a judge is allowed; default: 0.1 0.2",
+    )
     checking.add_argument("--out", metavar="FILE", type=Path, help="write the whole report as JSON")
+    from rewards.judge import judge_of
+    from rewards.trust import measure
+
     arguments, settings = parser.parse_known_args(argv)
     if wrong := [word for word in settings if "=" not in word or word.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     try:
         rows = labels_of(read(arguments.data, settings), arguments.data)
         reward = build(arguments.reward or (_spec_file(arguments.spec) if arguments.spec else DEFAULT_SPEC))
-        report = check(rows.samples, reward, ids=rows.ids, refused=rows.refused, template=arguments.template)
-    except (RowsError, SpecError, ValueError) as error:
+        report = check(
+            rows.samples,
+            reward,
+            ids=rows.ids,
+            refused=rows.refused,
+            template=arguments.template,
+            judged=lambda sample: judge_of(reward, sample) is not None,
+        )
+        trusts = measure(rows.samples, reward, template=arguments.template)
+    except (RowsError, SpecError, ValueError, RewardFailure) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     report.show()
+    problems = [problem for trust in trusts for problem in trust.problems(*arguments.judge_limits)]
+    for line in [line for trust in trusts for line in trust.lines()] + [f"FAIL: {problem}" for problem in problems]:
+        print(line)
+    ok = report.ok and not problems
     if arguments.out:
-        arguments.out.write_text(json.dumps({"ok": report.ok, **asdict(report)}, indent=1, ensure_ascii=False) + "\n")
-    return report.exit_code
+        told = {"ok": ok, **asdict(report), "judges": [trust.to_json() for trust in trusts]}
+        arguments.out.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    return 0 if ok else 1
 
 
 def _spec_file(path: str) -> Any:

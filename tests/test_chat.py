@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from lingshu_rl.chat import Answer, Attempts, EndpointError, Refused, Unanswered, Unreachable, api_url
+from rewards.chat import Answer, Attempts, EndpointError, Refused, Unanswered, Unreachable, api_url
 
 URL = "http://127.0.0.1:8000/v1"
 

@@ -73,6 +73,7 @@ class Rollouts:
 
 class Rewards:
     weights = {}  # noqa: RUF012
+    noise = None
 
     def __init__(self, each):
         self.each, self.turn = each, asyncio.Lock()

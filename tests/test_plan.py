@@ -356,3 +356,14 @@ def test_planning_loads_no_weights_and_needs_no_network():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < 4000  # MiB; the weights would be 63,000
+
+
+@pytest.mark.parametrize("gpus", [0, 4])
+def test_the_judges_server_is_counted(gpus):
+    def load(*settings):
+        return next(x for x in planned("judge.model=demo", *settings, gpus=gpus, ranks=1).loads if x.group == "judge")
+
+    assert load().phase == "judging" and load().parts["weights"] > 0 and load().fits
+    if gpus:
+        assert load("judge.vllm={gpu_memory_utilization: 0.5}").total < load().total
+    assert not [x for x in planned(gpus=gpus, ranks=1).loads if x.group == "judge"]

@@ -29,6 +29,7 @@ class Rollouts:
 
 class Rewards:
     weights = {}  # noqa: RUF012
+    noise = None
 
     async def score(self, samples):
         return [RewardResult(float(s.completion)) for s in samples]

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from lingshu_rl.chat import Answer, Refused
-from lingshu_rl.curate.endpoint import Endpoint
 from lingshu_rl.curate.items import Context, Dropped, Item, rank
 from lingshu_rl.images import UnreadablePicture
+from rewards.chat import Answer, Endpoint, Refused
 
 
 @dataclass(frozen=True)

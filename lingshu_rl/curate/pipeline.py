@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.chat import EndpointError
 from lingshu_rl.config import ConfigError
 from lingshu_rl.curate.burned import BurnedText
 from lingshu_rl.curate.difficulty import Difficulty
@@ -47,6 +46,7 @@ from lingshu_rl.exits import exit_code
 from lingshu_rl.folders import own
 from lingshu_rl.progress import Progress
 from lingshu_rl.runfolder import write_text
+from rewards.chat import EndpointError
 
 VERSION = 2  # of the steps' behaviour: a change makes older stage files stale
 SAY_EVERY = 50_000  # rows between two lines of a step in a log

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lingshu_rl.chat import Answer, Refused
-from lingshu_rl.curate.endpoint import Endpoint
 from lingshu_rl.curate.items import Context, Dropped, Item, rank
+from rewards.chat import Answer, Endpoint, Refused
 
 INSTRUCTION = (
     "Rewrite the reply to a medical question as neutral, general information in the third person. Keep every medical fact and "

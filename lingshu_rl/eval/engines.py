@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lingshu_rl.chat import Attempts, Refused, api_url, bearer
 from lingshu_rl.data.tables import UnreadableSource, json_rows
 from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.processes.pulse import Counter, Pulse
 from lingshu_rl.types import Prompt
+from rewards.chat import Attempts, Refused, api_url, bearer
 
 KEY_ENV = "LINGSHU_RL_API_KEY"  # sent to a URL as its bearer token
 

@@ -18,19 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.eval.benchmarks import EvalError
-from rewards.answer import CLOSED_CHANNELS, extract
+from rewards.judge import reply_text
 from rewards.report import ReportLabels
 
 NO_FINDING = "No Finding"
 LABELS = ReportLabels("chexpert_14").names
-
-
-def report_text(completion: str) -> str:
-    """What of a completion is the report: what its answer tag holds, else all of it without the reasoning."""
-    answer = extract(completion)
-    if answer.status != "ok":
-        return ""
-    return "\n\n".join(answer.texts) if answer.channel in CLOSED_CHANNELS else answer.body
 
 
 @lru_cache(maxsize=8192)
@@ -153,7 +145,7 @@ def report_metrics(references: Sequence[str], completions: Sequence[str], asked:
 
     Raises EvalError for a metric that cannot be computed here; ask `missing` first where that may happen.
     """
-    reports = [report_text(c) for c in completions]
+    reports = [reply_text(c) for c in completions]
     if not references:
         return {}
     out: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from lingshu_rl.processes.cluster import RayWorker, join_cluster, leave_cluster
 from lingshu_rl.processes.pool import Pool, Server
 from lingshu_rl.processes.workers import HOST, PORT, Supervisor, Worker, WorkerError, free_port, stop_all
 
-ROLLOUT, REFERENCE = "rollout", "reference"
+ROLLOUT, REFERENCE, JUDGE = "rollout", "reference", "judge"
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Fleet:
     supervisor: Supervisor | None = None
     pools: dict[str, Pool] = field(default_factory=dict)  # by role
     servers: dict[str, Server] = field(default_factory=dict)  # by the worker's name
+    moved: Callable[[Worker], None] = lambda worker: None  # told of a server that no pool knows, at its new address
     on_ray: bool = False
 
     def start(self, launches: Sequence[Launch], logs: Path) -> None:
@@ -83,10 +84,18 @@ class Fleet:
 
         await asyncio.gather(*map(one, self.workers))
 
-    def supervise(self, pools: Mapping[str, Pool], max_restarts: int, say: Callable[[str], None]) -> None:
+    def supervise(
+        self,
+        pools: Mapping[str, Pool],
+        max_restarts: int,
+        say: Callable[[str], None],
+        moved: Callable[[Worker], None] = lambda worker: None,
+    ) -> None:
         """From here on a server that dies is taken out of its pool and started again."""
-        self.pools = dict(pools)
+        self.pools, self.moved = dict(pools), moved
         for worker in self.workers:
+            if worker.role not in self.pools:
+                continue
             server = self.servers[worker.name] = self.pools[worker.role].by_url(worker.url)
             server.name = worker.name
         self.supervisor = Supervisor(
@@ -94,10 +103,14 @@ class Fleet:
         )
 
     def _lost(self, worker: Worker) -> None:
-        self.pools[worker.role].mark(self.servers[worker.name], alive=False, up=False)
+        if worker.role in self.pools:
+            self.pools[worker.role].mark(self.servers[worker.name], alive=False, up=False)
 
     def _revive(self, worker: Worker) -> None:
         """A rollout server comes up with the weights of the start: it takes no requests until it got the present ones."""
+        if worker.role not in self.pools:
+            self.moved(worker)
+            return
         server = self.servers[worker.name]
         server.url = worker.url
         waits = worker.role == ROLLOUT

@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 
-from lingshu_rl.chat import bearer
 from lingshu_rl.failures import RunStopped
+from rewards.chat import bearer
 
 ROUTE, RUN = "/lease", "x-lingshu-run"
 LEASE_S = 15.0  # from the last renewal to the end

@@ -1,4 +1,4 @@
-"""Which device belongs to which group: policy, rollout, reference.
+"""Which device belongs to which group: policy, rollout, reference, judge.
 
 A GPU number, here and in `devices.*`, is a place in the list that this process may use: CUDA_VISIBLE_DEVICES, however a
 user, `accelerate --gpu_ids` or Slurm wrote it. A child is given entries of that same list, never a number counted anew.
@@ -153,7 +153,7 @@ class Placement:
     """policy: in the order of the local ranks. The others are empty when this run does not start them.
 
     engines: of each policy rank's engine, when they sample in their own processes (colocated).
-    rollout, reference: of each server and replica. reference_shares: the replicas are on the policy's devices.
+    rollout, reference, judge: of each server and replica. reference_shares: the replicas are on the policy's devices.
     """
 
     policy: DeviceSet
@@ -161,6 +161,7 @@ class Placement:
     rollout_servers: tuple[DeviceSet, ...] = ()
     reference_replicas: tuple[DeviceSet, ...] = ()
     reference_shares: bool = False
+    judges: tuple[DeviceSet, ...] = ()
     idle: DeviceSet = DeviceSet()
 
     @property
@@ -170,7 +171,7 @@ class Placement:
     @property
     def here(self) -> DeviceSet:
         """All GPUs of this node that the run uses; a server that shares the policy's counts once."""
-        sets = (self.policy, *self.rollout_servers, *self.reference_replicas)
+        sets = (self.policy, *self.rollout_servers, *self.reference_replicas, *self.judges)
         return DeviceSet(tuple(dict.fromkeys(gpu for devices in sets for gpu in devices.gpus)))
 
     def describe(self) -> dict[str, str]:
@@ -183,6 +184,8 @@ class Placement:
         }
         if self.reference_shares:
             shown["reference"] += " (beside the policy)"
+        if self.judges:
+            shown["judge"] = " | ".join(map(str, self.judges))
         if self.idle.gpus:
             shown["idle"] = f"{self.idle} (no group uses these)"
         return shown
@@ -246,12 +249,12 @@ def find_devices(group: str, value: Any, machine: Machine) -> DeviceSet | None:
 BESIDE_POLICY = "policy"  # devices.reference: the policy's own devices
 
 
-def place(config: Config, machine: Machine, ranks: int = 1, engine_gpus: int = 1) -> Placement:
+def place(config: Config, machine: Machine, ranks: int = 1, engine_gpus: int = 1, judge_gpus: int = 1) -> Placement:
     """Give every group its devices; a pure function.
 
     ranks: policy processes that accelerate started on this node. engine_gpus: GPUs over which one engine's weights have
-    to be spread, unless rollout.vllm.tensor_parallel_size says so.
-    Of what is not named, the policy takes a GPU a rank; the rest goes to rollout servers, but for a reference replica
+    to be spread, unless rollout.vllm.tensor_parallel_size says so; judge_gpus: of the judge's server.
+    Of what is not named, the policy takes a GPU a rank and the judge its own; the rest goes to rollout servers, but for a reference replica
     when there is room for both, else the reference shares the policy's GPUs. When too few GPUs are left for a server,
     every rank samples in its own process.
     Raises ConfigError when groups overlap on a GPU, or there are too few.
@@ -265,6 +268,9 @@ def place(config: Config, machine: Machine, ranks: int = 1, engine_gpus: int = 1
             f"devices.policy names {len(policy.gpus)} GPUs, but accelerate started {ranks} processes here; give "
             "--num_processes the same number"
         )
+    judge = deck.named.get("judge")
+    if "judge" in groups and judge is None:
+        judge = deck.first(judge_gpus if machine.gpus else 0, "the judge")
     if config.cluster != "local":
         return Placement(policy, (), *on_cluster(config, machine, engine_gpus), idle=DeviceSet(tuple(deck.free)))
     colocated = _colocates(config, machine, len(deck.free), engine_gpus)
@@ -281,6 +287,7 @@ def place(config: Config, machine: Machine, ranks: int = 1, engine_gpus: int = 1
         rollout_servers=share_rollout(config, rollout, engine_gpus) if serves and rollout is not None else (),
         reference_replicas=share_reference(config, reference) if reference is not None else (),
         reference_shares=beside,
+        judges=(judge,) if judge is not None else (),
         idle=DeviceSet(tuple(deck.free)),
     )
 
@@ -304,6 +311,7 @@ def _started(config: Config) -> dict[str, bool]:
         "policy": True,
         "rollout": here and not config.rollout.urls,
         "reference": here and not config.reference.urls and config.loss.kl_coef > 0,
+        "judge": here and bool(config.judge.model),
     }
 
 

@@ -26,6 +26,7 @@ KL_SPIKE_RATIO, KL_SPIKE_FLOOR = 5.0, 0.05  # against the median of the ten step
 BLANK_POINTS = 5.0
 DUPLICATE_SHARE, CONFLICT_SHARE = 0.90, 0.10  # of the last steps' completions
 LENGTH_CORRELATION, LENGTH_ROWS = 0.5, 100  # within groups
+RUBRIC_LAG = 0.10  # by which the unpaid criteria of a rubric may fall behind the paid ones over the run
 FLAT_STEPS = 2  # a reward that never moves over at least so many steps
 
 
@@ -50,6 +51,7 @@ def find_alarms(
         *_flat(metrics),
         *_length_drift(metrics),
         *_kl_spikes(metrics),
+        *_rubric(metrics),
     ]
     found += [*_late_shares(metrics), *_gaming(late_rollouts)]
     for where, rows in (("the final evaluation", evals.get("after", ())), ("the last training steps", late_rollouts)):
@@ -149,6 +151,21 @@ def _kl_spikes(metrics: Sequence[Row]) -> list[Alarm]:
     return [
         Alarm("KL spikes", f"Step {steps}: at step {step} the KL was {kl:.3g} nats, against {usual:.3g} just before.")
     ]
+
+
+def _rubric(metrics: Sequence[Row]) -> list[Alarm]:
+    """The criteria of a rubric that are paid rise, those that were held out do not (see `rewards.judge.RubricReward`)."""
+    found = []
+    for key in sorted({key for m in metrics for key in m if key.endswith("/held_out")}):
+        paid, other = _values(metrics, key.removesuffix("held_out") + "paid"), _values(metrics, key)
+        if len(other) < 10 or len(paid) != len(other):
+            continue
+        share = max(5, len(other) // 10)
+        rise, other_rise = (mean(values[-share:]) - mean(values[:share]) for values in (paid, other))
+        if rise > 0 and rise - other_rise > RUBRIC_LAG:
+            text = f"The paid criteria rose by {rise:.2f}, those held out by {other_rise:+.2f} ({key})"
+            found.append(Alarm("Rubric learnt by heart", text + ": the policy pleases the rubric, not the task."))
+    return found
 
 
 def _late_shares(metrics: Sequence[Row]) -> list[Alarm]:

@@ -76,6 +76,7 @@ class RunData:
     evals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     early: list[list[dict[str, Any]]] = field(default_factory=list)  # rollouts of the first steps, oldest first
     late: list[list[dict[str, Any]]] = field(default_factory=list)  # rollouts of the last steps, newest first
+    judge: dict[str, Any] = field(default_factory=dict)  # judge.json
     notes: list[str] = field(default_factory=list)
 
 
@@ -137,6 +138,8 @@ def load_run(path: Path, *, scores: bool = True) -> RunData:
         run.config = OmegaConf.to_container(OmegaConf.create(run.config_text))  # type: ignore[assignment]
     run.stored = _read_json(path / "summary.json", run.notes)
     run.versions = run.stored.get("versions") or _read_json(path / "versions.json", run.notes)
+    if (path / "judge.json").exists():
+        run.judge = _read_json(path / "judge.json", run.notes)
     run.metrics = [m for m in _read_jsonl(path / "metrics.jsonl", run.notes) if isinstance(m.get("step"), int)]
     run.evals = {file.stem: _read_jsonl(file, run.notes) for file in sorted((path / "eval").glob("*.jsonl"))}
     files = sorted((path / "rollouts").glob("step-*.parquet"))

@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 
-from lingshu_rl.chat import bearer
 from lingshu_rl.failures import PromptRefused
 from lingshu_rl.images import Picture
 from lingshu_rl.processes.pool import Examine, Pool, unwatched
@@ -24,6 +23,7 @@ from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.rollout.answers import Answer, read_answer
 from lingshu_rl.rollout.sampler import RolloutError, Sampler
 from lingshu_rl.types import Prompt, Rollout
+from rewards.chat import bearer
 
 GENERATED = "vllm:generation_tokens_total"
 COUNTED = (GENERATED, "vllm:prompt_tokens_total")  # what moves in vLLM's Prometheus metrics while it works

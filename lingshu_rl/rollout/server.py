@@ -52,14 +52,23 @@ def vllm_options(
 
 
 def vllm_command(
-    config: Config, model: str, devices: DeviceSet, *, port: int, host: str = "127.0.0.1", transfer: str = "file"
+    config: Config,
+    model: str,
+    devices: DeviceSet,
+    *,
+    port: int,
+    host: str = "127.0.0.1",
+    transfer: str = "file",
+    served_as: str = "policy",
 ) -> list[str]:
     """The argv of one server. transfer: how its weights will come, see `transfer.weight_transfer_kind`.
+
+    served_as: the model's name in requests.
 
     The module is started rather than the `vllm` script, because the CPU package installs no working script.
     """
     served = {
-        "served_model_name": "policy",
+        "served_model_name": served_as,
         "host": host,
         "port": port,
         "weight_transfer_config": {"backend": "nccl" if transfer == "nccl" else BACKEND},

@@ -15,11 +15,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.chat import Refused
 from lingshu_rl.synth.regions import Region, regions_of, with_boxes
 from lingshu_rl.synth.rows import Dropped, Kept, Outcome, Record, SynthError, provenance, training_row
 from lingshu_rl.synth.stances import is_place, states
 from lingshu_rl.synth.writer import Asker
+from rewards.chat import Refused
 
 QUESTIONS = ("Describe this {modality} image.", "What does this {modality} image show?")
 SHORTEST, LONGEST = 10, 1024  # words of a caption

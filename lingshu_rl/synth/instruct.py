@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lingshu_rl.chat import Refused
 from lingshu_rl.data.rows import RowError
 from lingshu_rl.images import Picture
 from lingshu_rl.synth.captions import user
 from lingshu_rl.synth.rows import Dropped, Kept, Outcome, Record, as_prompt, provenance, training_row
 from lingshu_rl.synth.verify import Verifier, reason_of
 from lingshu_rl.synth.writer import Asker
+from rewards.chat import Refused
 
 ASK = (
     "Write {count} different exam questions about this {modality} image that can be answered by looking at it.{known}\n"

@@ -11,12 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.chat import EndpointError
 from lingshu_rl.config import checked_sources, read_words
 from lingshu_rl.data.sources import Source
 from lingshu_rl.exits import exit_code
 from lingshu_rl.synth.rows import Dropped, Outcome, Record, SynthError, Tally, image_fault, read_records, write_outcomes
 from lingshu_rl.synth.writer import Asker, Estimator, Writer, WriterConfig
+from rewards.chat import EndpointError
 
 Step = Callable[[Record, Asker], Awaitable[list[Outcome]]]
 

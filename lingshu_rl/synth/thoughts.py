@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 
-from lingshu_rl.chat import Refused
 from lingshu_rl.data.rows import FIELDS, RowError
 from lingshu_rl.synth.rows import Dropped, Kept, Outcome, Record, as_prompt, provenance
 from lingshu_rl.synth.verify import Verifier, reason_of
 from lingshu_rl.synth.writer import Asker, Reply
 from lingshu_rl.types import Prompt
 from rewards.answer import extract
+from rewards.chat import Refused
 
 SHORTEST_CHAIN = 3  # words
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lingshu_rl.chat import Answer, Attempts, EndpointError, Patience, api_url, bearer
 from lingshu_rl.images import opened
 from lingshu_rl.runfolder import write_text
+from rewards.chat import Answer, Attempts, EndpointError, Patience, api_url, bearer
 
 CHARACTERS_PER_TOKEN = 4  # of English; good for a cost estimate, not for a limit
 PIXELS_PER_IMAGE_TOKEN = 28 * 28  # Qwen2.5-VL; other families differ

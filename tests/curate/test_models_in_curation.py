@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 from curate_helpers import png, question, texture
 
-from lingshu_rl.chat import EndpointError, Refused
 from lingshu_rl.cli import main
-from lingshu_rl.curate.endpoint import Endpoint
 from lingshu_rl.curate.rewrite import unsafe_parts
+from rewards.chat import Endpoint, EndpointError, Refused
 
 
 class Scripted:
@@ -49,7 +48,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
-    monkeypatch.setattr("lingshu_rl.curate.endpoint.time.sleep", lambda s: None)
+    monkeypatch.setattr("rewards.chat.LONGEST_WAIT_S", 0.0)
     server = Scripted()
     yield server
     server.server.shutdown()

@@ -14,8 +14,8 @@ from lingshu_rl.eval.metrics import (
     label_f1,
     missing,
     report_metrics,
-    report_text,
 )
+from rewards.judge import reply_text
 
 WORDS = ["rouge_l", "bleu", "cider"]
 OTHER = "Endotracheal tube above the carina. Right apical pneumothorax."
@@ -112,5 +112,5 @@ def test_unknown_and_missing_packages_are_named(monkeypatch):
 
 
 def test_the_report_is_what_the_answer_holds():
-    assert report_text("<think>hm</think><answer>Clear lungs.</answer>") == "Clear lungs."
-    assert report_text(NORMAL) == NORMAL and report_text("") == ""
+    assert reply_text("<think>hm</think><answer>Clear lungs.</answer>") == "Clear lungs."
+    assert reply_text(NORMAL) == NORMAL and reply_text("") == ""

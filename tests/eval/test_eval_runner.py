@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from eval_samples import SAMPLES, chat_server, last_text, perfect, write_json
 
-from lingshu_rl.chat import Unreachable
 from lingshu_rl.cli import main
 from lingshu_rl.eval.benchmarks import BENCHMARKS, EvalError
 from lingshu_rl.eval.controls import majority, text_only
@@ -22,6 +21,7 @@ from lingshu_rl.eval.journal import Journal
 from lingshu_rl.eval.loading import load_benchmark
 from lingshu_rl.eval.runner import Settings, run_evaluation
 from lingshu_rl.progress import Progress
+from rewards.chat import Unreachable
 
 ROOT = Path(__file__).resolve().parents[2]
 

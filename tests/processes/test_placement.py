@@ -262,3 +262,34 @@ def test_an_engine_gets_its_devices_share_of_tensor_parallelism_and_memory():
     assert vllm_options(load_config(), "m", four, share=0.35)["gpu_memory_utilization"] == 0.35
     assert value("--gpu-memory-utilization", "rollout.vllm.gpu_memory_utilization=0.5") == "0.5"
     assert "gpu_memory_utilization" not in vllm_options(load_config(), "m", DeviceSet())
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "judge_gpus", "expected"),
+    [
+        (["judge.model=demo"], 4, 1, "0 1 2|3 -"),  # policy, judge, rollout and reference get the rest
+        (["judge.model=demo"], 8, 2, "0 12 3|4|5|6|7 -"),
+        (["judge.model=demo", "devices.judge=[3]"], 4, 1, "0 3 1|2 -"),
+        (["judge.model=demo", "loss.kl_coef=0"], 2, 1, "0 1 own -"),
+        ([], 2, 1, "0 - 1 -"),
+    ],
+)
+def test_the_judge_gets_devices_of_its_own(settings, gpus, judge_gpus, expected):
+    p = place(load_config(None, settings), machine(gpus), 1, 1, judge_gpus)
+    others = [*p.rollout_servers, *(() if p.reference_shares else p.reference_replicas)]
+    told = (numbers([p.policy]), numbers(p.judges), "own" if p.colocated else numbers(others), numbers([p.idle]))
+    assert " ".join(x or "-" for x in told) == expected
+    assert (
+        ("judge" in p.describe()) == bool(p.judges) and set(p.judges) <= {*p.judges} and not set(p.judges) & {p.policy}
+    )
+
+
+def test_a_judge_does_not_overlap_and_does_not_come_for_nothing():
+    with pytest.raises(ConfigError, match=r"devices\.judge and devices\.rollout|devices\.rollout and devices\.judge"):
+        placed("judge.model=demo", "devices.judge=[1]", "devices.rollout=[1]", gpus=2)
+    with pytest.raises(ConfigError, match="the judge need"):
+        placed("judge.model=demo", gpus=1)
+    with pytest.raises(ConfigError, match=r"no judge\.model"):
+        load_config(None, ["devices.judge=[1]"])
+    with pytest.raises(ConfigError, match=r"cluster=ray.*url"):
+        load_config(None, ["judge.model=demo", "cluster=ray"])

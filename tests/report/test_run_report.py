@@ -20,6 +20,7 @@ from lingshu_rl.eval.stats import summarise
 from lingshu_rl.report import plots, write_report
 from lingshu_rl.report.alarms import find_alarms
 from lingshu_rl.report.html import early_and_late, findings, load_run, on_the_way, read_history, samples
+from rewards.trust import Rate, Trust
 
 TASKS = (("plane", "option"), ("inverted", "yesno"), ("width", "numeric"), ("describe", "report"))
 EVALS = ("before", "after", "before_blank", "after_blank", "before_shuffled", "after_shuffled")
@@ -114,6 +115,7 @@ def make_run(folder, rows, steps=30, group_size=8):
                     "step": step,
                     "member": m,
                     "tokens": 10 + (m * 5 + step) % 8,
+                    "verdict": "" if m else "I say so <b>.",
                 }
                 got |= {"finish_reason": "stop", "weight_version": step - 1, "components": '{"correct": 1.0}'}
                 got |= {
@@ -403,10 +405,42 @@ def alarm_names(run, metrics=None, evals=None, late=None):
     (lambda i, m: m | {"completion/truncated_share": 0.2}, "Truncated answers"),
     (lambda i, m: m | {"groups/zero_variance": 0.95}, "Groups without contrast"),
     (lambda i, m: m | {"policy/loss": float("nan") if i == 3 else 0.0}, "Values that are no numbers"),
+    (lambda i, m: m | {"reward/component/r/paid": 0.3 + i / 60, "reward/component/r/held_out": 0.3}, "Rubric learnt by heart"),
 ])  # fmt: skip
 def test_alarms_of_the_curves(finished, change, name):
     metrics = [change(i, dict(m)) for i, m in enumerate(load_run(finished).metrics)]
     assert alarm_names(finished, metrics=metrics) == [name]
+
+
+def test_held_out_criteria_that_rise_with_the_paid_ones_are_no_alarm(finished):
+    rising = {"reward/component/r/paid", "reward/component/r/held_out"}
+    metrics = [m | {key: 0.3 + i / 60 for key in rising} for i, m in enumerate(load_run(finished).metrics)]
+    assert alarm_names(finished, metrics=metrics) == []
+
+
+def test_the_trial_of_the_judge_stands_in_the_report(run):
+    assert "Can the judge be trusted?" not in write_report(run).read_text()
+    rates = {
+        "refused": (Rate("the label", 2, 40),),
+        "paid": (Rate("another row's label", 0, 40, 3),),
+        "attacks": (Rate("flattery <b>", 39, 40),),
+        "order": (Rate("judged otherwise in the other order", 4, 80),),
+    }
+    told = Trust("judge (open-1) of m", **rates).to_json()
+    (run / "judge.json").write_text(json.dumps({"false_pay": 0.0, "false_refusal": 0.05, "judges": [told]}))
+    page = write_report(run).read_text()
+    for part in (
+        "judge: I say so &lt;b&gt;.",
+        "Can the judge be trusted?",
+        "refused: the label",
+        "paid: flattery &lt;b&gt;",
+        "3 not judged",
+        "87–100",
+    ):
+        assert part in page, part
+    assert "flattery <b>" not in page
+    (run / "judge.json").write_text("{")
+    assert "judge.json" in write_report(run).read_text()
 
 
 def test_alarms_of_the_answers(finished):

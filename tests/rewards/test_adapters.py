@@ -2,13 +2,17 @@
 
 import asyncio
 import itertools
+import json
 import math
 import pickle
 import re
+import sys
 from collections import Counter, deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from launching import ROOT
 
 from rewards.adapters import from_trl, reward_input, to_openrlhf, to_trl, to_verifiers, to_verl
 from rewards.base import Reward, RewardInput, RewardResult
@@ -316,3 +320,40 @@ def test_a_training_run_outlives_rewards_that_raise_hang_and_hog(tmp_path):
     assert counts["error"] == words["hog"] + words["fail"]
     assert masked == stuck + words["hog"] + words["fail"]
     assert all(math.isfinite(entry["loss"]) for entry in history if "loss" in entry)
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """A judge behind the rule for words, over HTTP; it pays whatever ends with "clot" and fails on "stall"."""
+    sys.path.insert(0, str(ROOT / "recipes"))
+    from noisy_judge import serving, texts_of
+
+    def say(body):
+        text = texts_of(body)[2]
+        return 400 if "stall" in text else json.dumps({"same": text.endswith("clot")})
+
+    with serving(say) as url:
+        args = {"url": url, "model": "m", "cache": str(tmp_path / "judge.sqlite"), "retries": 0}
+        yield build({"class": "JudgeReward", "args": args, "behind": "OpenAnswer"})
+
+
+def test_a_judge_travels_to_every_trainer(judged):
+    texts = ["<answer>embolism</answer>", "<answer>a clot</answer>", "<answer>mass</answer>", "<answer>stall</answer>"]
+    columns = {"answer": ["embolism"] * 4, "kind": ["open"] * 4}
+    function = pickle.loads(pickle.dumps(to_trl(judged)))
+    logged = {}
+    got = function(
+        prompts=["What?"] * 4, completions=[chat(t) for t in texts], log_metric=logged.__setitem__, **columns
+    )
+    assert got == [1.0, 1.0, 0.0, None] and logged["behind/unjudged"] == 0.25
+    compute = to_verl(judged)
+    assert [compute("d", t, "embolism", {"kind": "open", "question": "What?"})["score"] for t in texts[:3]] == got[:3]
+    with pytest.raises(RewardFailure, match="HTTP 400"):
+        compute("d", texts[3], "embolism", {"kind": "open", "question": "What?"})
+    label = json.dumps({"answer": "embolism", "kind": "open"})
+    found = to_openrlhf(judged, unjudged=0.5)([f"What?{t}" for t in texts], ["What?"] * 4, [label] * 4)
+    assert found["rewards"].tolist() == [1.0, 1.0, 0.0, 0.5]
+    data = SimpleNamespace(model_dump=lambda: {"answer": "embolism", "kind": "open"}, prompt_text="What?")
+    metrics = {}
+    trace = SimpleNamespace(last_reply=texts[1], is_truncated=False, record_metrics=metrics.update)
+    assert asyncio.run(to_verifiers(judged)(SimpleNamespace(data=data), trace)) == 1.0 and metrics["asked"] == 1.0

@@ -73,7 +73,7 @@ def by_name(report, kind):
 
 def test_a_sound_reward_passes_and_constants_are_shown():
     report = check(rows(), Tagged())
-    assert report.ok and report.exit_code == 0, report.text()
+    assert report.ok, report.text()
     assert report.rows == {"option": 24, "yesno": 24, "open": 24, "numeric": 24, "report": 24}
     option = by_name(report, "option")
     assert option["the label"].mean == 1 and option["another row's label"].mean == 0
@@ -87,7 +87,7 @@ def test_a_sound_reward_passes_and_constants_are_shown():
 
 def test_a_substring_reward_is_caught_with_the_rows_it_pays():
     report = check(rows(), Substring(), ids=[f"id{i}" for i in range(120)])
-    assert not report.ok and report.exit_code == 1
+    assert not report.ok
     option = by_name(report, "option")
     assert not option["an empty answer"].ok and option["an empty answer"].mean == 1
     assert not option["any letter"].ok and not option["label or a wrong one"].ok and not option["nothing"].ok

@@ -7,7 +7,7 @@ import pytest
 from test_thoughts import corpus, read, synth
 from writer_server import ScriptedWriter
 
-from lingshu_rl.chat import MOST_IN_A_ROW
+from rewards.chat import MOST_IN_A_ROW
 
 RIGHT = "<think>The image shows it clearly.</think><answer>yes</answer>"
 
@@ -66,8 +66,7 @@ def test_a_server_that_answers_nobody_stops_the_command(tmp_path, capsys):
 
 
 def test_curation_drops_what_is_never_answered(tmp_path):
-    from lingshu_rl.chat import EndpointError, Refused
-    from lingshu_rl.curate.endpoint import Endpoint
+    from rewards.chat import Endpoint, EndpointError, Refused
 
     with ScriptedWriter(lambda body: 500 if "bad" in text_of(body) else "fine") as server:
         endpoint = Endpoint(server.url, tmp_path / "a.sqlite", retries=0, concurrency=1)

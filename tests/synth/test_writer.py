@@ -13,8 +13,8 @@ import pytest
 from test_thoughts import corpus, read, scripted, synth
 from writer_server import ScriptedWriter
 
-from lingshu_rl.chat import EndpointError, Refused
 from lingshu_rl.synth.writer import Estimator, Writer, WriterConfig
+from rewards.chat import EndpointError, Refused
 
 ROOT = Path(__file__).resolve().parents[2]
 
