@@ -88,8 +88,8 @@ _LABEL_BEHIND = re.compile(
     r"\s*(?:[,:–—-]\s*|\(\s*|,?\s*(?:i\.e\.,?|that is,?|which is)\s+)?(?:option|choice|answer|letter)?\s*",
     re.IGNORECASE,
 )
-# Between a letter and its text. A dash before a digit is a sign of the text.
-_PAIR_MARK = re.compile(r"[\s.):,;=>(|/の]*+(?:[-–—]++(?!\d)[\s(]*+)?")
+# Between a letter and its text. A dash or a ">" before a digit is a sign of the text.
+_PAIR_MARK = re.compile(r"(?:[\s.):,;=(|/の]|>(?!\s?\d))*+(?:[-–—]++(?!\d)[\s(]*+)?")
 _PORTUGUESE = re.compile(r"\s+\(?([A-Z])\W*")
 # "B. or C": a small letter goes on with the sentence.
 _CLAUSE_STOP = re.compile(r"(?<![.!?])[.!?]++(?=\s++(?![a-z])|\s*+$)|[。！？]")
@@ -323,9 +323,8 @@ class Phrases:
         if not strong and named.raw in "Aa" and not (named.raw == "A" and re.match(r"\s+[A-Z][a-z]", named.rest)):
             # "a CT angiography": the article of another option's text, not letter A.
             return self._judge(_Named(pair[0], after.rest, named.depth))
-        if strong and VERB.match(after.rest) and not words().also_true.match(after.rest):
-            return named.chosen
-        return conflict(f"letter {named.letter} with the text of option {pair[0]}")
+        is_said = strong and VERB.match(after.rest) and not words().also_true.match(after.rest)
+        return conflict(f"letter {named.letter} with the text of option {pair[0]}", firm=bool(is_said))
 
     def _after_pair(self, named: _Named) -> Reading:
         for rule in (Phrases._ends, Phrases._closes, Phrases._list, Phrases._offers):

@@ -34,10 +34,13 @@ _ON_THE_IMAGE = re.compile(
     r"(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|pictures?|stud(?:y|ies)|ct|mri|views?|slices?|patient)\b,?",
     re.IGNORECASE,
 )
+_PICTURE = re.compile(
+    r"\b(?:images?|scans?|x-?rays?|radiographs?|films?|pictures?|ct|mri|ultrasound|sonogram)\b", re.IGNORECASE
+)
 _WITHOUT = re.compile(r"\b(?:free of|negative for|(?:absence|lack) of)\b", re.IGNORECASE)
 _ANSWER_WORD = re.compile(r"^\W*(?:yes|no)\s*,\s+", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"\s*(?:[;:()]|,?\s*\b(?:but|however|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
+    r"\s*(?:[;:()]|,\s*\b(?:indicating|suggesting|implying|reflecting)\b|,?\s*\b(?:but|however|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
     re.IGNORECASE,
 )
 _JOIN = re.compile(r",\s+(?:and\s+)?|\s+and\s+", re.IGNORECASE)
@@ -103,7 +106,7 @@ class Question:
         return "no" if self._denies(left, right, is_denied) else ""
 
     def _affirms(self, left: str, right: str) -> bool:
-        subject, predicate = _content(left), _content(right)
+        subject, predicate = self._subject(left), _content(right)
         for size in self._subjects(subject):
             rest = self.asked[size:]
             if not rest:
@@ -125,7 +128,7 @@ class Question:
     def _denies(self, left: str, right: str, is_denied: bool) -> bool:
         subject = as_said(left)
         if is_denied or as_said(right)[:1] == ("no",):
-            for size in self._subjects(_content(left)):
+            for size in self._subjects(self._subject(left)):
                 if not self.asked[size:]:
                     return is_denied and _is_seen(right)
                 return any(self._covers(member, size) for member in _MEMBER.split(right))
@@ -136,6 +139,11 @@ class Question:
         return (
             named[:1] == ["no"] and _is_seen(right) and any(self._covers(member, 0) for member in _MEMBER.split(left))
         )
+
+    def _subject(self, left: str) -> list[str]:
+        """What a sentence is about; of a picture, what the prompt tells of it says nothing ("the radiograph of the chest")."""
+        told = self.words - frozenset(self.asked) if _PICTURE.search(left) else frozenset()
+        return [word for word in _content(left) if word not in told]
 
     def _subjects(self, subject: Sequence[str]) -> list[int]:
         """How many of the asked words the subject of a sentence takes, where it takes the first ones and no other."""

@@ -14,7 +14,7 @@ from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, named_first, text_head
 from rewards.claims import asks, is_disowned
 from rewards.phrases import MAX_PHRASE, Phrases, Reading, chosen, conflict, denied_later
-from rewards.text import sentence_spans, strip_markup, text_key, unwrap_latex
+from rewards.text import key_of_normalised, sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import may_be_conditional, words
 
 Statement = tuple[int, Reading]  # where it begins, what it says
@@ -86,8 +86,19 @@ def _cues(rest: str, candidates: Iterable[Candidate], phrases: Phrases) -> Itera
             # The sentence may seem to end inside an option's own words ("Inj. Calcium").
             newline = rest.find("\n", candidate.start)
             line = rest[candidate.start : newline if newline >= 0 else len(rest)][:MAX_PHRASE]
-            _, end = text_head(line, phrases.options) or ("", 0)
+            end = _reach(line, candidate.text, phrases)
             yield replace(candidate, text=line[:end]) if end > len(candidate.text) else candidate
+
+
+def _reach(line: str, text: str, phrases: Phrases) -> int:
+    """Where an option's text ends that begins a line, or stands behind a letter that `text` seems to end with."""
+    _, end = text_head(line, phrases.options) or ("", 0)
+    if end == 0 and text.endswith(".") and phrases.read(text).by_letter:
+        behind = line[len(text) :].lstrip()
+        _, length = text_head(behind, phrases.options) or ("", 0)
+        is_text = key_of_normalised(behind[:length]) in phrases.options.keys  # not "A (pneumonia)", a further letter
+        end = len(line) - len(behind) + length if is_text else 0
+    return end
 
 
 def statements(answer: Answer, phrases: Phrases) -> Iterator[Statement]:
