@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -460,11 +459,7 @@ TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "cle
 
 
 def _place_faults(c: Config) -> Iterator[str]:
-    """What is wrong with the addresses and folders that a run is given."""
-    for key, urls in (("rollout.urls", c.rollout.urls), ("reference.urls", c.reference.urls)):
-        for url in urls:
-            if not re.match(r"https?://[^/\s:]+(:\d+)?(/\S*)?$", url):
-                yield f"{key} names {url!r}, which is no address such as http://127.0.0.1:8000"
+    """What is wrong with the folders that a run is given."""
     if c.resume not in ("auto", "never") and not os.path.isdir(c.resume):
         yield f"resume={c.resume!r} is neither auto, never nor the folder of a checkpoint"
     try:

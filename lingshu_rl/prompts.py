@@ -187,10 +187,11 @@ def foreseen(config: Config) -> tuple[Config, list[str]]:
     cannot be read, DataError, and what else would end the run before its engines start.
     """
     check_choices(config)
-    try:
-        read_shape(config.reference.model or config.model)
-    except UnknownModelError as error:
-        raise ConfigError(f"reference.model={config.reference.model}: {error}") from None
+    if config.reference.model:
+        try:
+            read_shape(config.reference.model)
+        except UnknownModelError as error:
+            raise ConfigError(f"reference.model={config.reference.model}: {error}") from None
     if is_published(config.model) and not has_tokenizer(config.model):
         return config, [
             _pixels(config),

@@ -6,11 +6,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from launching import ROOT, TOKEN
+from launching import ROOT, TOKEN, Servers
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -26,26 +25,6 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no shared data beside this checkout")
     return SHARED
-
-
-@dataclass(frozen=True)
-class Servers:
-    """A running vLLM and a running reference server of the demo policy."""
-
-    rollout: str
-    reference: str
-    transfer: Path
-
-    @property
-    def env(self) -> dict[str, str]:
-        from lingshu_rl.processes.token import TOKEN_ENV
-        from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
-
-        return {**os.environ, TOKEN_ENV: TOKEN, TRANSFER_DIR_ENV: str(self.transfer), "PYTHONPATH": str(ROOT)}
-
-    @property
-    def settings(self) -> list[str]:
-        return [f"rollout.urls=[{self.rollout}]", f"reference.urls=[{self.reference}]"]
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,3 +33,23 @@ def launch_command(arguments: list[str], processes: int = 1, script: str = "reci
         return [sys.executable, script, *arguments]
     config = ["--config_file", "recipes/accelerate/cpu_2ranks.yaml"] if processes > 1 else ["--num_processes", "1"]
     return [sys.executable, "-m", "accelerate.commands.launch", *config, script, *arguments]
+
+
+@dataclass(frozen=True)
+class Servers:
+    """A running vLLM and a running reference server of the demo policy."""
+
+    rollout: str
+    reference: str
+    transfer: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        from lingshu_rl.processes.token import TOKEN_ENV
+        from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
+
+        return {**os.environ, TOKEN_ENV: TOKEN, TRANSFER_DIR_ENV: str(self.transfer), "PYTHONPATH": str(ROOT)}
+
+    @property
+    def settings(self) -> list[str]:
+        return [f"rollout.urls=[{self.rollout}]", f"reference.urls=[{self.reference}]"]

@@ -75,7 +75,11 @@ good = folder.newest_checkpoint()
 print("left", sorted(p.name for p in folder.checkpoints.iterdir()) if change != "read-only" else [good.name])
 """
 MAY = {"file": {"metrics": "written", "checkpoint": "written", "begin": "written"}}  # where nothing is in the way
-SPEAKS = {"full": "No space left on device", "read-only": "Read-only file system", "file": "ot a directory|File exists"}
+SPEAKS = {
+    "full": "No space left on device",
+    "read-only": "Read-only file system|is not writable",
+    "file": "ot a directory|File exists",
+}
 
 
 def in_small_disk(tmp_path, words):

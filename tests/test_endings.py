@@ -153,9 +153,10 @@ def trained(folder, machine, *settings):
         run = machine.run = runs.Run(config, policy, place, fleet=Fleet(), stop=stop, progress=Progress(quiet=False))
         run.rollout, run.test, run.stream = Engine(machine), PROMPTS[:3], PromptStream(PROMPTS, seed=0)
         run.source_of = lambda name: ""
-        executor = Executor(Judge(machine), max_failed_share=config.rewards.max_failed_share)
+        judge = Judge(machine)
+        executor = Executor(judge, max_failed_share=config.rewards.max_failed_share)
         closing.callback(executor.close)
-        run.rewards = Rewards(executor, {})
+        run.rewards = Rewards(executor, {}, judge)
         run.transfer = Transfer(machine, run.rollout)
 
         def encode(prompt):

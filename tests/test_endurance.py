@@ -16,8 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Servers
-from launching import ROOT, TOKEN, launch_command
+from launching import ROOT, TOKEN, Servers, launch_command
 from short_runs import metrics_of
 from test_train import untimed
 

@@ -14,7 +14,7 @@ from curate_helpers import png, question, texture
 
 from lingshu_rl.cli import main
 from lingshu_rl.curate.rewrite import unsafe_parts
-from rewards.chat import Endpoint, EndpointError, Refused
+from rewards.chat import MOST_IN_A_ROW, Endpoint, EndpointError, Refused, Unanswered
 
 
 class Scripted:
@@ -81,7 +81,7 @@ def test_a_busy_server_is_asked_again_a_refusal_is_not(scripted: Scripted, tmp_p
         endpoint.sample({"model": "m"}, 1, 1)
     assert len(scripted.log) == 4
     scripted.answer = lambda body: 500
-    with pytest.raises(EndpointError, match="5 tries"):
+    with pytest.raises(Unanswered, match="5 tries"):  # which costs this record alone
         endpoint.sample({"model": "m"}, 1, 2)
     scripted.answer = lambda body: 401
     with pytest.raises(EndpointError, match="key"):
@@ -168,19 +168,21 @@ def test_rewriting_keeps_only_what_passes_the_rules(curate, scripted: Scripted) 
     assert len(scripted.log) == 5 + 1 + 1  # the safe row, and the refusal, which is not kept
 
 
-def test_a_server_that_dies_stops_the_step_and_the_next_run_goes_on(
+def test_a_record_that_no_server_answers_is_dropped_and_a_server_that_dies_stops_the_step(
     curate, scripted: Scripted, tmp_path: Path, capsys
 ) -> None:
     scripted.answer = lambda body: 500 if "still" in body["messages"][1]["content"] else writer(body)
     step = {"rewrite": {"url": scripted.url, "model": "w", "concurrency": 1}}
-    with pytest.raises(EndpointError, match="goes on later"):
-        curate(rows_to_rewrite(), [step])
+    assert curate(rows_to_rewrite(), [step]).dropped("rewrite")["still"] == "writer_failed"
     done = len(scripted.log)
     scripted.answer = writer
-    run = curate(rows_to_rewrite(), [step])
-    assert run.dropped("rewrite")["still"] == "rewrite_unsafe"
+    assert curate(rows_to_rewrite(), [step]).dropped("rewrite")["still"] == "rewrite_unsafe"  # asked again
     good = [body for body in scripted.log[done:] if "about good" in body["messages"][1]["content"]]
-    assert good == []
+    assert good == []  # kept
+    many = [question(n, id=f"m{n}", question=f"What about case {n}?", answer=VOICE) for n in range(MOST_IN_A_ROW + 2)]
+    scripted.answer = lambda body: 500
+    with pytest.raises(EndpointError, match="goes on later"):
+        curate(many, [step])
     import yaml
 
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"out": str(tmp_path / "o"), "sources": [{"path": str(tmp_path / "in" / "s.jsonl")}], "steps": [{"rewrite": {"url": scripted.url, "model": "v"}}]}))  # fmt: skip
