@@ -16,6 +16,7 @@ from lingshu_rl.config import checked_sources, read_words
 from lingshu_rl.data.chats import images_of
 from lingshu_rl.data.columns import at_path, is_missing
 from lingshu_rl.data.load import DataError, Loaded, Refused, load
+from lingshu_rl.data.mapping import Mapper
 from lingshu_rl.data.sources import (
     PICTURES,
     Source,
@@ -114,7 +115,9 @@ def settled(source: Source, records: Sequence[Mapping[str, Any]]) -> Source:
     if source.format or source.map or not records or is_row(records[0]):
         return source
     if found := guess_preset(records[:3]):
-        return replace(source, format=found)
+        read = Mapper(presets()[found].layout).fields.get("images", lambda record: None)(records[0])
+        picture = _other_picture(records[0], read)
+        return replace(source, format=found, map={"images": picture} if picture else {})
     columns = guessed_map(records)
     report = next((text for column, text in REPORTS.items() if not is_missing(records[0].get(column))), "")
     if report and "answer" not in columns:
@@ -131,8 +134,7 @@ def guessed_map(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name, others in usual.items()
         if columns.keys() & set(others)
     }
-    picture = next((name for name, value in records[0].items() if _is_picture(value)), "")
-    if picture and not any(map(_is_picture, images_of(at_path(records[0], str(found.get("images")))))):
+    if picture := _other_picture(records[0], at_path(records[0], str(found.get("images")))):
         found["images"] = picture
     by_letter = {m[1].upper(): name for name in columns.values() if (m := _OPTION_COLUMN.fullmatch(name.strip()))}
     if "options" not in found and {"A", "B"} <= by_letter.keys():
@@ -140,6 +142,12 @@ def guessed_map(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if "options" in found and isinstance(at_path(records[0], str(found.get("answer"))), int):
         found["answer"] = {"from": found["answer"], "base": guessed_base(records, found["answer"])}
     return found
+
+
+def _other_picture(record: Mapping[str, Any], read: Any) -> str:
+    """The column that holds a picture, where what is read as images holds none; "" where it does, or no column does."""
+    named = next((name for name, value in record.items() if _is_picture(value)), "")
+    return "" if any(map(_is_picture, images_of(read))) else named
 
 
 def _is_picture(value: Any) -> bool:

@@ -82,7 +82,11 @@ def test_reports_are_guessed_and_lost_images_are_asked_for(folder: Path, capsys:
         "impression": "Normal.",
     }
     _, out, _ = looked(capsys, write(folder / "a.jsonl", record))
-    assert pasted(out)["values"]["kind"] == "report" and "gold: 'The lungs are clear.\\nNormal.'" in out
+    assert (
+        pasted(out)["format"] == "reports"
+        and pasted(out)["map"] == {"images": "view"}
+        and "gold: 'The lungs are clear.\\nNormal.'" in out
+    )
     _, _, err = looked(capsys, write(folder / "a.jsonl", {**record, "view": "gone.png"}))
     assert "say where the images are with image_dir=FOLDER" in err
 
