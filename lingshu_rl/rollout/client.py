@@ -83,7 +83,10 @@ class RolloutClient(Sampler):
     async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Answer, int]:
         return await self.pool.post(
             "/v1/chat/completions",
-            lambda: json.dumps({**body, "messages": readable_messages(prompt)}).encode(),
+            # The name of the weights when its turn has come: a request may outlive the server that it was made for.
+            lambda: json.dumps(
+                {**body, "model": self.sampling["model"], "messages": readable_messages(prompt)}
+            ).encode(),
             lambda content: read_answer(content, body["n"]),
             kind="application/json",
             prompt_id=prompt.id,

@@ -199,14 +199,15 @@ class AdapterTransfer(HttpTransfer):
 
     def __init__(self, client: RolloutClient | None, folder: Path | None, restart: Restart = never) -> None:
         super().__init__(client, folder, restart)
-        self.prefix, self.sent = f"policy-{secrets.token_hex(4)}", 0
+        self.prefix, self.sent, self.version = f"policy-{secrets.token_hex(4)}", 0, -1
         self.loaded: dict[str, str] = {}  # by server URL
 
     async def start(self, servers: Sequence[Server] | None = None) -> None:
         """vLLM takes adapters as it is."""
 
     async def _send(self, policy: Policy, version: int, server: str | None, *, again: bool) -> None:
-        self.sent += 1
+        if server is None or version != self.version:  # a server that was started again gets what the others have
+            self.sent, self.version = self.sent + 1, version
         name = f"{self.prefix}-{version}-{self.sent}"
         folder = self.folder / name if self.folder is not None else None
         with writing(folder) if folder is not None else contextlib.nullcontext():
@@ -219,7 +220,7 @@ class AdapterTransfer(HttpTransfer):
         try:
             for one in to:
                 old, self.loaded[one.url] = self.loaded.get(one.url), name
-                if old is not None and server is None:  # one that was started again holds none
+                if old is not None and (again or server is None):  # one that was started again holds none
                     with contextlib.suppress(RolloutError):  # nor does one that was told so before and could not say
                         await pool.post_to([one], "/v1/unload_lora_adapter", json={"lora_name": old})
             await pool.post_to(to, "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
