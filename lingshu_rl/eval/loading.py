@@ -135,8 +135,9 @@ def _data_hash(prompts: Sequence[Prompt]) -> str:
         told = [p.id, p.messages, p.options, p.gold, p.kind, dict(p.meta)]
         digest.update(json.dumps(told, default=str, ensure_ascii=False, sort_keys=True).encode())
         for picture in p.images:
-            named = isinstance(picture.source, str) and Path(picture.file).is_file()
-            digest.update(Path(picture.file).read_bytes() if named else repr(picture.content).encode())
+            # A slice is no file of its own: which one it is counts, and its volume is not read for it.
+            is_file = isinstance(picture.source, str) and picture.source == picture.file
+            digest.update(Path(picture.file).read_bytes() if is_file else repr(picture.content).encode())
     return digest.hexdigest()[:16]
 
 

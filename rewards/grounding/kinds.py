@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,9 @@ def _items(places: Iterable[Mapping[str, Any]], side: str) -> list[dict[str, Any
     return found
 
 
-BOX = Kind(
+_placed = partial(Kind, draw=_drawn, empty=True, sized=True, words=told)
+
+BOX = _placed(
     "box",
     "rewards.grounding:BoxSet",
     {
@@ -138,13 +141,9 @@ BOX = Kind(
     write=_boxes,
     undeserving=_other_presence(whole=True),
     constants=_blind_boxes,
-    draw=_drawn,
-    empty=True,
-    sized=True,
-    words=told,
     doubts=doubts,
 )
-POINTS = Kind(
+POINTS = _placed(
     "points",
     "rewards.grounding:PointSet",
     {
@@ -155,13 +154,9 @@ POINTS = Kind(
     read=_read(ANY),
     write=_points,
     undeserving=_other_presence(whole=False),
-    draw=_drawn,
-    empty=True,
-    sized=True,
-    words=told,
     doubts=doubts,
 )
-MASK = Kind(
+MASK = _placed(
     "mask",
     "rewards.grounding:MaskDice",
     {
@@ -172,8 +167,4 @@ MASK = Kind(
     read=_read(MASK_PLACE),
     write=_masks,
     undeserving=_other_presence(whole=False),
-    draw=_drawn,
-    empty=True,
-    sized=True,
-    words=told,
 )

@@ -21,6 +21,7 @@ from lingshu_rl.curate.readers import read_rows
 from lingshu_rl.curate.scans import ScanOptions, read_scan
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.rows import RowError, row_to_prompt
+from lingshu_rl.eval.loading import _data_hash
 from lingshu_rl.eval.scoring import cluster_name
 from lingshu_rl.images import Picture
 from lingshu_rl.volumes import PLANES, View, VolumeError, grid_of, spread, views_of
@@ -252,6 +253,13 @@ def test_rows_of_one_volume_are_one_cluster(tmp_path):
     nifti(tmp_path / "v.nii.gz")
     one, other = (row_to_prompt(row(images=[{"volume": "v.nii.gz", "slices": n}]), base_dir=tmp_path) for n in (2, 5))
     assert cluster_name(one) == cluster_name(other) == str(tmp_path / "v.nii.gz")
+
+
+def test_an_evaluations_data_are_others_with_other_slices(tmp_path):
+    nifti(tmp_path / "v.nii.gz")
+    asked = [row(images=[{"volume": "v.nii.gz", "slices": [n]}]) for n in (3, 3, 9)]
+    first, same, other = (_data_hash([row_to_prompt(one, base_dir=tmp_path)]) for one in asked)
+    assert first == same != other
 
 
 def test_the_fingerprint_follows_slices_and_content_not_the_folder(tmp_path):
