@@ -17,6 +17,7 @@ from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.families import model_spec
 from lingshu_rl.model.groups import group_logprobs
 from lingshu_rl.model.loading import load_model
+from lingshu_rl.processes.pool import way
 from lingshu_rl.rollout.client import VLLM_COUNTER, RolloutClient
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.rollout.transfer import FINISH, START, UPDATE, FileTransfer
@@ -114,7 +115,7 @@ class Failing(httpx.AsyncBaseTransport):
     """The way to a server, which fails once on one route, at one moment of the call (`stateful_engine.FAULTS`)."""
 
     def __init__(self, route, fault):
-        self.way, self.route, self.fault = httpx.AsyncHTTPTransport(), route, fault
+        self.way, self.route, self.fault = way(), route, fault
 
     async def handle_async_request(self, request):
         if request.url.path != self.route or self.fault is None:

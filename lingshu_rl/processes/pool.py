@@ -70,6 +70,15 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
     yield body
 
 
+def way() -> httpx.AsyncHTTPTransport:
+    """A connection for each call.
+
+    Servers close one that was idle for 5 seconds, and right after an error that their handlers did not foresee; a call that
+    takes it up at that moment is lost, and nobody knows whether it was carried out.
+    """
+    return httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
+
+
 class Pool:
     def __init__(
         self,
@@ -97,11 +106,8 @@ class Pool:
         self.http = httpx.AsyncClient(
             timeout=timeout_s,
             headers={**bearer(token), RUN: run},
-            # Named, so that no proxy of the environment comes between: the token is for these servers alone. They close a
-            # connection after 5 idle seconds; one that is taken up at that moment would fail.
-            transport=httpx.AsyncHTTPTransport(
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
-            ),
+            # Named, so that no proxy of the environment comes between: the token is for these servers alone.
+            transport=way(),
         )
         self._queue: deque[Ticket] = deque()
         self._pulses = {server: self._pulse(server) for server in self.servers}

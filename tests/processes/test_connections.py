@@ -1,5 +1,6 @@
 """A server of ours against those who connect and say nothing, and against signals while it computes."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -18,6 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from lingshu_rl.processes import doors
+from lingshu_rl.processes.pool import Pool
 
 
 @pytest.fixture
@@ -155,3 +157,25 @@ def test_a_signal_ends_it_whatever_it_computes(work, number):
     time.sleep(1.0)
     process.send_signal(number)
     assert process.wait(3) == -number
+
+
+def test_a_call_is_not_lost_with_the_connection_of_the_one_before_it():
+    """As uvicorn does after a fault in a handler: it answers 500 and closes, and what came meanwhile is never read."""
+
+    async def answer(reader, writer):
+        for reply in (b"HTTP/1.1 500 Fault\r\nContent-Length: 0\r\n\r\n", b""):
+            while (await reader.readline()).strip():
+                pass
+            writer.write(reply)
+        writer.close()
+
+    async def story():
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            pool = Pool("rollout", [url], token="", timeout_s=5, retries=0, error=RuntimeError)
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="answered 500"):
+                    await pool.post_to(pool.servers, "/start_weight_update")
+            await pool.close()
+
+    asyncio.run(story())
