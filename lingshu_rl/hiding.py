@@ -1,8 +1,9 @@
 """Secrets among settings: whatever is printed, stored or said has them hidden.
 
-A setting is secret by its name (a password, a key, a token of access), by where it stands (the environment of a process,
-of which only what engines are known to be tuned by is shown), or by its look (a URL with a password or a signature, a key of a
-known form). Hiding too much costs a reader a look into his own file; hiding too little cannot be taken back.
+A setting is secret by its name (a password, a key, a token of access), by where it stands (the environment of a
+process, of which only what engines are known to be tuned by is shown), or by its look (a URL with a password or a
+signature, a key of a known form). Hiding too much costs a reader a look into his own file; hiding too little cannot be
+taken back.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ HIDDEN = "(hidden)"
 ENVIRONMENTS = {"env", "env_vars", "environment", "environ"}  # mappings of a process's variables
 # Variables that tune engines; any other may hold anything.
 _TUNING = re.compile(r"(VLLM|OMP|MKL|KMP|CUDA|NCCL|GLOO|UCX|TORCH|PYTORCH|TRITON|RAY|TOKENIZERS|HF_HUB)_[A-Z0-9_]+")
-_SECRET_WORDS = {
-    *("password", "passwd", "passphrase", "pwd", "secret", "secrets", "token", "credential", "credentials", "authorization"),
-    *("auth", "cookie", "bearer", "apikey", "pat", "signature", "sig", "login", "netrc"),
-}  # fmt: skip
-_KEYS_OF = {"api", "access", "secret", "private", "account", "auth", "encryption", "signing", "master", "ssh", "license", "subscription", "session"}  # fmt: skip
+_SECRET_WORDS = set(
+    "password passwd passphrase pwd secret secrets token credential credentials authorization auth cookie bearer apikey pat "
+    "signature sig login netrc".split()
+)
+_KEYS_OF = set(
+    "api access secret private account auth encryption signing master ssh license subscription session".split()
+)
 _FORMS = re.compile(
     r"\b(?:(?:sk|pk|rk)[-_][\w-]{12,}|hf_\w{12,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{12,}|xox[a-z]-[\w-]{8,}"
     r"|A[KS]IA[0-9A-Z]{12,}|AIza[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*)|(?<=[Bb]earer )\S+|(?<=[Bb]asic )[\w+/=]{8,}"
@@ -30,7 +33,8 @@ _URL = re.compile(r"\b[a-zA-Z][\w+.-]*://[^\s'\"<>]+")
 
 
 def without_secrets(node: Any, name: str = "", *, environment: bool = False) -> Any:
-    """The same tree of mappings, lists and values with its secrets replaced by HIDDEN. name: the key that it stands under."""
+    """The same tree of mappings, lists and values with its secrets replaced by HIDDEN. name: the key that it stands
+    under."""
     if isinstance(node, Mapping):
         inside = name.lower() in ENVIRONMENTS
         return {key: without_secrets(value, str(key), environment=inside) for key, value in node.items()}

@@ -51,7 +51,11 @@ _OPTION_COLUMN = re.compile(r"(?:(?:option|choice|opt|op)[ _]?)?([a-jA-J])", re.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    look = parser.add_subparsers(required=True).add_parser("look", help="what a source holds and how it would be read", epilog="keys of the source are given as key=value: where='q_lang == en' map.answer=label")  # fmt: skip
+    look = parser.add_subparsers(required=True).add_parser(
+        "look",
+        help="what a source holds and how it would be read",
+        epilog="keys of the source are given as key=value: where='q_lang == en' map.answer=label",
+    )
     look.add_argument("path", help="as data.train: a file, a folder, a pattern of files, a Hub id, each with :SPLIT")
     look.add_argument("--format", default="", help="a preset (docs/data.md); default: guessed")
     look.add_argument("--rows", type=int, default=10, help="rows that are shown")
@@ -121,7 +125,11 @@ def settled(source: Source, records: Sequence[Mapping[str, Any]]) -> Source:
     columns = guessed_map(records)
     report = next((text for column, text in REPORTS.items() if not is_missing(records[0].get(column))), "")
     if report and "answer" not in columns:
-        return replace(source, map={**columns, "answer": report}, values={"question": "Write the report.", "kind": "report", **source.values})  # fmt: skip
+        return replace(
+            source,
+            map={**columns, "answer": report},
+            values={"question": "Write the report.", "kind": "report", **source.values},
+        )
     return replace(source, map=columns)
 
 
@@ -193,7 +201,11 @@ def shown(prompt: Prompt) -> Iterator[str]:
     sizes = ", ".join("{} x {}".format(*picture.size) for picture in prompt.images)
     yield f"# {prompt.id}: {prompt.kind}, {f'images of {sizes}' if sizes else 'no image'}"
     for message in prompt.messages:
-        parts = [{"type": "text", "text": message["content"]}] if isinstance(message["content"], str) else message["content"]  # fmt: skip
+        parts = (
+            [{"type": "text", "text": message["content"]}]
+            if isinstance(message["content"], str)
+            else message["content"]
+        )
         text = " ".join(part.get("text", "<image>") for part in parts)
         yield f"  {message['role']}: " + text.replace("\n", "\n    ")
     yield f"  gold: {prompt.gold!r}" + (f"   meta: {dict(prompt.meta)}" if prompt.meta else "")

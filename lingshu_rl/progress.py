@@ -1,4 +1,5 @@
-"""What a person sees while a run goes on: a live bar on a terminal, plain lines in a log; plus accelerate's trackers."""
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines in a log; plus accelerate's
+trackers."""
 
 from __future__ import annotations
 
@@ -30,7 +31,13 @@ class Progress:
         """Begin a counted phase; `step` advances it."""
         self.stop()
         if not self.quiet and self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
             self.bar = Bar(*columns, console=self.console)
             self.task = self.bar.add_task(title, total=total, completed=done, note="")
             self.bar.start()

@@ -1,13 +1,15 @@
-"""Staged supervised fine-tuning: TRL's SFTTrainer once a stage, each on other rows, other parts and other learning rates.
+"""Staged supervised fine-tuning: TRL's SFTTrainer once a stage, each on other rows, other parts and other learning
+rates.
 
     shallow alignment -> deep alignment -> instruction tuning, then RL (train.py)
 
-A stage trains the parts that its `lr` names (vision, projector, language); the others are frozen. It starts from the model
-of the stage before, ends with an ordinary Hugging Face folder, and is measured on held-out questions by the rewards.
+A stage trains the parts that its `lr` names (vision, projector, language); the others are frozen. It starts from the
+model of the stage before, ends with an ordinary Hugging Face folder, and is measured on held-out questions by the
+rewards.
 
     DIR/<stage>/model/          the model after the stage          DIR/<stage>/metrics.jsonl   TRL's log
-    DIR/<stage>/checkpoints/    while it runs                      DIR/eval/<stage>.jsonl      graded questions ("start" first)
-    DIR/summary.json table.md   accuracy and gain by stage, with intervals
+    DIR/<stage>/checkpoints/    while it runs                      DIR/eval/<stage>.jsonl      graded questions ("start"
+    first) DIR/summary.json table.md   accuracy and gain by stage, with intervals
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ START = "start"  # the name under which the model before the first stage is meas
 
 # Names of modules in transformers' vision-language models. The projector often lies inside the vision tower, so it is
 # asked for first.
-_PROJECTOR = {"embed_vision", "merger", "deepstack_merger_list", "merger_list", "multi_modal_projector", "mm_projector", "connector", "aligner"}  # fmt: skip
+_PROJECTOR = set(
+    "embed_vision merger deepstack_merger_list merger_list multi_modal_projector mm_projector connector aligner".split()
+)
 _VISION = {"visual", "vision_tower", "vision_model", "vision_encoder", "vision_embed_tokens", "vpm"}
 _LANGUAGE = {"language_model", "lm_head", "embed_tokens", "text_model"}
 
@@ -109,24 +113,24 @@ class SftConfig:
 
 
 # What the stage decides itself.
-OWN = {
-    "output_dir",
-    "learning_rate",
-    "seed",
-    "packing",
-    "optim",
-    "optim_args",
-    "save_strategy",
-    "resume_from_checkpoint",
-    "completion_only_loss",
-    "remove_unused_columns",
-    "dataset_kwargs",
-}
+OWN = set(
+    "output_dir learning_rate seed packing optim optim_args save_strategy resume_from_checkpoint completion_only_loss "
+    "remove_unused_columns dataset_kwargs".split()
+)
 DEFAULTS: dict[str, Any] = {
-    "per_device_train_batch_size": 8, "num_train_epochs": 1, "lr_scheduler_type": "cosine", "warmup_steps": 100, "save_steps": 500,
-    "save_total_limit": 2, "logging_steps": 10, "max_length": None, "report_to": "none", "disable_tqdm": True,
-    "gradient_checkpointing": False, "dataloader_drop_last": False,
-}  # fmt: skip
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 1,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 100,
+    "save_steps": 500,
+    "save_total_limit": 2,
+    "logging_steps": 10,
+    "max_length": None,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+    "dataloader_drop_last": False,
+}
 
 
 def load_sft_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SftConfig:
@@ -214,7 +218,22 @@ def _run_stages(
     if test:
         measure(config, START, model, before, test, folder, progress)
     for name, stage in stages.items():
-        key = text_hash([before, asdict(stage), config.trainer, config.optimizer, config.optimizer_args, config.seed, config.dtype, config.system, config.too_long, config.parts, asdict(config.budget), [_source_hash(s) for s in sources_of(stage.data)]])  # fmt: skip
+        key = text_hash(
+            [
+                before,
+                asdict(stage),
+                config.trainer,
+                config.optimizer,
+                config.optimizer_args,
+                config.seed,
+                config.dtype,
+                config.system,
+                config.too_long,
+                config.parts,
+                asdict(config.budget),
+                [_source_hash(s) for s in sources_of(stage.data)],
+            ]
+        )
         model = train_stage(config, name, stage, model, key, folder / name, progress)
         before = key
         if test:
@@ -237,7 +256,8 @@ def train_stage(
     known = json.loads((folder / "stage.json").read_text()) if (folder / "stage.json").exists() else None
     if known is not None and known["key"] != key:
         raise ConfigError(
-            f"{folder} holds this stage with another start, other data or other settings; give another dir, or resume=never "
+            f"{folder} holds this stage with another start, other data or other settings; give another dir, or "
+            f"resume=never "
             "(the old folder is kept aside)"
         )
     if (folder / "done.json").exists():
@@ -248,7 +268,8 @@ def train_stage(
     arguments = sft_arguments(config, stage, folder, state.device.type == "cuda")
     checkpoint = newest_checkpoint(folder / "checkpoints")
     # transformers' own resume leaves the weights of a vision-language model as they are, without a word: its checkpoint
-    # names them otherwise than the module does. So the model is loaded from the checkpoint (DeepSpeed loads its own form).
+    # names them otherwise than the module does. So the model is loaded from the checkpoint (DeepSpeed loads its own
+    # form).
     begin = str(checkpoint) if checkpoint is not None and not arguments.deepspeed else start
     examples = stage_examples(config, name, stage, PromptEncoder(begin), begin)
     trainer = build_trainer(config, name, stage, begin, examples, arguments, progress)
@@ -362,14 +383,19 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def sft_arguments(config: SftConfig, stage: StageConfig, folder: Path, on_gpu: bool) -> Any:
-    """trl.SFTConfig: ours, under the user's for all stages, under the stage's own. Raises ConfigError for an unknown name."""
+    """trl.SFTConfig: ours, under the user's for all stages, under the stage's own. Raises ConfigError for an unknown
+    name."""
     from trl import SFTConfig
 
     given = {**DEFAULTS, "bf16": on_gpu, "use_cpu": not on_gpu, **config.trainer, **stage.trainer}
     own = {
-        "output_dir": str(folder / "checkpoints"), "learning_rate": max(stage.lr.values()), "seed": config.seed,
-        "save_strategy": "steps", "completion_only_loss": True, "remove_unused_columns": False,
-    }  # fmt: skip
+        "output_dir": str(folder / "checkpoints"),
+        "learning_rate": max(stage.lr.values()),
+        "seed": config.seed,
+        "save_strategy": "steps",
+        "completion_only_loss": True,
+        "remove_unused_columns": False,
+    }
     try:
         return SFTConfig(**{**given, **own})
     except (TypeError, ValueError) as error:
@@ -401,7 +427,9 @@ def part_of(name: str, given: Mapping[str, Sequence[str]] | None = None, sees: b
             return part
     if not sees:
         return "language"
-    raise ConfigError(f"the parameter {name} belongs to no known part; name its prefix under parts.vision, projector or language")  # fmt: skip
+    raise ConfigError(
+        f"the parameter {name} belongs to no known part; name its prefix under parts.vision, projector or language"
+    )
 
 
 def parameters_by_part(
@@ -514,7 +542,8 @@ def decide_packing(name: str, stage: StageConfig, sees: bool, model: Any, argume
 
 
 def packing_fault(model: Any) -> str:
-    """Why rows packed into one would see each other, or "". Tried out: the second of two rows alone and behind the first."""
+    """Why rows packed into one would see each other, or "". Tried out: the second of two rows alone and behind the
+    first."""
     import torch
 
     attention = model.config._attn_implementation or ""
@@ -542,7 +571,8 @@ def packing_fault(model: Any) -> str:
 def measure(
     config: SftConfig, name: str, model: str, key: str, prompts: Sequence[Prompt], folder: Path, progress: Progress
 ) -> None:
-    """Answer the held-out questions greedily and grade them into eval/<name>.jsonl, once for each state of the model."""
+    """Answer the held-out questions greedily and grade them into eval/<name>.jsonl, once for each state of the
+    model."""
     import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object
@@ -564,12 +594,22 @@ def measure(
     )
     rows = [
         {
-            "id": p.id, "kind": p.kind, "task": str(p.meta.get("task", "")), "modality": str(p.meta.get("modality", "")),
-            "image": image_name(p.images), "question": p.text, "options": list(p.options), "gold": p.gold,
-            "completion": text, "value": r.value, "status": r.status, "parsed": r.parsed, "reason": r.reason,
+            "id": p.id,
+            "kind": p.kind,
+            "task": str(p.meta.get("task", "")),
+            "modality": str(p.meta.get("modality", "")),
+            "image": image_name(p.images),
+            "question": p.text,
+            "options": list(p.options),
+            "gold": p.gold,
+            "completion": text,
+            "value": r.value,
+            "status": r.status,
+            "parsed": r.parsed,
+            "reason": r.reason,
         }
         for p, (text, _), r in zip(own, answers, results, strict=True)
-    ]  # fmt: skip
+    ]
     if state.num_processes > 1:
         place = {p.id: n for n, p in enumerate(prompts)}
         rows = sorted(gather_object(rows), key=lambda row: place[row["id"]])
@@ -594,9 +634,12 @@ def answer(
     pad = encoder.tokenizer.pad_token_id
     # A fresh one: a model's own may hold a repetition penalty, which is no part of greedy decoding.
     plan = GenerationConfig(
-        max_new_tokens=max_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=min(ends) if pad is None else pad,
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=sorted(ends),
+        pad_token_id=min(ends) if pad is None else pad,
         suppress_tokens=list(model_spec(model.config).placeholder_ids) or None,
-    )  # fmt: skip
+    )
     out: dict[int, tuple[str, bool]] = {}
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n].images))
     while order:
@@ -610,7 +653,10 @@ def answer(
             inputs = encoder.processor(text=texts, images=images, **plain)
         else:
             inputs = encoder.tokenizer(texts, **plain)
-        inputs = {k: v.to(model.device, model.dtype) if v.is_floating_point() else v.to(model.device) for k, v in inputs.items()}  # fmt: skip
+        inputs = {
+            k: v.to(model.device, model.dtype) if v.is_floating_point() else v.to(model.device)
+            for k, v in inputs.items()
+        }
         with torch.no_grad():
             made = model.generate(**inputs, generation_config=plan)[:, inputs["input_ids"].shape[1] :]
         for n, row in zip(chosen, made.tolist(), strict=True):
@@ -644,8 +690,10 @@ def score_row(name: str, graded: Sequence[Mapping[str, Any]], before: Sequence[M
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown for people."""
-    lines = ["| stage | held-out accuracy (95 % interval) | gain over the stage before, points | blank image | questions |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| stage | held-out accuracy (95 % interval) | gain over the stage before, points | blank image | questions |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
         gain = row.get("gain")
         said = f"{gain['points']:+.1f} ({gain['ci95'][0]:+.1f} to {gain['ci95'][1]:+.1f})" if gain else ""
@@ -689,7 +737,8 @@ def _model_hash(model: str) -> str:
 
 
 def _source_hash(source: Source) -> str:
-    """Of a file's content; of a demo split, the code that makes it; of anything else, its name; and of how it is read."""
+    """Of a file's content; of a demo split, the code that makes it; of anything else, its name; and of how it is
+    read."""
     path = Path(source.path).expanduser()
     if is_demo(source.path):
         from lingshu_rl.demo.build import version

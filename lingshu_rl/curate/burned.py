@@ -20,8 +20,8 @@ MIN_GLYPHS = 5  # characters in one line
 
 @dataclass(frozen=True)
 class BurnedText:
-    """Look for lines of characters in the four corners. action: "drop" the row, "mask" those corners black in a copy, or
-    "flag" them in meta.burned_text. A heuristic: it finds bright printed text on a darker, even ground.
+    """Look for lines of characters in the four corners. action: "drop" the row, "mask" those corners black in a copy,
+    or "flag" them in meta.burned_text. A heuristic: it finds bright printed text on a darker, even ground.
     """
 
     name: ClassVar[str] = "burned_text"
@@ -81,10 +81,12 @@ def text_corners(grey: np.ndarray) -> list[str]:
 
 
 def has_text_line(corner: np.ndarray, side: int) -> bool:
-    """Whether at least MIN_GLYPHS bright pieces of one height stand side by side. side: of the whole picture, in pixels."""
+    """Whether at least MIN_GLYPHS bright pieces of one height stand side by side. side: of the whole picture, in
+    pixels."""
     import cv2
 
-    # Strokes are thin: what an opening wider than a stroke takes away. Anatomy's edges are soft and stay below the level.
+    # Strokes are thin: what an opening wider than a stroke takes away. Anatomy's edges are soft and stay below the
+    # level.
     stroke = max(3, round(side / 60) | 1)
     thin = cv2.morphologyEx(corner, cv2.MORPH_TOPHAT, cv2.getStructuringElement(cv2.MORPH_RECT, (stroke, stroke)))
     bright = (thin > 70).astype(np.uint8)

@@ -25,11 +25,30 @@ from lingshu_rl.curate.scans import (
 from lingshu_rl.curate.scrub import scrub
 
 # Attributes that may become text of a row; everything else stays in the file.
-TEXT_ATTRIBUTES = ("Modality", "BodyPartExamined", "ViewPosition", "Laterality", "ImageLaterality", "StudyDescription",
-                   "SeriesDescription", "ProtocolName", "ContrastBolusAgent", "PatientSex", "ImageComments")  # fmt: skip
-MODALITIES = {"CR": "X-ray", "DX": "X-ray", "RG": "X-ray", "XA": "X-ray angiography", "RF": "fluoroscopy", "CT": "CT", "MR": "MRI",
-              "US": "ultrasound", "IVUS": "ultrasound", "MG": "mammography", "NM": "nuclear medicine", "PT": "PET", "OP": "fundus",
-              "OPT": "OCT", "ES": "endoscopy", "SM": "histopathology", "GM": "microscopy", "XC": "photograph"}  # fmt: skip
+TEXT_ATTRIBUTES = tuple(
+    "Modality BodyPartExamined ViewPosition Laterality ImageLaterality StudyDescription SeriesDescription "
+    "ProtocolName ContrastBolusAgent PatientSex ImageComments".split()
+)
+MODALITIES = {
+    "CR": "X-ray",
+    "DX": "X-ray",
+    "RG": "X-ray",
+    "XA": "X-ray angiography",
+    "RF": "fluoroscopy",
+    "CT": "CT",
+    "MR": "MRI",
+    "US": "ultrasound",
+    "IVUS": "ultrasound",
+    "MG": "mammography",
+    "NM": "nuclear medicine",
+    "PT": "PET",
+    "OP": "fundus",
+    "OPT": "OCT",
+    "ES": "endoscopy",
+    "SM": "histopathology",
+    "GM": "microscopy",
+    "XC": "photograph",
+}
 # Functional groups of enhanced files whose attributes stand at the top of older ones.
 GREY_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
 # Of a frame of more bytes one in RATIO must be in the file; only what is empty or flat is compressed further.
@@ -312,10 +331,10 @@ def _secrets(data: Any) -> set[str]:
     """Words of the header that name a person, a place, a number or a day."""
     found: set[str] = set()
     for element in data.iterall():
-        if element.VR in ("PN", "DA", "DT") or element.keyword in (
-            "PatientID", "AccessionNumber", "StudyID", "OtherPatientIDs", "InstitutionName", "InstitutionAddress", "StationName",
-            "PatientAddress", "PatientTelephoneNumbers", "DeviceSerialNumber",
-        ):  # fmt: skip
+        if element.VR in ("PN", "DA", "DT") or element.keyword in tuple(
+            "PatientID AccessionNumber StudyID OtherPatientIDs InstitutionName InstitutionAddress StationName "
+            "PatientAddress PatientTelephoneNumbers DeviceSerialNumber".split()
+        ):
             text = str(element.value or "")
             pieces = re.split(r"[\^\s,=\\]+", text) if element.VR == "PN" else [text.strip()]
             found.update(piece for piece in pieces if len(piece) > 2)

@@ -15,10 +15,11 @@ from rewards.chat import Answer, Endpoint, Refused
 class Difficulty:
     """Sample k answers a row from a running policy and keep the rows that it sometimes solves.
 
-    url: vLLM or any OpenAI-compatible server, up to /v1. keep: fewest and most passes of k, inclusive; [] keeps 1 to k-1;
-    where some rollouts could not be judged the limits hold for the share. pass_value: reward from which on an answer is
-    right. rewards: a spec as in the training config, the same graders by default. instruction: see data.instruction.
-    Sets meta.pass_rate, meta.rollouts (judged) and meta.pass_rate_policy, which the trainer's curriculum reads.
+    url: vLLM or any OpenAI-compatible server, up to /v1. keep: fewest and most passes of k, inclusive; [] keeps 1 to
+    k-1; where some rollouts could not be judged the limits hold for the share. pass_value: reward from which on an
+    answer is right. rewards: a spec as in the training config, the same graders by default. instruction: see
+    data.instruction. Sets meta.pass_rate, meta.rollouts (judged) and meta.pass_rate_policy, which the trainer's
+    curriculum reads.
     """
 
     name: ClassVar[str] = "difficulty"
@@ -58,8 +59,13 @@ class Difficulty:
         from rewards.compose import DEFAULT_SPEC, build
 
         reward = build(self.rewards or DEFAULT_SPEC)
-        endpoint = Endpoint(self.url, context.cache / "answers.sqlite", key_env=self.key_env, timeout_s=self.timeout_s,
-                            concurrency=self.concurrency)  # fmt: skip
+        endpoint = Endpoint(
+            self.url,
+            context.cache / "answers.sqlite",
+            key_env=self.key_env,
+            timeout_s=self.timeout_s,
+            concurrency=self.concurrency,
+        )
 
         def ask(item: Item) -> list[Answer] | str | UnreadablePicture:
             """The rollouts, or why the label cannot be judged or a picture not be read."""

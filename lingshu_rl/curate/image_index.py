@@ -156,7 +156,8 @@ def _try_features(image: str | bytes) -> Features | ImageError:
 
 @dataclass(frozen=True)
 class Match:
-    """owner: what the matching picture was added under. how: "exact" (bytes or pixels) or "near". score: 1.0 if exact."""
+    """owner: what the matching picture was added under. how: "exact" (bytes or pixels) or "near". score: 1.0 if
+    exact."""
 
     owner: str
     how: str

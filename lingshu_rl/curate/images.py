@@ -1,7 +1,7 @@
 """What makes two pictures the same one: a perceptual hash finds candidates, an alignment of the pixels decides.
 
-A 64-bit hash alone cannot tell a re-saved chest X-ray from the next film of the same patient. Here the hash only proposes:
-a pair counts as near duplicate when, after a small affine alignment, the fine structure of both correlates.
+A 64-bit hash alone cannot tell a re-saved chest X-ray from the next film of the same patient. Here the hash only
+proposes: a pair counts as near duplicate when, after a small affine alignment, the fine structure of both correlates.
 Mirror images are different pictures (left and right matter), so they are never matched.
 """
 
@@ -53,8 +53,8 @@ CUT = 0.045  # share of a side that a one-sided cut takes in VARIANTS; half and 
 class Variant:
     """How a query is changed before it is hashed, so that its twin is near whichever way one of them was changed.
 
-    turn: degrees. zoom: about the centre. cut: shares of (left, top, right, bottom) that the picture has lost against its
-    twin; below 0 what the twin has lost against it.
+    turn: degrees. zoom: about the centre. cut: shares of (left, top, right, bottom) that the picture has lost against
+    its twin; below 0 what the twin has lost against it.
     """
 
     turn: float = 0.0
@@ -113,8 +113,8 @@ class View:
 @dataclass(frozen=True)
 class Features:
     """sha: of the file's bytes. pixels: of size, mode and decoded pixels. std: grey levels. sharpness: variance of the
-    Laplacian of the 256-pixel grey picture. views: of the whole, and of the content where bars stand at the rim: what looks
-    like a bar in one of two pictures may not in the other.
+    Laplacian of the 256-pixel grey picture. views: of the whole, and of the content where bars stand at the rim: what
+    looks like a bar in one of two pictures may not in the other.
     """
 
     sha: str
@@ -173,7 +173,8 @@ def view_boxes(grey: np.ndarray) -> list[tuple[int, int, int, int]]:
 
 
 def content_box(grey: np.ndarray) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) without bars of one grey at the rim: padding and letterboxes are no part of a picture."""
+    """(left, top, right, bottom) without bars of one grey at the rim: padding and letterboxes are no part of a
+    picture."""
     top, bottom = _without_bars(grey)
     left, right = _without_bars(grey.T)
     return left, top, right, bottom
@@ -207,12 +208,12 @@ def distance(a: int, b: int) -> int:
 
 
 def likeness(a: bytes, b: bytes, variant: int) -> float:
-    """Correlation in [-1, 1] of two thumbnails' fine structure after the best affine alignment; -1 where none is found, or
-    where it is not beyond doubt and some part of the picture does not agree.
+    """Correlation in [-1, 1] of two thumbnails' fine structure after the best affine alignment; -1 where none is found,
+    or where it is not beyond doubt and some part of the picture does not agree.
 
     variant: index into VARIANTS from which the alignment starts. The alignment is the enhanced correlation coefficient
-    (Evangelidis and Psarakis 2008, as in OpenCV); the score leaves out a rim and everything coarser than 4 pixels, in which
-    all chest films agree.
+    (Evangelidis and Psarakis 2008, as in OpenCV); the score leaves out a rim and everything coarser than 4 pixels, in
+    which all chest films agree.
     """
     import cv2
 
@@ -241,7 +242,8 @@ def likeness(a: bytes, b: bytes, variant: int) -> float:
 
 
 def _parts_agree(a: np.ndarray, b: np.ndarray, seen: np.ndarray) -> bool:
-    """Whether the worst fifth of all parts still correlates: the next film of a patient differs in a few places only."""
+    """Whether the worst fifth of all parts still correlates: the next film of a patient differs in a few places
+    only."""
     least = PLAIN * float(b[seen].std())
     found = []
     for top in range(0, len(a) - PART + 1, PART):

@@ -95,8 +95,14 @@ class Dropped:
         return cls(item.source, item.place, item.row, reason, detail)
 
     def line(self) -> str:
-        told = {"id": (self.row or {}).get("id"), "source": self.source, "place": self.place, "reason": self.reason,
-                "detail": self.detail, "row": self.row}  # fmt: skip
+        told = {
+            "id": (self.row or {}).get("id"),
+            "source": self.source,
+            "place": self.place,
+            "reason": self.reason,
+            "detail": self.detail,
+            "row": self.row,
+        }
         return json.dumps(told, ensure_ascii=False) + "\n"
 
 
@@ -116,8 +122,8 @@ class Stage:
 class Context:
     """What steps may use. folder: the step's own scratch folder, emptied before it runs. cache: survives kills.
 
-    notes: what the step wants to report beside its counts. looked: to be told of every file that the step reads beside its
-    rows and their pictures; when one changes, or appears, the step runs again.
+    notes: what the step wants to report beside its counts. looked: to be told of every file that the step reads beside
+    its rows and their pictures; when one changes, or appears, the step runs again.
     """
 
     store: FeatureStore

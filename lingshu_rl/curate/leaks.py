@@ -1,4 +1,5 @@
-"""What two sets share: pictures (exact copies and near duplicates), patients and texts. The same search decontaminates."""
+"""What two sets share: pictures (exact copies and near duplicates), patients and texts. The same search
+decontaminates."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ MIN_WORDS = 4  # a text of fewer words ("What is this?") says nothing
 
 @dataclass(frozen=True)
 class Limits:
-    """distance, score: of near-duplicate pictures; threshold: Jaccard index of near-duplicate texts (see the indexes)."""
+    """distance, score: of near-duplicate pictures; threshold: Jaccard index of near-duplicate texts (see the
+    indexes)."""
 
     distance: int = 7
     score: float = SCORE
@@ -48,8 +50,8 @@ class Hit:
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """What the text comparison sees: a report or caption by itself, else question, options (in any order the same) and an
-    open answer.
+    """What the text comparison sees: a report or caption by itself, else question, options (in any order the same) and
+    an open answer.
     """
     answer = str(row.get("answer") or "")
     if row.get("kind") == "report":
@@ -80,7 +82,10 @@ class Reference:
         self.images = ImageIndex(folder / "images.sqlite", limits.distance, limits.score)
         self.texts = TextIndex(folder / "texts.sqlite", limits.threshold, limits.guard)
         self.facts = open_database(folder / "facts.sqlite", scratch=True)
-        self.facts.execute("CREATE TABLE facts (kind TEXT, value TEXT, owner TEXT, pictures INTEGER, PRIMARY KEY (kind, value)) WITHOUT ROWID")  # fmt: skip
+        self.facts.execute(
+            "CREATE TABLE facts (kind TEXT, value TEXT, owner TEXT, pictures INTEGER, PRIMARY KEY (kind, value)) "
+            "WITHOUT ROWID"
+        )
 
     def add(self, row: Mapping[str, Any], found: Iterable[tuple[str | bytes, Features | Exception]]) -> None:
         """found: the row's images with their features."""
@@ -149,7 +154,9 @@ def with_features(
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def find_leaks(train: Source, test: Source, folder: Path, limits: Limits, progress: Progress, clean: Path | None) -> dict[str, Any]:  # fmt: skip
+def find_leaks(
+    train: Source, test: Source, folder: Path, limits: Limits, progress: Progress, clean: Path | None
+) -> dict[str, Any]:
     """Compare both ways: how much of the test set is in the training set, and which training rows to leave out for it.
 
     Counts are of distinct test pictures, distinct patients and test rows. `clean`: the training rows without certain
@@ -197,7 +204,8 @@ def find_leaks(train: Source, test: Source, folder: Path, limits: Limits, progre
             entry = {"test_row": str(row["id"]), "train_row": hit.other}
             if hit.kind == "image":
                 picture = next(f for i, f in features.items() if _name(i, f) == hit.what)
-                images.setdefault(picture.sha, {"image": hit.what, **entry, "how": hit.detail})  # type: ignore[union-attr]
+                # type: ignore[union-attr]
+                images.setdefault(picture.sha, {"image": hit.what, **entry, "how": hit.detail})
             elif hit.kind == "patient":
                 patients.setdefault(hit.what, {"patient": hit.what, **entry})
             else:
@@ -234,13 +242,18 @@ def find_leaks(train: Source, test: Source, folder: Path, limits: Limits, progre
         "train_rows_leaking": dropped,
         "train_rows_leaking_by": reasons,
         "train_rows_clean": kept,
-        "limits": {"distance": limits.distance, "score": limits.score, "threshold": limits.threshold, "guard": limits.guard},
+        "limits": {
+            "distance": limits.distance,
+            "score": limits.score,
+            "threshold": limits.threshold,
+            "guard": limits.guard,
+        },
         "faulty_rows": faulty,
         "unreadable_images": unreadable,
         "images": list(images.values()),
         "patients": list(patients.values()),
         "texts": texts,
-    }  # fmt: skip
+    }
 
 
 def _name(image: str | bytes, picture: Features | Exception) -> str:
@@ -269,7 +282,12 @@ def add_leaks_parser(commands: Any) -> None:
     parser.add_argument(
         "--clean", type=Path, metavar="FILE", help="write the training rows that share nothing, as JSONL"
     )
-    parser.add_argument("--distance", type=int, default=7, help="bits of 64 in which near-duplicate pictures' hashes may differ; 0: exact copies only (default: 7)")  # fmt: skip
+    parser.add_argument(
+        "--distance",
+        type=int,
+        default=7,
+        help="bits of 64 in which near-duplicate pictures' hashes may differ; 0: exact copies only (default: 7)",
+    )
     parser.add_argument(
         "--threshold", type=float, default=0.6, help="Jaccard index of near-duplicate texts (default: 0.6)"
     )
@@ -307,13 +325,17 @@ def leaks_table(report: Mapping[str, Any]) -> str:
     lines = [
         f"shared images          {report['shared_images']:>8,}  (distinct pictures of the test set)",
         f"shared patients        {report['shared_patients']:>8,}",
-        f"near-duplicate texts   {report['near_duplicate_texts']:>8,}  of {report['test_rows']:,} test rows; {report['near_duplicate_texts_certain']:,} of them without pictures on one side",
+        f"near-duplicate texts   {report['near_duplicate_texts']:>8,}  of {report['test_rows']:,} test rows; "
+        f"{report['near_duplicate_texts_certain']:,} of them without pictures on one side",
         f"training rows to drop  {report['train_rows_leaking']:>8,}  of {report['train_rows']:,}  "
         + ", ".join(f"{kind} {n:,}" for kind, n in report["train_rows_leaking_by"].items()),
     ]
     if report["faulty_rows"]:
         first = report["faulty_rows"][0]
-        lines.append(f"faulty rows            {len(report['faulty_rows']):>8,}  compared as far as they go, the first: {first['set']} {first['place']}: {first['detail']}")  # fmt: skip
+        lines.append(
+            f"faulty rows            {len(report['faulty_rows']):>8,}  compared as far as they go, the first: "
+            f"{first['set']} {first['place']}: {first['detail']}"
+        )
     if report["unreadable_images"]:
         first_image = next(iter(report["unreadable_images"].items()))
         lines.append(

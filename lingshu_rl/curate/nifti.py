@@ -27,10 +27,10 @@ MOST_VOXELS = 1 << 30  # of a volume: 4 GB as it is computed with
 LEAST_MM, MOST_MM = 1e-5, 1e4  # a voxel's side
 # Words of file and folder names that say which sequence, visit or part it is, not whose.
 _SAME_PATIENT = """
-t1 t1w t1c t1ce t1gd t1n t1km t2 t2w t2f t2star t2flair flair dwi adc swi pd pdw asl bold cbf cbv mra mrv mri mr ct cta cect pet suv
-fdg us seg mask label labels segmentation image images imaging img imagestr imagests labelstr labelsts volume vol scan anat func
-fmap perf pre post contrast arterial venous portal delayed nc axial coronal sagittal baseline followup nii brain bet n4 mni space
-reg orig raw data train test val training validation left right
+t1 t1w t1c t1ce t1gd t1n t1km t2 t2w t2f t2star t2flair flair dwi adc swi pd pdw asl bold cbf cbv mra mrv mri mr ct
+cta cect pet suv fdg us seg mask label labels segmentation image images imaging img imagestr imagests labelstr
+labelsts volume vol scan anat func fmap perf pre post contrast arterial venous portal delayed nc axial coronal
+sagittal baseline followup nii brain bet n4 mni space reg orig raw data train test val training validation left right
 """
 SAME_PATIENT = frozenset(_SAME_PATIENT.split())
 _VISIT = re.compile(r"(?:ses|session|visit|scan|run|acq|rec|echo|series|time|tp|week|month|year|day)\d*")
@@ -114,8 +114,12 @@ def read_nifti(file: Path, options: ScanOptions, place: str) -> Iterator[Picture
         picture = section.T[::-1, ::-1]
         grey = scaled(picture.astype(np.float64), low, high)
         upright = square(grey, spacing[row_axis], spacing[column_axis])
-        facts = {"patient_id": pseudonym(patient), "plane": options.plane, "position": index,
-                 "mm_per_pixel": round(min(spacing[row_axis], spacing[column_axis]), 5)}  # fmt: skip
+        facts = {
+            "patient_id": pseudonym(patient),
+            "plane": options.plane,
+            "position": index,
+            "mm_per_pixel": round(min(spacing[row_axis], spacing[column_axis]), 5),
+        }
         taken += 1
         yield Picture(f":slice {index}", encoded(upright), {"id": f"{name}-{options.plane}-{index}"}, facts)
     if not taken:

@@ -1,8 +1,9 @@
 """The curation pipeline: a YAML file of sources and steps, run as one pass over files a step.
 
-Every step reads the file that the step before it wrote and writes its own, first aside and renamed when whole. A step whose
-parameters, code and input (pictures too) are those of a finished one is not run again, so a killed run goes on at the step it was in, and
-gives the same files. Memory holds one row, the picture in work and bounded caches, whatever the number of rows.
+Every step reads the file that the step before it wrote and writes its own, first aside and renamed when whole. A step
+whose parameters, code and input (pictures too) are those of a finished one is not run again, so a killed run goes on at
+the step it was in, and gives the same files. Memory holds one row, the picture in work and bounded caches, whatever the
+number of rows.
 """
 
 from __future__ import annotations
@@ -53,9 +54,22 @@ SAY_EVERY = 50_000  # rows between two lines of a step in a log
 
 STEPS: Mapping[str, type] = {
     step.name: step
-    for step in (Quality, BurnedText, DedupImages, CaptionLength, DedupText, Deidentify, Tag, Rewrite, Decontaminate,
-                 Balance, ShuffleOptions, Difficulty, Split)
-}  # fmt: skip
+    for step in (
+        Quality,
+        BurnedText,
+        DedupImages,
+        CaptionLength,
+        DedupText,
+        Deidentify,
+        Tag,
+        Rewrite,
+        Decontaminate,
+        Balance,
+        ShuffleOptions,
+        Difficulty,
+        Split,
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -130,8 +144,11 @@ def _build(kind: Any, values: Any, where: str) -> Any:
             raise ConfigError(
                 f"{where}: unknown key {key!r}{_nearest(str(key), fields)}; there are {', '.join(fields)}"
             )
-    missing = [f.name for f in dataclasses.fields(kind)
-               if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values]  # fmt: skip
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
+    ]
     if missing:
         raise ConfigError(f"{where}: {missing[0]!r} is missing")
     try:
@@ -268,8 +285,13 @@ def _read(sources: Iterable[Source], work: Path, keep: Any, looked: Watch) -> It
 
 
 def _write(
-    name: str, results: Iterable[Item | Dropped], files: Files, notes: dict[str, Any], total: int | None, progress: Progress
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    results: Iterable[Item | Dropped],
+    files: Files,
+    notes: dict[str, Any],
+    total: int | None,
+    progress: Progress,
+) -> dict[str, Any]:
     """Run a step into its files; they appear together with their final names when it is whole."""
     kept = gone = 0
     reasons: dict[str, int] = {}
@@ -299,7 +321,16 @@ def _write(
         part.replace(path)
     told = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
     progress.say(f"{name}: {kept + gone:,} rows, {kept:,} kept{f'; {told}' if told else ''}")
-    return {"step": name, "in": kept + gone, "kept": kept, "dropped": gone, "reasons": reasons, "notes": notes, "sources": sources, "seconds": round(time.monotonic() - begun, 3)}  # fmt: skip
+    return {
+        "step": name,
+        "in": kept + gone,
+        "kept": kept,
+        "dropped": gone,
+        "reasons": reasons,
+        "notes": notes,
+        "sources": sources,
+        "seconds": round(time.monotonic() - begun, 3),
+    }
 
 
 def _finish(pipeline: Pipeline, last: Stage, first: Path, reports: list[dict[str, Any]], out: Path) -> dict[str, Any]:
@@ -395,6 +426,7 @@ def describe(pipeline: Pipeline) -> str:
         f"source: {s.label} (trust {s.trust}): {s.path}" for s in sorted(pipeline.sources, key=lambda s: -s.trust)
     ]
     for step in pipeline.steps:
-        settings = ", ".join(f"{f.name}={getattr(step, f.name)!r}" for f in dataclasses.fields(step))  # type: ignore[arg-type]
+        # type: ignore[arg-type]
+        settings = ", ".join(f"{f.name}={getattr(step, f.name)!r}" for f in dataclasses.fields(step))
         lines.append(f"step: {step.name}({settings})")
     return "\n".join(lines)

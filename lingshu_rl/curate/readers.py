@@ -38,7 +38,8 @@ Looked = Callable[[Path], object]
 
 @dataclass(frozen=True)
 class Source(Reading):
-    """One set of raw records, read as any source (`data.sources.Reading`), by the usual names where no `format` is given.
+    """One set of raw records, read as any source (`data.sources.Reading`), by the usual names where no `format` is
+    given.
 
     trust: of two duplicates the one from the source with more trust stays. format: dicom and nifti too. scan: how these
     become pictures.
@@ -76,8 +77,9 @@ def read_rows(
     """The source's records as data rows in file order; a record that is no usable row comes with its reason.
 
     keep_image: what becomes of pictures that are bytes or scans (a path to store in the row, or the bytes themselves).
-    label: put the source's name in front of the ids and into meta.source. strict: rows must be fit to train on; otherwise
-    (to compare sets) whatever a record has is taken, and a row without some of its pictures comes with the reason too.
+    label: put the source's name in front of the ids and into meta.source. strict: rows must be fit to train on;
+    otherwise (to compare sets) whatever a record has is taken, and a row without some of its pictures comes with the
+    reason too.
     looked: told of every place where an image was looked for.
     Raises SourceError for the source as a whole.
     """
@@ -187,7 +189,8 @@ def _scans(path: Path, kind: str, options: ScanOptions) -> Iterator[tuple[str, A
 def _images(
     images: Sequence[Any], source: Source, folder: Path, keep_image: ImageSink, looked: Looked
 ) -> tuple[list[str | bytes], dict[str, Any], list[str]]:
-    """The row's pictures as paths or what `keep_image` made of their bytes, facts of a scan among them, what is missing."""
+    """The row's pictures as paths or what `keep_image` made of their bytes, facts of a scan among them, what is
+    missing."""
     found: list[str | bytes] = []
     facts: dict[str, Any] = {}
     missing: list[str] = []

@@ -11,29 +11,37 @@ from lingshu_rl.curate.items import Context, Dropped, Item, rank
 from rewards.chat import Answer, Endpoint, Refused
 
 INSTRUCTION = (
-    "Rewrite the reply to a medical question as neutral, general information in the third person. Keep every medical fact and "
-    "add none. Claim no identity (no doctor, no clinic, no name, no 'I'), greet nobody, and do not advertise. Where the reply "
-    "states a diagnosis for the asker, say what the signs may suggest instead. Where it prescribes a drug or a dose, say "
+    "Rewrite the reply to a medical question as neutral, general information in the third person. Keep every medical "
+    "fact and "
+    "add none. Claim no identity (no doctor, no clinic, no name, no 'I'), greet nobody, and do not advertise. Where "
+    "the reply "
+    "states a diagnosis for the asker, say what the signs may suggest instead. Where it prescribes a drug or a dose, "
+    "say "
     "what is commonly considered and that a clinician decides. Return the rewritten reply and nothing else."
 )
 # What must not be left, by name of the fault. Checked on every reply, whoever wrote it.
 FAULTS = {
     "identity": re.compile(
-        r"\bI(?:'m| am)\s+(?:Dr\b|an?\s+(?:\w+\s+){0,2}(?:doctor|physician|surgeon|nurse|specialist|\w+ologist)\b)|\bas\s+(?:your|an?)\s+(?:\w+\s+)?(?:doctor|physician)\b"
-        r"|\bmy\s+(?:clinic|patients|practice|hospital)\b|\bthis is\s+Dr\b|\bDr\.?\s+(?-i:[A-Z])[a-z]+|\bI\s+(?:have\s+)?(?:understand|read|seen|reviewed|gone through)\b.{0,40}\b(?:query|question|concern|case)",
+        r"\bI(?:'m| am)\s+(?:Dr\b|an?\s+(?:\w+\s+){0,2}(?:doctor|physician|surgeon|nurse|specialist|\w+ologist)\b)"
+        r"|\bas\s+(?:your|an?)\s+(?:\w+\s+)?(?:doctor|physician)\b"
+        r"|\bmy\s+(?:clinic|patients|practice|hospital)\b|\bthis is\s+Dr\b|\bDr\.?\s+(?-i:[A-Z])[a-z]+"
+        r"|\bI\s+(?:have\s+)?(?:understand|read|seen|reviewed|gone through)\b.{0,40}\b(?:query|question|concern|case)",
         re.IGNORECASE,
     ),
     "diagnosis": re.compile(
-        r"\byou\s+(?:definitely|certainly|clearly|surely)?\s*(?:have|are\s+suffering\s+from|have\s+got|suffer\s+from)\s+(?!to\b|any\b|been\b|had\b|a\s+question|questions|concerns?)\w+"
+        r"\byou\s+(?:definitely|certainly|clearly|surely)?\s*(?:have|are\s+suffering\s+from|have\s+got"
+        r"|suffer\s+from)\s+(?!to\b|any\b|been\b|had\b|a\s+question|questions|concerns?)\w+"
         r"|\b(?:I|we)\s+(?:can\s+)?diagnose|\byour\s+diagnosis\s+is\b|\bthis\s+is\s+(?:definitely|certainly)\b",
         re.IGNORECASE,
     ),
     "prescription": re.compile(
-        r"\b(?:I|we)\s+(?:would\s+|will\s+)?(?:prescribe|recommend|advise|suggest)\b|\b(?:take|start|use|stop)\s+(?:taking\s+|using\s+)?(?:the\s+)?(?:tablets?|capsules?|syrup|tab\.?|cap\.?|inj\.?)\b"
-        r"|\b(?:take|start)\s+[\w-]+(?:\s+[\w-]+){0,3}\s+\d+\s*(?:mg|mcg|g|ml|iu)\b|\b\d+\s*(?:mg|mcg|ml|iu)\s+(?:once|twice|thrice|daily|every|bd|tds|od|bid|tid)\b",
+        r"\b(?:I|we)\s+(?:would\s+|will\s+)?(?:prescribe|recommend|advise|suggest)\b|\b(?:take|start|use"
+        r"|stop)\s+(?:taking\s+|using\s+)?(?:the\s+)?(?:tablets?|capsules?|syrup|tab\.?|cap\.?|inj\.?)\b"
+        r"|\b(?:take|start)\s+[\w-]+(?:\s+[\w-]+){0,3}\s+\d+\s*(?:mg|mcg|g|ml|iu)\b|\b\d+\s*(?:mg|mcg|ml|iu)\s+(?:once"
+        r"|twice|thrice|daily|every|bd|tds|od|bid|tid)\b",
         re.IGNORECASE,
     ),
-}  # fmt: skip
+}
 
 
 def unsafe_parts(text: str) -> dict[str, str]:
@@ -43,7 +51,8 @@ def unsafe_parts(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """Rewrite the answers of `kinds` through a writer model. only_unsafe: leave answers alone in which the rules find nothing.
+    """Rewrite the answers of `kinds` through a writer model. only_unsafe: leave answers alone in which the rules find
+    nothing.
 
     url: of an OpenAI-compatible server, up to /v1. The old answer is kept under meta.original_answer.
     """
@@ -65,8 +74,13 @@ class Rewrite:
             raise ValueError("rewrite needs url and model of an OpenAI-compatible server")
 
     def run(self, rows: Iterable[Item], context: Context) -> Iterator[Item | Dropped]:
-        endpoint = Endpoint(self.url, context.cache / "answers.sqlite", key_env=self.key_env, timeout_s=self.timeout_s,
-                            concurrency=self.concurrency)  # fmt: skip
+        endpoint = Endpoint(
+            self.url,
+            context.cache / "answers.sqlite",
+            key_env=self.key_env,
+            timeout_s=self.timeout_s,
+            concurrency=self.concurrency,
+        )
 
         def ask(item: Item) -> Answer | None:
             answer = str(item.row["answer"])

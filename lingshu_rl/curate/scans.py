@@ -1,8 +1,9 @@
 """DICOM and NIfTI files as 8-bit pictures with spacing, without the patient.
 
-Grey values pass the modality's scale, then a window (given, the file's own, or percentiles). Pixels become square. Text comes
-from a short list of header fields only, with the patient's name, numbers and dates taken out; ids are keyed hashes of the
-header's numbers or of the file's place in its source. What a file is, its first bytes say: archives name DICOM files as they like.
+Grey values pass the modality's scale, then a window (given, the file's own, or percentiles). Pixels become square. Text
+comes from a short list of header fields only, with the patient's name, numbers and dates taken out; ids are keyed
+hashes of the header's numbers or of the file's place in its source. What a file is, its first bytes say: archives name
+DICOM files as they like.
 """
 
 from __future__ import annotations
@@ -26,16 +27,7 @@ PLANES = ("sagittal", "coronal", "axial")  # NIfTI axes in RAS+ order
 MOST_STRETCHED = 100  # a pixel's longer side over its shorter one
 TOLD = 500  # characters of a decoder's own words in a message
 FRAMES = ("middle", "first", "all")
-PICTURES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".gif",
-    ".webp",
-)  # never opened to see whether they are scans
+PICTURES = tuple(".png .jpg .jpeg .tif .tiff .bmp .gif .webp".split())  # never opened to see whether they are scans
 
 
 class ScanError(LingshuError, ValueError):
@@ -48,8 +40,8 @@ class ScanError(LingshuError, ValueError):
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """window: (centre, width) in the modality's units (Hounsfield for CT); empty: the file's own, else percentiles. It also
-    makes 8 bits of pictures that have more (16-bit PNG or TIFF), in the units of their pixels.
+    """window: (centre, width) in the modality's units (Hounsfield for CT); empty: the file's own, else percentiles. It
+    also makes 8 bits of pictures that have more (16-bit PNG or TIFF), in the units of their pixels.
 
     frames: of a multi-frame DICOM. plane, every_mm: which slices of a NIfTI volume and how far apart. min_foreground:
     smallest share of a slice above the volume's background for it to be taken. burned_in: take DICOM files whose header
@@ -110,7 +102,9 @@ def begins_as_dicom(file: Path) -> bool:
             start = data.read(132)
     except OSError:
         return False
-    return start[128:] == b"DICM" or (start[:4] in (b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x16\x00", b"\x02\x00\x00\x00"))  # fmt: skip
+    return start[128:] == b"DICM" or (
+        start[:4] in (b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x16\x00", b"\x02\x00\x00\x00")
+    )
 
 
 def scan_files(path: Path, kind: str) -> Iterable[Path]:
@@ -126,7 +120,8 @@ def scan_files(path: Path, kind: str) -> Iterable[Path]:
 def read_scan(file: Path, options: ScanOptions, place: str = "") -> Iterator[Picture]:
     """place: the file's path below its source, of which ids are made; its name by default.
 
-    Raises ScanError, whatever is wrong with the file: nothing of what it claims is reserved before it is known to be there.
+    Raises ScanError, whatever is wrong with the file: nothing of what it claims is reserved before it is known to be
+    there.
     """
     from lingshu_rl.curate.dicom import read_dicom
     from lingshu_rl.curate.nifti import read_nifti

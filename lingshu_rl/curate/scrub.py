@@ -1,7 +1,8 @@
 """Dates, record numbers, telephone numbers, addresses and names taken out of a text; measurements stay.
 
-A lab range ("0.55-4.78"), a confidence interval or a list of virus types looks much like a date, so a run of numbers is read
-as a whole: one separator, a day and a month that exist, and for a year of two digits nothing beside it that measures.
+A lab range ("0.55-4.78"), a confidence interval or a list of virus types looks much like a date, so a run of numbers is
+read as a whole: one separator, a day and a month that exist, and for a year of two digits nothing beside it that
+measures.
 """
 
 from __future__ import annotations
@@ -32,26 +33,32 @@ _RUN = re.compile(r"(?<![\w,])\d+(?:[-–/.]\d+)+(?!\w*[-–/.]?\d)(?!,\d)")
 _COMPACT = re.compile(rf"(?<![\w.-]){_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?![\d-]|\.\d)")
 # What stands beside three numbers that are no date.
 _MEASURED = re.compile(
-    r"\s*(?:%|°|(?:mm|cm|m|kg|g|mg|ng|pg|µg|ug|ml|l|dl|mmol|iu|u|h|s|min)\b|mmhg|years?|months?|weeks?|days?|hours?|points?|per\b)",
+    r"\s*(?:%|°|(?:mm|cm|m|kg|g|mg|ng|pg|µg|ug|ml|l|dl|mmol|iu|u|h|s|min)\b|mmhg|years?|months?|weeks?|days?|hours?"
+    r"|points?|per\b)",
     re.IGNORECASE,
 )
 _COUNTED = re.compile(
-    r"\b(?:hpv|(?:sero|geno|sub)?types?|strains?|ratios?|bp|pressures?|grades?|scores?|stages?|class(?:es)?|doses?|groups?"
+    r"\b(?:hpv|(?:sero|geno|sub)?types?|strains?|ratios?|bp|pressures?|grades?|scores?|stages?|class(?:es)?|doses?"
+    r"|groups?"
     r"|days?|weeks?|months?|years?|ranges?|normal|ci|interval|sizes?|version|section)\W*(?:of\W*)?$",
     re.IGNORECASE,
 )
 
 _RECORD = (
-    r"(?:MRN|SSN|PID|NHS(?:\s+(?:no|number))?|(?:patient|pat|hospital|chart|medical\s+record|insurance|social\s+security)\s*"
+    r"(?:MRN|SSN|PID|NHS(?:\s+(?:no|number))?|(?:patient|pat|hospital|chart|medical\s+record|insurance"
+    r"|social\s+security)\s*"
     r"(?:id|no|number|nr)|record\s+(?:no|number)|acc(?:ession)?\.?(?:\s+(?:no|number))?)"
 )
 _RECORDS = re.compile(rf"\b{_RECORD}(?!\w)[\s:#.=]*(?=[A-Z-]*\d)[A-Z0-9-]+(?:\s\d+)*", re.IGNORECASE)
-_PUBLIC = re.compile(r"(?:genbank|strain|pmid|isbn|issn|doi|database\w*)\W+(?:under\W+)?(?:the\W+)?(?:\w+\W+)?$", re.IGNORECASE)  # fmt: skip
+_PUBLIC = re.compile(
+    r"(?:genbank|strain|pmid|isbn|issn|doi|database\w*)\W+(?:under\W+)?(?:the\W+)?(?:\w+\W+)?$", re.IGNORECASE
+)
 _LONG_NUMBERS = re.compile(r"(?<![\w.-])\d{7,}(?![\w-]|\.\d)")
 _AMOUNT = re.compile(r"\d+0{4,}$")
 _SOCIAL = re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])")
 _PHONES = re.compile(
-    r"(?<![\w.+(-])(?:\(\d{2,5}\)[ -]?\d{3,4}[ -]?\d{3,4}|\d{3}-\d{3}-\d{4}|0\d{1,4}[ /-]\d{3,4}[ -]?\d{3,5})(?![\w-]|\.\d)"
+    r"(?<![\w.+(-])(?:\(\d{2,5}\)[ -]?\d{3,4}[ -]?\d{3,4}|\d{3}-\d{3}-\d{4}|0\d{1,4}[ /-]\d{3,4}[ -]?\d{3,5})(?![\w-]"
+    r"|\.\d)"
     r"|\+\d{1,3}[ -]?(?:\(\d+\)[ -]?)?\d{1,4}(?:[ -]?\d{2,4}){2,4}(?![\w-]|\.\d)",
 )
 _CALLED = re.compile(
@@ -62,7 +69,10 @@ _CALLED = re.compile(
 _MAILS = re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64}){1,4}")
 _NAME = r"[A-ZÀ-Þ][\w'’-]+"
 _TITLED = re.compile(rf"\b((?:Dr|Prof|Mr|Mrs|Ms)\.?|Doctor|Professor)(?:\s+(?:med|[A-Z])\.)*\s+{_NAME}(?:\s+{_NAME})?")
-_NAMED = re.compile(rf"\b((?i:patient(?:'s)?\s+name|name\s+of\s+(?:the\s+)?patient)\s*[:=]?\s*(?:is\s+)?){_NAME}(?:[,^]?\s*{_NAME}){{0,2}}")  # fmt: skip
+_NAMED = re.compile(
+    rf"\b((?i:patient(?:'s)?\s+name"
+    rf"|name\s+of\s+(?:the\s+)?patient)\s*[:=]?\s*(?:is\s+)?){_NAME}(?:[,^]?\s*{_NAME}){{0,2}}"
+)
 
 
 PLACEHOLDER = re.compile(r"\[(?:date|number|phone|address|name|removed)\]")

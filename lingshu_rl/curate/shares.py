@@ -20,9 +20,9 @@ FIELDS = ("answer", "kind", "source")
 class Balance:
     """Thin out classes that are over their share.
 
-    of: what makes the class: "answer" (yes/no, or the letter), "kind", "source" or "meta.NAME". kinds: only rows of these
-    kinds are counted and thinned; [] = all. max_share: of any class among the counted rows; or shares: of the named
-    classes, others stay free. Which rows stay is drawn by the hash of their ids.
+    of: what makes the class: "answer" (yes/no, or the letter), "kind", "source" or "meta.NAME". kinds: only rows of
+    these kinds are counted and thinned; [] = all. max_share: of any class among the counted rows; or shares: of the
+    named classes, others stay free. Which rows stay is drawn by the hash of their ids.
     """
 
     name: ClassVar[str] = "balance"
@@ -58,7 +58,9 @@ class Balance:
         last: dict[str, tuple[int, str]] = {}
         for name, n in allowed.items():
             if n < counts[name]:
-                found = drawn.execute("SELECT draw, id FROM drawn WHERE class = ? ORDER BY draw, id LIMIT 1 OFFSET ?", (name, n)).fetchone()  # fmt: skip
+                found = drawn.execute(
+                    "SELECT draw, id FROM drawn WHERE class = ? ORDER BY draw, id LIMIT 1 OFFSET ?", (name, n)
+                ).fetchone()
                 last[name] = found  # the first that has to go
         drawn.close()
         context.notes.update(before=counts, after=allowed)
@@ -86,12 +88,15 @@ class Balance:
 
 
 def targets(counts: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, int]:
-    """The most rows of every class so that none is over its share of what stays. Raises ValueError if there is no way."""
+    """The most rows of every class so that none is over its share of what stays. Raises ValueError if there is no
+    way."""
     for name in shares:
         if name not in counts:
             raise ValueError(f"balance: no row has the class {name!r}; there are {', '.join(sorted(counts)[:20])}")
     if set(counts) <= set(shares) and sum(shares[name] for name in counts) < 1 - 1e-9:
-        raise ValueError(f"balance: the shares of all {len(counts)} classes sum to {sum(shares[n] for n in counts):.2f}, below 1")  # fmt: skip
+        raise ValueError(
+            f"balance: the shares of all {len(counts)} classes sum to {sum(shares[n] for n in counts):.2f}, below 1"
+        )
     total = sum(counts.values())
     while True:  # a cut shrinks the whole, and with it what the shares allow; ends at the largest whole that holds
         kept = {name: min(n, math.floor(shares.get(name, 1.0) * total + 1e-9)) for name, n in counts.items()}
@@ -141,8 +146,8 @@ def _points_at_others(option: str) -> bool:
 class Split:
     """Divide into train, validation and test so that no patient and no picture stands in two of them.
 
-    validation, test: shares. Rows that share a patient or a picture (by dedup_images' groups) form one block; the block's
-    hash decides, so a row keeps its split when others are added to other blocks. Shares are met on average.
+    validation, test: shares. Rows that share a patient or a picture (by dedup_images' groups) form one block; the
+    block's hash decides, so a row keeps its split when others are added to other blocks. Shares are met on average.
     """
 
     name: ClassVar[str] = "split"

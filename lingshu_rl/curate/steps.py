@@ -148,10 +148,10 @@ class DedupImages:
 class DedupText:
     """Drop rows whose text an earlier row has nearly word for word.
 
-    threshold: Jaccard index of words and word pairs. guard: what is asked, and the answer, must be the same too: "Is there
-    a mass?" is no duplicate of "Is there a nodule?"; a report must state the same findings. across_images: also compare
-    rows about different pictures (captions); otherwise a question that is asked of many pictures is no duplicate. Closed
-    questions with different answers are never duplicates.
+    threshold: Jaccard index of words and word pairs. guard: what is asked, and the answer, must be the same too: "Is
+    there a mass?" is no duplicate of "Is there a nodule?"; a report must state the same findings. across_images: also
+    compare rows about different pictures (captions); otherwise a question that is asked of many pictures is no
+    duplicate. Closed questions with different answers are never duplicates.
     """
 
     name: ClassVar[str] = "dedup_text"
@@ -237,7 +237,8 @@ def _tokenizer(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Deidentify:
-    """Replace dates, record numbers, telephone numbers, addresses and titled names in question, conversation and answer.
+    """Replace dates, record numbers, telephone numbers, addresses and titled names in question, conversation and
+    answer.
 
     Rows of kind numeric stay as they are: their dates and numbers are what is computed with. So do the options of a
     choice, and an answer that is one of them. A row whose answer is nothing but an identifier is dropped.

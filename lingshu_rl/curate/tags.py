@@ -6,12 +6,18 @@ import re
 from collections.abc import Mapping
 
 MODALITIES: Mapping[str, str] = {
-    "MRI": r"m\.?r\.?i\.?s?|mr\s+imag\w*|magnetic\s+resonance(?!\s+angio)|mr|flair|t[12][- ]?weighted|diffusion[- ]weighted|dwi",
+    "MRI": (
+        r"m\.?r\.?i\.?s?|mr\s+imag\w*|magnetic\s+resonance(?!\s+angio)|mr|flair|t[12][- ]?weighted"
+        r"|diffusion[- ]weighted|dwi"
+    ),
     "CT": r"c\.?t\.?s?|cat\s+scan|computed\s+tomograph\w*|hounsfield",
     "X-ray": r"x[- ]?rays?|radiograph\w*|cxr|plain\s+films?|chest\s+films?",
     "mammography": r"mammogra\w*",
     "ultrasound": r"ultraso(?:und|nograph)\w*|sonogra\w*|echocardiogra\w*|doppler",
-    "histopathology": r"histopatholog\w*|histolog\w*|h\s*&\s*e|hematoxylin|haematoxylin|immunohistochem\w*|photomicrograph\w*|micrograph",
+    "histopathology": (
+        r"histopatholog\w*|histolog\w*|h\s*&\s*e|hematoxylin|haematoxylin|immunohistochem\w*"
+        r"|photomicrograph\w*|micrograph"
+    ),
     "dermoscopy": r"dermosco\w*|dermatosco\w*",
     "fundus": r"fundus\s+(?:photo\w*|image\w*|camera)|fundoscop\w*|ophthalmoscop\w*|colou?r\s+fundus|fundus",
     "OCT": r"optical\s+coherence\s+tomograph\w*|oct",
@@ -21,9 +27,18 @@ MODALITIES: Mapping[str, str] = {
     "fluoroscopy": r"fluorosc\w*|barium\s+(?:swallow|enema|meal)",
 }
 ORGANS: Mapping[str, str] = {
-    "brain": r"brain|cerebr\w*|cerebell\w*|intracranial|ventricles?\s+of\s+the\s+brain|frontal\s+lobe|temporal\s+lobe|parietal|occipital|head|neuro",
-    "chest": r"chest|thora(?:x|cic)|lungs?|pulmonary|pleura\w*|pneumothora\w*|cardiomediastin\w*|mediastin\w*|heart|cardiac|cardiomegaly|hemidiaphragm",
-    "abdomen": r"abdom\w*|abd|liver|hepatic|spleen|splenic|kidneys?|renal|pancrea\w*|bowel|colon|stomach|gallbladder|gastrointestinal",
+    "brain": (
+        r"brain|cerebr\w*|cerebell\w*|intracranial|ventricles?\s+of\s+the\s+brain|frontal\s+lobe"
+        r"|temporal\s+lobe|parietal|occipital|head|neuro"
+    ),
+    "chest": (
+        r"chest|thora(?:x|cic)|lungs?|pulmonary|pleura\w*|pneumothora\w*|cardiomediastin\w*"
+        r"|mediastin\w*|heart|cardiac|cardiomegaly|hemidiaphragm"
+    ),
+    "abdomen": (
+        r"abdom\w*|abd|liver|hepatic|spleen|splenic|kidneys?|renal|pancrea\w*|bowel|colon|stomach"
+        r"|gallbladder|gastrointestinal"
+    ),
     "pelvis": r"pelvi[sc]|bladder|uter(?:us|ine)|ovar\w*|prostat\w*",
     "breast": r"breasts?|mamm\w*",
     "eye": r"eyes?|retina\w*|fundus|optic\s+(?:disc|disk|nerve)|macula\w*",

@@ -1,8 +1,10 @@
-"""When two texts are the same one: shared words and word pairs (Jaccard), found through MinHash and banded buckets on disk.
+"""When two texts are the same one: shared words and word pairs (Jaccard), found through MinHash and banded buckets on
+disk.
 
-MinHash only proposes; a pair counts as near duplicate when the exact Jaccard index of both texts reaches the threshold and
-the words that carry the finding agree (numbers, sides, negations, degrees): "no left effusion" is not "left effusion".
-What a question asks and what a report states is told more exactly by `asked` and `stated`, where rows are to be dropped.
+MinHash only proposes; a pair counts as near duplicate when the exact Jaccard index of both texts reaches the threshold
+and the words that carry the finding agree (numbers, sides, negations, degrees): "no left effusion" is not "left
+effusion". What a question asks and what a report states is told more exactly by `asked` and `stated`, where rows are to
+be dropped.
 """
 
 from __future__ import annotations
@@ -28,34 +30,41 @@ COMPARED = 16  # ... and computed, those with the highest estimate first
 SLACK = 0.15  # how far an estimate from PERMUTATIONS hashes may fall short: over three standard deviations
 
 WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+", re.UNICODE)
-NEGATIONS = frozenset(
-    [
-        "no",
-        "not",
-        "without",
-        "absent",
-        "absence",
-        "negative",
-        "denies",
-        "free",
-        "never",
-        "none",
-        "nor",
-        "neither",
-        "cannot",
-    ]
-)
+NEGATIONS = frozenset("no not without absent absence negative denies free never none nor neither cannot".split())
 # Words whose exchange changes what is found, in classes of equal meaning.
 TELLING = {
     word: words.split()[0]
     for words in (
-        "left l", "right r", "bilateral both", "upper superior", "lower inferior", "anterior", "posterior", "medial",
-        "lateral", "yes", "normal unremarkable", "abnormal", "enlarged enlargement", "mild mildly slight slightly minimal",
-        "moderate moderately", "severe severely marked markedly", "acute", "chronic", "increased increase", "decreased decrease",
-        "stable unchanged", "new", "resolved", "benign", "malignant", "male man", "female woman",
+        "left l",
+        "right r",
+        "bilateral both",
+        "upper superior",
+        "lower inferior",
+        "anterior",
+        "posterior",
+        "medial",
+        "lateral",
+        "yes",
+        "normal unremarkable",
+        "abnormal",
+        "enlarged enlargement",
+        "mild mildly slight slightly minimal",
+        "moderate moderately",
+        "severe severely marked markedly",
+        "acute",
+        "chronic",
+        "increased increase",
+        "decreased decrease",
+        "stable unchanged",
+        "new",
+        "resolved",
+        "benign",
+        "malignant",
+        "male man",
+        "female woman",
     )
     for word in words.split()
-}  # fmt: skip
+}
 
 
 def words(text: str) -> list[str]:
@@ -86,33 +95,24 @@ demonstrate demonstrates demonstrated present noted identified observed located
 FRAME = frozenset(_FRAME.split())
 # Words that mean little without the one after them: "left" of what, "than" what.
 BINDING = NEGATIONS | {"than", "from", "to", "before", "after", "over", "under", "into", "between", *TELLING.values()}
-DOUBTS = frozenset(
-    [
-        "possible",
-        "possibly",
-        "probable",
-        "probably",
-        "likely",
-        "unlikely",
-        "suspected",
-        "suspicious",
-        "questionable",
-        "may",
-    ]
-)
+DOUBTS = frozenset("possible possibly probable probably likely unlikely suspected suspicious questionable may".split())
 SAME_WORD = {"which": "what", **TELLING}
 # How words for diseases, operations and substances end, whatever the speciality.
 TERM_ENDING = re.compile(
-    r"(?:itis|omas?|osis|oses|emia|aemia|uria|pathy|pathies|ectasis|ectasia|megaly|plasia|ectomy|ostomy|otomy|thorax|algia"
-    r"|rrhage|rrhagic|stenosis|stenotic|sclerosis|sclerotic|lithiasis|penia|cele|dynia|phagia|plegia|trophy|lysis|listhesis"
-    r"|adenopathy|effusions?|edema|oedema|fractured?s?|tumou?rs?|cysts?|cystic|lesions?|mass(?:es)?|nodules?|opacit(?:y|ies)|infarcts?"
-    r"|infarction|ischemi[ac]|ischaemi[ac]|aneurysms?|thromb\w+|embol\w+|absces\w+|calcifi\w+|ulcer\w*|polyps?|necro\w+|metasta\w+)$"
+    r"(?:itis|omas?|osis|oses|emia|aemia|uria|pathy|pathies|ectasis|ectasia|megaly|plasia|ectomy|ostomy|otomy|thorax"
+    r"|algia"
+    r"|rrhage|rrhagic|stenosis|stenotic|sclerosis|sclerotic|lithiasis|penia|cele|dynia|phagia|plegia|trophy|lysis"
+    r"|listhesis"
+    r"|adenopathy|effusions?|edema|oedema|fractured?s?|tumou?rs?|cysts?|cystic|lesions?|mass(?:es)?|nodules?"
+    r"|opacit(?:y|ies)|infarcts?"
+    r"|infarction|ischemi[ac]|ischaemi[ac]|aneurysms?|thromb\w+|embol\w+|absces\w+|calcifi\w+|ulcer\w*|polyps?"
+    r"|necro\w+|metasta\w+)$"
 )
 
 
 def asked(question: str, options: Iterable[str] = ()) -> str:
-    """One text for all wordings that ask the same: the words that carry the question, sorted, without those that only frame
-    it ("Does this image show ...?"). A question of nothing but frame words is kept as it is.
+    """One text for all wordings that ask the same: the words that carry the question, sorted, without those that only
+    frame it ("Does this image show ...?"). A question of nothing but frame words is kept as it is.
     """
     carrying = _carrying(question)
     kept = carrying if set(carrying) - {"what"} else words(question)
@@ -185,7 +185,8 @@ class TextMatch:
 
 
 class TextIndex:
-    """Near-duplicate search over texts. threshold: smallest Jaccard index of a pair. guard: telling words must agree."""
+    """Near-duplicate search over texts. threshold: smallest Jaccard index of a pair. guard: telling words must
+    agree."""
 
     def __init__(self, path: Path | str, threshold: float = 0.6, guard: bool = True) -> None:
         from datasketch import MinHash
@@ -195,11 +196,14 @@ class TextIndex:
         self.threshold, self.guard = threshold, guard
         self.bands, self.rows = band_shape(threshold)
         self.blank = MinHash(PERMUTATIONS, scheme="affine32", hashfunc=int)
-        self.mix = np.random.default_rng(7).integers(1, 2**63, size=(self.bands, self.rows), dtype=np.uint64) | np.uint64(1)  # fmt: skip
+        self.mix = np.random.default_rng(7).integers(
+            1, 2**63, size=(self.bands, self.rows), dtype=np.uint64
+        ) | np.uint64(1)
         self.base = open_database(path, scratch=True)
         self.base.execute("CREATE TABLE texts (id INTEGER PRIMARY KEY, owner TEXT, text TEXT, sketch BLOB)")
         self.base.execute("CREATE TABLE buckets (key INTEGER, id INTEGER, PRIMARY KEY (key, id)) WITHOUT ROWID")
-        self.lookup = f"SELECT key, id FROM buckets WHERE key IN ({','.join('?' * self.bands)})"  # at most BUCKET a key are stored
+        # at most BUCKET a key are stored
+        self.lookup = f"SELECT key, id FROM buckets WHERE key IN ({','.join('?' * self.bands)})"
 
     def find_or_add(self, text: str, owner: str, group: str = "") -> TextMatch | None:
         """The nearest earlier text of the same group; without one, the text is added under `owner`."""

@@ -1,4 +1,5 @@
-"""The files that a finished step looked at beside its input, so that one repaired, changed or fetched later is noticed."""
+"""The files that a finished step looked at beside its input, so that one repaired, changed or fetched later is
+noticed."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ PROMPT_NAMES = ("auto", "direct", "think", "short")
 
 
 def prompt_line(prompt: str, kind: str, meta: Mapping[str, object]) -> str:
-    """The last line of a question. prompt: "direct", "direct_zh", "think" or "short" (the training prompts), or own text."""
+    """The last line of a question. prompt: "direct", "direct_zh", "think" or "short" (the training prompts), or own
+    text."""
     if prompt in ("direct", "direct_zh"):
         return find(kind).prompt(prompt, meta)
     return instruction_text({"think": "full"}.get(prompt, prompt), kind, meta)

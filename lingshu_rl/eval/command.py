@@ -39,8 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser):  # type: ignore[no-untyped-d
     parser.add_argument("--concurrency", type=int, default=64, help="requests under way at once")
     parser.add_argument("--timeout-s", type=float, default=300.0, help="limit of one answer")
     parser.add_argument("--served-model", default="", help="model name to ask a URL for (default: its first)")
-    parser.add_argument("--vllm", action="append", default=[], metavar="KEY=VALUE", help="option of the vLLM server started here, such as max_model_len=4096")  # fmt: skip
-    parser.add_argument("--report-metrics", default="auto", help="of report benchmarks: rouge_l,bleu,cider,meteor,labels,ratescore,radgraph,chexbert,green,radcliq")  # fmt: skip
+    parser.add_argument(
+        "--vllm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the vLLM server started here, such as max_model_len=4096",
+    )
+    parser.add_argument(
+        "--report-metrics",
+        default="auto",
+        help="of report benchmarks: rouge_l,bleu,cider,meteor,labels,ratescore,radgraph,chexbert,green,radcliq",
+    )
     parser.add_argument("--retry-errors", action="store_true", help="ask questions again whose answer was an error")
     parser.add_argument(
         "--judge", metavar="URL", help="OpenAI-compatible endpoint that judges open answers and rubrics"
@@ -48,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser):  # type: ignore[no-untyped-d
     parser.add_argument("--judge-model", default="", help="its model (default: its first)")
     parser.add_argument("--judge-swapped", type=int, default=50, help="open answers that are judged in both orders")
     parser.add_argument("--judge-timeout-s", type=float, default=60.0)
-    parser.add_argument("--judge-price", default="0,0", metavar="IN,OUT", help="price of a million tokens, for the estimate")  # fmt: skip
+    parser.add_argument(
+        "--judge-price", default="0,0", metavar="IN,OUT", help="price of a million tokens, for the estimate"
+    )
     tasks = parser.add_subparsers(dest="task", title="sub-commands", metavar="")
     compare = tasks.add_parser("compare", help="two evaluations of the same questions, tested pair by pair")
     compare.add_argument("runs", nargs=2, metavar="RUN", help="run folder of `lingshu-rl eval`, or of a training run")
@@ -147,9 +159,15 @@ def remarks(name: str, scores: dict) -> list[str]:  # type: ignore[type-arg]
             "itself asked again": judge["agrees_with_itself"],
         }
         told = ", ".join(f"{who} {100 * s['share']:.0f} % of {s['n']}" for who, s in shares.items() if s["n"])
-        out.append(f"{name}: the judge {judge['model']} ({judge['prompt']}) agrees with {told or 'nothing: no verdict'}; {judge['not_judged']} not judged")  # fmt: skip
+        out.append(
+            f"{name}: the judge {judge['model']} ({judge['prompt']}) agrees with {told or 'nothing: no verdict'}; "
+            f"{judge['not_judged']} not judged"
+        )
     elif judge:
-        out.append(f"{name}: the judge {judge['model']} ({judge['prompt']}) left {judge['criteria_not_judged']} of {judge['criteria']} criteria without a verdict")  # fmt: skip
+        out.append(
+            f"{name}: the judge {judge['model']} ({judge['prompt']}) left {judge['criteria_not_judged']} of "
+            f"{judge['criteria']} criteria without a verdict"
+        )
     return out
 
 
@@ -189,7 +207,9 @@ def _judge(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
         assert len(price) == 2
     except (ValueError, AssertionError):
         raise EvalError(f"--judge-price {arguments.judge_price!r}: give two numbers, such as 0.15,0.60") from None
-    return JudgeSettings(arguments.judge, arguments.judge_model, arguments.judge_swapped, price, arguments.judge_timeout_s)  # fmt: skip
+    return JudgeSettings(
+        arguments.judge, arguments.judge_model, arguments.judge_swapped, price, arguments.judge_timeout_s
+    )
 
 
 def run_compare(arguments: argparse.Namespace) -> int:

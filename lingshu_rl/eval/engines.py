@@ -47,13 +47,24 @@ class ChatClient:
 
     sampling: the body's other fields (temperature, seed, max_tokens ...). A request that fails is sent again `retries`
     times; then it is a Reply with an error. EndpointError where no other question would fare better. on_error: asked
-    when a connection broke; raises if the cause is known (a dead server process). timeout_s: the limit of one answer or,
-    of a server whose `counter` is known, of its time without progress.
+    when a connection broke; raises if the cause is known (a dead server process). timeout_s: the limit of one answer
+    or, of a server whose `counter` is known, of its time without progress.
     """
 
-    def __init__(self, url: str, *, model: str = "", token: str = "", sampling: Mapping[str, Any], timeout_s: float = 300.0,
-                 retries: int = 2, concurrency: int = 64, on_error: Callable[[], None] = lambda: None,
-                 counter: Counter | None = None, transport: Any = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = "",
+        token: str = "",
+        sampling: Mapping[str, Any],
+        timeout_s: float = 300.0,
+        retries: int = 2,
+        concurrency: int = 64,
+        on_error: Callable[[], None] = lambda: None,
+        counter: Counter | None = None,
+        transport: Any = None,
+    ) -> None:
         import httpx
 
         self.url = api_url(url)
@@ -188,8 +199,11 @@ def takes_images(model: str) -> bool:
 
 
 @contextlib.contextmanager
-def serve(model: str, *, seed: int, vllm: Mapping[str, Any], log: Path, start_timeout_s: float = 600.0) -> Iterator[tuple[str, str, Callable[[], None]]]:  # fmt: skip
-    """A vLLM server of `model` on this machine's devices: (url, token, a check that it still lives). Stopped at the end.
+def serve(
+    model: str, *, seed: int, vllm: Mapping[str, Any], log: Path, start_timeout_s: float = 600.0
+) -> Iterator[tuple[str, str, Callable[[], None]]]:
+    """A vLLM server of `model` on this machine's devices: (url, token, a check that it still lives). Stopped at the
+    end.
 
     vllm: vLLM's own options. The server is the rollout worker that training uses.
     """

@@ -95,7 +95,9 @@ def estimate(calls: Sequence[Call], price: tuple[float, float]) -> str:
     return f"{len(calls)} calls, about {round(tokens):,} tokens in and {out:,} out{told}"
 
 
-async def ask_judge(calls: Sequence[Call], client: ChatClient, journal: Journal, advance: Callable[[], None]) -> dict[str, Reply]:  # fmt: skip
+async def ask_judge(
+    calls: Sequence[Call], client: ChatClient, journal: Journal, advance: Callable[[], None]
+) -> dict[str, Reply]:
     """The judge's replies by key, from the journal where they are in it. An endpoint that is gone leaves errors."""
     down: list[str] = []
 
@@ -175,8 +177,13 @@ def apply_rubric(rows: Sequence[Row], replies: Mapping[str, Reply], model: str) 
         points = [item["points"] for item in row["gold"]]
         raw = rubric_score(points, [bool(met) for met in verdicts])
         row |= {"value": min(1.0, max(0.0, raw)), "raw": raw, "status": "ok", "reason": "", "parsed": verdicts}
-    return {"model": model, "prompt": RUBRIC_VERSION, "criteria": len(replies), "criteria_not_judged": failed,
-            "prompt_hash": hashlib.sha256(RUBRIC_PROMPT.encode()).hexdigest()[:16]}  # fmt: skip
+    return {
+        "model": model,
+        "prompt": RUBRIC_VERSION,
+        "criteria": len(replies),
+        "criteria_not_judged": failed,
+        "prompt_hash": hashlib.sha256(RUBRIC_PROMPT.encode()).hexdigest()[:16],
+    }
 
 
 def _pairs(verdicts: Mapping[str, bool | None], one: str, other: str) -> list[tuple[bool, bool]]:

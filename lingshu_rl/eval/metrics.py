@@ -162,7 +162,8 @@ def report_metrics(references: Sequence[str], completions: Sequence[str], asked:
 
 
 def _by_model(model: Model, references: Sequence[str], reports: Sequence[str]) -> float:
-    """One number by RadEval 2. Written against its documented interface; its weights were never on a machine of ours."""
+    """One number by RadEval 2. Written against its documented interface; its weights were never on a machine of
+    ours."""
     from radeval import RadEval
 
     found = RadEval(metrics=[model.name], show_progress=False)(refs=list(references), hyps=list(reports))
@@ -173,7 +174,8 @@ def _by_model(model: Model, references: Sequence[str], reports: Sequence[str]) -
 
 
 def choose_metrics(names: str) -> tuple[str, ...]:
-    """The metrics of "rouge_l,labels", or the default ones that can be computed here for "auto"; EvalError names why not."""
+    """The metrics of "rouge_l,labels", or the default ones that can be computed here for "auto"; EvalError names why
+    not."""
     if names == "auto":
         return tuple(m for m in DEFAULT if not missing(m))
     chosen = tuple(part.strip() for part in names.split(",") if part.strip())

@@ -43,7 +43,8 @@ def model_hash(model: str) -> str:
 
 @lru_cache(maxsize=1)
 def grader_version() -> str:
-    """SHA-256 over the rewards package: code and word lists. The same string in training and evaluation, or not the same grader."""
+    """SHA-256 over the rewards package: code and word lists. The same string in training and evaluation, or not the
+    same grader."""
     import rewards
 
     root = Path(rewards.__file__).parent

@@ -1,4 +1,5 @@
-"""Grade stored outputs of other tools with this library's graders: MedEvalKit's results.json, lmms-eval samples, JSONL."""
+"""Grade stored outputs of other tools with this library's graders: MedEvalKit's results.json, lmms-eval samples,
+JSONL."""
 
 from __future__ import annotations
 
@@ -65,7 +66,13 @@ def rescore(file: Path, kind: str | None = None, out: Path | None = None) -> dic
             continue
         reply = Reply(completion, finish_reason(record))
         result: RewardResult = judge(grader, [reward_input(prompt, reply)])[0]
-        rows.append({**make_row(prompt, reply, result), "image": str(record.get("image_name") or record.get("image") or ""), "before": before})  # fmt: skip
+        rows.append(
+            {
+                **make_row(prompt, reply, result),
+                "image": str(record.get("image_name") or record.get("image") or ""),
+                "before": before,
+            }
+        )
     if not rows:
         raise EvalError(f"{file}: none of its {len(records)} rows can be graded; the first: {(unusable or ['-'])[0]}")
     target = out or file.with_name(file.stem + ".rescored.jsonl")
@@ -89,7 +96,8 @@ def rescore(file: Path, kind: str | None = None, out: Path | None = None) -> dic
 
 
 def read_outputs(file: Path) -> tuple[str, list[dict[str, Any]]]:
-    """(form, rows): "medevalkit" (a list with `response`), "lmms-eval" (`doc`, `resps`), "plain" (an output and a label)."""
+    """(form, rows): "medevalkit" (a list with `response`), "lmms-eval" (`doc`, `resps`), "plain" (an output and a
+    label)."""
     try:
         records, _ = open_records(Source(str(file)))
         found = [(number, record) for number, record in records]
@@ -124,7 +132,11 @@ def plain(form: str, record: Mapping[str, Any], number: int, kind: str | None) -
     completion = next((_first_text(fields[k]) for k in OUTPUTS if k in fields), None)
     answer = next((fields[k] for k in ANSWERS if fields.get(k) not in (None, "")), None)
     if answer is None and ("findings" in fields or "impression" in fields):
-        answer = "\n".join(s for s in (str(fields.get("findings") or ""), str(fields.get("impression") or "")) if s.strip() and s != "None")  # fmt: skip
+        answer = "\n".join(
+            s
+            for s in (str(fields.get("findings") or ""), str(fields.get("impression") or ""))
+            if s.strip() and s != "None"
+        )
         kind = kind or "report"
     if completion is None or answer is None:
         raise RowError(
@@ -200,14 +212,18 @@ def render(result: Mapping[str, Any]) -> str:
     parts = [f"{result['file']}: {result['form']} outputs, graded again", "", text(lines)]
     if result["compared"]:
         parts.append(
-            f"stored verdicts say {100 * result['before']:.1f} %, these graders {100 * result['again']:.1f} % of the same "
+            f"stored verdicts say {100 * result['before']:.1f} %, these graders {100 * result['again']:.1f} % of the "
+            f"same "
             f"{result['compared']}: {len(result['newly_right'])} newly right, {len(result['newly_wrong'])} newly wrong"
         )
     if result["finish_unknown"]:
         parts.append(
-            f"{result['finish_unknown']} rows do not say whether their output was cut (no {' or '.join(FINISH)}); a cut one counts as "
+            f"{result['finish_unknown']} rows do not say whether their output was cut (no {' or '.join(FINISH)}); a "
+            f"cut one counts as "
             "a whole answer"
         )
     if result["unusable"]:
-        parts.append(f"{len(result['unusable'])} rows could not be read, for example {'; '.join(result['unusable'][:SHOWN])}")  # fmt: skip
+        parts.append(
+            f"{len(result['unusable'])} rows could not be read, for example {'; '.join(result['unusable'][:SHOWN])}"
+        )
     return "\n".join([*parts, f"rows: {result['rows']}"])

@@ -62,7 +62,8 @@ Grade = Callable[[Sequence[RewardInput]], Awaitable[list[RewardResult]]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What one evaluation is. model: demo | folder | Hub id | URL | outputs.jsonl. data: folder of the benchmarks, None = Hub.
+    """What one evaluation is. model: demo | folder | Hub id | URL | outputs.jsonl. data: folder of the benchmarks, None
+    = Hub.
 
     limit: questions a benchmark, 0 = all. prompt: "auto" is each benchmark's own ("short" for the demo model).
     vllm: options of the server that is started for a local model.
@@ -88,7 +89,9 @@ class Settings:
     retry_errors: bool = False
 
 
-async def answer(conditions: Mapping[str, Sequence[Prompt]], engine: Engine, journal: Journal, advance: Callable[[], None]) -> dict[str, list[Reply]]:  # fmt: skip
+async def answer(
+    conditions: Mapping[str, Sequence[Prompt]], engine: Engine, journal: Journal, advance: Callable[[], None]
+) -> dict[str, list[Reply]]:
     """The replies to every prompt of every condition; what the journal holds is not asked again.
 
     An error of the engine on one question is that question's Reply. Raises what means that the engine is gone.
@@ -137,7 +140,8 @@ def constants_of(prompts: Sequence[Prompt], controls: Sequence[str]) -> dict[str
 
 
 async def run_evaluation(settings: Settings, progress: Progress) -> dict[str, Any]:
-    """Evaluate a model on the benchmarks; returns what summary.json holds. Everything is loaded before anything starts."""
+    """Evaluate a model on the benchmarks; returns what summary.json holds. Everything is loaded before anything
+    starts."""
     metrics = choose_metrics(settings.report_metrics)
     check_settings(settings)
     prompt = "short" if settings.prompt == "auto" and settings.model == DEMO_MODEL else settings.prompt
@@ -198,8 +202,13 @@ async def run_evaluation(settings: Settings, progress: Progress) -> dict[str, An
     return summary
 
 
-def benchmark_scores(benchmark: Benchmark, loaded: Loaded, rows: Mapping[str, Sequence[Row]], judged: dict[str, Any] | None,
-                     metrics: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+def benchmark_scores(
+    benchmark: Benchmark,
+    loaded: Loaded,
+    rows: Mapping[str, Sequence[Row]],
+    judged: dict[str, Any] | None,
+    metrics: Sequence[str],
+) -> dict[str, Any]:
     """What scores.json holds of one benchmark."""
     out = {
         "title": benchmark.title,
@@ -233,11 +242,16 @@ def _report(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any]:
     answered = [r for r in rows if r["status"] != "engine_error"]
     judged = [r for r in answered if r["value"] is not None]
     means = {
-        f"entity_{name}" if name != "contradiction_rate" else name: sum(r["components"].get(name, 0.0) for r in judged) / len(judged)
+        f"entity_{name}" if name != "contradiction_rate" else name: sum(r["components"].get(name, 0.0) for r in judged)
+        / len(judged)
         for name in ("f1", "precision", "recall", "contradiction_rate")
         if judged
-    }  # fmt: skip
-    return {"n": len(answered), **means, **report_metrics([r["gold"] for r in answered], [r["completion"] for r in answered], metrics)}  # fmt: skip
+    }
+    return {
+        "n": len(answered),
+        **means,
+        **report_metrics([r["gold"] for r in answered], [r["completion"] for r in answered], metrics),
+    }
 
 
 async def _grade(grader: Executor, samples: Sequence[RewardInput]) -> list[RewardResult]:
@@ -283,7 +297,9 @@ async def _provenance(settings: Settings, loaded: Mapping[str, Loaded], prompt: 
     around = environment()
     engine: dict[str, Any] = {"kind": kind}
     if kind == "local":
-        engine |= {"options": dict(settings.vllm)} | {p: around["versions"].get(p, "") for p in ("vllm", "torch", "transformers")}  # fmt: skip
+        engine |= {"options": dict(settings.vllm)} | {
+            p: around["versions"].get(p, "") for p in ("vllm", "torch", "transformers")
+        }
         known = model_hash(settings.model)
     elif kind == "file":
         import hashlib
@@ -335,7 +351,9 @@ def _same_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _engine(settings: Settings, provenance: Mapping[str, Any], open_questions: int, progress: Progress) -> Iterator[Callable[[], Engine]]:  # fmt: skip
+def _engine(
+    settings: Settings, provenance: Mapping[str, Any], open_questions: int, progress: Progress
+) -> Iterator[Callable[[], Engine]]:
     """Makes the engine; a server is started only when a question is left to ask."""
     kind = kind_of(settings.model)
     if kind == "file":
@@ -367,12 +385,18 @@ def _engine(settings: Settings, provenance: Mapping[str, Any], open_questions: i
             )
 
 
-async def _judge(settings: Settings, rows: Mapping[str, Mapping[str, list[Row]]], progress: Progress) -> dict[str, dict[str, Any]]:  # fmt: skip
+async def _judge(
+    settings: Settings, rows: Mapping[str, Mapping[str, list[Row]]], progress: Progress
+) -> dict[str, dict[str, Any]]:
     """Judge the main condition of every benchmark that has open or rubric questions."""
     judge = settings.judge
     assert judge is not None
     calls = {name: [*open_calls(r[MAIN], judge.swapped), *rubric_calls(r[MAIN])] for name, r in rows.items()}
-    calls = {name: found for name, found in calls.items() if found or any(r["kind"] in ("open", "rubric") for r in rows[name][MAIN])}  # fmt: skip
+    calls = {
+        name: found
+        for name, found in calls.items()
+        if found or any(r["kind"] in ("open", "rubric") for r in rows[name][MAIN])
+    }
     if not calls:
         progress.say("judge: no open question and no rubric among these benchmarks")
         return {}

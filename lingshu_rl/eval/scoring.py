@@ -1,4 +1,5 @@
-"""Graded rows and what they come to: accuracy with intervals, by sub-group, with what could not be read counted apart."""
+"""Graded rows and what they come to: accuracy with intervals, by sub-group, with what could not be read counted
+apart."""
 
 from __future__ import annotations
 
@@ -15,8 +16,10 @@ Row = dict[str, Any]
 ENGINE_ERROR = "engine_error"  # status of a row without an answer; its value is None, neither right nor wrong
 UNREAD = ("unparsed", "conflict", "truncated")  # an answer that names nothing, several things, or was cut off: 0
 MAIN = "main"  # the condition that is scored; the others are its controls
-GROUPS = ("modality", "organ", "question_type", "answer_type", "language", "subject", "step", "task", "system", "source",
-          "calculator", "difficulty", "exam", "discipline", "theme", "answer")  # fmt: skip
+GROUPS = tuple(
+    "modality organ question_type answer_type language subject step task system source calculator difficulty exam "
+    "discipline theme answer".split()
+)
 
 
 def reward_input(prompt: Prompt, reply: Reply) -> RewardInput:
@@ -46,7 +49,8 @@ def make_row(prompt: Prompt, reply: Reply, result: RewardResult) -> Row:
 
 
 def cluster_name(prompt: Prompt) -> str:
-    """Questions with the same images, or slices of the same volumes, share it: paths as they are, bytes by their hash."""
+    """Questions with the same images, or slices of the same volumes, share it: paths as they are, bytes by their
+    hash."""
     return "|".join(dict.fromkeys(picture.file or picture.name for picture in prompt.images))
 
 

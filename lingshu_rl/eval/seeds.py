@@ -1,8 +1,8 @@
 """Did a change of settings matter? Differences between training runs, with the luck of seeds and of test questions.
 
 Both settings are trained with the same S seeds and answer the same test questions. The difference of one seed and one
-question is  d = mu + seed + question + (both together);  seeds and questions are samples (Clark 1973; Judd, Westfall and
-Kenny 2012), so an interval for mu has to know the spread of both. Questions about one image are one cluster.
+question is  d = mu + seed + question + (both together);  seeds and questions are samples (Clark 1973; Judd, Westfall
+and Kenny 2012), so an interval for mu has to know the spread of both. Questions about one image are one cluster.
 
 Half the interval is  sqrt(t(S-1)^2 a + t(C-1)^2 b),  with a the variance of the mean through seeds (S - 1 degrees of
 freedom), b the one through the C clusters. Banerjee (Sankhya 1961) showed that such a sum keeps at least the nominal
@@ -39,8 +39,9 @@ class Difference:
     item_variance: float  # of the mean over these questions, whatever the number of seeds
 
 
-def difference(d: np.ndarray, clusters: Sequence[Any] | None = None, *, alpha: float = 0.05,
-               bound: float | None = None) -> Difference:  # fmt: skip
+def difference(
+    d: np.ndarray, clusters: Sequence[Any] | None = None, *, alpha: float = 0.05, bound: float | None = None
+) -> Difference:
     """Mean of `d` with its 1 - alpha interval.
 
     d: (seeds, items), variant minus baseline; every number finite. One item stands for a figure of the whole run (its
@@ -107,8 +108,9 @@ def smallest_visible(found: Difference, *, alpha: float = 0.05) -> float | None:
     return None if found.seed_variance is None else _visible(found, found.seeds, alpha)
 
 
-def aligned(baseline: Mapping[int, Mapping[str, float | None]], variant: Mapping[int, Mapping[str, float | None]]
-            ) -> tuple[list[int], list[str], np.ndarray, int]:  # fmt: skip
+def aligned(
+    baseline: Mapping[int, Mapping[str, float | None]], variant: Mapping[int, Mapping[str, float | None]]
+) -> tuple[list[int], list[str], np.ndarray, int]:
     """The seeds and items that both have judged throughout: (seeds, item ids, d, items left out).
 
     Values by seed and item id. A question that any of these runs could not judge is left out for all, so that every
@@ -153,7 +155,8 @@ class _Spread:
 
 
 def _agreement(mean: float, clusters: int, alpha: float, bound: float | None) -> tuple[float, float, float]:
-    """Every difference is the same number: a share of up to `unseen` of all clusters may differ and not have shown up."""
+    """Every difference is the same number: a share of up to `unseen` of all clusters may differ and not have shown
+    up."""
     if abs(mean) < 1e-12 and bound is None:
         return mean, mean, 1.0
     if bound is None:

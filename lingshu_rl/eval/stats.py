@@ -27,8 +27,9 @@ CONTROLS_BEFORE = {
 }  # the most frequent label does not depend on the policy
 
 
-def mean_ci(values: Sequence[float | None], clusters: Sequence[Any] | None = None, *, seed: int = 0,
-            resamples: int = 2000) -> dict[str, Any]:  # fmt: skip
+def mean_ci(
+    values: Sequence[float | None], clusters: Sequence[Any] | None = None, *, seed: int = 0, resamples: int = 2000
+) -> dict[str, Any]:
     """Mean of values in [0, 1] with its 95 % interval: `{"accuracy", "ci95": [lo, hi], "n", "not_judged"}`.
 
     values: None means "could not be judged"; such values are left out and counted in `not_judged`.
@@ -43,8 +44,14 @@ def mean_ci(values: Sequence[float | None], clusters: Sequence[Any] | None = Non
     return {"accuracy": mean, "ci95": [low, high], "n": len(kept), "not_judged": len(values) - len(kept)}
 
 
-def paired_gain(before: Sequence[float | None], after: Sequence[float | None], clusters: Sequence[Any] | None = None, *,
-                seed: int = 0, resamples: int = 2000) -> dict[str, Any]:  # fmt: skip
+def paired_gain(
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    clusters: Sequence[Any] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> dict[str, Any]:
     """Mean of `after - before` in points (hundredths): `{"points", "ci95": [lo, hi], "n", "not_judged"}`.
 
     Item i of both lists is the same question; a pair with a None is left out and counted. Clusters as in `mean_ci`.
@@ -65,11 +72,11 @@ def paired_gain(before: Sequence[float | None], after: Sequence[float | None], c
 def summarise(evals: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """The accuracy part of summary.json from graded rows.
 
-    evals: `before`, `after`, and `before_` and `after_` with blank, shuffled, text_only or majority, any of them absent;
-    rows need id and value, and may have image, kind, task and modality. Answers are paired by id, intervals are
+    evals: `before`, `after`, and `before_` and `after_` with blank, shuffled, text_only or majority, any of them
+    absent; rows need id and value, and may have image, kind, task and modality. Answers are paired by id, intervals are
     clustered by image. Returns `{"before", "after", "gain", "blank_image", "shuffled_image", "text_only",
-    "majority_answer", "by_kind", "by_task", "by_modality"}` without what is absent;
-    a control holds the trained policy's accuracy and, under "before", that of the policy the run started from.
+    "majority_answer", "by_kind", "by_task", "by_modality"}` without what is absent; a control holds the trained
+    policy's accuracy and, under "before", that of the policy the run started from.
     """
     out = _compare(evals)
     for key in ("kind", "task", "modality"):
@@ -142,8 +149,9 @@ def cluster_index(clusters: Sequence[Any] | None, count: int) -> np.ndarray:
     return index
 
 
-def _bootstrap(values: np.ndarray, clusters: np.ndarray, bounds: tuple[float, float], seed: int,
-               resamples: int) -> tuple[float | None, float, float]:  # fmt: skip
+def _bootstrap(
+    values: np.ndarray, clusters: np.ndarray, bounds: tuple[float, float], seed: int, resamples: int
+) -> tuple[float | None, float, float]:
     """Mean and percentile interval; `bounds` are the least and greatest possible value."""
     if not len(values):
         return None, *bounds

@@ -11,12 +11,19 @@ from lingshu_rl.markup import as_latex, encodable, table_line
 from lingshu_rl.runfolder import write_text
 
 Cells = list[list[str]]
-SHORT = {"blank": "blank image", "shuffled": "other image", "text_only": "text only", "majority": "majority", "normal_report": "normal report"}  # fmt: skip
+SHORT = {
+    "blank": "blank image",
+    "shuffled": "other image",
+    "text_only": "text only",
+    "majority": "majority",
+    "normal_report": "normal report",
+}
 NEVER_JUDGED = "n/a"  # a control without a judged answer: beaten or not, nobody knows
 MARK = "†"
 NOT_TRIED = "‡"
 LEGEND = (
-    f"Scores in %, with 95 % intervals (bootstrap over images). {MARK} not above this control: the interval of the paired "
+    f"Scores in %, with 95 % intervals (bootstrap over images). {MARK} not above this control: the interval of the "
+    f"paired "
     "difference reaches 0. Unread: answers that name nothing, several things, or were cut off; they count as wrong. "
     "Errors: questions without an answer, out of the score. "
     f"{NOT_TRIED} this benchmark's loader was written from its documentation and not tried on its own data."
@@ -37,7 +44,15 @@ def score_table(summary: Mapping[str, Any]) -> Cells:
     found = summary["benchmarks"]
     controls = [c for c in SHORT if any(c in scores["controls"] for scores in found.values())]
     judged = any("judge" in scores and "accuracy" in scores["judge"] for scores in found.values())
-    header = ["benchmark", "n", "score", *(SHORT[c] for c in controls), *(["open, by judge"] if judged else []), "unread", "errors"]  # fmt: skip
+    header = [
+        "benchmark",
+        "n",
+        "score",
+        *(SHORT[c] for c in controls),
+        *(["open, by judge"] if judged else []),
+        "unread",
+        "errors",
+    ]
     cells = [header]
     for name, scores in found.items():
         tried = "" if not scores.get("tried", "").startswith("rows of the documented") else NOT_TRIED
@@ -62,7 +77,9 @@ def report_table(summary: Mapping[str, Any]) -> Cells:
         for condition, values in scores.get("report", {}).items():
             keys += [k for k, v in values.items() if k not in keys and k != "n" and isinstance(v, int | float)]
             label = f"{name}" if condition == "main" else f"{name}: {SHORT[condition]} (control)"
-            lines.append([label, *(f"{values[k]:.3f}" if isinstance(values.get(k), int | float) else "–" for k in keys)])  # fmt: skip
+            lines.append(
+                [label, *(f"{values[k]:.3f}" if isinstance(values.get(k), int | float) else "–" for k in keys)]
+            )
     return [["reports", *keys], *lines] if lines else []
 
 
@@ -106,7 +123,15 @@ def markdown(cells: Cells) -> str:
 def latex(cells: Cells, caption: str = "") -> str:
     body = [" & ".join(map(as_latex, line)) + r" \\" for line in cells]
     spec = "l" + "r" * (len(cells[0]) - 1)
-    lines = [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}"]  # fmt: skip
+    lines = [
+        rf"\begin{{tabular}}{{{spec}}}",
+        r"\toprule",
+        body[0],
+        r"\midrule",
+        *body[1:],
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
     if caption:
         lines = [r"\begin{table}", r"\centering", *lines, rf"\caption{{{as_latex(caption)}}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
@@ -116,15 +141,19 @@ def html_page(title: str, tables: Sequence[Cells], legend: str) -> str:
     parts = []
     for cells in tables:
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in cells[0])
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in cells[1:])  # fmt: skip
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in cells[1:]
+        )
         parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem}"
-        "table{border-collapse:collapse;margin:1.5rem 0}th,td{padding:.3rem .8rem;text-align:right;border-bottom:1px solid #ddd}"
+        "table{border-collapse:collapse;margin:1.5rem 0}th,td{padding:.3rem .8rem;text-align:right;border-bottom:1px "
+        "solid #ddd}"
         "th:first-child,td:first-child{text-align:left}p{color:#555}"
     )
     return encodable(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
+        f'<!doctype html><html lang="en"><meta '
+        f'charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
         f"<h1>{html.escape(title)}</h1>{''.join(parts)}<p>{html.escape(legend)}</p></html>\n"
     )
 

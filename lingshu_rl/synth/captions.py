@@ -33,7 +33,8 @@ FACTUAL = (
     "diagnosis that the facts do not name."
 )
 PREFERENCE = (
-    "Describe this {modality} image as a specialist would, going through this list and leaving out what cannot be judged "
+    "Describe this {modality} image as a specialist would, going through this list and leaving out what cannot be "
+    "judged "
     "from this image:\n{features}\nWrite plain sentences, no list, no advice to the patient."
 )
 MERGE = (
@@ -98,9 +99,14 @@ class Captions:
             return [Dropped(name, error.reason, str(error), record)]
 
     async def write(
-        self, record: Record, writer: Asker, modality: str, facts: Sequence[str], regions: Sequence[Region],
+        self,
+        record: Record,
+        writer: Asker,
+        modality: str,
+        facts: Sequence[str],
+        regions: Sequence[Region],
         images: Sequence[bytes],
-    ) -> Outcome:  # fmt: skip
+    ) -> Outcome:
         said = str((record.get("meta") or {})["modality"])
         told = fact_lines(record, facts, regions)
         example = ", ".join(facts) + "."

@@ -21,8 +21,10 @@ from rewards.chat import Refused
 
 ASK = (
     "Write {count} different exam questions about this {modality} image that can be answered by looking at it.{known}\n"
-    'Answer with a JSON list. Each item has "question", "kind" ("option", "yesno" or "open") and "answer"; items of kind '
-    '"option" also have "options", a list of 2 to 5 texts, and their answer is one of these texts. Open answers have at '
+    'Answer with a JSON list. Each item has "question", "kind" ("option", "yesno" or "open") and "answer"; items of '
+    "kind "
+    '"option" also have "options", a list of 2 to 5 texts, and their answer is one of these texts. Open answers have '
+    "at "
     'most five words. Where the image does not allow a question of that kind, give the item the answer "Error".'
 )
 ANSWER_ERROR = "error"

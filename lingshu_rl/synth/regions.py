@@ -54,7 +54,8 @@ def _half(start: float, length: float, names: tuple[str, str]) -> str:
 
 
 def regions_of(record: Record) -> list[Region]:
-    """From `masks`, then `boxes`. Raises SynthError for a mask that does not fit its image or names what is not in it."""
+    """From `masks`, then `boxes`. Raises SynthError for a mask that does not fit its image or names what is not in
+    it."""
     found: list[Region] = []
     if not record.get("masks") and not record.get("boxes"):
         return found
@@ -90,7 +91,8 @@ def mask_regions(record: Record, mask: dict[str, Any], size: tuple[int, int]) ->
         rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
         box = (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
         parts = len(set(labels) & present) if instances else count_parts(inside)
-        found.append(Region(str(name), tuple(map(float, box)), size, float(inside.mean()), parts))  # type: ignore[arg-type]
+        # type: ignore[arg-type]
+        found.append(Region(str(name), tuple(map(float, box)), size, float(inside.mean()), parts))
     return found
 
 

@@ -23,7 +23,8 @@ TALLEST = 2048  # pixels; a longer text is dropped, not cut
 
 @dataclass(frozen=True)
 class Page:
-    """font: a TrueType file; "" for matplotlib's DejaVu Sans, without it Pillow's own (ASCII). size, width in pixels."""
+    """font: a TrueType file; "" for matplotlib's DejaVu Sans, without it Pillow's own (ASCII). size, width in
+    pixels."""
 
     font: str = ""
     size: int = 20

@@ -1,8 +1,9 @@
 """Multiple choice to open questions and back. Which way is right by rule, so no writer is needed and none is trusted.
 
-An option question becomes open only where its text stands without the options and has one right answer: what says so are
-words ("most common", "how many", "which plane"), and no other row that asks the same of the same picture may answer
-otherwise. An open question becomes multiple choice with wrong options from answers to the same question or task (one label space), none of which the grader would accept.
+An option question becomes open only where its text stands without the options and has one right answer: what says so
+are words ("most common", "how many", "which plane"), and no other row that asks the same of the same picture may answer
+otherwise. An open question becomes multiple choice with wrong options from answers to the same question or task (one
+label space), none of which the grader would accept.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from lingshu_rl.synth.verify import Verifier
 
 # The question means its options.
 _NEEDS_OPTIONS = re.compile(
-    r"\b(?:(?:which|what|one|any|all|none|some|each) of (?:the|these|those)\b|the following|(?:all|none|both) of the above"
+    r"\b(?:(?:which|what|one|any|all|none|some|each) of (?:the|these|those)\b|the following|(?:all|none"
+    r"|both) of the above"
     r"|except\b|least likely|most likely|best describe|not (?:true|correct|seen|a)\b|options?\b|choices?\b|false\b)",
     re.IGNORECASE,
 )
@@ -29,22 +31,28 @@ _REFERS = re.compile(
 # Without options, "Which finding is present?" has as many right answers as there are findings. These words make it one:
 _SUPERLATIVE = re.compile(
     r"\b(?:most|best|main|chief|sole|maximum|minimum|of choice|gold standard|commonest"
-    r"|(?:first|last|only|primary|principal)[ -](?:line|step|sign|symptom|cause|treatment|drug|function|action|test|organ|person)"
+    r"|(?:first|last|only|primary|principal)[ -](?:line|step|sign|symptom|cause|treatment|drug|function|action|test"
+    r"|organ|person)"
     r"|(?:larg|small|high|low|earli|lat|long|short|old|young|great|strong|weak|thick|thinn|near|safe|fast|quick)est)\b",
     re.IGNORECASE,
 )
 _QUANTITY = re.compile(
     r"\bhow (?:many|much|old|long|large|big|wide|high|deep|far|often|was this|is this)\b"
-    r"|(?:^|\b(?:what(?:'s| is| was| will be)?|calculate)\s+(?:the\s+)?)(?:\w+\s+){0,2}?(?:dose|dosage|rate|ratio|percentage|number"
-    r"|incidence|prevalence|half-?life|angle|age|size|volume|duration|width|length|height|weight|distance|thickness|diameter"
+    r"|(?:^|\b(?:what(?:'s| is| was| will be)?|calculate)\s+(?:the\s+)?)(?:\w+\s+){0,2}?(?:dose|dosage|rate|ratio"
+    r"|percentage|number"
+    r"|incidence|prevalence|half-?life|angle|age|size|volume|duration|width|length|height|weight|distance|thickness"
+    r"|diameter"
     r"|frequency|value|amount|concentration|temperature|score)\b",
     re.IGNORECASE,
 )
 _ATTRIBUTE = re.compile(
-    r"\b(?:modality|plane|view|projection|sequence|weighting|side|half|hemisphere|lobe|quadrant|stage|staging|grade|stain|phase"
-    r"|sex|gender|chromosome|vertebral level|organ|body part|region of the body|part of the body|window|(?:the|your|likely|probable) diagnosis"
+    r"\b(?:modality|plane|view|projection|sequence|weighting|side|half|hemisphere|lobe|quadrant|stage|staging|grade"
+    r"|stain|phase"
+    r"|sex|gender|chromosome|vertebral level|organ|body part|region of the body|part of the body|window|(?:the|your"
+    r"|likely|probable) diagnosis"
     r"|(?:type|kind) of (?:image|imaging|scan|study|contrast|stain)|colou?r of|shape of|unit of|formula (?:of|for)"
-    r"|name of|called|known as|terms? (?:for|used)|inventor|discoverer|father of|who|when|where (?:is|are|was|does)|what year"
+    r"|name of|called|known as|terms? (?:for|used)|inventor|discoverer|father of|who|when|where (?:is|are|was|does)"
+    r"|what year"
     r"|which year|year of)\b",
     re.IGNORECASE,
 )
@@ -145,8 +153,15 @@ def to_options(records: Iterable[Record], verifier: Verifier, count: int, seed: 
             rng.shuffle(options)
         letter = LETTERS[options.index(answer)]
         yield _judged(
-            record, verifier, "options", options, question=record["question"], kind="option", answer=letter, options=options
-        )  # fmt: skip
+            record,
+            verifier,
+            "options",
+            options,
+            question=record["question"],
+            kind="option",
+            answer=letter,
+            options=options,
+        )
 
 
 def label_space(record: Record) -> str:
@@ -156,7 +171,8 @@ def label_space(record: Record) -> str:
 
 
 def distractors(record: Record, spaces: dict[str, list[str]], verifier: Verifier, rng: random.Random) -> list[str]:
-    """Other answers of the space in random order, none of which (nor of each other) the grader takes for the right one."""
+    """Other answers of the space in random order, none of which (nor of each other) the grader takes for the right
+    one."""
     taken: list[str] = []
     for text in rng.sample(pool := sorted(set(spaces[label_space(record)])), len(pool)):
         if not any(same_answer(record, text, known, verifier) for known in [str(record["answer"]), *taken]):

@@ -102,7 +102,8 @@ def training_row(record: Record, suffix: str, **fields: Any) -> dict[str, Any]:
 
 
 def provenance(step: str, record: Record, verdict: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
-    """`meta.synth`: the step, the record it started from, what it used, the verdict. Earlier steps stand under `before`."""
+    """`meta.synth`: the step, the record it started from, what it used, the verdict. Earlier steps stand under
+    `before`."""
     before = (record.get("meta") or {}).get("synth")
     return {
         "step": step,
@@ -150,7 +151,11 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"kept": self.kept, "kinds": dict(sorted(self.kinds.items())), "dropped": dict(sorted(self.dropped.items()))}  # fmt: skip
+        return {
+            "kept": self.kept,
+            "kinds": dict(sorted(self.kinds.items())),
+            "dropped": dict(sorted(self.dropped.items())),
+        }
 
 
 async def write_outcomes(outcomes: AsyncIterator[Outcome] | Iterable[Outcome], out: Path) -> Tally:

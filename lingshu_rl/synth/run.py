@@ -1,4 +1,5 @@
-"""`lingshu-rl synth STEP`: records in, training rows out. Steps with a writer say what they will cost before they ask."""
+"""`lingshu-rl synth STEP`: records in, training rows out. Steps with a writer say what they will cost before they
+ask."""
 
 from __future__ import annotations
 
@@ -109,11 +110,18 @@ def _out(step: argparse.ArgumentParser) -> None:
 
 def writer_config(arguments: argparse.Namespace) -> WriterConfig:
     return WriterConfig(
-        url=arguments.url, model=arguments.model, cache=arguments.cache or arguments.out.with_suffix(".requests"),
-        concurrency=arguments.concurrency, retries=arguments.retries, timeout_s=arguments.timeout_s,
-        temperature=arguments.temperature, max_tokens=arguments.max_tokens, key_env=arguments.key_env,
-        price_in=arguments.price_in, price_out=arguments.price_out,
-    )  # fmt: skip
+        url=arguments.url,
+        model=arguments.model,
+        cache=arguments.cache or arguments.out.with_suffix(".requests"),
+        concurrency=arguments.concurrency,
+        retries=arguments.retries,
+        timeout_s=arguments.timeout_s,
+        temperature=arguments.temperature,
+        max_tokens=arguments.max_tokens,
+        key_env=arguments.key_env,
+        price_in=arguments.price_in,
+        price_out=arguments.price_out,
+    )
 
 
 def check_words(arguments: argparse.Namespace) -> None:

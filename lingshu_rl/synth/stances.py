@@ -15,9 +15,13 @@ from rewards.report.sentences import read
 MARKS = frozenset(".;:,!?/|")
 AGREE = {"present": ("present",), "absent": ("absent",), "uncertain": ("uncertain", "present")}
 SMALL = frozenset(("the", "a", "an", "of", "in", "with", "and", "to"))
-# What a text says of the picture itself ("CT", "abdomen") is denied by a word beside it, not by any "no" of the sentence.
+# What a text says of the picture itself ("CT", "abdomen") is denied by a word beside it, not by any "no" of the
+# sentence.
 _BEFORE = r"\b(?:no|not|neither|nor)\s+(?:an?\s+|the\s+|really\s+)?"
-_AFTER = r"\s+(?:is|are|was|were|has been|have been)\s+(?:absent|missing|(?:not|never)\s+(?:seen|visible|shown|identified|present|included|imaged|visuali[sz]ed))\b"  # fmt: skip
+_AFTER = (
+    r"\s+(?:is|are|was|were|has been|have been)\s+(?:absent|missing|(?:not|never)\s+(?:seen"
+    r"|visible|shown|identified|present|included|imaged|visuali[sz]ed))\b"
+)
 
 
 def states(fact: str, text: str, about_picture: bool) -> bool | None:

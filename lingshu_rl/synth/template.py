@@ -5,7 +5,8 @@ A spec (YAML) says where records come from and what is asked:
     source: {table: labels.csv, id: "{image}", images: ["img/{image}"], meta: {modality: X-ray}, split: "|",
              labels: {view: "{view}", findings: "{findings}"}, boxes: "{bboxes}"}       # or  {records: file.jsonl}
     questions:
-      view: {about: labels.view, form: option, ask: ["Which projection is this?"], values: {PA: posterior-anterior, ...}}
+      view: {about: labels.view, form: option, ask: ["Which projection is this?"], values: {PA: posterior-anterior,
+      ...}}
       side: {about: regions.side, form: option, ask: ["In which half of the image does the {name} lie?"]}
     limit: 500     # questions of each name; 0 = all
 
@@ -38,7 +39,14 @@ from lingshu_rl.synth.rows import (
 )
 
 LABEL_FORMS = ("option", "yesno", "open")
-REGION_FACTS = {"present": "yesno", "side": "option", "level": "option", "count": "numeric", "share": "numeric", "largest": "option"}  # fmt: skip
+REGION_FACTS = {
+    "present": "yesno",
+    "side": "option",
+    "level": "option",
+    "count": "numeric",
+    "share": "numeric",
+    "largest": "option",
+}
 CLEARLY = 1.5  # the largest region is this many times the next one, or it is not asked for
 SHARE_TOLERANCE = 0.1  # relative
 
@@ -70,7 +78,10 @@ class Question:
             if self.form != REGION_FACTS[what]:
                 raise SynthError(f"{where}.form: regions.{what} is asked as {REGION_FACTS[what]!r}, got {self.form!r}")
         else:
-            raise SynthError(f"{where}.about: labels.NAME or one of {', '.join(f'regions.{f}' for f in REGION_FACTS)}, got {self.about!r}")  # fmt: skip
+            raise SynthError(
+                f"{where}.about: labels.NAME or one of {', '.join(f'regions.{f}' for f in REGION_FACTS)}, got "
+                f"{self.about!r}"
+            )
         if not self.ask:
             raise SynthError(f"{where}.ask: give at least one wording")
         if not 2 <= self.options <= len(LETTERS):
@@ -185,7 +196,9 @@ def _box(text: str, where: str) -> dict[str, Any]:
     return {"name": name.strip(), "xywh": xywh}
 
 
-def template_rows(records: Iterable[Record], questions: Sequence[Question], limit: int = 0, seed: int = 0) -> Iterator[Outcome]:  # fmt: skip
+def template_rows(
+    records: Iterable[Record], questions: Sequence[Question], limit: int = 0, seed: int = 0
+) -> Iterator[Outcome]:
     """All questions about all records. Records with labels outside of a label space are dropped for that question."""
     cases: dict[str, dict[str, list[Case]]] = {q.name: defaultdict(list) for q in questions}
     for record in records:
@@ -245,7 +258,10 @@ def region_cases(record: Record, question: Question, regions: Sequence[Region]) 
     if what in ("side", "level"):
         words = ("left", "right") if what == "side" else ("upper", "lower")
         at = [(r, getattr(r, what)) for r in single if getattr(r, what)]
-        return [Case(record, here, r.name, tuple(w for w in words if w != here), truth={w: w == here for w in words}) for r, here in at]  # fmt: skip
+        return [
+            Case(record, here, r.name, tuple(w for w in words if w != here), truth={w: w == here for w in words})
+            for r, here in at
+        ]
     if what == "count":
         return [
             Case(record, str(r.parts), r.name, fields={"tolerance": {"exact": True}}, truth={"count": r.parts})
@@ -255,12 +271,15 @@ def region_cases(record: Record, question: Question, regions: Sequence[Region]) 
     if what == "share":
         return [
             Case(
-                record, f"{100 * r.share:.1f} %", r.name, fields={"unit": "%", "tolerance": {"rel": SHARE_TOLERANCE}},
+                record,
+                f"{100 * r.share:.1f} %",
+                r.name,
+                fields={"unit": "%", "tolerance": {"rel": SHARE_TOLERANCE}},
                 truth={"share": round(r.share, 6)},
             )
             for r in single
             if r.share and r.share >= 0.01
-        ]  # fmt: skip
+        ]
     ranked = sorted((r for r in single if r.share), key=lambda r: -float(r.share or 0))
     if len(ranked) < 2 or float(ranked[0].share or 0) < CLEARLY * float(ranked[1].share or 0):
         return []

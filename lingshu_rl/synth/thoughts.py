@@ -41,8 +41,11 @@ class Thoughts:
         for seed in range(self.samples):
             try:
                 reply = await writer.ask(
-                    [{"role": "user", "content": prompt.text}], images=[picture.png() for picture in prompt.images], seed=seed, example=EXAMPLE
-                )  # fmt: skip
+                    [{"role": "user", "content": prompt.text}],
+                    images=[picture.png() for picture in prompt.images],
+                    seed=seed,
+                    example=EXAMPLE,
+                )
             except Refused as error:
                 return [Dropped(name, error.reason, str(error), record)]
             outcome = self.decide(record, prompt, reply, seed)

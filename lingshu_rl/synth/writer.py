@@ -1,4 +1,5 @@
-"""Asks any OpenAI-compatible chat endpoint: bounded, retried, and every reply kept in a file, so that nothing is paid twice.
+"""Asks any OpenAI-compatible chat endpoint: bounded, retried, and every reply kept in a file, so that nothing is paid
+twice.
 
 A request's file is named after what was asked (model, messages, image bytes, sampling), not after the server: the same
 question to the same model is answered from disk, in this run or the next.
@@ -116,10 +117,11 @@ class Writer:
 
 
 class Estimator:
-    """Counts what a run would ask at most, without asking: known replies come from the cache, others are the step's example.
+    """Counts what a run would ask at most, without asking: known replies come from the cache, others are the step's
+    example.
 
-    An example is the reply that leads to the most further requests; output tokens are max_tokens a request. So the sums are
-    upper bounds, but for the tokens of earlier replies that later requests quote.
+    An example is the reply that leads to the most further requests; output tokens are max_tokens a request. So the sums
+    are upper bounds, but for the tokens of earlier replies that later requests quote.
     """
 
     def __init__(self, config: WriterConfig) -> None:
