@@ -280,7 +280,7 @@ class Stored:
 
 
 def _stored(file: str) -> Stored:
-    from lingshu_rl.curate.scans import scan_kind
+    from lingshu_rl.curate.scans import ScanError, scan_kind
 
     path = Path(file)
     kind = "dicom" if path.is_dir() else scan_kind(path)
@@ -292,6 +292,8 @@ def _stored(file: str) -> Stored:
         stored = _nifti(file) if kind == "nifti" else _dicom(path)
     except VolumeError:
         raise
+    except ScanError as error:
+        raise VolumeError(str(error)) from error
     except Exception as error:  # nibabel, pydicom and zlib raise their own kinds
         raise VolumeError(f"{file}: not a readable volume: {type(error).__name__}: {error}") from error
     voxels = math.prod(stored.shape)
@@ -306,7 +308,10 @@ def _nifti(file: str) -> Stored:
     import nibabel
     import numpy as np
 
+    from lingshu_rl.curate.nifti import check_size
+
     found: Any = nibabel.load(file)
+    check_size(Path(file), found)
     shape = tuple(int(n) for n in found.shape)
     if len(shape) < 3 or math.prod(shape[3:]) != 1:
         raise VolumeError(f"{file}: has {' x '.join(map(str, shape))} voxels; a volume has three axes")
@@ -509,15 +514,11 @@ def cache_folder() -> Path:
 
 
 def _decoded(file: str, plane: str, index: int, window: tuple[float, ...]) -> Image:
-    import numpy as np
     from PIL import Image
 
-    from lingshu_rl.curate.scans import scaled, square
+    from lingshu_rl.curate.scans import upright_slice
 
-    volume, axis, grid = _read(file), PLANES.index(plane), grid_of(file)
-    low, high = (window[0] - window[1] / 2, window[0] + window[1] / 2) if window else (volume.low, volume.high)
-    section = np.take(volume.values, index, axis=axis).astype(np.float64) * volume.slope + volume.intercept
-    # Rows must run down, and the patient's left stand on the right.
-    grey = scaled(np.nan_to_num(section.T[::-1, ::-1], nan=low, posinf=high, neginf=low), low, high)
-    columns, rows = (n for n in range(3) if n != axis)
-    return Image.fromarray(np.ascontiguousarray(square(grey, grid.spacing[rows], grid.spacing[columns])))
+    volume, grid = _read(file), grid_of(file)
+    shown = (window[0] - window[1] / 2, window[0] + window[1] / 2) if window else (volume.low, volume.high)
+    turned = volume.values, PLANES.index(plane), index
+    return Image.fromarray(upright_slice(*turned, shown, grid.spacing, volume.slope, volume.intercept))

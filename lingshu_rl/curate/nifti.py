@@ -18,8 +18,7 @@ from lingshu_rl.curate.scans import (
     encoded,
     patient_by_pattern,
     pseudonym,
-    scaled,
-    square,
+    upright_slice,
 )
 
 DEFLATE = 1032  # times that a packed file can be larger than it lies there: the format's own limit
@@ -69,7 +68,7 @@ def _upright(file: Path) -> tuple[np.ndarray, list[float]]:
         raise ScanError(f"{file}: is no NIfTI file but a {type(volume).__name__}")
     if len(volume.shape) not in (3, 4):
         raise ScanError(f"{file}: has {len(volume.shape)} dimensions, a volume has 3", "no_pixels")
-    _check_size(file, volume)
+    check_size(file, volume)
     values = np.asarray(volume.dataobj[..., 0] if len(volume.shape) == 4 else volume.dataobj, dtype=np.float32)
     orientation = nibabel.io_orientation(volume.affine)
     sides = dict(zip(orientation[:, 0], nibabel.affines.voxel_sizes(volume.affine), strict=True))
@@ -81,7 +80,7 @@ def _upright(file: Path) -> tuple[np.ndarray, list[float]]:
     return nibabel.apply_orientation(values, orientation), spacing
 
 
-def _check_size(file: Path, volume: Any) -> None:
+def check_size(file: Path, volume: Any) -> None:
     """Raises ScanError for a file that cannot hold what its header says, or says more than one picture is worth."""
     voxels, held = math.prod(volume.shape), file.stat().st_size
     size = voxels * volume.get_data_dtype().itemsize
@@ -104,23 +103,15 @@ def read_nifti(file: Path, options: ScanOptions, place: str) -> Iterator[Picture
     step = max(1, round(options.every_mm / spacing[axis]))
     patient = patient_by_pattern(place, options) if options.patient else patient_of(place)
     name = pseudonym(place)
-    row_axis, column_axis = {0: (2, 1), 1: (2, 0), 2: (1, 0)}[axis]
+    mm = round(min(side for n, side in enumerate(spacing) if n != axis), 5)
     taken = 0
     for index in range(step // 2, values.shape[axis], step):
         section = np.nan_to_num(np.take(values, index, axis=axis), nan=low)
         if (section > background).mean() < options.min_foreground:
             continue
-        # canonical axes run to the right, front and top: rows must run down, and the patient's left stand on the right
-        picture = section.T[::-1, ::-1]
-        grey = scaled(picture.astype(np.float64), low, high)
-        upright = square(grey, spacing[row_axis], spacing[column_axis])
-        facts = {
-            "patient_id": pseudonym(patient),
-            "plane": options.plane,
-            "position": index,
-            "mm_per_pixel": round(min(spacing[row_axis], spacing[column_axis]), 5),
-        }
+        picture = encoded(upright_slice(values, axis, index, (low, high), spacing))
+        facts = {"patient_id": pseudonym(patient), "plane": options.plane, "position": index, "mm_per_pixel": mm}
         taken += 1
-        yield Picture(f":slice {index}", encoded(upright), {"id": f"{name}-{options.plane}-{index}"}, facts)
+        yield Picture(f":slice {index}", picture, {"id": f"{name}-{options.plane}-{index}"}, facts)
     if not taken:
         raise ScanError(f"{file}: no slice has {options.min_foreground:.0%} of tissue", "empty_scan")

@@ -12,7 +12,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,27 @@ def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     if high <= low:
         return np.zeros(values.shape, np.uint8)
     return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
+def upright_slice(
+    values: np.ndarray,
+    axis: int,
+    index: int,
+    window: tuple[float, float],
+    spacing: Sequence[float],
+    slope: float = 1.0,
+    intercept: float = 0.0,
+) -> np.ndarray:
+    """Grey slice of a volume, rows running down and the patient's left on the right, with square pixels.
+
+    values: to the right, front and top; `slope * value + intercept` is in the units of `window`, from black to white.
+    spacing: of the three axes, mm.
+    """
+    low, high = window
+    section = np.take(values, index, axis=axis).astype(np.float64) * slope + intercept
+    grey = scaled(np.nan_to_num(section.T[::-1, ::-1], nan=low, posinf=high, neginf=low), low, high)
+    columns, rows = (n for n in range(3) if n != axis)
+    return square(grey, spacing[rows], spacing[columns])
 
 
 def square(pixels: np.ndarray, row_mm: float, column_mm: float) -> np.ndarray:
