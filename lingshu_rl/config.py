@@ -7,28 +7,22 @@ Units stand in the names (`timeout_s`). What belongs to an engine is passed thro
 from __future__ import annotations
 
 import difflib
-import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from lingshu_rl.data.sources import Source, SourceError, is_demo, paths_in, sources_of
-from lingshu_rl.failures import LingshuError
-from lingshu_rl.hiding import HIDDEN, is_secret, setting_shown, shown_beside, url_fault, without_secrets
+from lingshu_rl.failures import ConfigError
+from lingshu_rl.hiding import setting_shown, shown_beside, without_secrets
 from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget
 from lingshu_rl.names import known_elsewhere
 from lingshu_rl.objective import AdvantageConfig, LossConfig, PackingConfig
 
 T = TypeVar("T")
-
-
-class ConfigError(LingshuError, ValueError):
-    """The configuration cannot be run; the message names the key and what to do."""
 
 
 @dataclass
@@ -253,6 +247,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     given = _given(changes)
     result = _built(Config, [Change(_nested(defaults_for(given)), "in the model's defaults"), *changes])
     _check_sources(given)
+    from lingshu_rl.validation import validate
+
     validate(result)
     return result
 
@@ -451,256 +447,3 @@ def more_than_adapters(lora: dict[str, Any]) -> str:
 def lora_rank(lora: dict[str, Any]) -> int:
     """The largest rank of any adapter."""
     return max([int(lora.get("r", 8)), *map(int, (lora.get("rank_pattern") or {}).values())])
-
-
-MOST_ASSUMED = {"count": 1024, "memory_gb": 10_000, "nodes": 100_000}  # of devices.assume; more is a slip
-# accelerate's; "all" is not among them, as a tracker that is not installed is an error here.
-TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
-
-
-def _place_faults(c: Config) -> Iterator[str]:
-    """What is wrong with the folders that a run is given."""
-    if c.resume not in ("auto", "never") and not os.path.isdir(c.resume):
-        yield f"resume={c.resume!r} is neither auto, never nor the folder of a checkpoint"
-    try:
-        place = next(path for path in (Path(c.run.dir), *Path(c.run.dir).absolute().parents) if path.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            yield f"run.dir={c.run.dir}: {place} is {'not writable' if place.is_dir() else 'no folder'}"
-    except (OSError, ValueError) as error:
-        yield f"run.dir={c.run.dir[:80]!r} cannot be a folder's name: {getattr(error, 'strerror', None) or error}"
-
-
-def validate(config: Config) -> None:
-    """Refuse what cannot work, before anything is loaded. Raises ConfigError naming the keys."""
-    from lingshu_rl.engine_options import faults
-    from lingshu_rl.optimizers import Place, check_optimizer
-
-    def refuse(condition: bool, message: str) -> None:
-        if condition:
-            raise ConfigError(message)
-
-    def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
-        near = difflib.get_close_matches(value, allowed, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        refuse(value not in allowed, f"{key}={value!r} is not one of {', '.join(allowed)}{hint}")
-
-    c = config
-    for key, number in flat(asdict(config)).items():
-        refuse(
-            isinstance(number, float) and not math.isfinite(number), f"{key}={number} is not a number that can be used"
-        )
-        refuse(
-            isinstance(number, str) and HIDDEN in number,
-            f"{key} was hidden where these settings were stored; give it again, for example as ${{oc.env:NAME}}",
-        )
-    for key, urls in (("rollout.urls", c.rollout.urls), ("reference.urls", c.reference.urls)):
-        for index, url in enumerate(urls):
-            refuse(bool(fault := url_fault(url)), f"{key}[{index}] {fault}")
-    for option, value in c.rollout.vllm.items():
-        refuse(
-            is_secret(option) and isinstance(value, (str, list)),
-            f"rollout.vllm.{option} would stand in a command line and in logs; servers take the run's own token, and "
-            "what else is secret goes into the environment (HF_TOKEN)",
-        )
-    for key, number in {
-        "train.steps": c.train.steps,
-        "judge.probe_rows": c.judge.probe_rows,
-        "train.prompts_per_step": c.train.prompts_per_step,
-        "train.group_size": c.train.group_size,
-        "data.side_multiple": c.data.side_multiple,
-        "train.optimizer_steps": c.train.optimizer_steps,
-        "rollout.max_tokens": c.rollout.max_tokens,
-        "rollout.concurrency": c.rollout.concurrency,
-        "packing.token_budget": c.packing.token_budget,
-        "checkpoint.keep_last": c.checkpoint.keep_last,
-    }.items():
-        refuse(number < 1, f"{key}={number} must be at least 1")
-    for key, number in {
-        "rollout.servers": c.rollout.servers,
-        "rollout.retries": c.rollout.retries,
-        "reference.replicas": c.reference.replicas,
-        "reference.retries": c.reference.retries,
-        "reference.refresh_every": c.reference.refresh_every,
-        "run.max_restarts": c.run.max_restarts,
-        "train.warmup_steps": c.train.warmup_steps,
-        "train.weight_decay": c.train.weight_decay,
-        "train.max_grad_norm": c.train.max_grad_norm,
-        "eval.every": c.eval.every,
-        "eval.limit": c.eval.limit,
-        "checkpoint.every": c.checkpoint.every,
-        "rewards.timeout_s": c.rewards.timeout_s,
-        "rollout.request_timeout_s": c.rollout.request_timeout_s,
-        "rollout.start_timeout_s": c.rollout.start_timeout_s,
-        "judge.start_timeout_s": c.judge.start_timeout_s,
-        "reference.request_timeout_s": c.reference.request_timeout_s,
-        "reference.start_timeout_s": c.reference.start_timeout_s,
-    }.items():
-        refuse(number < 0, f"{key}={number} must not be negative")
-    refuse(
-        c.reference.tensor_parallel < 1, f"reference.tensor_parallel={c.reference.tensor_parallel} must be at least 1"
-    )
-    refuse(c.train.max_staleness not in (0, 1), f"train.max_staleness={c.train.max_staleness} must be 0 or 1")
-    refuse(
-        c.train.max_staleness > 0 and c.loss.importance_cap == 0,
-        "train.max_staleness=1 samples from older weights, which loss.importance_cap must correct; set it above 0",
-    )
-    refuse(
-        not 1 <= c.data.min_pixels <= c.data.max_pixels,
-        f"data.min_pixels={c.data.min_pixels} must be at least 1 and at most data.max_pixels={c.data.max_pixels}",
-    )
-    refuse(c.train.max_refills < 0, f"train.max_refills={c.train.max_refills} must not be negative")
-    refuse(c.train.lr <= 0, f"train.lr={c.train.lr} must be above 0")
-    refuse(c.loss.kl_coef < 0, f"loss.kl_coef={c.loss.kl_coef} must not be negative")
-    refuse(
-        c.train.group_size == 1,
-        "train.group_size=1 gives every advantage 0: a group is compared with itself. Use at least 2",
-    )
-    refuse(c.rollout.temperature <= 0, "rollout.temperature must be above 0: greedy samples of a group are all equal")
-    refuse(not 0 <= c.rewards.max_failed_share <= 1, "rewards.max_failed_share must be in [0, 1]")
-    refuse(not 0 <= c.data.max_refused_share <= 1, "data.max_refused_share must be in [0, 1]")
-    for key, share in (("max_false_pay", c.judge.max_false_pay), ("max_false_refusal", c.judge.max_false_refusal)):
-        refuse(not 0 <= share <= 1, f"judge.{key} must be in [0, 1]")
-    refuse(
-        bool(c.judge.vllm or c.devices.judge != "auto") and not c.judge.model,
-        "judge.vllm or devices.judge is set, but no judge.model, which the run would start; unset them, or set it",
-    )
-    refuse(
-        bool(c.judge.model) and c.cluster != "local",
-        "judge.model is started on this host alone; with cluster=ray give the judge's url in rewards.spec",
-    )
-    one_of("train.dtype", c.train.dtype, ("auto", "float32", "bfloat16"))
-    one_of("reference.dtype", c.reference.dtype, ("auto", "float32", "bfloat16"))
-    one_of("train.lr_schedule", c.train.lr_schedule, ("constant", "linear", "cosine"))
-    one_of("train.quantize", c.train.quantize, ("", "nf4", "fp4"))
-    refuse(
-        bool(c.train.quantize) and not c.train.lora,
-        "train.quantize holds the weights in 4 bits, which cannot be trained; set train.lora to train adapters over them",
-    )
-    refuse(
-        bool(c.train.quantize) and c.rollout.weight_transfer == "adapter",
-        "rollout.weight_transfer=adapter would sample from the weights before train.quantize rounded them; use auto, which "
-        "sends what the 4 bits stand for, adapters merged",
-    )
-    one_of("rollout.weight_transfer", c.rollout.weight_transfer, ("auto", "file", "nccl", "adapter"))
-    if c.rollout.weight_transfer == "adapter":
-        refuse(
-            not c.train.lora,
-            "rollout.weight_transfer=adapter sends train.lora's adapters: set train.lora, or send all weights",
-        )
-        refuse(
-            c.rollout.placement == "colocate",
-            "rollout.weight_transfer=adapter is for servers; colocate has the weights already",
-        )
-        extra = more_than_adapters(c.train.lora)
-        refuse(
-            bool(extra), f"{extra} is more than vLLM's adapters hold; use another rollout.weight_transfer, such as auto"
-        )
-    one_of("rollout.placement", c.rollout.placement, ("auto", "servers", "colocate"))
-    refuse(
-        c.train.gradient_checkpointing not in (True, False, "auto"),
-        f"train.gradient_checkpointing={c.train.gradient_checkpointing!r} is not one of true, false, auto",
-    )
-    for key, value in c.devices.assume.items():
-        one_of("devices.assume", key, tuple(MOST_ASSUMED))
-        whole = isinstance(value, int) or (key == "memory_gb" and isinstance(value, float))
-        number = whole and not isinstance(value, bool) and 0 < value <= MOST_ASSUMED[key]
-        what = "number" if key == "memory_gb" else "whole number"
-        refuse(not number, f"devices.assume.{key}={value!r} must be a {what} above 0, at most {MOST_ASSUMED[key]:,}")
-    refuse(
-        c.rollout.placement == "colocate"
-        and bool(c.rollout.urls or c.rollout.servers or c.train.max_staleness or c.devices.rollout != "auto"),
-        "rollout.placement=colocate samples in the policy's process, on its devices and between its updates: leave out "
-        "rollout.urls, rollout.servers, devices.rollout and train.max_staleness",
-    )
-    one_of("cluster", c.cluster, ("local", "ray"))
-    for key, options in (("rollout.ray", c.rollout.ray), ("reference.ray", c.reference.ray)):
-        refuse(bool(options) and c.cluster != "ray", f"{key} is set, but only cluster=ray uses it")
-    for key, devices in (("rollout", c.devices.rollout), ("reference", c.devices.reference)):
-        refuse(
-            c.cluster == "ray" and devices not in ("auto", "cpu"),
-            f"devices.{key}={devices!r}: with cluster=ray, Ray picks the devices; say auto (GPUs) or cpu, and how many "
-            "servers of which size by rollout.servers and rollout.vllm.tensor_parallel_size",
-        )
-    for fault in (*faults(c.rollout.vllm, c.deepspeed), *_place_faults(c)):
-        raise ConfigError(fault)
-    for name in c.run.trackers:
-        one_of("run.trackers", name, TRACKERS)
-    context = c.rollout.vllm.get("max_model_len")
-    refuse(
-        isinstance(context, int) and 0 < context <= c.rollout.max_tokens,
-        f"rollout.vllm.max_model_len={context} is prompt and completion together, and rollout.max_tokens="
-        f"{c.rollout.max_tokens} leaves none of it to the prompt: raise the one or lower the other",
-    )
-    refuse(
-        bool(c.rollout.vllm.get("disable_log_stats")),
-        "rollout.vllm.disable_log_stats takes away the counts by which a busy server is told from a stuck one; leave it out",
-    )
-    one_of("data.too_long", c.data.too_long, ("refuse", "drop"))
-    one_of("data.curriculum", c.data.curriculum, ("none", "pass_rate"))
-    weighed = any(s.epochs or s.share for s in checked_sources(c.data.train, "data.train"))
-    refuse(
-        c.data.curriculum != "none" and weighed,
-        "data.curriculum draws by pass rates alone: leave out the epochs and shares of data.train",
-    )
-    refuse(
-        any(s.epochs or s.share for s in checked_sources(c.data.test, "data.test")),
-        "data.test is asked once: leave out the epochs and shares of its sources",
-    )
-    refuse(
-        c.data.curriculum != "none" and c.train.max_staleness > 0,
-        "data.curriculum follows each step's rewards, which a batch that runs ahead (train.max_staleness) may or may not have "
-        "seen; unset one of them",
-    )
-    one_of("rewards.read", c.rewards.read, ("auto", "closed", "prose"))
-    refuse(
-        c.rewards.read != "auto" and bool(c.rewards.spec),
-        "rewards.read belongs to the default composition, and rewards.spec replaces it; give `args: {read: ...}` there",
-    )
-    one_of("rewards.executor", c.rewards.executor, ("inline", "isolated"))
-    one_of("check.on_failure", c.check.on_failure, ("stop", "dense", "warn"))
-    for control in c.eval.controls:
-        one_of("eval.controls", control, ("blank", "shuffled", "text_only", "majority"))
-    refuse(
-        bool(c.reference.urls or c.reference.model) and c.loss.kl_coef == 0,
-        "reference.urls or reference.model is set, but loss.kl_coef=0 uses no reference; unset one of them",
-    )
-    refuse(
-        c.reference.refresh_every > 0 and (c.loss.kl_coef == 0 or c.train.max_staleness > 0),
-        "reference.refresh_every needs loss.kl_coef above 0 (else there is no reference) and train.max_staleness=0 (a batch "
-        "collected ahead would have seen the reference of before)",
-    )
-    refuse(
-        c.advantage.variant == "gdpo" and c.advantage.overlong_buffer > 0,
-        "advantage.overlong_buffer changes the summed reward, which advantage.variant=gdpo does not use; make length a "
-        "part of rewards.spec instead",
-    )
-    refuse(
-        c.advantage.variant == "gdpo" and c.train.max_refills > 0,
-        "advantage.variant=gdpo normalises over the whole batch, so train.max_refills cannot add to it; set it to 0",
-    )
-    refuse(
-        bool(c.rollout.urls) and c.devices.rollout != "auto",
-        "rollout.urls names running servers, so devices.rollout has no effect; unset one of them",
-    )
-    for group, urls, count in (
-        ("rollout.servers", c.rollout.urls, c.rollout.servers),
-        ("reference.replicas", c.reference.urls, c.reference.replicas),
-    ):
-        refuse(bool(urls) and count > 0, f"{group}={count} has no effect beside the URLs of running servers; unset it")
-    refuse(
-        bool(c.reference.urls) and c.devices.reference != "auto",
-        "reference.urls names running servers, so devices.reference has no effect; unset one of them",
-    )
-    stage = (c.deepspeed.get("zero_optimization") or {}).get("stage", 0)
-    refuse(
-        stage not in (1, 2, 3),
-        f"deepspeed.zero_optimization.stage={stage!r} must be 1, 2 or 3 (0 adds up bfloat16 gradients in bfloat16 and tells no "
-        "gradient norm; 1 does the same work in less memory)",
-    )
-    refuse(
-        bool(c.train.quantize) and stage == 3,
-        "train.quantize with deepspeed.zero_optimization.stage=3: ZeRO-3 cannot divide 4-bit weights; use stage 2",
-    )
-    place = Place.of(c.deepspeed, on_gpu=True, max_grad_norm=c.train.max_grad_norm)  # the device is asked at the start
-    check_optimizer("train.optimizer", c.train.optimizer, c.train.optimizer_args, place)
-    refuse(MISSING in (c.model, c.run.dir) or not c.model or not c.run.dir, "model and run.dir must be set")

@@ -10,6 +10,10 @@ from rewards.base import LingshuError
 from rewards.executor import RewardFailure
 
 
+class ConfigError(LingshuError, ValueError):
+    """The configuration cannot be run; the message names the key and what to do."""
+
+
 class RunStopped(LingshuError, RuntimeError):
     """Base of a run's own known failures. Made of one message, so that it can be raised again with more to say."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import ConfigError
 
 Groups = Sequence[dict[str, Any]]  # torch's parameter groups, each with its `lr` and `weight_decay`
 Build = Callable[[Any, Groups, Mapping[str, Any]], Any]

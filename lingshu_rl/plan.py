@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lingshu_rl.config import Config, ConfigError, load_config, validate
+from lingshu_rl.config import Config, ConfigError, load_config
 from lingshu_rl.memory import EngineMemory, PolicyMemory, number_bytes, reference_parts, sent_bytes
 from lingshu_rl.model.shape import Shape, UnknownModelError, read_shape
 from lingshu_rl.processes.locks import unheld
@@ -26,6 +26,7 @@ from lingshu_rl.processes.placement import (
     server_size,
     this_machine,
 )
+from lingshu_rl.validation import validate
 
 CONTEXT_GB = 1.0  # of a process on a GPU: CUDA context, libraries, NCCL's buffers
 FRAGMENTS = 0.05  # share of a GPU that the allocator cannot hand out in one piece
