@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from lingshu_rl.failures import RunStopped
 
@@ -39,6 +40,16 @@ def room(path: Path) -> str:
     there = next((place for place in (path, *path.absolute().parents) if place.exists()), Path("/"))
     usage = shutil.disk_usage(there)
     return f"{usage.free / 1e6:,.1f} MB of {usage.total / 1e6:,.1f} MB are free; a quota may leave less"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A file to write aside, which takes the place of `path` at the end: a reader sees the old one or the new one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as out:
+        yield out
+    part.replace(path)
 
 
 @contextmanager

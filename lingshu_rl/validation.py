@@ -131,14 +131,15 @@ def _data(c: Config) -> Iterator[Rule]:
         f"data.min_pixels={c.data.min_pixels} must be at least 1 and at most data.max_pixels={c.data.max_pixels}",
     )
     drawn = c.data.curriculum != "none"
+    weighed = {
+        key: any(source.epochs or source.share for source in checked_sources(given, f"data.{key}"))
+        for key, given in (("train", c.data.train), ("test", c.data.test))
+    }
     yield (
-        drawn and any(s.epochs or s.share for s in checked_sources(c.data.train, "data.train")),
+        drawn and weighed["train"],
         "data.curriculum draws by pass rates alone: leave out the epochs and shares of data.train",
     )
-    yield (
-        any(s.epochs or s.share for s in checked_sources(c.data.test, "data.test")),
-        "data.test is asked once: leave out the epochs and shares of its sources",
-    )
+    yield weighed["test"], "data.test is asked once: leave out the epochs and shares of its sources"
     yield (
         drawn and c.train.max_staleness > 0,
         "data.curriculum follows each step's rewards, which a batch that runs ahead (train.max_staleness) may or may not "

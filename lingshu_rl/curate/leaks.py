@@ -4,12 +4,13 @@ decontaminates."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lingshu_rl.curate.image_index import FeatureStore, ImageIndex, open_databas
 from lingshu_rl.curate.images import SCORE, Features
 from lingshu_rl.curate.readers import Source, SourceError, read_rows
 from lingshu_rl.curate.texts import TextIndex, words
+from lingshu_rl.disk import replacing
 from lingshu_rl.progress import Progress
 from lingshu_rl.runfolder import write_text
 
@@ -162,98 +164,108 @@ def find_leaks(
     Counts are of distinct test pictures, distinct patients and test rows. `clean`: the training rows without certain
     leaks. Raises SourceError.
     """
-    store = FeatureStore(folder / "features.sqlite")
-    faulty: list[dict[str, str]] = []
-    told: set[tuple[str, str]] = set()
-    unreadable: dict[str, str] = {}
+    with contextlib.closing(Comparison(train, test, folder, limits, progress)) as comparison:
+        for side in SIDES:
+            comparison.read(side)
+        return comparison.of_test() | comparison.of_train(clean) | comparison.of_reading()
 
-    def rows(source: Source, side: str) -> Iterator[dict[str, Any]]:
-        for record in read_rows(source, strict=False):
+
+SIDES = ("train", "test")
+
+
+class Comparison:
+    """Two sets, each kept for the other's rows to be compared with."""
+
+    def __init__(self, train: Source, test: Source, folder: Path, limits: Limits, progress: Progress) -> None:
+        self.sources, self.limits, self.progress = {"train": train, "test": test}, limits, progress
+        self.store = FeatureStore(folder / "features.sqlite")
+        for side in SIDES:
+            (folder / side).mkdir()
+        self.references = {side: Reference(folder / side, self.store, limits) for side in SIDES}
+        self.sizes = dict.fromkeys(SIDES, 0)
+        self.faulty: dict[tuple[str, str], dict[str, str]] = {}  # by side and place
+        self.unreadable: dict[str, str] = {}
+
+    def _rows(self, side: str) -> Iterator[tuple[dict[str, Any], list[tuple[str | bytes, Features | Exception]]]]:
+        return with_features(self._usable(side), self.store)
+
+    def _usable(self, side: str) -> Iterator[dict[str, Any]]:
+        for record in read_rows(self.sources[side], strict=False):
             if record.reason:
-                entry = {"set": side, "place": record.place, "reason": record.reason, "detail": record.detail}
-                if (side, record.place) not in told:
-                    told.add((side, record.place))
-                    faulty.append(entry)
+                told = {"set": side, "place": record.place, "reason": record.reason, "detail": record.detail}
+                self.faulty.setdefault((side, record.place), told)
             if record.row is not None:
                 yield record.row
-                progress.advance()
+                self.progress.advance()
 
-    references = {}
-    sizes = {}
-    for side, source in (("train", train), ("test", test)):
-        progress.say(f"reading {source.path}")
-        (folder / side).mkdir()
-        reference = references[side] = Reference(folder / side, store, limits)
-        sizes[side] = 0
-        for row, found in with_features(rows(source, side), store):
-            reference.add(row, found)
-            sizes[side] += 1
+    def read(self, side: str) -> None:
+        self.progress.say(f"reading {self.sources[side].path}")
+        for row, found in self._rows(side):
+            self.references[side].add(row, found)
+            self.sizes[side] += 1
             for image, picture in found:
                 if isinstance(picture, Exception):
-                    unreadable[image if isinstance(image, str) else f"an image of row {row['id']}"] = str(picture)
-        if not sizes[side]:
-            raise SourceError(f"{source.path}: no usable row; the first problem: {faulty[:1]}")
+                    name = image if isinstance(image, str) else f"an image of row {row['id']}"
+                    self.unreadable[name] = str(picture)
+        if not self.sizes[side]:
+            first = list(self.faulty.values())[:1]
+            raise SourceError(f"{self.sources[side].path}: no usable row; the first problem: {first}")
 
-    progress.say("looking for the test set in the training set")
-    images: dict[str, dict[str, Any]] = {}
-    patients: dict[str, dict[str, Any]] = {}
-    texts: list[dict[str, Any]] = []
-    for row, found in with_features(rows(test, "test"), store):
-        features = {image: picture for image, picture in found}
-        for hit in references["train"].hits(row, found):
-            entry = {"test_row": str(row["id"]), "train_row": hit.other}
-            if hit.kind == "image":
-                picture = next(f for i, f in features.items() if _name(i, f) == hit.what)
-                # type: ignore[union-attr]
-                images.setdefault(picture.sha, {"image": hit.what, **entry, "how": hit.detail})
-            elif hit.kind == "patient":
-                patients.setdefault(hit.what, {"patient": hit.what, **entry})
-            else:
-                texts.append({**entry, "text": hit.what[:200], "how": hit.detail, "certain": hit.certain})
+    def of_test(self) -> dict[str, Any]:
+        """What of the test set is in the training set."""
+        self.progress.say("looking for the test set in the training set")
+        images: dict[str, dict[str, Any]] = {}
+        patients: dict[str, dict[str, Any]] = {}
+        texts: list[dict[str, Any]] = []
+        for row, found in self._rows("test"):
+            shas = {_name(image, picture): getattr(picture, "sha", "") for image, picture in found}
+            for hit in self.references["train"].hits(row, found):
+                entry = {"test_row": str(row["id"]), "train_row": hit.other}
+                if hit.kind == "image":
+                    images.setdefault(shas[hit.what], {"image": hit.what, **entry, "how": hit.detail})
+                elif hit.kind == "patient":
+                    patients.setdefault(hit.what, {"patient": hit.what, **entry})
+                else:
+                    texts.append({**entry, "text": hit.what[:200], "how": hit.detail, "certain": hit.certain})
+        return {
+            "shared_images": len(images),
+            "shared_patients": len(patients),
+            "near_duplicate_texts": len(texts),
+            "near_duplicate_texts_certain": sum(t["certain"] for t in texts),
+            "images": list(images.values()),
+            "patients": list(patients.values()),
+            "texts": texts,
+        }
 
-    progress.say("looking for training rows that show the test set")
-    reasons = {"image": 0, "patient": 0, "text": 0}
-    kept = dropped = 0
-    part = clean.with_name(clean.name + ".part") if clean else None
-    if part:
-        part.parent.mkdir(parents=True, exist_ok=True)
-    out = part.open("w", encoding="utf-8") if part else None
-    for row, found in with_features(rows(train, "train"), store):
-        kinds = {hit.kind for hit in references["test"].hits(row, found) if hit.certain}
-        for kind in kinds:
-            reasons[kind] += 1
-        dropped += bool(kinds)
-        kept += not kinds
-        if out and not kinds:
-            out.write(json.dumps(_portable(row, clean), ensure_ascii=False) + "\n")  # type: ignore[arg-type]
-    if out and part and clean:
-        out.close()
-        part.replace(clean)
-    for reference in references.values():
-        reference.close()
-    store.close()
-    return {
-        "shared_images": len(images),
-        "shared_patients": len(patients),
-        "near_duplicate_texts": len(texts),
-        "near_duplicate_texts_certain": sum(t["certain"] for t in texts),
-        "train_rows": sizes["train"],
-        "test_rows": sizes["test"],
-        "train_rows_leaking": dropped,
-        "train_rows_leaking_by": reasons,
-        "train_rows_clean": kept,
-        "limits": {
-            "distance": limits.distance,
-            "score": limits.score,
-            "threshold": limits.threshold,
-            "guard": limits.guard,
-        },
-        "faulty_rows": faulty,
-        "unreadable_images": unreadable,
-        "images": list(images.values()),
-        "patients": list(patients.values()),
-        "texts": texts,
-    }
+    def of_train(self, clean: Path | None) -> dict[str, Any]:
+        """Which training rows show the test set; the others are written to `clean`."""
+        self.progress.say("looking for training rows that show the test set")
+        reasons = {"image": 0, "patient": 0, "text": 0}
+        kept = 0
+        with contextlib.ExitStack() as closing:
+            out = closing.enter_context(replacing(clean)) if clean else None
+            for row, found in self._rows("train"):
+                kinds = {hit.kind for hit in self.references["test"].hits(row, found) if hit.certain}
+                for kind in kinds:
+                    reasons[kind] += 1
+                kept += not kinds
+                if out and clean and not kinds:
+                    out.write(json.dumps(_portable(row, clean), ensure_ascii=False) + "\n")
+        leaking = self.sizes["train"] - kept
+        return {"train_rows_leaking": leaking, "train_rows_leaking_by": reasons, "train_rows_clean": kept}
+
+    def of_reading(self) -> dict[str, Any]:
+        """What was read, and what could not be."""
+        return {
+            **{f"{side}_rows": self.sizes[side] for side in SIDES},
+            "limits": asdict(self.limits),
+            "faulty_rows": list(self.faulty.values()),
+            "unreadable_images": self.unreadable,
+        }
+
+    def close(self) -> None:
+        for part in (*self.references.values(), self.store):
+            part.close()
 
 
 def _name(image: str | bytes, picture: Features | Exception) -> str:
