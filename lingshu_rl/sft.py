@@ -310,8 +310,7 @@ def build_trainer(
     progress: Progress,
 ) -> Any:
     """TRL's SFTTrainer with a learning rate a part. The arguments come first: ZeRO-3 loads the model by them."""
-    from transformers import TrainerCallback
-    from trl import SFTTrainer
+    from transformers import PrinterCallback
 
     from lingshu_rl.model.loading import load_model
 
@@ -320,40 +319,60 @@ def build_trainer(
     model = load_model(start, stage_dtype(config, arguments))
     if config.attention != "sdpa":
         model.set_attn_implementation(config.attention)
-    encoder = examples.encoder
     by_part = parameters_by_part(model, config.parts)
-    for part in stage.lr:
-        if not by_part[part]:
-            raise ConfigError(f"stages.{name}.lr.{part}: {start} has no {part} part")
+    if missing := [part for part in stage.lr if not by_part[part]]:
+        raise ConfigError(f"stages.{name}.lr.{missing[0]}: {start} has no {missing[0]} part")
     for part, members in by_part.items():
         for _, parameter in members:
             parameter.requires_grad_(part in stage.lr)
+    progress.say(f"{name}: {len(examples)} rows; {_trained(by_part, stage)}")
     arguments.packing = decide_packing(name, stage, examples.sees, model, arguments, progress)
     arguments.dataset_kwargs = {
         "skip_prepare_dataset": not arguments.packing
-    }  # rows come as tokens, or as TRL processes them
-    told = ", ".join(
-        f"{p} {sum(x.numel() for _, x in by_part[p]) / 1e6:.1f} M at lr {lr:g}" for p, lr in stage.lr.items()
+    }  # tokens, or rows that TRL makes tokens of
+    trainer = _trainer_kind(config, stage, place)(
+        model=model,
+        args=arguments,
+        train_dataset=examples.as_dataset(packed_in=Path(arguments.output_dir) / "rows" if arguments.packing else None),
+        processing_class=examples.encoder.processor or examples.encoder.tokenizer,
     )
-    frozen = ", ".join(p for p in PARTS if by_part[p] and p not in stage.lr)
-    progress.say(f"{name}: {len(examples)} rows; trains {told}{f'; frozen: {frozen}' if frozen else ''}")
+    trainer.add_callback(_marks(name, trainer.accelerator, progress))
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _trained(by_part: Mapping[str, Sequence[tuple[str, Any]]], stage: StageConfig) -> str:
+    millions = {part: sum(x.numel() for _, x in members) / 1e6 for part, members in by_part.items()}
+    trained = ", ".join(f"{part} {millions[part]:.1f} M at lr {lr:g}" for part, lr in stage.lr.items())
+    frozen = ", ".join(part for part in PARTS if by_part[part] and part not in stage.lr)
+    return f"trains {trained}{f'; frozen: {frozen}' if frozen else ''}"
+
+
+def _trainer_kind(config: SftConfig, stage: StageConfig, place: Place) -> Any:
+    """TRL's trainer with the stage's optimiser."""
+    from trl import SFTTrainer
 
     class StageTrainer(SFTTrainer):
         def create_optimizer(self, model: Any = None) -> Any:
             if self.optimizer is None:
-                opt_model: Any = self.model if model is None else model
-                decayed = set(self.get_decay_parameter_names(opt_model))
-                groups = parameter_groups(opt_model, stage.lr, self.args.weight_decay, decayed, config.parts)
+                of: Any = self.model if model is None else model
+                decayed = set(self.get_decay_parameter_names(of))
+                groups = parameter_groups(of, stage.lr, self.args.weight_decay, decayed, config.parts)
                 adam = {"betas": (self.args.adam_beta1, self.args.adam_beta2), "eps": self.args.adam_epsilon}
                 options = {**adam, **config.optimizer_args}
-                self.optimizer = build_optimizer(
-                    "optimizer", config.optimizer, options, place, model=opt_model, groups=groups
-                )
+                self.optimizer = build_optimizer("optimizer", config.optimizer, options, place, model=of, groups=groups)
             return self.optimizer
+
+    return StageTrainer
+
+
+def _marks(name: str, accelerator: Any, progress: Progress) -> Any:
+    """Says the loss, and marks a checkpoint as whole when every rank has written its part."""
+    from transformers import TrainerCallback
 
     class Marks(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            trainer.accelerator.wait_for_everyone()
+            accelerator.wait_for_everyone()
             if state.is_world_process_zero:
                 (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
@@ -361,17 +380,7 @@ def build_trainer(
             if logs and "loss" in logs:
                 progress.say(f"{name}: step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}")
 
-    trainer = StageTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=examples.as_dataset(packed_in=Path(arguments.output_dir) / "rows" if arguments.packing else None),
-        processing_class=encoder.processor or encoder.tokenizer,
-        callbacks=[Marks()],
-    )
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return Marks()
 
 
 COMPLETE = "complete"  # a file in a checkpoint whose every part is written
