@@ -145,7 +145,8 @@ def _sft_arguments(parser: argparse.ArgumentParser) -> None:
 def _sft(arguments: argparse.Namespace) -> int:
     from lingshu_rl.config import ConfigError, to_yaml
     from lingshu_rl.data.load import DataError
-    from lingshu_rl.sft import load_sft_config, run_sft
+    from lingshu_rl.sft.settings import load_sft_config
+    from lingshu_rl.sft.stages import run_sft
 
     def tune() -> None:
         config = load_sft_config(arguments.config, arguments.settings)

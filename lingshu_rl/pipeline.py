@@ -234,7 +234,7 @@ class Pipeline:
 
     def table(self) -> str:
         """Accuracy, and the paired gain over the row before, in table.md and table.json; "" without a table."""
-        from lingshu_rl.sft import score_row, table
+        from lingshu_rl.sft.held_out import score_row, table
 
         rows: list[dict[str, Any]] = []
         before: list[dict[str, Any]] = []

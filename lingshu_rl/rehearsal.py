@@ -115,7 +115,7 @@ def _train(told: argparse.Namespace, promised: Promised) -> Iterator[str]:
 
 
 def _sft(told: argparse.Namespace, promised: Promised) -> Iterator[str]:
-    from lingshu_rl.sft import load_sft_config
+    from lingshu_rl.sft.settings import load_sft_config
 
     config = load_sft_config(told.config, told.settings)
     if told.stage and told.stage not in config.stages:

@@ -10,7 +10,7 @@ from lingshu_rl.config import REAL_RUN, Config, ConfigError, flat, load_config, 
 from lingshu_rl.engine_options import faults, vllm_options
 from lingshu_rl.names import TRL, VERL
 from lingshu_rl.processes.placement import parse_devices
-from lingshu_rl.sft import load_sft_config
+from lingshu_rl.sft.settings import load_sft_config
 from lingshu_rl.validation import TRACKERS
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

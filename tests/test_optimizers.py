@@ -13,7 +13,7 @@ from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.model.loading import load_model
 from lingshu_rl.optimizers import OPTIMIZERS, Place, build_optimizer, hidden_matrices
 from lingshu_rl.policy import Policy, make_optimizer
-from lingshu_rl.sft import load_sft_config
+from lingshu_rl.sft.settings import load_sft_config
 from lingshu_rl.weights import add_adapters
 
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
@@ -204,7 +204,8 @@ def test_a_run_builds_what_it_names_and_the_schedule_keeps_the_groups_relation()
 def test_fine_tuning_takes_its_optimiser_from_the_same_table(tmp_path):
     from lingshu_rl.model.encoder import PromptEncoder
     from lingshu_rl.progress import Progress
-    from lingshu_rl.sft import build_trainer, sft_arguments, stage_examples
+    from lingshu_rl.sft.rows import stage_examples
+    from lingshu_rl.sft.trainer import build_trainer, sft_arguments
 
     def optimizer_of(*settings):
         stage = ["stages.a.data=[demo:validation]", "stages.a.limit=4", "stages.a.lr={vision: 0.02, language: 0.01}"]

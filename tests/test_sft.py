@@ -20,21 +20,15 @@ from lingshu_rl.cli import main
 from lingshu_rl.config import ConfigError
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.rows import row_to_prompt
-from lingshu_rl.examples import completion_fault, completion_of
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.progress import Progress
-from lingshu_rl.sft import (
-    answer,
-    build_trainer,
-    load_sft_config,
-    packing_fault,
-    parameter_groups,
-    parameters_by_part,
-    run_sft,
-    sft_arguments,
-    stage_examples,
-    table,
-)
+from lingshu_rl.sft.examples import completion_fault, completion_of
+from lingshu_rl.sft.held_out import answer, table
+from lingshu_rl.sft.parts import parameter_groups, parameters_by_part
+from lingshu_rl.sft.rows import stage_examples
+from lingshu_rl.sft.settings import load_sft_config
+from lingshu_rl.sft.stages import run_sft
+from lingshu_rl.sft.trainer import build_trainer, packing_fault, sft_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"max_steps": 4, "per_device_train_batch_size": 4, "warmup_steps": 0, "logging_steps": 1, "save_steps": 2}

@@ -264,8 +264,9 @@ class Comparison:
         }
 
     def close(self) -> None:
-        for part in (*self.references.values(), self.store):
-            part.close()
+        for reference in self.references.values():
+            reference.close()
+        self.store.close()
 
 
 def _name(image: str | bytes, picture: Features | Exception) -> str:

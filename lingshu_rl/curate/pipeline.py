@@ -426,7 +426,7 @@ def describe(pipeline: Pipeline) -> str:
         f"source: {s.label} (trust {s.trust}): {s.path}" for s in sorted(pipeline.sources, key=lambda s: -s.trust)
     ]
     for step in pipeline.steps:
-        # type: ignore[arg-type]
-        settings = ", ".join(f"{f.name}={getattr(step, f.name)!r}" for f in dataclasses.fields(step))
+        known: Any = step
+        settings = ", ".join(f"{f.name}={getattr(step, f.name)!r}" for f in dataclasses.fields(known))
         lines.append(f"step: {step.name}({settings})")
     return "\n".join(lines)

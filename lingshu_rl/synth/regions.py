@@ -89,10 +89,10 @@ def mask_regions(record: Record, mask: dict[str, Any], size: tuple[int, int]) ->
         if not inside.any():
             continue
         rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-        box = (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
+        left, top = float(columns[0]), float(rows[0])
+        box = (left, top, float(columns[-1]) - left + 1, float(rows[-1]) - top + 1)
         parts = len(set(labels) & present) if instances else count_parts(inside)
-        # type: ignore[arg-type]
-        found.append(Region(str(name), tuple(map(float, box)), size, float(inside.mean()), parts))
+        found.append(Region(str(name), box, size, float(inside.mean()), parts))
     return found
 
 

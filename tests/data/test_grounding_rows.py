@@ -11,9 +11,9 @@ from PIL import Image
 
 from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.data.load import DataError, load
-from lingshu_rl.examples import completion_of
 from lingshu_rl.images import Budget
 from lingshu_rl.report.html import findings
+from lingshu_rl.sft.examples import completion_of
 from rewards import default_reward
 from rewards.kinds import find
 from rewards.preflight import check

@@ -6,7 +6,7 @@ from lingshu_rl.data.rows import row_to_prompt
 from lingshu_rl.demo.base import careless_row
 from lingshu_rl.demo.policy import training_rows
 from lingshu_rl.demo.questions import sft_text
-from lingshu_rl.examples import completion_of
+from lingshu_rl.sft.examples import completion_of
 
 
 def test_careless_rows_are_usable_and_wrong_as_often_as_asked():

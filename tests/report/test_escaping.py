@@ -15,7 +15,7 @@ from lingshu_rl.markup import as_latex, as_markdown, table_line
 from lingshu_rl.report import plots
 from lingshu_rl.report.html import write_report
 from lingshu_rl.report.page import render
-from lingshu_rl.sft import table
+from lingshu_rl.sft.held_out import table
 
 NAMES = [
     "<script>alert(1)</script>",
