@@ -115,7 +115,7 @@ class _Stances:
                 rf"\s*{role('verdicts')}[\s).!]*$",
             )
         )
-        self.verdict = re.compile(rf"\s{role('verdicts')}[\s).!]*$", flags)
+        self.verdict = re.compile(rf"\s(?:{role('verdicts')}|{role('rivals')})[\s).!]*$", flags)
         self.reason = re.compile(rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$", flags)
         self.alternative = re.compile(role("alternatives"), flags)
         self.undecided = re.compile(
@@ -205,17 +205,17 @@ def _without(end: re.Pattern[str], phrase: str) -> str:
 # -------------------------------------------------------------------------------------------------------------- claims
 
 
-_DENIES = re.compile(r"\b(?:no|not|without|neither)\b", re.IGNORECASE)
+_DENIES = re.compile(r"\b(?:no|not|without|neither)\s+\w", re.IGNORECASE)
 
 
-def claims_of(text: str) -> list[Claim]:
-    """A text cut where it takes itself back; sentences that ask are left out."""
+def claims_of(text: str, begun: bool = False) -> list[Claim]:
+    """A text cut where it takes itself back; sentences that ask are left out. begun: it goes on with another one."""
     found: list[Claim] = []
     start, takes_back = 0, KEPT
     for mark in stances().takes_back.finditer(text):
         if mark.lastgroup != RETRACTS and mark.group().strip() == text.strip():
             break  # "Actually" is what is said
-        if mark.lastgroup == OFFERS and not text[: mark.start()].strip():
+        if mark.lastgroup == OFFERS and not begun and not text[: mark.start()].strip():
             continue  # "maybe pneumonia" offers nothing beside it
         if mark.lastgroup == OFFERS and _DENIES.search(text, start, mark.start()) is not None:
             continue  # "no effusion, mass, or fracture" is one list
@@ -282,6 +282,7 @@ def _stance_ahead(rest: str, cue: Candidate) -> str:
 
 # Before a claim of its own; alone it is an answer.
 _CONTRADICTS = re.compile(r"no,\s+", re.IGNORECASE)
+_JOINTS = " \t\n,;:()/–—-"  # between an answer's mark and what goes on with it
 
 
 def _behind(text: str) -> Iterable[Claim]:
@@ -289,9 +290,9 @@ def _behind(text: str) -> Iterable[Claim]:
     if not text.strip():
         return
     for start, end in sentence_spans(text):
-        sentence = text[start:end].strip()
+        sentence = text[start:end].strip(_JOINTS)
         if stances().takes_back.match(sentence) is not None:
-            for claim in claims_of(sentence):
+            for claim in claims_of(sentence, begun=True):
                 yield replace(claim, takes_back=OFFERS) if claim.takes_back == DISPUTES else claim
         elif (contradicts := _CONTRADICTS.match(sentence)) is not None:
             yield _claim(sentence[contradicts.end() :], OFFERS)
@@ -326,10 +327,10 @@ def heard(completion: str, read: str = PROSE, truncated: bool = False) -> Answer
     return Answer("unparsed", reason="no tag, box or JSON answer, and more than an answer is said")
 
 
-def _verdicts(answer: Answer) -> Iterable[list[Claim]]:
+def verdicts(answer: Answer) -> Iterable[list[Claim]]:
     """Sentences beside a marked answer that call something the answer: "7 mg is the correct answer."."""
     text = answer.rest
-    if answer.channel == "bare" or not any(word in text for word in _VERDICT_HINTS):
+    if not any(word in text for word in _VERDICT_HINTS):
         return
     for start, end in sentence_spans(text)[:_MOST_CLAIMS]:
         named = text[max(start, end - _LONGEST_VERDICT) : end].strip()
@@ -370,7 +371,7 @@ def settle(answer: Answer, kind: Reader) -> Said:
             return one
         if one.value is None and answer.closed:
             return Said(status="unparsed", reason=one.reason or _silence(place))
-    lower = (*places(answer, answer.lower, kind), *(() if kind.decides_beside else _verdicts(answer)))
+    lower = (*places(answer, answer.lower, kind), *(() if kind.decides_beside else verdicts(answer)))
     beside = [*kind.beside(answer), *(fold(place, read) for place in lower)]
     spoken = [one for one in said if one.value is not None]
     claims = [claim for place in deciding for claim in place]

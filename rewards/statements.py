@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, named_first, text_head
-from rewards.claims import asks, is_disowned
+from rewards.claims import asks, claims_of, fold, is_disowned
 from rewards.phrases import MAX_PHRASE, Phrases, Reading, chosen, conflict, denied_later
 from rewards.text import key_of_normalised, sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import may_be_conditional, words
@@ -282,7 +282,7 @@ def _bare_lines(rest: str, phrases: Phrases) -> Iterator[Statement]:
         seen.add(plain)
         if not is_short and not _may_choose(plain, phrases.options):
             continue
-        reading = phrases.read(plain)
+        reading = _line(plain, phrases)
         is_edge = index in edges and (reading.value or reading.status == "conflict")
         if reading.exact and (reading.by_letter or index in edges):
             exact.append((start, reading))
@@ -295,6 +295,16 @@ def _bare_lines(rest: str, phrases: Phrases) -> Iterator[Statement]:
     # "A. Unlikely ...", "B. Fits ...": a walk through the options is no answer.
     if loose and not _walks_through(places, phrases.options):
         yield from loose
+
+
+def _line(plain: str, phrases: Phrases) -> Reading:
+    """What a line says when all that it takes back is heard ("Pneumonia. On second thought, sarcoidosis.")."""
+    reading = phrases.read(plain)
+    if reading.exact or not reading.value:
+        return reading
+    claims = claims_of(plain)
+    said = fold(claims, phrases.read) if len(claims) > 1 else reading
+    return replace(said, exact=False) if isinstance(said, Reading) else conflict(said.reason)
 
 
 def _may_choose(line: str, options: OptionSet) -> bool:

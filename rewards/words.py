@@ -88,6 +88,7 @@ def words() -> Words:
 
 
 _HTML = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|sub|sup|center|code|div|h[1-6])\s?/?>")
+_STRAY_STOP = re.compile(r"(?<!\.\w)\.(?=[,;]\s(?:and )?not\b)")  # "B., not A"
 _MOST_LEADS = 6
 
 
@@ -108,7 +109,8 @@ def clean_phrase(phrase: str) -> str:
     if "\n" in text:
         parts = (strip_markup(part).rstrip(".,; ") for part in text.split("\n"))
         text = ". ".join(part for part in parts if part.strip(".-_= "))
-    return " ".join(strip_quotes(strip_markup(text)).split())
+    text = " ".join(strip_quotes(strip_markup(text)).split())
+    return _STRAY_STOP.sub("", text) if ".," in text or ".;" in text else text
 
 
 def without_leads(text: str, named: Callable[[str], int]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from rewards.claims import (
     sentence_claims,
     settle,
     stances,
+    verdicts,
 )
 from rewards.questions import Question, question_of
 from rewards.short import ShortAnswer
@@ -156,7 +157,8 @@ class YesNo(ShortAnswer):
             return _read(text, question)
 
         def beside(answer: Answer) -> list[Said]:
-            return [] if answer.channel == "bare" else [fold(place, read) for place in _prose(answer)]
+            prose = () if answer.channel == "bare" else _prose(answer)
+            return [fold(place, read) for place in (*prose, *verdicts(answer))]
 
         said = settle(answer, Reader(read, bare=_prose, beside=beside, decides_beside=True))
         if said.status == "unparsed" and not question.asked:

@@ -167,21 +167,14 @@ DOUBLE = [
     ("<answer>A</answer> The answer is D, not A.", OptionLetter, A, D),
     ("<answer>A</answer> or D", OptionLetter, A, D),
     ("<answer>A</answer> Correction: it is D., not A.", OptionLetter, A, D),
-]
-# The same with other words; what reads completions does not see it in all of these yet.
-UNSEEN = [
     ("<answer>120 cm</answer>, alternatively 60 cm", NumericUnits, NUMBER, OTHER),
     ("<answer>A</answer> The answer is D., not A.", OptionLetter, A, D),
     ("<answer>A.</answer>\nThe answer is D., not A.", OptionLetter, A, D),
     (r"\boxed{A} The answer is D., not A.", OptionLetter, A, D),
 ]
-CASES = [
-    *DOUBLE,
-    *(pytest.param(*case, marks=pytest.mark.xfail(reason="paid though it is taken back")) for case in UNSEEN),
-]
 
 
-@pytest.mark.parametrize(("text", "make", "first", "second"), CASES)
+@pytest.mark.parametrize(("text", "make", "first", "second"), DOUBLE)
 def test_a_completion_is_paid_under_one_label_at_most_and_the_retracted_one_under_none(text, make, first, second):
     paid = [make().score(RewardInput(text, **fields)).value for fields in (first, second)]
     assert paid.count(1.0) == 0 or (paid[0] in (0.0, None) and paid[1] == 1.0), paid
