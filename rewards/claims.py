@@ -22,6 +22,7 @@ from rewards.words import clean_phrase, may_be_conditional, strip_leads, words
 ASSERTED, ASKED, CONDITIONAL, DISOWNED, OPEN = "asserted", "asked", "conditional", "disowned", "open"
 KEPT, RETRACTS, RECONSIDERS, DISPUTES, OFFERS = "", "retracts", "reconsiders", "disputes", "offers"
 
+FIRM_WORDS = 6  # a longer text beside an answer is prose
 _AHEAD = 300  # characters of the sentence before a cue
 _MOST_CLAIMS = 100  # nobody answers this often; it also bounds the time
 _SHORTEST_OPEN = 16  # characters in which a choice can be left open in so many words
@@ -115,7 +116,11 @@ class _Stances:
                 rf"\s*{role('verdicts')}[\s).!]*$",
             )
         )
-        self.verdict = re.compile(rf"\s(?:{role('verdicts')}|{role('rivals')})[\s).!]*$", flags)
+        self.verdict = re.compile(rf"\s{role('verdicts')}[\s).!]*$", flags)
+        self.preferred = re.compile(
+            rf"\s(?:{role('verdicts')}|{role('rivals')}|(?:[,(] ?)?{role('instead')}\s[^,;.]{{1,60}})[\s).!?]*$", flags
+        )
+        self.opener = re.compile(rf"(?:(?P<strong>{role('openers')})|{role('joins')})[\s,:;.!—–-]*", flags)
         self.reason = re.compile(rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$", flags)
         self.alternative = re.compile(role("alternatives"), flags)
         self.undecided = re.compile(
@@ -227,8 +232,13 @@ def claims_of(text: str, begun: bool = False) -> list[Claim]:
 
 
 def sentence_claims(text: str) -> list[Claim]:
-    """The claims of prose, sentence by sentence."""
-    return [claim for start, end in sentence_spans(text) for claim in claims_of(text[start:end])]
+    """The claims of prose, sentence by sentence, each of which may name another answer than those before it."""
+    found: list[Claim] = []
+    for start, end in sentence_spans(text):
+        offer = _offer(text[start:end].strip(_JOINTS), OFFERS) if found else None
+        found += claims_of(text[start:end], begun=bool(found))
+        found += [offer] if offer is not None else []
+    return found
 
 
 def _claim(text: str, takes_back: str) -> Claim:
@@ -257,7 +267,14 @@ def places(answer: Answer, candidates: Sequence[Candidate], kind: Reader) -> lis
         if candidate.channel == "cue" and (stance := _stance_ahead(answer.rest, candidate)) != ASSERTED:
             found.append([Claim(candidate.text, stance)])
             continue
-        following = candidates[index + 1].lead if index + 1 < len(candidates) else len(answer.rest)
+        following = next(
+            (
+                later.lead
+                for later in candidates[index + 1 :]
+                if later.channel != "cue" or _stance_ahead(answer.rest, later) == ASSERTED
+            ),
+            len(answer.rest),
+        )
         text = kind.raw(candidate, answer)
         own = [Claim(text)] if kind.is_whole(text) else claims_of(text)
         behind = list(_behind(answer.rest[candidate.end : min(following, candidate.end + _BEHIND)]))
@@ -282,20 +299,49 @@ def _stance_ahead(rest: str, cue: Candidate) -> str:
 
 # Before a claim of its own; alone it is an answer.
 _CONTRADICTS = re.compile(r"no,\s+", re.IGNORECASE)
-_JOINTS = " \t\n,;:()/–—-"  # between an answer's mark and what goes on with it
+_GLUED = re.compile(r"\s*(?:[,;/&|+→=(-]|(?:and|plus|as well as)\b)", re.IGNORECASE)  # to another one beside its mark
+_JOINTS = " \t\n,;:/&|+→=()>–—-"
 
 
 def _behind(text: str) -> Iterable[Claim]:
-    """Sentences after an answer that begin by taking it back; a second thought ("Actually, ...") only disputes it."""
+    """Sentences after an answer that take it back, or that name another and say little else.
+
+    A second thought ("Actually, ...") and another answer beside it only dispute it.
+    """
     if not text.strip():
         return
     for start, end in sentence_spans(text):
         sentence = text[start:end].strip(_JOINTS)
         if stances().takes_back.match(sentence) is not None:
             for claim in claims_of(sentence, begun=True):
-                yield replace(claim, takes_back=OFFERS) if claim.takes_back == DISPUTES else claim
+                takes_back = OFFERS if claim.takes_back == DISPUTES else claim.takes_back
+                offer = _offer(claim.text, takes_back, is_offered=takes_back == OFFERS)
+                yield offer or replace(claim, takes_back=takes_back)
         elif (contradicts := _CONTRADICTS.match(sentence)) is not None:
             yield _claim(sentence[contradicts.end() :], OFFERS)
+        elif (offer := _offer(sentence, OFFERS, start == 0 and _GLUED.match(text) is not None)) is not None:
+            yield offer
+
+
+def _offer(sentence: str, takes_back: str, is_offered: bool = False) -> Claim | None:
+    """Another answer in a sentence that says little else: "But it might be D.", "D fits better.", "D, not A."."""
+    begin = 0
+    while (opener := stances().opener.match(sentence, begin)) is not None:
+        is_offered = is_offered or opener["strong"] is not None
+        begin = opener.end()
+    end = stances().preferred.search(sentence, begin)
+    rest = sentence[begin:]
+    if end is not None:
+        *_, rest = _CLAUSE_BREAK.split(sentence[begin : end.start()].rstrip(" ,;("))
+    rest = rest.strip(" ?.!")
+    if (
+        not (is_offered or end is not None or stances().alternative.search(rest))
+        or not rest
+        or len(rest.split()) > FIRM_WORDS
+        or is_conditional(rest)
+    ):
+        return None
+    return None if is_disowned(sentence[:begin]) else Claim(rest, ASSERTED, takes_back)
 
 
 # ------------------------------------------------------------------------------------------------------------ channels

@@ -28,7 +28,7 @@ _NOT_EXCLUDED = re.compile(
     r"(?:cannot|can['’]t|not|hard to|difficult to)(?: \w+){0,2} (?:excluded?|ruled? out)", re.IGNORECASE
 )
 _ENDS_WITH = re.compile(
-    r"(?:[,:;→⇒>–—]\s*|\b(?:also|maybe|perhaps|possibly|probably|likely|actually|be|is|rather|instead) )(?:(?:option|choice) )?\(?(?!I\b)([A-Z])\)?[\s.!*]*$"
+    r"(?:[,:;→⇒>–—]\s*|\b(?:also|maybe|perhaps|possibly|probably|likely|actually|be|is|rather|instead) )(?:(?:option|choice) )?\(?(?!I\b)([A-Z])\)?(?: instead)?[\s.!*]*$"
 )
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, named_first, text_head
-from rewards.claims import asks, claims_of, fold, is_disowned
+from rewards.claims import asks, fold, is_disowned, sentence_claims
 from rewards.phrases import MAX_PHRASE, Phrases, Reading, chosen, conflict, denied_later
 from rewards.text import key_of_normalised, sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import may_be_conditional, words
@@ -302,9 +302,9 @@ def _line(plain: str, phrases: Phrases) -> Reading:
     reading = phrases.read(plain)
     if reading.exact or not reading.value:
         return reading
-    claims = claims_of(plain)
+    claims = sentence_claims(plain)
     said = fold(claims, phrases.read) if len(claims) > 1 else reading
-    return replace(said, exact=False) if isinstance(said, Reading) else conflict(said.reason)
+    return replace(said, exact=False) if isinstance(said, Reading) else conflict(said.reason, firm=True)
 
 
 def _may_choose(line: str, options: OptionSet) -> bool:

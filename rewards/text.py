@@ -32,10 +32,11 @@ _KEY_DROP = re.compile(rf"[{_QUOTES}`*,;:!?()\[\]{{}}。、，；：！？।]|\
 # The look-behind keeps a long run of full stops linear.
 _PLAIN_WORDS = re.compile(r"[A-Za-z0-9 ]*")
 _SENTENCE_END = re.compile(r"[。！？।]|(?<![.!?])[.!?]++(?=[\"'”’)\]*_]*+(?:\s|$))")
-_ABBREVIATION = re.compile(r"\b(?:[ei]\.[ge]|vs|cf|st|dr|mr|mrs|no|fig|ca|approx|resp)$", re.IGNORECASE)
+_ABBREVIATION = re.compile(r"\b(?:[ei]\.[ge]|vs|cf|st|dr|mr|mrs|fig|ca|approx|resp|(?P<numbers>no))$", re.IGNORECASE)
 # The last letters of the abbreviations: most full stops need no second look.
 _ABBREVIATION_ENDS = frozenset("egsftropa.")
 _NEXT = re.compile(r"\s*(\S)")
+_NUMBER = re.compile(r"\s*(?:\d|[A-Z]\b)")  # "No. 5", "No. C"
 # After a label: another label that begins a sentence of its own ("B. Option C describes ...", "B. A (fracture) ...").
 _NEXT_SUBJECT = re.compile(
     r"\s+(?:(?:Option|Choice|Answer)s? \(?[A-Z]\b|[A-Z] \(|[B-HJ-Z] (?!and\b|or\b)[a-z]"
@@ -171,7 +172,7 @@ def _goes_on(line: str, start: int, stop: re.Match[str]) -> bool:
     at = stop.start()
     if at - start < 8 and len(line[start:at].strip(" ()*_[]")) == 1:
         return _NEXT_SUBJECT.match(line, stop.end()) is None
-    return (
-        line[at - 1 : at].lower() in _ABBREVIATION_ENDS
-        and _ABBREVIATION.search(line[max(start, at - 8) : at]) is not None
-    )
+    if line[at - 1 : at].lower() not in _ABBREVIATION_ENDS:
+        return False
+    short = _ABBREVIATION.search(line[max(start, at - 8) : at])
+    return short is not None and (short["numbers"] is None or _NUMBER.match(line, stop.end()) is not None)

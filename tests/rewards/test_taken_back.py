@@ -1,6 +1,7 @@
 """An answer that is given and then taken back, or left open beside another: every mark, every way, every kind."""
 
 import itertools
+import re
 
 import pytest
 
@@ -56,6 +57,87 @@ LEFT_OPEN = {
     "also an answer": " {y} is also a correct answer.",
     "or in a line": "\nOr {y}.",
 }
+# Behind an answer with a mark of its own.
+BESIDE_A_MARK = (
+    " Let me reconsider. The answer is {y}.",
+    " But wait, {y} fits better.",
+    " Final answer: {y}",
+    " My final choice is {y}.",
+    " EDIT: {y}",
+    "\nUpdate: {y}",
+    " That was a typo, {y} is right.",
+    " Please disregard that; the answer is {y}.",
+    " Ignore the above. {y}.",
+    " In fact, {y}.",
+    " In fact, it is {y}.",
+    " The correct answer is {y}.",
+    " {y} is more likely.",
+    " - or {y}",
+    " (alternative: {y})",
+    " An alternative is {y}.",
+    " Another possibility is {y}.",
+    " {y} cannot be excluded.",
+    " Otherwise {y}.",
+    " and {y}",
+    " & {y}",
+    "; {y}",
+    ", {y}",
+    " / {y}",
+    " | {y}",
+    " -> {y}",
+    " Well, no: {y}.",
+    " Hmm, {y}.",
+    " Hmm, I think it is {y}.",
+    " However, the answer is {y}.",
+    " But it may be {y}.",
+    " It might be {y}.",
+    " Or should it be {y}?",
+    " I retract this: {y}.",
+    " I withdraw that answer. It is {y}.",
+    " That is not right. It is {y}.",
+    " Not {x} but {y}.",
+    " Not {x}, {y}.",
+    " {y} instead of {x}.",
+    " Rather {y}.",
+    " Better: {y}.",
+    " {x} is wrong, {y} is right.",
+    " {y}, not {x}.",
+    " Oh no, {y}.",
+    " My mistake, {y}.",
+    " Apologies, it is {y}.",
+    " I misspoke: {y}.",
+    " Looking again, it is {y}.",
+    " After more thought, {y}.",
+    " Upon further review, the answer is {y}.",
+    " Changed to {y}.",
+    " Or, {y}.",
+    " Or: {y}",
+    " Alternative answer: {y}",
+    " Second answer: {y}",
+    " Possible answer: {y}",
+    " Possibly {y} instead.",
+    " {x} or {y}.",
+    " One of {x} and {y}.",
+    " Both {x} and {y}.",
+    " Between {x} and {y}.",
+)
+# What may stand behind an answer without taking anything from it.
+EXPLAINED = (
+    " Another one was ruled out.",
+    "\nThe film was read twice.",
+    " This is likely, as the film shows.",
+    " I am sure.",
+    " But a second look may be wise.",
+    "\nExplanation: it was seen on all films, and no doubt is left.",
+    " See the report.",
+    " It is {x}.",
+    " {x} it is, not {y}.",
+    " {y} is wrong.",
+    " {y} can be excluded.",
+    " So the answer is {x}, and not {y}.",
+    " I first thought of {y}, but the film shows {x}.",
+)
+MARKS = ("tag", "tag with a full stop", "box", "json")
 KINDS = {
     "option": (OptionLetter(), {"options": ("left lung", "right lung", "both", "neither")}, [("A", "A"), ("D", "D")]),
     "option text": (
@@ -64,7 +146,7 @@ KINDS = {
         [("sarcoidosis", "A"), ("lymphoma", "C")],
     ),
     "number": (NumericUnits(), {"meta": {"unit": "cm"}}, [("120 cm", 120), ("60 cm", 60)]),
-    "plain number": (NumericUnits(), {}, [("7", 7), ("12", 12)]),
+    "plain number": (NumericUnits(), {}, [("17", 17), ("12", 12)]),
     "yesno": (YesNo(), {}, [("yes", "yes"), ("no", "no")]),
     "noyes": (YesNo(), {}, [("no", "no"), ("yes", "yes")]),
     "open": (OpenAnswer(), {}, [("pneumonia", "pneumonia"), ("sarcoidosis", "sarcoidosis")]),
@@ -72,11 +154,16 @@ KINDS = {
 }
 
 
+def _sentence(then: str, x: str, y: str) -> str:
+    begins = re.match(r"\s+\{[xy]\}", then)  # with a capital letter
+    text = then.format(x=x, y=y)
+    return text if begins is None else begins.group()[:-3] + text.lstrip()[:1].upper() + text.lstrip()[1:]
+
+
 def values(kind: str, given: str, then: str) -> list[float | None]:
     """What the completion earns under the label that it names first, and under the other one."""
     reward, row, ((x, gold), (y, other)) = KINDS[kind]
-    text = (given if then[0] in " \n" else given.rstrip(".")) + then
-    text = text.format(x=x, y=y)
+    text = (given if then[:1] in " \n" else given.rstrip(".")).format(x=x) + _sentence(then, x, y)
     return [reward.score(RewardInput(text, label, **row)).value for label in (gold, other)]
 
 
@@ -93,10 +180,16 @@ def test_what_is_left_open_is_paid_under_no_label(kind, way):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", ["", " Another one was ruled out.", "\nThe film was read twice."])
+@pytest.mark.parametrize("then", BESIDE_A_MARK)
+def test_a_marked_answer_is_not_paid_where_another_is_named_behind_it(kind, then):
+    assert [mark for mark in MARKS if values(kind, GIVEN[mark], then)[0] == 1.0] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["", *EXPLAINED])
 def test_what_stands_is_paid(kind, way):
-    marked = [given for given in GIVEN if given != "line" or not way]
-    assert [given for given in marked if values(kind, GIVEN[given], way or "\n")[0] != 1.0] == []
+    marks = MARKS if way else GIVEN
+    assert [given for given in marks if values(kind, GIVEN[given], way or "\n")[0] != 1.0] == []
 
 
 def test_no_way_is_in_both_tables():

@@ -94,7 +94,7 @@ WORDINGS = {
         ("There are more than 5 nodules.", "-"),
         ("There are no more than 3 nodules.", "no"),
     ],
-}  # fmt: off
+}
 CASES = [(question, text, said) for question, rows in WORDINGS.items() for text, said in rows]
 
 
