@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewards.answer import Answer, Candidate, extract
 from rewards.text import normalise, sentence_spans
@@ -43,8 +43,7 @@ _VERDICT_HINTS = (
 _BEHIND = 2000  # characters after an answer in which it may be taken back
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """What a place says in one go.
 
     stance: asserted | asked | conditional | disowned (another's view, or doubted) | open (undecided).
@@ -57,7 +56,7 @@ class Claim:
     takes_back: str = KEPT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would cost more than most readings do
 class Said:
     """What a kind reads in a claim.
 
@@ -316,7 +315,7 @@ def _behind(text: str) -> Iterable[Claim]:
             for claim in claims_of(sentence, begun=True):
                 takes_back = OFFERS if claim.takes_back == DISPUTES else claim.takes_back
                 offer = _offer(claim.text, takes_back, is_offered=takes_back == OFFERS)
-                yield offer or replace(claim, takes_back=takes_back)
+                yield offer or claim._replace(takes_back=takes_back)
         elif (contradicts := _CONTRADICTS.match(sentence)) is not None:
             yield _claim(sentence[contradicts.end() :], OFFERS)
         elif (offer := _offer(sentence, OFFERS, start == 0 and _GLUED.match(text) is not None)) is not None:

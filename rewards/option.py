@@ -39,7 +39,7 @@ class OptionLetter(ShortAnswer):
         return _gold_letters(sample.gold, _options(sample), bool(sample.meta.get("multi")))
 
     def said(self, answer: Answer, sample: RewardInput, label: frozenset[str]) -> Said:
-        said = _Choice(_options(sample), bool(sample.meta.get("multi")), self.fuzzy).settled(answer)
+        said = _choice(tuple(sample.options), bool(sample.meta.get("multi")), self.fuzzy).settled(answer)
         return Said(said.value, said.parsed, reason=f"read from {answer.channel}") if said.status == "ok" else said
 
     def judged(self, said: Said, label: frozenset[str]) -> RewardResult:
@@ -101,6 +101,11 @@ class _Choice:
     def _misspelt(self, text: str) -> Reading | None:
         letter = nearest_option(text_key(clean_phrase(text)), self.options.keys)
         return chosen(letter) if letter is not None else None
+
+
+@lru_cache(maxsize=1024)
+def _choice(options: tuple[str, ...], multi: bool, fuzzy: bool) -> _Choice:
+    return _Choice(option_set(options), multi, fuzzy)
 
 
 @lru_cache(maxsize=8192)

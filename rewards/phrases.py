@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from rewards.choices import (
     LETTER_ALONE,
@@ -30,9 +31,10 @@ from rewards.words import clean_phrase, without_leads, words
 
 MAX_PHRASE = 2000
 _DEEPEST = 26
+_MOST_KNOWN = 500  # phrases
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reading(Said):
     """What a phrase says: value is the set of letters that it chooses, denied those that it denies.
 
@@ -96,8 +98,7 @@ _CLAUSE_STOP = re.compile(r"(?<![.!?])[.!?]++(?=\s++(?![a-z])|\s*+$)|[。！？]
 _LONG_CLAUSE = 6  # words
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
+class _Named(NamedTuple):
     """A letter or an option's text at the beginning of a phrase, and the rest of the phrase behind it.
 
     raw: the letter as written, "" for a text. closed: a bracket closed behind it, so it cannot be an article or a pronoun.
@@ -133,6 +134,8 @@ class Phrases:
     def read(self, phrase: str) -> Reading:
         reading = self._known.get(phrase)
         if reading is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
             reading = self._known[phrase] = self._phrase(phrase)
         return reading
 
@@ -316,7 +319,7 @@ class Phrases:
         pair = text_head(behind, self.options)
         if pair is None:
             return None
-        after = replace(named, rest=behind[pair[1] :])
+        after = named._replace(rest=behind[pair[1] :])
         if pair[0] == named.letter:
             return self._after_pair(after)
         strong = named.closed or _STRONG.match(named.rest)

@@ -17,7 +17,7 @@ from rewards.wording import as_said, word_table
 
 _LONGEST_SENTENCE = 300
 _ASKS = re.compile(
-    r"(?:^|[.:,>\n?])\s*(?:so |then )?(is|are|was|were|do|does|did|has|have|had|can)\s+([^?\n]{2,200})\?",
+    r"(?:^|[.:,>\n?])\s*(?:so |then )?(is/are|is|are|was|were|do|does|did|has|have|had|can)\s+([^?\n]{2,200})\?",
     re.IGNORECASE,
 )
 _PREPOSITION = re.compile(
@@ -44,6 +44,7 @@ _PICTURE_SHOWS = re.compile(
 _SPELT_OUT = (
     (re.compile(r"\b(?:free of|negative for|(?:absence|lack) of)\b", re.IGNORECASE), "without"),
     (re.compile(r"n['’]t\b", re.IGNORECASE), " not"),
+    (re.compile(r"\bother than\b", re.IGNORECASE), "except"),
     (
         re.compile(
             r"\bcan (?:\w+ly )?be (?=seen|identified|noted|observed|found|detected|visuali[sz]ed)", re.IGNORECASE
@@ -53,7 +54,7 @@ _SPELT_OUT = (
 )
 _ANSWER_WORD = re.compile(r"^\W*(?:yes|no)\s*,\s+", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"\s*(?:[;:()]|,\s*\b(?:indicating|suggesting|implying|reflecting)\b|,?\s*\b(?:but|however|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
+    r"\s*(?:[;:()]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b|,?\s*\b(?:but|however|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
     re.IGNORECASE,
 )
 _JOIN = re.compile(r",\s+(?:and\s+)?|\s+and\s+", re.IGNORECASE)
@@ -107,6 +108,8 @@ class Question:
         """ "yes", "no", or "" where the sentence does not restate the question."""
         if not self.asked or len(sentence) > _LONGEST_SENTENCE or sentence.rstrip(" \"'*)").endswith("?"):
             return ""
+        if not any(word in self.asked or self._opposite(word) for word in as_said(sentence)):
+            return ""
         clauses = [form for clause in _clauses(sentence) for form in _each_subject(clause)]
         found = {said for clause in clauses if (said := self._of_clause(clause))}
         return found.pop() if len(found) == 1 else ""
@@ -139,13 +142,20 @@ class Question:
 
     def _affirms(self, clause: str, said: Sequence[str]) -> bool:
         """Whether a clause says all that is asked, in one of its orders, and beside it only what narrows it."""
-        if _ALTERNATIVE.search(clause) or not (self.by_do or role_words("verbs").intersection(said)):
-            return False
+        verb = next((at for at, word in enumerate(said) if word in role_words("verbs")), -1)
         last = _end_of(self.asked, said)
-        named = [word for word in said[: last + 1] if word in self.asked]
-        if last < 0 or tuple(named) not in self.orders:
+        named = tuple(word for word in said[: last + 1] if word in self.asked)
+        if last < 0 or "or" in said[: last + 2] or named not in self.orders or not (self.by_do or verb >= 0):
             return False
-        return all(self._narrows(said, at) for at in range(last)) and self._may_end(said[last + 1 :])
+        if verb > last:  # "An enlarged heart is seen", but not "A skull fracture is an emergency"
+            is_thing = self.exists or named != self.asked
+            told = [word for word in said[verb:] if not is_neutral(word) or word in role_words("seen")]
+            return (
+                is_thing
+                and all(self._narrows(said, at) for at in range(last))
+                and role_words("seen").issuperset(told[:1])
+            )
+        return all(self._narrows(said, at) for at in range(last)) and _may_end(said[last + 1 :])
 
     def _narrows(self, said: Sequence[str], at: int) -> bool:
         """Whether a word among those that are asked is neutral, one of them, a degree, or describes the next of them."""
@@ -157,15 +167,6 @@ class Question:
             return following in self.asked or (following == "of" and at > 0 and "in" in said[:at])
         is_whole = not role_words("whole").isdisjoint(self.asked)
         return following in self.asked and not (is_whole or _sets_apart(word) or word in role_words("parts"))
-
-    def _may_end(self, rest: Sequence[str]) -> bool:
-        """Whether words behind the last of those that are asked leave it what it is: no longer name, no other predicate."""
-        told = [word for word in rest if not is_neutral(word) and not _is_degree(word)]
-        if not told or not rest or told[0] != rest[0]:
-            between = rest[: rest.index(told[0])] if told else ()
-            is_predicate = bool(role_words("verbs").intersection(between)) and role_words("seen").isdisjoint(between)
-            return not told or not is_predicate
-        return _QUALIFIES.fullmatch(told[0]) is not None
 
     def _denies(self, clause: str, negator: str, told: frozenset[str]) -> bool:
         """Whether a clause denies what is asked, or something wider, perhaps as one of a list."""
@@ -192,6 +193,11 @@ class Question:
             for at, word in enumerate(said)
         ]
         return [word for word, is_narrower in zip(said, narrower, strict=True) if not (is_narrower or is_neutral(word))]
+
+
+def _may_end(rest: Sequence[str]) -> bool:
+    """Whether words behind the last of those that are asked leave it what it is: they begin no longer name."""
+    return not rest or is_neutral(rest[0]) or _is_degree(rest[0]) or _QUALIFIES.fullmatch(rest[0]) is not None
 
 
 def _sets_apart(word: str) -> bool:

@@ -87,7 +87,7 @@ def _cues(rest: str, candidates: Iterable[Candidate], phrases: Phrases) -> Itera
             newline = rest.find("\n", candidate.start)
             line = rest[candidate.start : newline if newline >= 0 else len(rest)][:MAX_PHRASE]
             end = _reach(line, candidate.text, phrases)
-            yield replace(candidate, text=line[:end]) if end > len(candidate.text) else candidate
+            yield candidate._replace(text=line[:end]) if end > len(candidate.text) else candidate
 
 
 def _reach(line: str, text: str, phrases: Phrases) -> int:
@@ -180,7 +180,7 @@ def _with_following_lines(rest: str, candidate: Candidate) -> Candidate:
     """In multi mode a heading may be followed by one option a line."""
     block = rest[candidate.start : candidate.start + _LONGEST_BLOCK].split("\n\n", 1)[0]
     text = "; ".join(strip_markup(line).rstrip(".,; ") for line in block.split("\n"))
-    return replace(candidate, text=text, end=candidate.start + len(block))
+    return candidate._replace(text=text, end=candidate.start + len(block))
 
 
 def _in_sentence(sentence: str, phrases: Phrases) -> Iterator[Reading]:

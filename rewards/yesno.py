@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -15,7 +16,6 @@ from rewards.claims import (
     Reader,
     Said,
     asks,
-    core,
     fold,
     is_conditional,
     is_disowned,
@@ -24,6 +24,7 @@ from rewards.claims import (
     settle,
     stances,
     verdicts,
+    without_ends,
 )
 from rewards.questions import Question, question_of
 from rewards.short import ShortAnswer
@@ -31,7 +32,7 @@ from rewards.text import key_of_normalised, sentence_spans, strip_markup, text_k
 from rewards.wording import as_said, word_table
 from rewards.words import clean_phrase, strip_leads, words
 
-_LONGEST_PHRASE = 200
+_LONGEST_PHRASE = 80
 _LONGEST_PROSE = 4000  # characters in which sentences are read against the question
 _LABEL = re.compile(r"^(?:option )?\(?[A-E][).:]{1,2}\s+", re.IGNORECASE)  # of an option: "(B) No"
 _AHEAD = 120  # characters before an answer word
@@ -69,8 +70,8 @@ def read_yes_no(text: str) -> str:
     single, phrases = _yes_no_words()
     if len(text) <= _LONGEST_PHRASE:
         phrase = _LABEL.sub("", clean_phrase(text))
-        for plain in (str, strip_leads, core):
-            if (said := phrases.get(key_of_normalised(plain(phrase)))) is not None:
+        for plain in _plainer(phrase):
+            if (said := phrases.get(key_of_normalised(plain))) is not None:
                 return said
         if not phrase.isascii():
             for word, value in single.items():
@@ -83,6 +84,14 @@ def read_yes_no(text: str) -> str:
     if len(found) == 2:
         return "both"
     return found.pop() if found else ""
+
+
+def _plainer(phrase: str) -> Iterator[str]:
+    """A phrase, then without what announces it, then without what is said about it."""
+    yield phrase
+    yield strip_leads(phrase)
+    if (shorter := without_ends(phrase)) != phrase:
+        yield strip_leads(shorter)
 
 
 def _said_in(text: str, start: int, end: int) -> set[str]:
@@ -120,10 +129,11 @@ def _read(text: str, question: Question) -> Said:
 
 
 def _restated(sentence: str, question: Question) -> str:
-    doubt = stances().doubts.search(sentence)
-    if (doubt is not None and not set(as_said(doubt.group())) & set(question.asked)) or is_conditional(sentence):
-        return ""  # "not clear" is no doubt about what is asked to be clear
-    return question.verdict(strip_markup(sentence))
+    verdict = question.verdict(strip_markup(sentence))
+    if not verdict or is_conditional(sentence):
+        return ""
+    doubt = stances().doubts.search(sentence)  # but "not clear" is no doubt about what is asked to be clear
+    return verdict if doubt is None or set(as_said(doubt.group())) & set(question.asked) else ""
 
 
 def _prose(answer: Answer) -> tuple[list[Claim], ...]:
