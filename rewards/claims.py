@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from rewards.answer import Answer, Candidate, extract
-from rewards.text import normalise, sentence_spans
+from rewards.text import Folded, normalise, sentence_spans
 from rewards.words import clean_phrase, may_be_conditional, strip_leads, words
 
 ASSERTED, ASKED, CONDITIONAL, DISOWNED, OPEN = "asserted", "asked", "conditional", "disowned", "open"
@@ -91,23 +91,21 @@ class _Stances:
             glued = [entry for entry in entries if _glued(entry)]
             return "(?:" + "|".join([rf"(?<!\w)(?:{'|'.join(spaced)})(?!\w)", *glued]) + ")"
 
-        flags = re.IGNORECASE
         says = rf"{role('others')} (?:\w+ ){{0,3}}{role('says')}"
-        self.sure = re.compile(role("sure"), flags)
-        self.doubts = re.compile(rf"{role('doubts')}|{says}", flags)
-        self.disowns = re.compile(rf"{role('doubts')}|{role('denies')}|n['’]t\b|{says}", flags)
+        self.sure = re.compile(role("sure"), re.IGNORECASE)
+        self.doubts = Folded(rf"{role('doubts')}|{says}")
+        self.disowns = Folded(rf"{role('doubts')}|{role('denies')}|n['’]t\b|{says}")
         start = (
             r"(?:^|(?<=[.,;:!?)(—–\n-])|(?<=[.,;:!?)(—–\n-] )|(?<=[。！？，、])|(?<=\bbut )|(?<=\band ))"
             r"[\s\"'(*_-]{0,6}+(?=\w)"
         )
-        self.takes_back = re.compile(
+        self.takes_back = Folded(
             rf"{start}(?:(?P<retracts>{role('retracts')})|(?P<reconsiders>{role('reconsiders')})|(?P<disputes>{role('disputes')})"
             rf"|(?P<offers>{role('offers')}))"
-            r"[\s,:.!…—–-]*",
-            flags,
+            r"[\s,:.!…—–-]*"
         )
         self.ends = tuple(
-            re.compile(pattern, flags)
+            Folded(pattern)
             for pattern in (
                 rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$",
                 rf"(?:\s*[,;(—–-]\s*|\s+){role('instead')}\s[^,;.]{{1,60}}[).!\s]*$",
@@ -115,17 +113,16 @@ class _Stances:
                 rf"\s*{role('verdicts')}[\s).!]*$",
             )
         )
-        self.verdict = re.compile(rf"\s{role('verdicts')}[\s).!]*$", flags)
-        self.preferred = re.compile(
-            rf"\s(?:{role('verdicts')}|{role('rivals')}|(?:[,(] ?)?{role('instead')}\s[^,;.]{{1,60}})[\s).!?]*$", flags
+        self.verdict = Folded(rf"\s{role('verdicts')}[\s).!]*$")
+        self.preferred = Folded(
+            rf"\s(?:{role('verdicts')}|{role('rivals')}|(?:[,(] ?)?{role('instead')}\s[^,;.]{{1,60}})[\s).!?]*$"
         )
-        self.opener = re.compile(rf"(?:(?P<strong>{role('openers')})|{role('joins')})[\s,:;.!—–-]*", flags)
-        self.reason = re.compile(rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$", flags)
-        self.alternative = re.compile(role("alternatives"), flags)
-        self.undecided = re.compile(
+        self.opener = Folded(rf"(?:(?P<strong>{role('openers')})|{role('joins')})[\s,:;.!—–-]*")
+        self.reason = Folded(rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$")
+        self.alternative = Folded(role("alternatives"))
+        self.undecided = Folded(
             rf"{role('alternatives')}[^.;!?\n]{{0,80}}?{role('undecided')}"
-            rf"|{role('undecided')} (?:between|whether|which|if)\b[^,;.\n]{{0,120}}[.!]?\s*$",
-            flags,
+            rf"|{role('undecided')} (?:between|whether|which|if)\b[^,;.\n]{{0,120}}[.!]?\s*$"
         )
 
 
@@ -201,7 +198,7 @@ def without_ends(phrase: str) -> str:
     return phrase
 
 
-def _without(end: re.Pattern[str], phrase: str) -> str:
+def _without(end: Folded, phrase: str) -> str:
     found = end.search(phrase)
     return phrase[: found.start()].rstrip(" ,;") if found is not None and found.start() > 0 else phrase
 
@@ -217,7 +214,7 @@ def claims_of(text: str, begun: bool = False) -> list[Claim]:
     found: list[Claim] = []
     start, takes_back = 0, KEPT
     for mark in stances().takes_back.finditer(text):
-        if mark.lastgroup != RETRACTS and mark.group().strip() == text.strip():
+        if mark.lastgroup != RETRACTS and mark.group().strip() == text.strip().lower():
             break  # "Actually" is what is said
         if mark.lastgroup == OFFERS and not begun and not text[: mark.start()].strip():
             continue  # "maybe pneumonia" offers nothing beside it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 
 # Characters that show nothing: soft hyphen, joiners, bidi controls, fillers, variation selectors, tag characters, C0/C1
 # controls other than tab and newline.
@@ -43,6 +44,29 @@ _NEXT_SUBJECT = re.compile(
     r"|[AI] (?:is|was|would|will|can|could|does|did|has|should|may|might|cannot)\b|Let me know\b|(?:Actually|Wait|Hmm+)\b)"
 )
 ARTICLE = re.compile(r"(?:a|(?i:an|the)|A(?! [A-Z][a-z])) +")
+
+
+class Folded:
+    """A pattern in small letters that takes capitals for the same: on ASCII several times as fast as IGNORECASE.
+
+    The groups of a match are in small letters; its places are those of the text.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self._small = re.compile(pattern)
+        self._any = re.compile(pattern, re.IGNORECASE)
+
+    def search(self, text: str, *span: int) -> re.Match[str] | None:
+        return self._small.search(text.lower(), *span) if text.isascii() else self._any.search(text, *span)
+
+    def match(self, text: str, *span: int) -> re.Match[str] | None:
+        return self._small.match(text.lower(), *span) if text.isascii() else self._any.match(text, *span)
+
+    def fullmatch(self, text: str, *span: int) -> re.Match[str] | None:
+        return self._small.fullmatch(text.lower(), *span) if text.isascii() else self._any.fullmatch(text, *span)
+
+    def finditer(self, text: str) -> Iterator[re.Match[str]]:
+        return self._small.finditer(text.lower()) if text.isascii() else self._any.finditer(text)
 
 
 def normalise(text: str) -> str:
