@@ -176,7 +176,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
             start = match.end()
         spans.append((offset + start, offset + len(line)))
         offset += len(line) + 1
-    return [(start, end) for start, end in spans if text[start:end].strip(" \t.!?")]
+    return [(start, end) for start, end in spans if text[start:end].strip(" \t.!?。！？।")]
 
 
 def first_sentence_end(line: str) -> int:
