@@ -320,7 +320,7 @@ def _json_answers(text: str) -> _Found:
             value, end = loose.group(1) if loose.group(1) is not None else loose.group(2), loose.end()
         if end > last_brace:
             return [], [], "a JSON answer is never closed"
-        answer = _json_text(value, 0)
+        answer = "[]" if value == [] else _json_text(value, 0)  # an empty list may be the right one
         unit = _JSON_UNIT.match(text, end)
         if not answer:
             return [], [], "an empty JSON answer"

@@ -200,10 +200,14 @@ def without_ends(phrase: str) -> str:
 
 def _without(end: Folded, phrase: str) -> str:
     found = end.search(phrase)
-    return phrase[: found.start()].rstrip(" ,;") if found is not None and found.start() > 0 else phrase
+    left = phrase[: found.start()].rstrip(" ,;") if found is not None else ""
+    return left if left and left.lower() not in _NO_NAME else phrase
 
 
 # -------------------------------------------------------------------------------------------------------------- claims
+
+
+_NO_NAME = ("it", "this", "that", "the answer")  # "it is right" names a side
 
 
 _DENIES = re.compile(r"\b(?:no|not|without|neither)\s+\w", re.IGNORECASE)
@@ -273,7 +277,8 @@ def places(answer: Answer, candidates: Sequence[Candidate], kind: Reader) -> lis
         )
         text = kind.raw(candidate, answer)
         own = [Claim(text)] if kind.is_whole(text) else claims_of(text)
-        behind = list(_behind(answer.rest[candidate.end : min(following, candidate.end + _BEHIND)]))
+        after = answer.rest[candidate.end : min(following, candidate.end + _BEHIND)]
+        behind = list(_behind(after))
         if behind and fold(own, kind.read).value is not None:  # nothing cannot be taken back
             own += behind
         found.append(own)
@@ -295,7 +300,8 @@ def _stance_ahead(rest: str, cue: Candidate) -> str:
 
 # Before a claim of its own; alone it is an answer.
 _CONTRADICTS = re.compile(r"no,\s+", re.IGNORECASE)
-_GLUED = re.compile(r"\s*(?:[,;/&|+→=(-]|(?:and|plus|as well as)\b)", re.IGNORECASE)  # to another one beside its mark
+# To another one beside its mark; a quote begins the next field of an object.
+_GLUED = re.compile(r"\s*(?:[,;/&|+→=(-](?!\s*[\"'])|(?:and|plus|as well as)\b)", re.IGNORECASE)
 _JOINTS = " \t\n,;:/&|+→=()>–—-"
 
 

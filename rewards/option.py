@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 from rewards.answer import Answer, extract
 from rewards.base import RewardInput, RewardResult
-from rewards.choices import OptionSet, option_set
+from rewards.choices import OptionSet, by_letter, option_set
 from rewards.claims import PROSE, Claim, Reader, Said, settle
 from rewards.fuzzy import nearest_option
 from rewards.phrases import Phrases, Reading, chosen
@@ -36,10 +36,10 @@ class OptionLetter(ShortAnswer):
         self.fuzzy = fuzzy
 
     def label(self, sample: RewardInput) -> frozenset[str]:
-        return _gold_letters(sample.gold, _options(sample), bool(sample.meta.get("multi")))
+        return _gold_letters(sample.gold, _texts(sample), bool(sample.meta.get("multi")))
 
     def said(self, answer: Answer, sample: RewardInput, label: frozenset[str]) -> Said:
-        said = _choice(tuple(sample.options), bool(sample.meta.get("multi")), self.fuzzy).settled(answer)
+        said = _choice(_texts(sample), bool(sample.meta.get("multi")), self.fuzzy).settled(answer)
         return Said(said.value, said.parsed, reason=f"read from {answer.channel}") if said.status == "ok" else said
 
     def judged(self, said: Said, label: frozenset[str]) -> RewardResult:
@@ -123,16 +123,22 @@ def _options_problem(options: tuple[str, ...]) -> str | None:
     return None
 
 
-def _options(sample: RewardInput) -> OptionSet:
-    raw = tuple(sample.options)
-    if problem := _options_problem(raw):
+def _texts(sample: RewardInput) -> tuple[str, ...]:
+    """The options in the order of their letters. Raises ValueError for what is no list of 2 to 26 different texts."""
+    given: Any = sample.options
+    if isinstance(given, Mapping):
+        given = by_letter(given)
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ValueError(f"options are a list of texts, or texts by letter, got {type(given).__name__} {given!r}")
+    texts = tuple(given)
+    if problem := _options_problem(texts):
         raise ValueError(problem)
-    return option_set(raw)
+    return texts
 
 
 def gold_letters(sample: RewardInput) -> frozenset[str]:
     """The letters of a row's label, which may be written in every form that `OptionLetter` takes. Raises ValueError."""
-    options, multi = _options(sample), sample.meta.get("multi") is True
+    options, multi = _texts(sample), sample.meta.get("multi") is True
     try:
         return _gold_letters(sample.gold, options, multi)
     except ValueError:
@@ -141,7 +147,7 @@ def gold_letters(sample: RewardInput) -> frozenset[str]:
         return _gold_letters([part.strip() for part in sample.gold.split(",")], options, multi)
 
 
-def _gold_letters(gold: Any, options: OptionSet, multi: bool) -> frozenset[str]:
+def _gold_letters(gold: Any, options: tuple[str, ...], multi: bool) -> frozenset[str]:
     """The gold as letters; ValueError says what is wrong with it."""
     if isinstance(gold, bool) or gold is None:
         raise ValueError(f"gold {gold!r} is neither a letter nor an option's text")
@@ -174,8 +180,8 @@ def _one_gold(text: str, options: tuple[str, ...], multi: bool) -> frozenset[str
     )
 
 
-def _gold_text(text: str, options: OptionSet, multi: bool) -> frozenset[str]:
-    letters = _one_gold(text, options.texts, multi)
+def _gold_text(text: str, options: tuple[str, ...], multi: bool) -> frozenset[str]:
+    letters = _one_gold(text, options, multi)
     if isinstance(letters, str):
         raise ValueError(letters)
     return letters

@@ -24,8 +24,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 MODULES = (
+    "analytes",
     "claims",
     "choices",
+    "dates",
     "labels",
     "numbers",
     "numeric",
@@ -35,9 +37,11 @@ MODULES = (
     "phrases",
     "quantity",
     "questions",
+    "reading",
     "rivals",
     "statements",
     "symbolic",
+    "tokens",
     "units",
     "wording",
     "yesno",

@@ -192,6 +192,11 @@ def test_what_stands_is_paid(kind, way):
     assert [given for given in marks if values(kind, GIVEN[given], way or "\n")[0] != 1.0] == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_fields_of_an_object_leave_its_answer(kind):
+    assert values(kind, '{{"answer": "{x}", "confidence": 0.9, "seen": "twice", "reason": "it fits"}}', "\n")[0] == 1.0
+
+
 def test_no_way_is_in_both_tables():
     assert not set(map(str.strip, TAKEN_BACK.values())) & set(map(str.strip, LEFT_OPEN.values()))
 
