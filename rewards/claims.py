@@ -263,15 +263,16 @@ Raw = Callable[[Candidate, Answer], str]
 def places(answer: Answer, candidates: Sequence[Candidate], kind: Reader) -> list[list[Claim]]:
     """The claims of each candidate: its own, then what takes it back behind it."""
     found: list[list[Claim]] = []
-    for index, candidate in enumerate(candidates):
-        if candidate.channel == "cue" and (stance := _stance_ahead(answer.rest, candidate)) != ASSERTED:
+    ahead = [_stance_ahead(answer.rest, place) if place.channel == "cue" else ASSERTED for place in candidates]
+    for index, (candidate, stance) in enumerate(zip(candidates, ahead, strict=True)):
+        if stance != ASSERTED:
             found.append([Claim(candidate.text, stance)])
             continue
         following = next(
             (
-                later.lead
-                for later in candidates[index + 1 :]
-                if later.channel != "cue" or _stance_ahead(answer.rest, later) == ASSERTED
+                place.lead
+                for place, stance in zip(candidates[index + 1 :], ahead[index + 1 :], strict=True)
+                if stance == ASSERTED
             ),
             len(answer.rest),
         )
