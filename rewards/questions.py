@@ -7,7 +7,7 @@ with another side, another number, a doubt, or a negation of something else it s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -29,7 +29,7 @@ _OF_A_PLACE = re.compile(r"\b(?:in|on|of|at|within)\b", re.IGNORECASE)
 # Where the speaker looks, which both sides may leave out: "in this image", "based on the scan".
 _ON_THE_IMAGE = re.compile(
     r",?\s*\b(?:based on|according to|in|on|from|within|of) (?:this|the|these|that|your|given) (?:[\w-]+ ){0,3}?"
-    r"(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|pictures?|stud(?:y|ies)|ct|mri|views?|slices?|patient)\b,?",
+    r"(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|pictures?|stud(?:y|ies)|ct|mri|views?|slices?|patient(?!['’]))\b,?",
     re.IGNORECASE,
 )
 _PICTURE = re.compile(
@@ -38,10 +38,11 @@ _PICTURE = re.compile(
 # "This chest X-ray" before what it shows.
 _PICTURE_SHOWS = re.compile(
     r"^(?:(?:the|this|that|an?|your) )?((?:[\w-]+ ){0,3}?)(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|ct|mri|ultrasound|sonogram)"
-    r"(?= (?:scan |image )?(?:do|show|demonstrat|reveal|depict|display|illustrat|exhibit|indicat|confirm|contain|ha[sd]|is|was))",
+    r"(?: (?:scan|image|above|below|provided|given))?(?= (?:do|show|demonstrat|reveal|depict|display|illustrat|exhibit|indicat|confirm|contain|ha[sd]|is|was))",
     re.IGNORECASE,
 )
 _SPELT_OUT = (
+    (re.compile(r"\([^()]*\)"), " "),
     (re.compile(r"\b(?:free of|negative for|(?:absence|lack) of)\b", re.IGNORECASE), "without"),
     (re.compile(r"n['’]t\b", re.IGNORECASE), " not"),
     (re.compile(r"\bother than\b", re.IGNORECASE), "except"),
@@ -54,7 +55,7 @@ _SPELT_OUT = (
 )
 _ANSWER_WORD = re.compile(r"^\W*(?:yes|no)\s*,\s+", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"\s*(?:[;:()]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b|,?\s*\b(?:but|however|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
+    r"\s*(?:[;:]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b|,?\s*\b(?:but|however|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
     re.IGNORECASE,
 )
 _JOIN = re.compile(r",\s+(?:and\s+)?|\s+and\s+", re.IGNORECASE)
@@ -63,6 +64,7 @@ _QUALIFIES = re.compile(
     r"|images?|ct|mri|ultrasound"
 )
 _MEMBER = re.compile(r"\s*,\s*(?:(?:or|and|nor)\s+)?|\s+(?:or|and|nor)\s+", re.IGNORECASE)
+_OF = re.compile(r"(\w+) of (?:(?:the|an?) )?(\w+)(?= (?:is|are|was|were|appears?|looks?)\b)")
 _TWO_SUBJECTS = re.compile(
     r"((?:[\w-]+ ){1,4}?)and ((?:[\w-]+ ){1,4}?)(?=(?:is|are|was|were|appears?|looks?) )", re.IGNORECASE
 )
@@ -70,6 +72,7 @@ _ALTERNATIVE = re.compile(r"(?<!\w)or(?!\w)", re.IGNORECASE)
 _PRONOUN = re.compile(r"(?:this|that|it|these|those)\b(?! \w+ (?:is|are|was|were)\b)", re.IGNORECASE)
 _JOINT = re.compile(r"\b(?:and|than|by|to|from|for)\b", re.IGNORECASE)
 _THERE = re.compile(r"(?:there|any)\b", re.IGNORECASE)
+_ENDING = re.compile(r"(?<=\w{4})(?:ifi(?:ed|cation)|at(?:ed|ion)|e?ment|ity|ing|ed|ion|e)$")
 _OPPOSITE = re.compile(r"(?:ab|un|non|in|im|a)(?=\w{5})")
 
 
@@ -108,9 +111,9 @@ class Question:
         """ "yes", "no", or "" where the sentence does not restate the question."""
         if not self.asked or len(sentence) > _LONGEST_SENTENCE or sentence.rstrip(" \"'*)").endswith("?"):
             return ""
-        if not any(word in self.asked or self._opposite(word) for word in as_said(sentence)):
+        if not any(word in self.asked or self._opposite(word) for word in self._words(sentence)):
             return ""
-        clauses = [form for clause in _clauses(sentence) for form in _each_subject(clause)]
+        clauses = [form for clause in _clauses(sentence) for form in _forms(clause)]
         found = {said for clause in clauses if (said := self._of_clause(clause))}
         return found.pop() if len(found) == 1 else ""
 
@@ -119,7 +122,7 @@ class Question:
         if picture is not None and not self._is_another(picture.group(1)):
             clause = f"it {clause[picture.end() :]}"
         told = self.words.difference(self.asked) if _PICTURE.search(clause) else frozenset()
-        said = [word for word in as_said(clause) if word not in told or is_neutral(word)]
+        said = [word for word in self._words(clause) if word not in told or is_neutral(word)]
         if not self.head.intersection(said) and not any(map(self._opposite, said)):
             return ""
         if not role_words("unsure").difference(self.asked).isdisjoint(said):
@@ -129,6 +132,11 @@ class Question:
         if turned != said or not negators:
             return ("yes" if turned == said else "no") if not negators and self._affirms(clause, turned) else ""
         return "no" if len(negators) == 1 and self._denies(clause, negators[0], told) else ""
+
+    def _words(self, text: str) -> list[str]:
+        """The words of a text; those of the question in its own form ("the clavicle is fractured": fracture)."""
+        roots = {_root(word): word for word in self.asked} if len(self.asked) > 1 else {}
+        return [word if is_neutral(word) else roots.get(_root(word), word) for word in as_said(text)]
 
     def _is_another(self, text: str) -> bool:
         """Whether a text names a side or a number that the prompt does not, or what is asked for."""
@@ -150,11 +158,8 @@ class Question:
         if verb > last:  # "An enlarged heart is seen", but not "A skull fracture is an emergency"
             is_thing = self.exists or named != self.asked
             told = [word for word in said[verb:] if not is_neutral(word) or word in role_words("seen")]
-            return (
-                is_thing
-                and all(self._narrows(said, at) for at in range(last))
-                and role_words("seen").issuperset(told[:1])
-            )
+            if not is_thing or not role_words("seen").issuperset(told[:1]):
+                return False
         return all(self._narrows(said, at) for at in range(last)) and _may_end(said[last + 1 :])
 
     def _narrows(self, said: Sequence[str], at: int) -> bool:
@@ -171,7 +176,8 @@ class Question:
     def _denies(self, clause: str, negator: str, told: frozenset[str]) -> bool:
         """Whether a clause denies what is asked, or something wider, perhaps as one of a list."""
         members = [
-            [word for word in as_said(part) if word not in told or is_neutral(word)] for part in _MEMBER.split(clause)
+            [word for word in self._words(part) if word not in told or is_neutral(word)]
+            for part in _MEMBER.split(clause)
         ]
         first = next(index for index, member in enumerate(members) if negator in member)
         cut = members[first].index(negator)
@@ -198,6 +204,10 @@ class Question:
 def _may_end(rest: Sequence[str]) -> bool:
     """Whether words behind the last of those that are asked leave it what it is: they begin no longer name."""
     return not rest or is_neutral(rest[0]) or _is_degree(rest[0]) or _QUALIFIES.fullmatch(rest[0]) is not None
+
+
+def _root(word: str) -> str:
+    return _ENDING.sub("", word)
 
 
 def _sets_apart(word: str) -> bool:
@@ -244,12 +254,14 @@ def _clauses(sentence: str) -> list[str]:
     return [clause.strip(" .!") for clause in found if clause.strip(" .!,")]
 
 
-def _each_subject(clause: str) -> tuple[str, ...]:
-    """A clause, and for each of two subjects the clause about it alone: "the heart and the liver are enlarged"."""
+def _forms(clause: str) -> Iterator[str]:
+    """A clause, "the head of the pancreas" as "pancreas head", and each of two subjects alone."""
+    yield clause
+    if (turned := _OF.sub(r"\2 \1", clause, count=1)) != clause:
+        yield turned
     pair = _TWO_SUBJECTS.match(clause)
-    if pair is None or _PREPOSITION.search(pair.group()):
-        return (clause,)
-    return clause, pair.group(1) + clause[pair.end() :], pair.group(2) + clause[pair.end() :]
+    if pair is not None and _PREPOSITION.search(pair.group()) is None:
+        yield from (subject + clause[pair.end() :] for subject in pair.groups())
 
 
 def _unless_unsure(place: re.Match[str]) -> str:

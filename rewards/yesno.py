@@ -47,6 +47,7 @@ _BEFORE = re.compile(
     re.IGNORECASE,
 )
 _OR_ELSE = re.compile(r"[\s\"')*,]*(?:or|oder|ou|или|/)\s*(?!so\b)", re.IGNORECASE)
+_ELSE = re.compile(r"(\w+)[\s\"')*,]*(?:or|oder|ou|или|/)\s*$")
 _AFTER = re.compile(
     r"[\s\"')*]*(?:$|[.,;:!?—–。、，।/]|\s-\s|\n|(?:and|or|but|because|since|there|it|the|this|that|i|we|as)\b)",
     re.IGNORECASE,
@@ -104,8 +105,11 @@ def _said_in(text: str, start: int, end: int) -> set[str]:
             continue
         if not _BEFORE.search(text[max(start, match.start() - 24) : match.start()]):
             continue
-        named = {"yes", "no"} if _OR_ELSE.match(text, match.end(), end) else {word}
         ahead = text[max(start, match.start() - _AHEAD) : match.start()]
+        is_open = _OR_ELSE.match(text, match.end(), end) or (
+            (other := _ELSE.search(ahead)) and other.group(1) in single
+        )
+        named = {"yes", "no"} if is_open else {word}
         if not named <= said and not is_disowned(ahead) and not says_another(ahead):
             said |= named
     return said

@@ -231,11 +231,39 @@ LOOK_ALIKES = {
         ("The bones are not osteopenic.", "no"),
         ("Some bones are osteopenic.", "-"),
     ],
+    "Is there a fracture?": [
+        ("A fracture is a medical emergency.", "-"),
+        ("A fracture, caused by a fall, is a medical emergency.", "-"),
+        ("A fracture occurs when a bone breaks.", "-"),
+        ("A fracture is present when a bone is broken.", "-"),
+        ("A fracture line artefact is seen.", "-"),
+        ("A healed fracture is seen.", "yes"),
+        ("The fracture has been confirmed.", "yes"),
+        ("The fracture is treated.", "-"),
+    ],
+    "Is the clavicle fractured?": [
+        ("There is a fracture of the clavicle.", "yes"),
+        ("A fractured clavicle (displaced) is present.", "yes"),
+        ("The clavicle fractured in the fall is a small bone.", "-"),
+        ("There is no fracture of the clavicle.", "no"),
+        ("There is a fracture near the clavicle.", "-"),
+    ],
+    "Is the pancreatic head large?": [
+        ("The head of the pancreas is large.", "yes"),
+        ("The head of the pancreas is quite large, measuring 3.5 cm.", "yes"),
+        ("The tail of the pancreas is large.", "-"),
+    ],
+    "Is there enhancement?": [("The image is an enhanced scan.", "-"), ("The scan shows enhancement.", "yes")],
+    "Is/Are the sinuses abnormal?": [
+        ("The sinuses are abnormal, specifically the left one.", "yes"),
+        ("The sinuses are normal.", "no"),
+        ("The sinuses are not abnormal.", "no"),
+    ],
     "Is there midline shift?": [
         ("There is midline shift.", "yes"),
         ("There is a midline shift to the right.", "yes"),
         ("There is no midline shift.", "no"),
-        ("The midline is not shifted.", "-"),
+        ("The midline is not shifted.", "no"),
     ],
 }
 CASES = [
