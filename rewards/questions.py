@@ -7,8 +7,8 @@ with another side, another number, a doubt, or a negation of something else it s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
 from rewards.fuzzy import SIDES
@@ -93,7 +93,7 @@ class Question:
     neutral ones; () where it is no such question, or not known. head: those before a preposition. orders: the orders in
     which a sentence may say them ("fracture of the clavicle", "clavicle fracture"). exists: it asks whether something is
     there, so that a narrower thing is a yes. by_do: it asks with "does", so that an answer may have any verb ("The
-    lesion enhances.").
+    lesion enhances."). roots: from the root of an asked word to the word. plain: from the word without "ab" or "un".
     """
 
     words: frozenset[str] = frozenset()
@@ -102,6 +102,8 @@ class Question:
     orders: tuple[tuple[str, ...], ...] = ()
     exists: bool = False
     by_do: bool = False
+    roots: Mapping[str, str] = field(default_factory=dict)
+    plain: Mapping[str, str] = field(default_factory=dict)
 
     def explains(self, rest: Iterable[str]) -> bool:
         """Whether words beside an answer say nothing that the question does not."""
@@ -135,8 +137,7 @@ class Question:
 
     def _words(self, text: str) -> list[str]:
         """The words of a text; those of the question in its own form ("the clavicle is fractured": fracture)."""
-        roots = {_root(word): word for word in self.asked} if len(self.asked) > 1 else {}
-        return [word if is_neutral(word) else roots.get(_root(word), word) for word in as_said(text)]
+        return [word if is_neutral(word) else self.roots.get(_root(word), word) for word in as_said(text)]
 
     def _is_another(self, text: str) -> bool:
         """Whether a text names a side or a number that the prompt does not, or what is asked for."""
@@ -145,8 +146,8 @@ class Question:
 
     def _opposite(self, word: str) -> str:
         """The asked word that a word negates or is negated by: abnormal, normal."""
-        plain = _OPPOSITE.sub("", word, count=1)
-        return next((asked for asked in self.asked if asked != word and plain == _OPPOSITE.sub("", asked, count=1)), "")
+        asked = self.plain.get(_OPPOSITE.sub("", word, count=1), word)
+        return "" if asked == word else asked
 
     def _affirms(self, clause: str, said: Sequence[str]) -> bool:
         """Whether a clause says all that is asked, in one of its orders, and beside it only what narrows it."""
@@ -320,7 +321,10 @@ def question_of(prompt: str) -> Question:
     body = _ON_THE_IMAGE.sub(" ", asks[0][1]).strip()
     asked = tuple(_content(body))
     is_there = _THERE.match(body) or role_words("seen").intersection(as_said(body)) or _shows(body, by_do)
-    return Question(shared, asked, frozenset(_content(_name(body))), _orders(body), bool(is_there), by_do)
+    roots = {_root(word): word for word in asked} if len(asked) > 1 else {}
+    plain = {_OPPOSITE.sub("", word, count=1): word for word in asked}
+    head = frozenset(_content(_name(body)))
+    return Question(shared, asked, head, _orders(body), bool(is_there), by_do, roots, plain)
 
 
 def _shows(body: str, by_do: bool) -> bool:
