@@ -134,9 +134,9 @@ def _read(text: str, question: Question) -> Said:
 
 def _restated(sentence: str, question: Question) -> str:
     verdict = question.verdict(strip_markup(sentence))
-    if not verdict or is_conditional(sentence):
-        return ""
-    doubt = stances().doubts.search(sentence)  # but "not clear" is no doubt about what is asked to be clear
+    doubt = (
+        stances().doubts.search(sentence) if verdict else None
+    )  # but "not clear" is no doubt about what is asked to be clear
     return verdict if doubt is None or set(as_said(doubt.group())) & set(question.asked) else ""
 
 

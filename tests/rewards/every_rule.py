@@ -59,6 +59,8 @@ MOST_CASES = 5000  # graded again for one branch
 GUARDS = frozenset(
     {
         "text.isascii()",
+        "character == ' '",
+        "len(self._known) >= _MOST_KNOWN",
         "reading.firm",
         "kind.decides_beside",
         "' ' in key",
@@ -268,10 +270,12 @@ def survivors(modules: tuple[str, ...], folder: Path) -> list[str]:
 
 
 def rows(folder: Path = HERE) -> Iterator[dict[str, Any]]:
-    """All cases: those of each kind, and the edges (labels, cuts, floods, arguments of the rewards)."""
+    """All cases: those of each kind, the edges (labels, cuts, floods, arguments), and sentences as answers."""
     for kind in ("option", "yesno", "open", "labels", "numeric", "edges"):
         for line in (folder / f"cases_{kind}.jsonl").read_text(encoding="utf-8").splitlines():
             yield {"kind": kind, **json.loads(line)}
+    for line in (folder / "cases_sentences.jsonl").read_text(encoding="utf-8").splitlines():
+        yield {"kind": "yesno", "gold": "yes", **json.loads(line)}
 
 
 def sample_of(row: Mapping[str, Any]) -> Any:
@@ -283,7 +287,7 @@ def sample_of(row: Mapping[str, Any]) -> Any:
     return RewardInput(
         row["output"],
         row["gold"],
-        tuple(row.get("options") or ()),
+        row.get("options") or (),
         row.get("question", ""),
         truncated=row.get("truncated", False),
         meta=meta | {key: value for key, value in given.items() if value is not None},
