@@ -279,9 +279,9 @@ def places(answer: Answer, candidates: Sequence[Candidate], kind: Reader) -> lis
         text = kind.raw(candidate, answer)
         own = [Claim(text)] if kind.is_whole(text) else claims_of(text)
         after = answer.rest[candidate.end : min(following, candidate.end + _BEHIND)]
-        behind = list(_behind(after))
-        if behind and fold(own, kind.read).value is not None:  # nothing cannot be taken back
-            own += behind
+        taken = list(behind(after))
+        if taken and fold(own, kind.read).value is not None:  # nothing cannot be taken back
+            own += taken
         found.append(own)
     return found
 
@@ -306,7 +306,7 @@ _GLUED = re.compile(r"\s*(?:[,;/&|+→=(-](?!\s*[\"'])|(?:and|plus|as well as)\b
 _JOINTS = " \t\n,;:/&|+→=()>–—-"
 
 
-def _behind(text: str) -> Iterable[Claim]:
+def behind(text: str) -> Iterable[Claim]:
     """Sentences after an answer that take it back, or that name another and say little else.
 
     A second thought ("Actually, ...") and another answer beside it only dispute it.
@@ -344,7 +344,7 @@ def _offer(sentence: str, takes_back: str, is_offered: bool = False) -> Claim | 
         or is_conditional(rest)
     ):
         return None
-    return None if is_disowned(sentence[:begin]) else Claim(rest, ASSERTED, takes_back)
+    return None if is_disowned(rest) else Claim(rest, ASSERTED, takes_back)
 
 
 # ------------------------------------------------------------------------------------------------------------ channels

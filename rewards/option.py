@@ -9,10 +9,9 @@ from typing import Any
 from rewards.answer import Answer, extract
 from rewards.base import RewardInput, RewardResult
 from rewards.choices import OptionSet, by_letter, option_set
-from rewards.claims import PROSE, Claim, Reader, Said, settle
+from rewards.claims import PROSE, RETRACTS, Claim, Reader, Said, behind, settle
 from rewards.fuzzy import nearest_option
-from rewards.phrases import Phrases, Reading, chosen
-from rewards.rivals import rivals_after
+from rewards.phrases import Phrases, Reading, chosen, conflict, nothing
 from rewards.short import ShortAnswer
 from rewards.statements import prepared, statements
 from rewards.text import text_key
@@ -80,10 +79,12 @@ class _Choice:
     def _beside(self, answer: Answer) -> Iterator[Said]:
         found = list(statements(answer, self.phrases)) if answer.rest.strip() else []
         yield from (said for _, said in found)
-        if not answer.closed and not self.phrases.multi:
+        if not answer.closed and not self.phrases.multi and len(self.options.mentions(answer.rest)) > 1:
             begin = min([start for start, _ in found] + [candidate.start for candidate in answer.candidates], default=0)
-            for letter in rivals_after(answer.rest[begin:]) & set(self.options.letters):
-                yield Said(frozenset(letter), letter, "conflict", f"{letter} is offered after the answer")
+            for claim in behind(answer.rest[begin:]):
+                rival = self.phrases.read(claim.text) if claim.takes_back != RETRACTS else nothing()
+                if rival.value or rival.status == "conflict":
+                    yield conflict(f"{rival.parsed} is offered after the answer", rival.parsed)
 
     def _claim(self, text: str) -> Said:
         """A phrase, or a sentence ("C is wrong, B is right"), which may take the phrase back ("B. No, it is C")."""

@@ -25,7 +25,6 @@ from rewards.choices import (
     tight,
 )
 from rewards.claims import Said
-from rewards.rivals import rivals_beside
 from rewards.text import drop_article, key_of_normalised, strip_quotes
 from rewards.words import clean_phrase, without_leads, words
 
@@ -291,7 +290,7 @@ class Phrases:
     def _offers(self, named: _Named) -> Reading | None:
         """The same sentence offers another option ("B, or maybe C")."""
         clause = _first_clause(named.rest)
-        rivals = rivals_beside(clause) & set(self.options.letters)
+        rivals = _letters_beside(clause) & set(self.options.letters)
         for hedge in words().hedge.finditer(clause):
             tail = clause[hedge.end() :]
             other = choice_head(tail, self.options)
@@ -460,7 +459,7 @@ class Phrases:
         if not instead and (words().bad_verdict.match(after) or words().negated_after.match(after)):
             return rejected((), "the listed options are rejected")
         if not self.multi or is_repeated:
-            return conflict("several options are listed")
+            return conflict("several options are listed", firm=is_repeated)
         if _PLAIN_END.fullmatch(after) is not None or words().closers_only.fullmatch(after) is not None:
             return chosen(found, exact=True, by_letter=True)
         ends = (VERB, _STRONG, words().because, words().verb, words().closer)
@@ -581,6 +580,14 @@ def _is_sentence(tail: str) -> bool:
 def denied_later(text: str) -> bool:
     """Whether `text` begins by denying what stands before it, as Korean and Japanese do."""
     return not text.isascii() and words().denied_start.match(text) is not None
+
+
+def _letters_beside(clause: str) -> set[str]:
+    """Letters that a clause offers beside the one it chose ("B, with C as a backup"), unless it explains them away."""
+    rivals = {match.group(1) for match in words().rival_letter.finditer(clause)}
+    if rivals and words().explained_away.search(clause) and not words().not_excluded.search(clause):
+        return set()
+    return rivals
 
 
 def _first_clause(rest: str) -> str:

@@ -113,7 +113,7 @@ class Question:
         """ "yes", "no", or "" where the sentence does not restate the question."""
         if not self.asked or len(sentence) > _LONGEST_SENTENCE or sentence.rstrip(" \"'*)").endswith("?"):
             return ""
-        if not any(word in self.asked or self._opposite(word) for word in self._words(sentence)):
+        if not any(self._plain(word) in self.asked for word in self._words(sentence)):
             return ""
         clauses = [form for clause in _clauses(sentence) for form in _forms(clause)]
         found = {said for clause in clauses if (said := self._of_clause(clause))}
@@ -125,11 +125,9 @@ class Question:
             clause = f"it {clause[picture.end() :]}"
         told = self.words.difference(self.asked) if _PICTURE.search(clause) else frozenset()
         said = [word for word in self._words(clause) if word not in told or is_neutral(word)]
-        if not self.head.intersection(said) and not any(map(self._opposite, said)):
-            return ""
         if not role_words("unsure").difference(self.asked).isdisjoint(said):
             return ""
-        turned = [self._opposite(word) or word for word in said]
+        turned = [self._plain(word) for word in said]
         negators = [word for word in said if word in role_words("denying")]
         if turned != said or not negators:
             return ("yes" if turned == said else "no") if not negators and self._affirms(clause, turned) else ""
@@ -137,17 +135,16 @@ class Question:
 
     def _words(self, text: str) -> list[str]:
         """The words of a text; those of the question in its own form ("the clavicle is fractured": fracture)."""
-        return [word if is_neutral(word) else self.roots.get(_root(word), word) for word in as_said(text)]
+        return [self.roots.get(_root(word), word) for word in as_said(text)]
 
     def _is_another(self, text: str) -> bool:
         """Whether a text names a side or a number that the prompt does not, or what is asked for."""
         said = set(as_said(text))
         return not said.isdisjoint(self.asked) or any(map(_sets_apart, said - self.words))
 
-    def _opposite(self, word: str) -> str:
-        """The asked word that a word negates or is negated by: abnormal, normal."""
-        asked = self.plain.get(_OPPOSITE.sub("", word, count=1), word)
-        return "" if asked == word else asked
+    def _plain(self, word: str) -> str:
+        """The asked word of which a word is the opposite (abnormal, normal), else the word."""
+        return self.plain.get(_OPPOSITE.sub("", word, count=1), word)
 
     def _affirms(self, clause: str, said: Sequence[str]) -> bool:
         """Whether a clause says all that is asked, in one of its orders, and beside it only what narrows it."""
@@ -237,7 +234,7 @@ def _last_place(clause: str) -> re.Match[str] | None:
 
 
 def _clauses(sentence: str) -> list[str]:
-    sentence = _ON_THE_IMAGE.sub(_unless_unsure, _ANSWER_WORD.sub("", sentence.strip()))
+    sentence = _ANSWER_WORD.sub("", sentence.strip())
     for said, plain in _SPELT_OUT:
         sentence = said.sub(plain, sentence)
     found: list[str] = []
@@ -263,11 +260,6 @@ def _forms(clause: str) -> Iterator[str]:
     pair = _TWO_SUBJECTS.match(clause)
     if pair is not None and _PREPOSITION.search(pair.group()) is None:
         yield from (subject + clause[pair.end() :] for subject in pair.groups())
-
-
-def _unless_unsure(place: re.Match[str]) -> str:
-    """Nothing, but of another picture what was written ("in the previous film")."""
-    return " " if role_words("unsure").isdisjoint(as_said(place.group())) else place.group()
 
 
 def _has_verb(text: str) -> bool:

@@ -293,7 +293,8 @@ def _bare_lines(rest: str, phrases: Phrases) -> Iterator[Statement]:
         return
     yield from exact
     # "A. Unlikely ...", "B. Fits ...": a walk through the options is no answer.
-    if loose and not _walks_through(places, phrases.options):
+    answers = {start for start, _ in exact}
+    if loose and not _walks_through([line for start, line in places if start not in answers], phrases.options):
         yield from loose
 
 
@@ -318,9 +319,9 @@ def _may_choose(line: str, options: OptionSet) -> bool:
     )
 
 
-def _walks_through(places: Sequence[tuple[int, str]], options: OptionSet) -> bool:
+def _walks_through(lines: Sequence[str], options: OptionSet) -> bool:
     letters: set[str] = set()
-    for _, line in places[:200]:
+    for line in lines[:200]:
         lead = words().lead.match(line)
         letters.add(named_first(line[lead.end() :] if lead is not None else line, options))
     return len(letters - {""}) > 1

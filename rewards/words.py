@@ -77,6 +77,12 @@ class Words:
         self.denied_start = re.compile("|".join(table["denied_starts"]))
         self.reason_behind = Folded(rf"\s+{alternatives('reasons_behind')}")
         self.of_sentence = Folded(alternatives("of_sentence"))
+        # Another letter beside the chosen one, and the words that explain it away ("B, since C would show air").
+        self.rival_letter = re.compile(
+            rf"(?:[,;:(→>–—-]\s*|\b(?:{'|'.join(table['rival_leads'])}) )\(?(?!A [a-z]|I\b)([A-Z])\)?(?![\w'’-])"
+        )
+        self.explained_away = Folded(rf"{alternatives('explained_away')}|n['’]t\b")
+        self.not_excluded = Folded(alternatives("not_excluded"))
         self.bad_verdict = Folded(rf"[\s,:;.()—–-]*{alternatives('bad_verdicts')}")
 
 

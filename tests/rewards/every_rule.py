@@ -38,7 +38,6 @@ MODULES = (
     "quantity",
     "questions",
     "reading",
-    "rivals",
     "statements",
     "symbolic",
     "tokens",
@@ -60,6 +59,8 @@ GUARDS = frozenset(
     {
         "text.isascii()",
         "character == ' '",
+        "verdict",
+        "not any((self._plain(word) in self.asked for word in self._words(sentence)))",
         "len(self._known) >= _MOST_KNOWN",
         "reading.firm",
         "kind.decides_beside",
