@@ -131,8 +131,6 @@ def statements(answer: Answer, phrases: Phrases) -> Iterator[Statement]:
         if len(seen) > _MOST_SENTENCES:
             yield start, conflict("too many statements", firm=True)
             return
-        if index and sentence[:3] == "Or ":
-            sentence = f"or {sentence[3:]}"  # the second line of "B\nOr C" takes part of the first back
         for reading in _in_sentence(sentence, phrases):
             taken.add(index)
             is_announced = is_announced or bool(reading.value)
@@ -185,9 +183,6 @@ def _with_following_lines(rest: str, candidate: Candidate) -> Candidate:
 
 def _in_sentence(sentence: str, phrases: Phrases) -> Iterator[Reading]:
     plain = strip_markup(unwrap_latex(sentence))
-    rival = _rival(plain, phrases)
-    if rival is not None:
-        yield rival
     predicate = words().ascii_predicate if plain.isascii() else words().predicate
     for match in predicate.finditer(plain):
         if not _COUNTERFACTUAL.match(plain, match.start()):
@@ -216,9 +211,6 @@ def _after_soft_cue(plain: str, cue: re.Match[str], phrases: Phrases) -> Iterato
     before = phrases.read(ahead) if reading.value and len(ahead) < 60 else reading
     if before.exact and before.value != reading.value:
         yield before  # "B, no, C"
-    if cue.group()[:2].lower() in ("or", "al") and reading.value:
-        yield conflict("an alternative is offered", reading.parsed)
-        return
     if not reading.value and not reading.denied and (stop := _CLAUSE_END.search(phrase)) is not None:
         first = phrases.read(phrase[: stop.start()])
         reading = first if first.exact else reading
@@ -230,15 +222,6 @@ _COUNTERFACTUAL = re.compile(
     r"would be (?:\w+ ){0,3}?(?:correct|right|answer|choice|option) (?:in|if|for|with|when|only|had|were)\b(?! (?:this|the|our)\b)",
     re.IGNORECASE,
 )
-
-
-def _rival(sentence: str, phrases: Phrases) -> Reading | None:
-    """A sentence that goes on with "or B": it takes part of the answer back."""
-    join = words().join_word.match(sentence)
-    if join is None or join.end() == 0:
-        return None
-    reading = phrases.read(sentence[join.end() :])
-    return reading if reading.exact else None
 
 
 def _subject(text: str, phrases: Phrases) -> Iterator[Reading]:
