@@ -27,19 +27,7 @@ _AHEAD = 300  # characters of the sentence before a cue
 _MOST_CLAIMS = 100  # nobody answers this often; it also bounds the time
 _SHORTEST_OPEN = 16  # characters in which a choice can be left open in so many words
 _LONGEST_VERDICT = 200
-_VERDICT_HINTS = (
-    "answer",
-    "diagnosis",
-    "choice",
-    "solution",
-    "result",
-    "respuesta",
-    "réponse",
-    "risposta",
-    "Antwort",
-    "ответ",
-    "答",
-)
+_VERDICT_HINT = re.compile("answer|diagnosis|choice|solution|result|respuesta|réponse|risposta|Antwort|ответ|答")
 _BEHIND = 2000  # characters after an answer in which it may be taken back
 
 
@@ -94,6 +82,8 @@ class _Stances:
         says = rf"{role('others')} (?:\w+ ){{0,3}}{role('says')}"
         self.sure = re.compile(role("sure"), re.IGNORECASE)
         self.doubts = Folded(rf"{role('doubts')}|{says}")
+        # The sentence begins with the one whose view it is, clauses before the answer included.
+        self.another = Folded(rf"\b(?:according to|in the (?:opinion|view) of) {role('others')}")
         self.disowns = Folded(rf"{role('doubts')}|{role('denies')}|n['’]t\b|{says}")
         start = (
             r"(?:^|(?<=[.,;:!?)(—–\n-])|(?<=[.,;:!?)(—–\n-] )|(?<=[。！？，、])|(?<=\bbut )|(?<=\band ))"
@@ -140,18 +130,6 @@ _CLAUSE_BREAK = re.compile(
     r"[,;:—–]|[.!?]\s|\b(?:but|so|therefore|thus|hence|however|and|while|although|because|since|yet|then)\b",
     re.IGNORECASE,
 )
-
-
-_ACCORDING_TO = re.compile(
-    r"\b(?:according to|in the (?:opinion|view) of) (?:my|a|an|the|some|one)? ?(?:\w+ )?"
-    r"(?:students?|colleagues?|friends?|doctors?|teachers?|radiologists?|users?|patients?|forum|wikipedia)\b",
-    re.IGNORECASE,
-)
-
-
-def says_another(ahead: str) -> bool:
-    """Whether the sentence that leads up to an answer begins with the one whose view it is, clauses before it included."""
-    return _ACCORDING_TO.search(ahead) is not None
 
 
 _ANYTHING_BUT = re.compile(r"\b(?:any|every)thing (?:but|except)\b", re.IGNORECASE)
@@ -294,7 +272,7 @@ def _stance_ahead(rest: str, cue: Candidate) -> str:
         return ASSERTED
     if is_conditional(ahead):
         return CONDITIONAL
-    if says_another(ahead):
+    if stances().another.search(ahead) is not None:
         return DISOWNED
     return DISOWNED if is_disowned(ahead) or words().wrong_lead.search(ahead) is not None else ASSERTED
 
@@ -379,7 +357,7 @@ def heard(completion: str, read: str = PROSE, truncated: bool = False) -> Answer
 def verdicts(answer: Answer) -> Iterable[list[Claim]]:
     """Sentences beside a marked answer that call something the answer: "7 mg is the correct answer."."""
     text = answer.rest
-    if not any(word in text for word in _VERDICT_HINTS):
+    if _VERDICT_HINT.search(text) is None:
         return
     for start, end in sentence_spans(text)[:_MOST_CLAIMS]:
         named = text[max(start, end - _LONGEST_VERDICT) : end].strip()

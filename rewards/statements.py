@@ -23,30 +23,9 @@ _SPLIT = re.compile(
     r"\b(that|because|so|therefore|thus|hence|but|while|whereas|though|although|and|or|since|only)\b|[,;:—]",
     re.IGNORECASE,
 )
-_NEGATED = re.compile(
-    r"\b(?:not|never|no(?! doubt)|neither|nor|unlikely|cannot|without|avoid)\b|n't\b"
-    r"|(?<!no )(?<!without )\bdoubt",
-    re.IGNORECASE,
-)
-_NEGATED_CUE = re.compile(
-    r"(?:\b(?:not|never|no|cannot|without|avoid|rather than|instead of)|n't)\s+(?:\w+\s+){0,2}$"
-    r"|\b(?:wrong|incorrect|mistake|error|unwise|tempting|tempted|hard|difficult|reluctant) to\s+$",
-    re.IGNORECASE,
-)
 # "The diagnosis", not "the previous diagnosis": an unknown adjective may make it another one.
-_OTHER_KIND = re.compile(r"\w\s+$", re.IGNORECASE)
-_SAME_KIND = re.compile(
-    r"\b(?:the|my|our|your|this|that|so|thus|hence|therefore|and|as|is|overall|radiological|radiographic|radiologic|imaging|unifying"
-    r"|single|underlying|new|clear|obvious|clinical)\s+$",
-    re.IGNORECASE,
-)
+_OTHER_KIND = re.compile(r"\w\s+$")
 _LOWER_LETTER = re.compile(r"\W*[a-z]\W*$")
-_COPULA = re.compile(
-    r"\b(?:is|are|was|were|shows?|reveals?|demonstrates?|suggests?|indicates?|represents?|depicts?|displays?|has|have)"
-    r"(?: (?:most likely|likely|probably|clearly|definitely|indeed|(?:most )?consistent with|diagnosed with))?\s+",
-    re.IGNORECASE,
-)
-_INSTEAD = re.compile(r",? (?:and not|not|rather than|instead of|as opposed to) ", re.IGNORECASE)
 _LABEL_LINE = re.compile(r"\s*(?:option|choice|letter|answer)\s+\(?[a-z]\)?[.\s]*", re.IGNORECASE)
 _FENCE = re.compile(r"^\s*(?:```\w*|-{3,}|={3,}|\*{3,}|_{3,})\s*$")
 _BLANK = "\xa0"
@@ -191,7 +170,7 @@ def _in_sentence(sentence: str, phrases: Phrases) -> Iterator[Reading]:
         yield from _after_soft_cue(plain, match, phrases)
     for match in words().text_cue.finditer(plain):
         ahead, phrase = plain[max(0, match.start() - _LONGEST_LINE) : match.start()], plain[match.end() :]
-        is_other = _OTHER_KIND.search(ahead) and not _SAME_KIND.search(ahead)
+        is_other = _OTHER_KIND.search(ahead) and not words().same_kind.search(ahead)
         if not is_other and not is_disowned(ahead) and _is_phrase(phrase):
             reading = phrases.read(phrase)
             if reading.value or reading.status == "conflict":
@@ -205,7 +184,7 @@ def _is_phrase(text: str) -> bool:
 def _after_soft_cue(plain: str, cue: re.Match[str], phrases: Phrases) -> Iterator[Reading]:
     ahead, phrase = plain[max(0, cue.start() - _LONGEST_LINE) : cue.start()], plain[cue.end() :]
     lead = ahead + "which" if cue.group()[:5].lower() == "which" else ahead
-    if not _is_phrase(phrase) or _NEGATED_CUE.search(ahead) or is_disowned(lead):
+    if not _is_phrase(phrase) or words().negated_cue.search(ahead) or is_disowned(lead):
         return
     reading = phrases.read(phrase)
     before = phrases.read(ahead) if reading.value and len(ahead) < 60 else reading
@@ -243,7 +222,7 @@ def _is_denied_clause(text: str, splits: Sequence[re.Match[str]]) -> bool:
     if (last.group(1) or "").lower() != "that":
         return False
     begin = splits[-2].end() if len(splits) > 1 else 0
-    return _NEGATED.search(text, begin, last.start()) is not None or is_disowned(text[begin : last.start()])
+    return words().negated.search(text, begin, last.start()) is not None or is_disowned(text[begin : last.start()])
 
 
 def _bare_lines(rest: str, phrases: Phrases) -> Iterator[Statement]:
@@ -313,9 +292,9 @@ def _walks_through(lines: Sequence[str], options: OptionSet) -> bool:
 def _only_sentence(sentence: str, phrases: Phrases) -> Reading | None:
     """ "The image shows pneumonia." as the only sentence: its predicate is exactly one option's text, undenied."""
     plain = _not_another(strip_markup(unwrap_latex(sentence)), phrases.options)
-    if len(plain) > _LONGEST_LINE or _NEGATED.search(plain) or words().text_cue.search(plain):
+    if len(plain) > _LONGEST_LINE or words().negated.search(plain) or words().text_cue.search(plain):
         return None  # "the previous diagnosis was ...": what may follow it was judged as a cue
-    copulas = list(_COPULA.finditer(plain))
+    copulas = list(words().copula.finditer(plain))
     if not copulas or is_disowned(plain[: copulas[-1].start()]):
         return None
     reading = phrases.read(plain[copulas[-1].end() :])
@@ -326,7 +305,7 @@ def _only_sentence(sentence: str, phrases: Phrases) -> Reading | None:
 
 def _not_another(plain: str, options: OptionSet) -> str:
     """`plain` without a last ", not pneumothorax" or "rather than pneumothorax"."""
-    for match in _INSTEAD.finditer(plain):
+    for match in words().instead_of.finditer(plain):
         tail = plain[match.end() :]
         other = text_head(tail, options)
         if other is not None and not tail[other[1] :].strip(" ."):

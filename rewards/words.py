@@ -77,6 +77,12 @@ class Words:
         self.denied_start = re.compile("|".join(table["denied_starts"]))
         self.reason_behind = Folded(rf"\s+{alternatives('reasons_behind')}")
         self.of_sentence = Folded(alternatives("of_sentence"))
+        self.negated = Folded(rf"{alternatives('negated')}|n't\b|(?<!no )(?<!without )\bdoubt")
+        self.negated_cue = Folded(
+            rf"(?:{alternatives('negated_cues')}|n't)\s+(?:\w+\s+){{0,2}}$|{alternatives('unwise')} to\s+$"
+        )
+        self.same_kind = Folded(rf"{alternatives('same_kind')}\s+$")
+        self.copula = Folded(rf"{alternatives('copulas')}(?: {alternatives('copula_adverbs')})?\s+")
         # Another letter beside the chosen one, and the words that explain it away ("B, since C would show air").
         self.rival_letter = re.compile(
             rf"(?:[,;:(→>–—-]\s*|\b(?:{'|'.join(table['rival_leads'])}) )\(?(?!A [a-z]|I\b)([A-Z])\)?(?![\w'’-])"

@@ -19,7 +19,6 @@ from rewards.claims import (
     fold,
     is_conditional,
     is_disowned,
-    says_another,
     sentence_claims,
     settle,
     stances,
@@ -110,7 +109,7 @@ def _said_in(text: str, start: int, end: int) -> set[str]:
             (other := _ELSE.search(ahead)) and other.group(1) in single
         )
         named = {"yes", "no"} if is_open else {word}
-        if not named <= said and not is_disowned(ahead) and not says_another(ahead):
+        if not named <= said and not is_disowned(ahead) and not stances().another.search(ahead):
             said |= named
     return said
 
