@@ -398,7 +398,7 @@ def _cue_table() -> dict[str, Any]:
 @cache
 def _cue_patterns(ascii_only: bool) -> list[tuple[tuple[str, ...], re.Pattern[str]]]:
     return [
-        (hints, re.compile(f"(?:{'|'.join(entry['answer'])}){_CUE_TAIL}", re.IGNORECASE))
+        (hints, re.compile(f"(?:{'|'.join(entry['answer'])}){_CUE_TAIL}", 0 if ascii_only else re.IGNORECASE))
         for language, entry in _cue_table().items()
         if not language.startswith("_")
         and (hints := tuple(hint for hint in entry["hints"] if hint.isascii() or not ascii_only))
@@ -452,12 +452,13 @@ def _cues(text: str) -> list[Candidate]:
     """What stands after each cue phrase: the rest of its sentence, or the next line when the cue is a heading."""
     matches: list[re.Match[str]] = []
     lowered = text.lower()
+    read = lowered if text.isascii() else text  # small letters need no IGNORECASE, which is slow
     for hints, pattern in _cue_patterns(text.isascii()):
         for hint in hints:
             if hint in lowered:
                 parts = _around(lowered, hints) if len(lowered) == len(text) else [(0, len(text))]
                 for start, end in parts:
-                    matches += pattern.finditer(text, start, end)
+                    matches += pattern.finditer(read, start, end)
                 break
     if not matches:
         return []
