@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from rewards.answer import Answer, Candidate, extract
 from rewards.text import Folded, normalise, sentence_spans
+from rewards.wording import word_table
 from rewards.words import clean_phrase, may_be_conditional, strip_leads, words
 
 ASSERTED, ASKED, CONDITIONAL, DISOWNED, OPEN = "asserted", "asked", "conditional", "disowned", "open"
@@ -110,6 +111,7 @@ class _Stances:
         self.opener = Folded(rf"(?:(?P<strong>{role('openers')})|{role('joins')})[\s,:;.!—–-]*")
         self.reason = Folded(rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$")
         self.alternative = Folded(role("alternatives"))
+        self.says = Folded(rf"\b(?:{'|'.join(word_table()['verbs'])})\b")
         self.undecided = Folded(
             rf"{role('alternatives')}[^.;!?\n]{{0,80}}?{role('undecided')}"
             rf"|{role('undecided')} (?:between|whether|which|if)\b[^,;.\n]{{0,120}}[.!]?\s*$"
@@ -322,7 +324,8 @@ def _offer(sentence: str, takes_back: str, is_offered: bool = False) -> Claim | 
         or is_conditional(rest)
     ):
         return None
-    return None if is_disowned(rest) else Claim(rest, ASSERTED, takes_back)
+    says_more = stances().says.search(rest) is not None  # "In fact, the film is clear."
+    return None if says_more or is_disowned(rest) else Claim(rest, ASSERTED, takes_back)
 
 
 # ------------------------------------------------------------------------------------------------------------ channels

@@ -135,6 +135,14 @@ EXPLAINED = (
     " {y} is wrong.",
     " {y} can be excluded.",
     " So the answer is {x}, and not {y}.",
+    " Both lungs are affected.",
+    " In fact, the film is clear.",
+    " Either way, rest is advised.",
+    " But the film shows little.",
+    " Another film was taken.",
+    " However, the patient was well.",
+    " {y} is less likely.",
+    " The alternative was considered and rejected.",
     " I first thought of {y}, but the film shows {x}.",
 )
 MARKS = ("tag", "tag with a full stop", "box", "json")
