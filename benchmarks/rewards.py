@@ -32,6 +32,7 @@ from rewards.choices import option_set  # noqa: E402
 from rewards.compose import build  # noqa: E402
 from rewards.labels import _known  # noqa: E402
 from rewards.open_answers import _accept  # noqa: E402
+from rewards.option import _choice  # noqa: E402
 from rewards.questions import question_of  # noqa: E402
 from rewards.report.extract import _read_sentence  # noqa: E402
 from rewards.report.score import _read_reference  # noqa: E402
@@ -185,7 +186,7 @@ def scores_per_second(score: Score, samples: Sequence[RewardInput]) -> float:
 
 def forget() -> None:
     """Empty the caches that hold what rows said; those of tables and compiled patterns stay."""
-    for cached in (_read_sentence, _read_reference, option_set, question_of, _accept, _known):
+    for cached in (_read_sentence, _read_reference, option_set, _choice, question_of, _accept, _known):
         cached.cache_clear()
 
 

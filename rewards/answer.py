@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewards.text import first_sentence_end, normalise, strip_markup, unwrap_latex
 
@@ -28,23 +28,25 @@ _THINK = re.compile(
     re.IGNORECASE,
 )
 _CLOSES_THOUGHT = re.compile(r".*(?:/|unused95|end_|<channel\|>)")
-# Where a reply opens with a channel of thought, and where its final part begins.
+# Where a reply opens with a channel of thought (a word of it, and how), and where its final part begins.
 _CHANNELS = tuple(
-    (re.compile(opens), re.compile(final, re.MULTILINE))
-    for opens, final in (
+    (word, re.compile(opens), re.compile(final, re.MULTILINE))
+    for word, opens, final in (
         # gpt-oss, with its special tokens and without them
         (
+            "<|channel|>",
             r"<\|channel\|>",
             r"<\|channel\|>\s*final[^<\n]{0,20}(?:<\|constrain\|>[^<\n]{0,20})?<\|message\|>",
         ),
-        (r"\A\s*analysis(?=[A-Z\"'(])", r"assistantfinal\s*"),
+        ("analysis", r"\A\s*analysis(?=[A-Z\"'(])", r"assistantfinal\s*"),
         # HuatuoGPT; a reply with a closed tag has headings of its own
         (
+            "Thinking",
             r"\A\s*#{1,4} Thinking\s*\n(?!(?s:.*)</answer>)",
             r"^#{1,4} (?:Final )?(?:Response|Answer|Conclusion):?[ \t]*$",
         ),
         # Apriel
-        (r"\A\s*Here are my reasoning steps", r"\[BEGIN FINAL RESPONSE\]"),
+        ("reasoning", r"\A\s*Here are my reasoning steps", r"\[BEGIN FINAL RESPONSE\]"),
     )
 )
 _TAG = re.compile(r"<\s{0,3}(/?)\s{0,3}(?:answer|final[_ ]?answer|ans)\s{0,3}>", re.IGNORECASE)
@@ -85,8 +87,7 @@ class _JsonObject(list):
     """Key-value pairs of a JSON object, duplicates kept."""
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One place where an answer is given: `text` is raw, `start:end` its place in `Answer.body`.
 
     lead: where its announcement (tag, box, cue phrase) begins.
@@ -186,14 +187,16 @@ def _formulas_last(found: list[Candidate]) -> list[Candidate]:
 
 def cut_at_end_of_turn(text: str) -> str:
     """What stands before the first end-of-turn token of any common chat template."""
+    if "<" not in text and "[" not in text:
+        return text
     end = _END_OF_TURN.search(text)
     return text if end is None else text[: end.start()]
 
 
 def _final_channel(text: str) -> str | None:
     """What stands in the final channel of a model family that marks channels, or None when it was never reached."""
-    for opens, final in _CHANNELS:
-        if opens.search(text) is None:
+    for word, opens, final in _CHANNELS:
+        if word not in text or opens.search(text) is None:
             continue
         *_, last = [None, *final.finditer(text)]
         if last is None:
@@ -239,6 +242,8 @@ _Found = tuple[list[Candidate], list[tuple[int, int]], str]
 def _tags(text: str) -> _Found:
     candidates: list[Candidate] = []
     spans: list[tuple[int, int]] = []
+    if "<" not in text:
+        return candidates, spans, ""
     pieces: list[tuple[int, int]] = []
     depth = 0
     start = outer = 0
@@ -315,7 +320,7 @@ def _json_answers(text: str) -> _Found:
             value, end = loose.group(1) if loose.group(1) is not None else loose.group(2), loose.end()
         if end > last_brace:
             return [], [], "a JSON answer is never closed"
-        answer = _json_text(value, 0)
+        answer = "[]" if value == [] else _json_text(value, 0)  # an empty list may be the right one
         unit = _JSON_UNIT.match(text, end)
         if not answer:
             return [], [], "an empty JSON answer"
@@ -350,7 +355,7 @@ def _unpack_json(candidates: list[Candidate]) -> tuple[list[Candidate], str]:
         inner, _, problem = _json_answers(candidate.text) if "{" in candidate.text else ([], [], "")
         if problem:
             return [], problem
-        unpacked += [replace(candidate, text=item.text) for item in inner] or [candidate]
+        unpacked += [candidate._replace(text=item.text) for item in inner] or [candidate]
     return unpacked, ""
 
 
@@ -393,7 +398,7 @@ def _cue_table() -> dict[str, Any]:
 @cache
 def _cue_patterns(ascii_only: bool) -> list[tuple[tuple[str, ...], re.Pattern[str]]]:
     return [
-        (hints, re.compile(f"(?:{'|'.join(entry['answer'])}){_CUE_TAIL}", re.IGNORECASE))
+        (hints, re.compile(f"(?:{'|'.join(entry['answer'])}){_CUE_TAIL}", 0 if ascii_only else re.IGNORECASE))
         for language, entry in _cue_table().items()
         if not language.startswith("_")
         and (hints := tuple(hint for hint in entry["hints"] if hint.isascii() or not ascii_only))
@@ -447,12 +452,13 @@ def _cues(text: str) -> list[Candidate]:
     """What stands after each cue phrase: the rest of its sentence, or the next line when the cue is a heading."""
     matches: list[re.Match[str]] = []
     lowered = text.lower()
+    read = lowered if text.isascii() else text  # small letters need no IGNORECASE, which is slow
     for hints, pattern in _cue_patterns(text.isascii()):
         for hint in hints:
             if hint in lowered:
                 parts = _around(lowered, hints) if len(lowered) == len(text) else [(0, len(text))]
                 for start, end in parts:
-                    matches += pattern.finditer(text, start, end)
+                    matches += pattern.finditer(read, start, end)
                 break
     if not matches:
         return []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from string import ascii_uppercase
+from typing import Any
 
 from rewards.fuzzy import nearest_option, negators
 from rewards.text import ARTICLE, drop_article, key_of_normalised, normalise
@@ -62,6 +64,17 @@ def unlettered(options: tuple[str, ...]) -> tuple[str, ...]:
     if len(options) > len(ascii_uppercase) or own_labels(options) != list(ascii_uppercase[: len(options)]):
         return options
     return tuple(text[m.end() :] for text in options if (m := _OWN_LABEL.match(text)))
+
+
+def by_letter(options: Mapping[Any, Any]) -> list[Any]:
+    """{"A": "left", "B": "right"}: tables fill the letters that a row does not have with None. Raises ValueError."""
+    kept = {str(key).strip().upper(): value for key, value in options.items() if value is not None and value == value}
+    letters = list(ascii_uppercase[: len(kept)])
+    if sorted(kept) != letters:
+        raise ValueError(
+            f"options by letter must be {', '.join(letters) or 'A, B, ...'}, got {', '.join(map(str, options))}"
+        )
+    return [kept[letter] for letter in letters]
 
 
 def own_labels(options: tuple[str, ...]) -> list[str]:

@@ -10,40 +10,29 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewards.answer import Answer, Candidate, extract
-from rewards.text import normalise, sentence_spans
+from rewards.text import Folded, normalise, sentence_spans
+from rewards.wording import word_table
 from rewards.words import clean_phrase, may_be_conditional, strip_leads, words
 
 ASSERTED, ASKED, CONDITIONAL, DISOWNED, OPEN = "asserted", "asked", "conditional", "disowned", "open"
 KEPT, RETRACTS, RECONSIDERS, DISPUTES, OFFERS = "", "retracts", "reconsiders", "disputes", "offers"
 
+FIRM_WORDS = 6  # a longer text beside an answer is prose
 _AHEAD = 300  # characters of the sentence before a cue
 _MOST_CLAIMS = 100  # nobody answers this often; it also bounds the time
 _SHORTEST_OPEN = 16  # characters in which a choice can be left open in so many words
 _LONGEST_VERDICT = 200
-_VERDICT_HINTS = (
-    "answer",
-    "diagnosis",
-    "choice",
-    "solution",
-    "result",
-    "respuesta",
-    "réponse",
-    "risposta",
-    "Antwort",
-    "ответ",
-    "答",
-)
+_VERDICT_HINT = re.compile("answer|diagnosis|choice|solution|result|respuesta|réponse|risposta|Antwort|ответ|答")
 _BEHIND = 2000  # characters after an answer in which it may be taken back
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """What a place says in one go.
 
     stance: asserted | asked | conditional | disowned (another's view, or doubted) | open (undecided).
@@ -56,7 +45,7 @@ class Claim:
     takes_back: str = KEPT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would cost more than most readings do
 class Said:
     """What a kind reads in a claim.
 
@@ -91,23 +80,23 @@ class _Stances:
             glued = [entry for entry in entries if _glued(entry)]
             return "(?:" + "|".join([rf"(?<!\w)(?:{'|'.join(spaced)})(?!\w)", *glued]) + ")"
 
-        flags = re.IGNORECASE
         says = rf"{role('others')} (?:\w+ ){{0,3}}{role('says')}"
-        self.sure = re.compile(role("sure"), flags)
-        self.doubts = re.compile(rf"{role('doubts')}|{says}", flags)
-        self.disowns = re.compile(rf"{role('doubts')}|{role('denies')}|n['’]t\b|{says}", flags)
+        self.sure = re.compile(role("sure"), re.IGNORECASE)
+        self.doubts = Folded(rf"{role('doubts')}|{says}")
+        # The sentence begins with the one whose view it is, clauses before the answer included.
+        self.another = Folded(rf"\b(?:according to|in the (?:opinion|view) of) {role('others')}")
+        self.disowns = Folded(rf"{role('doubts')}|{role('denies')}|n['’]t\b|{says}")
         start = (
             r"(?:^|(?<=[.,;:!?)(—–\n-])|(?<=[.,;:!?)(—–\n-] )|(?<=[。！？，、])|(?<=\bbut )|(?<=\band ))"
             r"[\s\"'(*_-]{0,6}+(?=\w)"
         )
-        self.takes_back = re.compile(
+        self.takes_back = Folded(
             rf"{start}(?:(?P<retracts>{role('retracts')})|(?P<reconsiders>{role('reconsiders')})|(?P<disputes>{role('disputes')})"
             rf"|(?P<offers>{role('offers')}))"
-            r"[\s,:.!…—–-]*",
-            flags,
+            r"[\s,:.!…—–-]*"
         )
         self.ends = tuple(
-            re.compile(pattern, flags)
+            Folded(pattern)
             for pattern in (
                 rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$",
                 rf"(?:\s*[,;(—–-]\s*|\s+){role('instead')}\s[^,;.]{{1,60}}[).!\s]*$",
@@ -115,13 +104,17 @@ class _Stances:
                 rf"\s*{role('verdicts')}[\s).!]*$",
             )
         )
-        self.verdict = re.compile(rf"\s{role('verdicts')}[\s).!]*$", flags)
-        self.reason = re.compile(rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$", flags)
-        self.alternative = re.compile(role("alternatives"), flags)
-        self.undecided = re.compile(
+        self.verdict = Folded(rf"\s{role('verdicts')}[\s).!]*$")
+        self.preferred = Folded(
+            rf"\s(?:{role('verdicts')}|{role('rivals')}|(?:[,(] ?)?{role('instead')}\s[^,;.]{{1,60}})[\s).!?]*$"
+        )
+        self.opener = Folded(rf"(?:(?P<strong>{role('openers')})|{role('joins')})[\s,:;.!—–-]*")
+        self.reason = Folded(rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$")
+        self.alternative = Folded(role("alternatives"))
+        self.says = Folded(rf"\b(?:{'|'.join(word_table()['verbs'])})\b")
+        self.undecided = Folded(
             rf"{role('alternatives')}[^.;!?\n]{{0,80}}?{role('undecided')}"
-            rf"|{role('undecided')} (?:between|whether|which|if)\b[^,;.\n]{{0,120}}[.!]?\s*$",
-            flags,
+            rf"|{role('undecided')} (?:between|whether|which|if)\b[^,;.\n]{{0,120}}[.!]?\s*$"
         )
 
 
@@ -139,18 +132,6 @@ _CLAUSE_BREAK = re.compile(
     r"[,;:—–]|[.!?]\s|\b(?:but|so|therefore|thus|hence|however|and|while|although|because|since|yet|then)\b",
     re.IGNORECASE,
 )
-
-
-_ACCORDING_TO = re.compile(
-    r"\b(?:according to|in the (?:opinion|view) of) (?:my|a|an|the|some|one)? ?(?:\w+ )?"
-    r"(?:students?|colleagues?|friends?|doctors?|teachers?|radiologists?|users?|patients?|forum|wikipedia)\b",
-    re.IGNORECASE,
-)
-
-
-def says_another(ahead: str) -> bool:
-    """Whether the sentence that leads up to an answer begins with the one whose view it is, clauses before it included."""
-    return _ACCORDING_TO.search(ahead) is not None
 
 
 _ANYTHING_BUT = re.compile(r"\b(?:any|every)thing (?:but|except)\b", re.IGNORECASE)
@@ -197,25 +178,29 @@ def without_ends(phrase: str) -> str:
     return phrase
 
 
-def _without(end: re.Pattern[str], phrase: str) -> str:
+def _without(end: Folded, phrase: str) -> str:
     found = end.search(phrase)
-    return phrase[: found.start()].rstrip(" ,;") if found is not None and found.start() > 0 else phrase
+    left = phrase[: found.start()].rstrip(" ,;") if found is not None else ""
+    return left if left and left.lower() not in _NO_NAME else phrase
 
 
 # -------------------------------------------------------------------------------------------------------------- claims
 
 
-_DENIES = re.compile(r"\b(?:no|not|without|neither)\b", re.IGNORECASE)
+_NO_NAME = ("it", "this", "that", "the answer")  # "it is right" names a side
 
 
-def claims_of(text: str) -> list[Claim]:
-    """A text cut where it takes itself back; sentences that ask are left out."""
+_DENIES = re.compile(r"\b(?:no|not|without|neither)\s+\w", re.IGNORECASE)
+
+
+def claims_of(text: str, begun: bool = False) -> list[Claim]:
+    """A text cut where it takes itself back; sentences that ask are left out. begun: it goes on with another one."""
     found: list[Claim] = []
     start, takes_back = 0, KEPT
     for mark in stances().takes_back.finditer(text):
-        if mark.lastgroup != RETRACTS and mark.group().strip() == text.strip():
+        if mark.lastgroup != RETRACTS and mark.group().strip() == text.strip().lower():
             break  # "Actually" is what is said
-        if mark.lastgroup == OFFERS and not text[: mark.start()].strip():
+        if mark.lastgroup == OFFERS and not begun and not text[: mark.start()].strip():
             continue  # "maybe pneumonia" offers nothing beside it
         if mark.lastgroup == OFFERS and _DENIES.search(text, start, mark.start()) is not None:
             continue  # "no effusion, mass, or fracture" is one list
@@ -227,8 +212,13 @@ def claims_of(text: str) -> list[Claim]:
 
 
 def sentence_claims(text: str) -> list[Claim]:
-    """The claims of prose, sentence by sentence."""
-    return [claim for start, end in sentence_spans(text) for claim in claims_of(text[start:end])]
+    """The claims of prose, sentence by sentence, each of which may name another answer than those before it."""
+    found: list[Claim] = []
+    for start, end in sentence_spans(text):
+        offer = _offer(text[start:end].strip(_JOINTS), OFFERS) if found else None
+        found += claims_of(text[start:end], begun=bool(found))
+        found += [offer] if offer is not None else []
+    return found
 
 
 def _claim(text: str, takes_back: str) -> Claim:
@@ -253,16 +243,25 @@ Raw = Callable[[Candidate, Answer], str]
 def places(answer: Answer, candidates: Sequence[Candidate], kind: Reader) -> list[list[Claim]]:
     """The claims of each candidate: its own, then what takes it back behind it."""
     found: list[list[Claim]] = []
-    for index, candidate in enumerate(candidates):
-        if candidate.channel == "cue" and (stance := _stance_ahead(answer.rest, candidate)) != ASSERTED:
+    ahead = [_stance_ahead(answer.rest, place) if place.channel == "cue" else ASSERTED for place in candidates]
+    for index, (candidate, stance) in enumerate(zip(candidates, ahead, strict=True)):
+        if stance != ASSERTED:
             found.append([Claim(candidate.text, stance)])
             continue
-        following = candidates[index + 1].lead if index + 1 < len(candidates) else len(answer.rest)
+        following = next(
+            (
+                place.lead
+                for place, stance in zip(candidates[index + 1 :], ahead[index + 1 :], strict=True)
+                if stance == ASSERTED
+            ),
+            len(answer.rest),
+        )
         text = kind.raw(candidate, answer)
         own = [Claim(text)] if kind.is_whole(text) else claims_of(text)
-        behind = list(_behind(answer.rest[candidate.end : min(following, candidate.end + _BEHIND)]))
-        if behind and fold(own, kind.read).value is not None:  # nothing cannot be taken back
-            own += behind
+        after = answer.rest[candidate.end : min(following, candidate.end + _BEHIND)]
+        taken = list(behind(after))
+        if taken and fold(own, kind.read).value is not None:  # nothing cannot be taken back
+            own += taken
         found.append(own)
     return found
 
@@ -275,26 +274,58 @@ def _stance_ahead(rest: str, cue: Candidate) -> str:
         return ASSERTED
     if is_conditional(ahead):
         return CONDITIONAL
-    if says_another(ahead):
+    if stances().another.search(ahead) is not None:
         return DISOWNED
     return DISOWNED if is_disowned(ahead) or words().wrong_lead.search(ahead) is not None else ASSERTED
 
 
 # Before a claim of its own; alone it is an answer.
 _CONTRADICTS = re.compile(r"no,\s+", re.IGNORECASE)
+# To another one beside its mark; a quote begins the next field of an object.
+_GLUED = re.compile(r"\s*(?:[,;/&|+→=(-](?!\s*[\"'])|(?:and|plus|as well as)\b)", re.IGNORECASE)
+_JOINTS = " \t\n,;:/&|+→=()>–—-"
 
 
-def _behind(text: str) -> Iterable[Claim]:
-    """Sentences after an answer that begin by taking it back; a second thought ("Actually, ...") only disputes it."""
+def behind(text: str) -> Iterable[Claim]:
+    """Sentences after an answer that take it back, or that name another and say little else.
+
+    A second thought ("Actually, ...") and another answer beside it only dispute it.
+    """
     if not text.strip():
         return
     for start, end in sentence_spans(text):
-        sentence = text[start:end].strip()
+        sentence = text[start:end].strip(_JOINTS)
         if stances().takes_back.match(sentence) is not None:
-            for claim in claims_of(sentence):
-                yield replace(claim, takes_back=OFFERS) if claim.takes_back == DISPUTES else claim
+            for claim in claims_of(sentence, begun=True):
+                takes_back = OFFERS if claim.takes_back == DISPUTES else claim.takes_back
+                offer = _offer(claim.text, takes_back, is_offered=takes_back == OFFERS)
+                yield offer or claim._replace(takes_back=takes_back)
         elif (contradicts := _CONTRADICTS.match(sentence)) is not None:
             yield _claim(sentence[contradicts.end() :], OFFERS)
+        elif (offer := _offer(sentence, OFFERS, start == 0 and _GLUED.match(text) is not None)) is not None:
+            yield offer
+
+
+def _offer(sentence: str, takes_back: str, is_offered: bool = False) -> Claim | None:
+    """Another answer in a sentence that says little else: "But it might be D.", "D fits better.", "D, not A."."""
+    begin = 0
+    while (opener := stances().opener.match(sentence, begin)) is not None:
+        is_offered = is_offered or opener["strong"] is not None
+        begin = opener.end()
+    end = stances().preferred.search(sentence, begin)
+    rest = sentence[begin:]
+    if end is not None:
+        *_, rest = _CLAUSE_BREAK.split(sentence[begin : end.start()].rstrip(" ,;("))
+    rest = rest.strip(" ?.!")
+    if (
+        not (is_offered or end is not None or stances().alternative.search(rest))
+        or not rest
+        or len(rest.split()) > FIRM_WORDS
+        or is_conditional(rest)
+    ):
+        return None
+    says_more = stances().says.search(rest) is not None  # "In fact, the film is clear."
+    return None if says_more or is_disowned(rest) else Claim(rest, ASSERTED, takes_back)
 
 
 # ------------------------------------------------------------------------------------------------------------ channels
@@ -326,10 +357,10 @@ def heard(completion: str, read: str = PROSE, truncated: bool = False) -> Answer
     return Answer("unparsed", reason="no tag, box or JSON answer, and more than an answer is said")
 
 
-def _verdicts(answer: Answer) -> Iterable[list[Claim]]:
+def verdicts(answer: Answer) -> Iterable[list[Claim]]:
     """Sentences beside a marked answer that call something the answer: "7 mg is the correct answer."."""
     text = answer.rest
-    if answer.channel == "bare" or not any(word in text for word in _VERDICT_HINTS):
+    if _VERDICT_HINT.search(text) is None:
         return
     for start, end in sentence_spans(text)[:_MOST_CLAIMS]:
         named = text[max(start, end - _LONGEST_VERDICT) : end].strip()
@@ -370,7 +401,7 @@ def settle(answer: Answer, kind: Reader) -> Said:
             return one
         if one.value is None and answer.closed:
             return Said(status="unparsed", reason=one.reason or _silence(place))
-    lower = (*places(answer, answer.lower, kind), *(() if kind.decides_beside else _verdicts(answer)))
+    lower = (*places(answer, answer.lower, kind), *(() if kind.decides_beside else verdicts(answer)))
     beside = [*kind.beside(answer), *(fold(place, read) for place in lower)]
     spoken = [one for one in said if one.value is not None]
     claims = [claim for place in deciding for claim in place]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-_SIDES = {
+SIDES = {
     *("left", "right", "bilateral", "unilateral", "upper", "lower", "middle", "mid", "anterior", "posterior"),
     *("superior", "inferior", "medial", "lateral", "proximal", "distal", "dorsal", "ventral", "apical", "basal"),
     *("central", "peripheral", "internal", "external", "deep", "superficial", "ipsilateral", "contralateral"),
@@ -56,7 +56,7 @@ def _guarded(text: str) -> tuple[list[str], list[str], list[str], list[str]]:
     tokens = text.split()
     return (
         sorted(_DIGITS.findall(text)),
-        sorted(token for token in tokens if token in _SIDES),
+        sorted(token for token in tokens if token in SIDES),
         negators(text),
         sorted(prefix for token in tokens for prefix in _PREFIXES if token.startswith(prefix)),
     )

@@ -12,8 +12,8 @@ from typing import Any
 
 from rewards.answer import Answer
 from rewards.base import RewardInput, RewardResult
-from rewards.claims import PROSE, Reader, Said, claims_of, core, is_disowned, settle, stances
-from rewards.open_answers import FIRM_WORDS, SEPARATOR, texts_of
+from rewards.claims import FIRM_WORDS, PROSE, Reader, Said, claims_of, core, is_disowned, settle, stances
+from rewards.open_answers import SEPARATOR, texts_of
 from rewards.questions import is_neutral, role_words
 from rewards.short import ShortAnswer
 from rewards.text import strip_markup, strip_quotes, text_key, unwrap_latex

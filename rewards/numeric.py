@@ -20,6 +20,7 @@ from rewards.claims import (
     claims_of,
     fold,
     is_disowned,
+    sentence_claims,
     settle,
 )
 from rewards.dates import find_dates
@@ -108,7 +109,7 @@ def _is_of_another(candidate: Candidate, answer: Answer) -> bool:
 
 
 def _last_line(answer: Answer) -> list[list[Claim]]:
-    return [claims_of(answer.texts[0])]
+    return [sentence_claims(answer.texts[0])]
 
 
 def _beside(answer: Answer, read: Callable[[str], Said]) -> list[Said]:

@@ -11,11 +11,12 @@ from typing import Any
 from rewards.answer import Answer
 from rewards.base import RewardInput, RewardResult
 from rewards.claims import (
+    FIRM_WORDS,
     Claim,
     Reader,
     Said,
-    claims_of,
     is_disowned,
+    sentence_claims,
     settle,
     stances,
     without_ends,
@@ -30,7 +31,6 @@ SEPARATOR = re.compile(
     r"\s*(?:[,;/&+|\n、，؛،]|(?<!\w)(?:and|und|et|y|e|as well as|plus|with)(?!\w)|和|및|와|과|と|و)\s*", re.IGNORECASE
 )
 _SAME_THING = re.compile(r"\s*/\s*|\s+[-–—=]\s+|\s+also known as\s+|,?\s+(?:i\.e\.|aka),?\s+", re.IGNORECASE)
-FIRM_WORDS = 6  # a longer text beside an answer is prose
 _LONGEST_ANSWER = 500  # characters; what is cut off could not match anyway
 _PARENTHESIS = re.compile(r"\s*\(([^()]{1,80})\)\s*")
 
@@ -78,7 +78,7 @@ def _only_line(answer: Answer, accepted: _Accepted) -> list[list[Claim]]:
     body = lines(answer.body)
     if len(body) != 1:
         return []
-    return [[Claim(body[0])] if accepted.has(body[0]) else claims_of(body[0])]
+    return [[Claim(body[0])] if accepted.has(body[0]) else sentence_claims(body[0])]
 
 
 def _read(text: str, accepted: _Accepted, question: Question) -> Said:

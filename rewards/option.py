@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 from rewards.answer import Answer, extract
 from rewards.base import RewardInput, RewardResult
-from rewards.choices import OptionSet, option_set
-from rewards.claims import PROSE, Claim, Reader, Said, settle
+from rewards.choices import OptionSet, by_letter, option_set
+from rewards.claims import PROSE, RETRACTS, Claim, Reader, Said, behind, settle
 from rewards.fuzzy import nearest_option
-from rewards.phrases import Phrases, Reading, chosen
-from rewards.rivals import rivals_after
+from rewards.phrases import Phrases, Reading, chosen, conflict, nothing
 from rewards.short import ShortAnswer
 from rewards.statements import prepared, statements
 from rewards.text import text_key
@@ -36,10 +35,10 @@ class OptionLetter(ShortAnswer):
         self.fuzzy = fuzzy
 
     def label(self, sample: RewardInput) -> frozenset[str]:
-        return _gold_letters(sample.gold, _options(sample), bool(sample.meta.get("multi")))
+        return _gold_letters(sample.gold, _texts(sample), bool(sample.meta.get("multi")))
 
     def said(self, answer: Answer, sample: RewardInput, label: frozenset[str]) -> Said:
-        said = _Choice(_options(sample), bool(sample.meta.get("multi")), self.fuzzy).settled(answer)
+        said = _choice(_texts(sample), bool(sample.meta.get("multi")), self.fuzzy).settled(answer)
         return Said(said.value, said.parsed, reason=f"read from {answer.channel}") if said.status == "ok" else said
 
     def judged(self, said: Said, label: frozenset[str]) -> RewardResult:
@@ -80,10 +79,12 @@ class _Choice:
     def _beside(self, answer: Answer) -> Iterator[Said]:
         found = list(statements(answer, self.phrases)) if answer.rest.strip() else []
         yield from (said for _, said in found)
-        if not answer.closed and not self.phrases.multi:
+        if not answer.closed and not self.phrases.multi and len(self.options.mentions(answer.rest)) > 1:
             begin = min([start for start, _ in found] + [candidate.start for candidate in answer.candidates], default=0)
-            for letter in rivals_after(answer.rest[begin:]) & set(self.options.letters):
-                yield Said(frozenset(letter), letter, "conflict", f"{letter} is offered after the answer")
+            for claim in behind(answer.rest[begin:]):
+                rival = self.phrases.read(claim.text) if claim.takes_back != RETRACTS else nothing()
+                if rival.value or rival.status == "conflict":
+                    yield conflict(f"{rival.parsed} is offered after the answer", rival.parsed)
 
     def _claim(self, text: str) -> Said:
         """A phrase, or a sentence ("C is wrong, B is right"), which may take the phrase back ("B. No, it is C")."""
@@ -103,6 +104,11 @@ class _Choice:
         return chosen(letter) if letter is not None else None
 
 
+@lru_cache(maxsize=1024)
+def _choice(options: tuple[str, ...], multi: bool, fuzzy: bool) -> _Choice:
+    return _Choice(option_set(options), multi, fuzzy)
+
+
 @lru_cache(maxsize=8192)
 def _options_problem(options: tuple[str, ...]) -> str | None:
     if not 2 <= len(options) <= 26:
@@ -118,16 +124,22 @@ def _options_problem(options: tuple[str, ...]) -> str | None:
     return None
 
 
-def _options(sample: RewardInput) -> OptionSet:
-    raw = tuple(sample.options)
-    if problem := _options_problem(raw):
+def _texts(sample: RewardInput) -> tuple[str, ...]:
+    """The options in the order of their letters. Raises ValueError for what is no list of 2 to 26 different texts."""
+    given: Any = sample.options
+    if isinstance(given, Mapping):
+        given = by_letter(given)
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ValueError(f"options are a list of texts, or texts by letter, got {type(given).__name__} {given!r}")
+    texts = tuple(given)
+    if problem := _options_problem(texts):
         raise ValueError(problem)
-    return option_set(raw)
+    return texts
 
 
 def gold_letters(sample: RewardInput) -> frozenset[str]:
     """The letters of a row's label, which may be written in every form that `OptionLetter` takes. Raises ValueError."""
-    options, multi = _options(sample), sample.meta.get("multi") is True
+    options, multi = _texts(sample), sample.meta.get("multi") is True
     try:
         return _gold_letters(sample.gold, options, multi)
     except ValueError:
@@ -136,7 +148,7 @@ def gold_letters(sample: RewardInput) -> frozenset[str]:
         return _gold_letters([part.strip() for part in sample.gold.split(",")], options, multi)
 
 
-def _gold_letters(gold: Any, options: OptionSet, multi: bool) -> frozenset[str]:
+def _gold_letters(gold: Any, options: tuple[str, ...], multi: bool) -> frozenset[str]:
     """The gold as letters; ValueError says what is wrong with it."""
     if isinstance(gold, bool) or gold is None:
         raise ValueError(f"gold {gold!r} is neither a letter nor an option's text")
@@ -169,8 +181,8 @@ def _one_gold(text: str, options: tuple[str, ...], multi: bool) -> frozenset[str
     )
 
 
-def _gold_text(text: str, options: OptionSet, multi: bool) -> frozenset[str]:
-    letters = _one_gold(text, options.texts, multi)
+def _gold_text(text: str, options: tuple[str, ...], multi: bool) -> frozenset[str]:
+    letters = _one_gold(text, options, multi)
     if isinstance(letters, str):
         raise ValueError(letters)
     return letters

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from rewards.choices import (
     LETTER_ALONE,
@@ -24,15 +25,15 @@ from rewards.choices import (
     tight,
 )
 from rewards.claims import Said
-from rewards.rivals import rivals_beside
 from rewards.text import drop_article, key_of_normalised, strip_quotes
 from rewards.words import clean_phrase, without_leads, words
 
 MAX_PHRASE = 2000
 _DEEPEST = 26
+_MOST_KNOWN = 500  # phrases
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reading(Said):
     """What a phrase says: value is the set of letters that it chooses, denied those that it denies.
 
@@ -96,8 +97,7 @@ _CLAUSE_STOP = re.compile(r"(?<![.!?])[.!?]++(?=\s++(?![a-z])|\s*+$)|[。！？]
 _LONG_CLAUSE = 6  # words
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
+class _Named(NamedTuple):
     """A letter or an option's text at the beginning of a phrase, and the rest of the phrase behind it.
 
     raw: the letter as written, "" for a text. closed: a bracket closed behind it, so it cannot be an article or a pronoun.
@@ -133,6 +133,8 @@ class Phrases:
     def read(self, phrase: str) -> Reading:
         reading = self._known.get(phrase)
         if reading is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
             reading = self._known[phrase] = self._phrase(phrase)
         return reading
 
@@ -288,7 +290,7 @@ class Phrases:
     def _offers(self, named: _Named) -> Reading | None:
         """The same sentence offers another option ("B, or maybe C")."""
         clause = _first_clause(named.rest)
-        rivals = rivals_beside(clause) & set(self.options.letters)
+        rivals = _letters_beside(clause) & set(self.options.letters)
         for hedge in words().hedge.finditer(clause):
             tail = clause[hedge.end() :]
             other = choice_head(tail, self.options)
@@ -316,7 +318,7 @@ class Phrases:
         pair = text_head(behind, self.options)
         if pair is None:
             return None
-        after = replace(named, rest=behind[pair[1] :])
+        after = named._replace(rest=behind[pair[1] :])
         if pair[0] == named.letter:
             return self._after_pair(after)
         strong = named.closed or _STRONG.match(named.rest)
@@ -457,7 +459,7 @@ class Phrases:
         if not instead and (words().bad_verdict.match(after) or words().negated_after.match(after)):
             return rejected((), "the listed options are rejected")
         if not self.multi or is_repeated:
-            return conflict("several options are listed")
+            return conflict("several options are listed", firm=is_repeated)
         if _PLAIN_END.fullmatch(after) is not None or words().closers_only.fullmatch(after) is not None:
             return chosen(found, exact=True, by_letter=True)
         ends = (VERB, _STRONG, words().because, words().verb, words().closer)
@@ -519,7 +521,6 @@ _AFTER_LETTER: tuple[_Rule, ...] = (
     _P._listed,
     _P._paired,
     _P._hedged_end,
-    _P._second_thought,
     _P._rejects,
     _P._offers,
     _P._called_right,
@@ -578,6 +579,14 @@ def _is_sentence(tail: str) -> bool:
 def denied_later(text: str) -> bool:
     """Whether `text` begins by denying what stands before it, as Korean and Japanese do."""
     return not text.isascii() and words().denied_start.match(text) is not None
+
+
+def _letters_beside(clause: str) -> set[str]:
+    """Letters that a clause offers beside the one it chose ("B, with C as a backup"), unless it explains them away."""
+    rivals = {match.group(1) for match in words().rival_letter.finditer(clause)}
+    if rivals and words().explained_away.search(clause) and not words().not_excluded.search(clause):
+        return set()
+    return rivals
 
 
 def _first_clause(rest: str) -> str:

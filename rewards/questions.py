@@ -1,55 +1,79 @@
 """What a question asks, and what a sentence that restates it says.
 
-A sentence answers yes or no only where its subject and predicate are those of the question, word by word: with another
-side, another number, a doubt, or a negation of something else it says nothing here.
+A sentence answers yes or no only where it says the words of the question and beside them nothing but narrower words:
+with another side, another number, a doubt, or a negation of something else it says nothing here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
+from rewards.fuzzy import SIDES
 from rewards.text import normalise
 from rewards.wording import as_said, word_table
 
 _LONGEST_SENTENCE = 300
-_VERB = re.compile(
-    r"\b(?:is|are|was|were|does|do|did|has|have|had|shows?|showed|demonstrates?|reveals?|contains?|appears?|seems?|looks?|remains?)"
-    r"(?P<not> not\b|n['’]t\b)?",
-    re.IGNORECASE,
-)
 _ASKS = re.compile(
-    r"(?:^|[.:,>\n?])\s*(?:so |then )?(is|are|was|were|do|does|did|has|have|had|can)\s+([^?\n]{2,200})\?",
+    r"(?:^|[.:,>\n?])\s*(?:so |then )?(is/are|is|are|was|were|do|does|did|has|have|had|can)\s+([^?\n]{2,200})\?",
     re.IGNORECASE,
 )
 _PREPOSITION = re.compile(
     r"\b(?:in|on|of|at|within|to|for|from|under|below|above|behind|near|along|through|between|around|over|into|with)\b",
     re.IGNORECASE,
 )
+# Two halves around one of these may change places: "fracture of the rib", "rib fracture".
+_OF_A_PLACE = re.compile(r"\b(?:in|on|of|at|within)\b", re.IGNORECASE)
 # Where the speaker looks, which both sides may leave out: "in this image", "based on the scan".
 _ON_THE_IMAGE = re.compile(
     r",?\s*\b(?:based on|according to|in|on|from|within|of) (?:this|the|these|that|your|given) (?:[\w-]+ ){0,3}?"
-    r"(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|pictures?|stud(?:y|ies)|ct|mri|views?|slices?|patient)\b,?",
+    r"(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|pictures?|stud(?:y|ies)|ct|mri|views?|slices?|patient(?!['’]))\b,?",
     re.IGNORECASE,
 )
 _PICTURE = re.compile(
     r"\b(?:images?|scans?|x-?rays?|radiographs?|films?|pictures?|ct|mri|ultrasound|sonogram)\b", re.IGNORECASE
 )
-_WITHOUT = re.compile(r"\b(?:free of|negative for|(?:absence|lack) of)\b", re.IGNORECASE)
+# "This chest X-ray" before what it shows.
+_PICTURE_SHOWS = re.compile(
+    r"^(?:(?:the|this|that|an?|your) )?((?:[\w-]+ ){0,3}?)(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|ct|mri|ultrasound|sonogram)"
+    r"(?: (?:scan|image|above|below|provided|given))?(?= (?:do|show|demonstrat|reveal|depict|display|illustrat|exhibit|indicat|confirm|contain|ha[sd]|is|was))",
+    re.IGNORECASE,
+)
+_SPELT_OUT = (
+    (re.compile(r"\([^()]*\)"), " "),
+    (re.compile(r"\b(?:free of|negative for|(?:absence|lack) of)\b", re.IGNORECASE), "without"),
+    (re.compile(r"n['’]t\b", re.IGNORECASE), " not"),
+    (re.compile(r"\bother than\b", re.IGNORECASE), "except"),
+    (
+        re.compile(
+            r"\bcan (?:\w+ly )?be (?=seen|identified|noted|observed|found|detected|visuali[sz]ed)", re.IGNORECASE
+        ),
+        "is ",
+    ),
+)
 _ANSWER_WORD = re.compile(r"^\W*(?:yes|no)\s*,\s+", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"\s*(?:[;:()]|,\s*\b(?:indicating|suggesting|implying|reflecting)\b|,?\s*\b(?:but|however|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
+    r"\s*(?:[;:]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b|,?\s*\b(?:but|however|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
     re.IGNORECASE,
 )
 _JOIN = re.compile(r",\s+(?:and\s+)?|\s+and\s+", re.IGNORECASE)
-_PART = re.compile(r"[,.;]")
 _QUALIFIES = re.compile(
-    r"\w+(?:ly|ed|ing|wise)|and|under|above|below|behind|near|along|through|between|around|over|into|than|which|that|extending|due"
+    r"\w+(?:ly|ed|ing|wise)|and|under|above|below|behind|near|along|through|between|around|over|into|which|that|due"
+    r"|images?|ct|mri|ultrasound"
 )
 _MEMBER = re.compile(r"\s*,\s*(?:(?:or|and|nor)\s+)?|\s+(?:or|and|nor)\s+", re.IGNORECASE)
+_OF = re.compile(r"(\w+) of (?:(?:the|an?) )?(\w+)(?= (?:is|are|was|were|appears?|looks?)\b)")
+_TWO_SUBJECTS = re.compile(
+    r"((?:[\w-]+ ){1,4}?)and ((?:[\w-]+ ){1,4}?)(?=(?:is|are|was|were|appears?|looks?) )", re.IGNORECASE
+)
 _ALTERNATIVE = re.compile(r"(?<!\w)or(?!\w)", re.IGNORECASE)
+_PRONOUN = re.compile(r"(?:this|that|it|these|those)\b(?! \w+ (?:is|are|was|were)\b)", re.IGNORECASE)
+_JOINT = re.compile(r"\b(?:and|than|by|to|from|for)\b", re.IGNORECASE)
+_THERE = re.compile(r"(?:there|any)\b", re.IGNORECASE)
+_ENDING = re.compile(r"(?<=\w{4})(?:ifi(?:ed|cation)|at(?:ed|ion)|e?ment|ity|ing|ed|ion|e)$")
+_OPPOSITE = re.compile(r"(?:ab|un|non|in|im|a)(?=\w{5})")
 
 
 @cache
@@ -66,15 +90,20 @@ def is_neutral(word: str) -> bool:
 @dataclass(frozen=True)
 class Question:
     """words: the words a sentence may share with the question. asked: those of a yes or no question in order, without
-    neutral ones; () where it is no such question, or not known. head: how many of them stand before a preposition.
-    turned: asked with "the fracture of the clavicle" as "the clavicle fracture". by_do: it asks with "does", so that an answer may have any verb ("The lesion enhances.").
+    neutral ones; () where it is no such question, or not known. head: those before a preposition. orders: the orders in
+    which a sentence may say them ("fracture of the clavicle", "clavicle fracture"). exists: it asks whether something is
+    there, so that a narrower thing is a yes. by_do: it asks with "does", so that an answer may have any verb ("The
+    lesion enhances."). roots: from the root of an asked word to the word. plain: from the word without "ab" or "un".
     """
 
     words: frozenset[str] = frozenset()
     asked: tuple[str, ...] = ()
-    head: int = 0
-    turned: tuple[str, ...] = ()
+    head: frozenset[str] = frozenset()
+    orders: tuple[tuple[str, ...], ...] = ()
+    exists: bool = False
     by_do: bool = False
+    roots: Mapping[str, str] = field(default_factory=dict)
+    plain: Mapping[str, str] = field(default_factory=dict)
 
     def explains(self, rest: Iterable[str]) -> bool:
         """Whether words beside an answer say nothing that the question does not."""
@@ -84,91 +113,137 @@ class Question:
         """ "yes", "no", or "" where the sentence does not restate the question."""
         if not self.asked or len(sentence) > _LONGEST_SENTENCE or sentence.rstrip(" \"'*)").endswith("?"):
             return ""
-        found = {said for clause in _clauses(sentence) if (said := self._of_clause(clause))}
+        if not any(self._plain(word) in self.asked for word in self._words(sentence)):
+            return ""
+        clauses = [form for clause in _clauses(sentence) for form in _forms(clause)]
+        found = {said for clause in clauses if (said := self._of_clause(clause))}
         return found.pop() if len(found) == 1 else ""
 
     def _of_clause(self, clause: str) -> str:
-        verb = _VERB.search(clause)
-        left, right = (clause[: verb.start()], clause[verb.end() :]) if verb is not None else (clause, "")
-        said = as_said(clause)
-        if role_words("unsure").intersection(said):
+        picture = _PICTURE_SHOWS.match(clause)
+        if picture is not None and not self._is_another(picture.group(1)):
+            clause = f"it {clause[picture.end() :]}"
+        told = self.words.difference(self.asked) if _PICTURE.search(clause) else frozenset()
+        said = [word for word in self._words(clause) if word not in told or is_neutral(word)]
+        if not role_words("unsure").difference(self.asked).isdisjoint(said):
             return ""
+        turned = [self._plain(word) for word in said]
         negators = [word for word in said if word in role_words("denying")]
-        is_denied = verb is not None and verb.group("not") is not None
-        if is_denied and not negators:
-            negators = ["not"]  # "isn't"
-        if not negators:
-            if verb is None and not self.by_do:
-                return ""
-            return "yes" if not _ALTERNATIVE.search(clause) and self._affirms(left, right) else ""
-        if len(negators) > 1:
-            return ""
-        return "no" if self._denies(left, right, is_denied) else ""
+        if turned != said or not negators:
+            return ("yes" if turned == said else "no") if not negators and self._affirms(clause, turned) else ""
+        return "no" if len(negators) == 1 and self._denies(clause, negators[0], told) else ""
 
-    def _affirms(self, left: str, right: str) -> bool:
-        subject, predicate = self._subject(left), _content(right)
-        for size in self._subjects(subject):
-            rest = self.asked[size:]
-            if not rest:
-                return _is_seen(right)
-            if size:
-                return _in_order(rest, predicate) and _ends_name(rest, right) and _only_degrees(predicate, rest[0])
-            return self._exists(right)
-        return False
+    def _words(self, text: str) -> list[str]:
+        """The words of a text; those of the question in its own form ("the clavicle is fractured": fracture)."""
+        return [self.roots.get(_root(word), word) for word in as_said(text)]
 
-    def _exists(self, right: str) -> bool:
-        """Whether "there is ..." goes on with what is asked: its name, then its place, or one turned into the other."""
-        name = _name(right)
-        head = self.asked[: self.head]
-        if _in_order(head, _content(name)) and _ends_name(head, name):
-            return _in_order(self.asked, _content(right)) and _ends_name(self.asked, right)
-        named = _content(name)
-        return named[-1:] == list(head[-1:]) and _in_order(self.turned, _turned(right))
+    def _is_another(self, text: str) -> bool:
+        """Whether a text names a side or a number that the prompt does not, or what is asked for."""
+        said = set(as_said(text))
+        return not said.isdisjoint(self.asked) or any(map(_sets_apart, said - self.words))
 
-    def _denies(self, left: str, right: str, is_denied: bool) -> bool:
-        subject = as_said(left)
-        if is_denied or as_said(right)[:1] == ("no",):
-            for size in self._subjects(self._subject(left)):
-                if not self.asked[size:]:
-                    return is_denied and _is_seen(right)
-                return any(self._covers(member, size) for member in _MEMBER.split(right))
+    def _plain(self, word: str) -> str:
+        """The asked word of which a word is the opposite (abnormal, normal), else the word."""
+        return self.plain.get(_OPPOSITE.sub("", word, count=1), word)
+
+    def _affirms(self, clause: str, said: Sequence[str]) -> bool:
+        """Whether a clause says all that is asked, in one of its orders, and beside it only what narrows it."""
+        verb = next((at for at, word in enumerate(said) if word in role_words("verbs")), -1)
+        last = _end_of(self.asked, said)
+        named = tuple(word for word in said[: last + 1] if word in self.asked)
+        if last < 0 or "or" in said[: last + 2] or named not in self.orders or not (self.by_do or verb >= 0):
             return False
-        if as_said(right) == ("absent",):
-            return any(size == len(self.asked) for size in self._subjects(_content(left)))
-        named = [word for word in subject if word not in role_words("neutral")]
-        return (
-            named[:1] == ["no"] and _is_seen(right) and any(self._covers(member, 0) for member in _MEMBER.split(left))
-        )
+        if verb > last:  # "An enlarged heart is seen", but not "A skull fracture is an emergency"
+            is_thing = self.exists or named != self.asked
+            told = [word for word in said[verb:] if not is_neutral(word) or word in role_words("seen")]
+            if not is_thing or not role_words("seen").issuperset(told[:1]):
+                return False
+        return all(self._narrows(said, at) for at in range(last)) and _may_end(said[last + 1 :])
 
-    def _subject(self, left: str) -> list[str]:
-        """What a sentence is about; of a picture, what the prompt tells of it says nothing ("the radiograph of the chest")."""
-        told = self.words - frozenset(self.asked) if _PICTURE.search(left) else frozenset()
-        return [word for word in _content(left) if word not in told]
+    def _narrows(self, said: Sequence[str], at: int) -> bool:
+        """Whether a word among those that are asked is neutral, one of them, a degree, or describes the next of them."""
+        word = said[at]
+        if word in self.asked or is_neutral(word) or _is_degree(word):
+            return True
+        following = next(other for other in said[at + 1 :] if other in self.asked or is_neutral(other))
+        if self.exists:
+            return following in self.asked or (following == "of" and at > 0 and "in" in said[:at])
+        is_whole = not role_words("whole").isdisjoint(self.asked)
+        return following in self.asked and not (is_whole or _sets_apart(word) or word in role_words("parts"))
 
-    def _subjects(self, subject: Sequence[str]) -> list[int]:
-        """How many of the asked words the subject of a sentence takes, where it takes the first ones and no other."""
-        size = len(set(subject))
-        return [size] if set(self.asked[:size]) == set(subject) else []
-
-    def _covers(self, member: str, size: int) -> bool:
-        """Whether denying `member` denies what is asked from word `size` on: it is as wide or wider."""
-        head = set(self.asked[size : max(self.head, size + 1)])
-        for asked, named in ((self.asked[size:], _content(member)), (self.turned, _turned(member))):
-            named = [word for word in named if word not in role_words("denying")]
-            if named and head <= set(named) and _in_order(named, asked):
+    def _denies(self, clause: str, negator: str, told: frozenset[str]) -> bool:
+        """Whether a clause denies what is asked, or something wider, perhaps as one of a list."""
+        members = [
+            [word for word in self._words(part) if word not in told or is_neutral(word)]
+            for part in _MEMBER.split(clause)
+        ]
+        first = next(index for index, member in enumerate(members) if negator in member)
+        cut = members[first].index(negator)
+        subject, members[first] = self._subject(members[first][:cut]), members[first][cut + 1 :]
+        place = _content(clause[found.end() :]) if first + 1 < len(members) and (found := _last_place(clause)) else []
+        for member in members[first:]:
+            named = [*subject, *(word for word in member if not is_neutral(word))]
+            named += [word for word in place if word not in named]
+            if self.head <= set(named) and any(_in_order(named, order) for order in self.orders):
                 return True
         return False
 
+    def _subject(self, said: Sequence[str]) -> list[str]:
+        """The words of a subject that count: of a definite one not those that narrow it ("the abdominal aorta")."""
+        narrower = [
+            word not in self.asked and at + 1 < len(said) and self._narrows(said, at) and not self.exists
+            if any(other in self.asked for other in said[at + 1 :])
+            else False
+            for at, word in enumerate(said)
+        ]
+        return [word for word, is_narrower in zip(said, narrower, strict=True) if not (is_narrower or is_neutral(word))]
+
+
+def _may_end(rest: Sequence[str]) -> bool:
+    """Whether words behind the last of those that are asked leave it what it is: they begin no longer name."""
+    return not rest or is_neutral(rest[0]) or _is_degree(rest[0]) or _QUALIFIES.fullmatch(rest[0]) is not None
+
+
+def _root(word: str) -> str:
+    return _ENDING.sub("", word)
+
+
+def _sets_apart(word: str) -> bool:
+    """Whether a word names a side or a number, with which another thing is meant."""
+    return word in SIDES or word.isdigit()
+
+
+def _is_degree(word: str) -> bool:
+    return word in role_words("degrees") or word.endswith("ly")
+
+
+def _end_of(words: Sequence[str], said: Sequence[str]) -> int:
+    """Where the last of `words` stands, each as often as it is there; -1 where one is missing."""
+    left = list(words)
+    for at, word in enumerate(said):
+        if word in left:
+            left.remove(word)
+            if not left:
+                return at
+    return -1
+
+
+def _last_place(clause: str) -> re.Match[str] | None:
+    *_, last = [None, *_PREPOSITION.finditer(clause)]
+    return last
+
 
 def _clauses(sentence: str) -> list[str]:
-    sentence = _WITHOUT.sub("without", _ON_THE_IMAGE.sub(" ", _ANSWER_WORD.sub("", sentence.strip())))
+    sentence = _ANSWER_WORD.sub("", sentence.strip())
+    for said, plain in _SPELT_OUT:
+        sentence = said.sub(plain, sentence)
     found: list[str] = []
     for part in _CLAUSE.split(sentence):
         pieces = _JOIN.split(part)
         joints = _JOIN.findall(part)
         clause = pieces[0]
         for joint, piece in zip(joints, pieces[1:], strict=True):
-            if _VERB.search(clause) and _VERB.search(piece):
+            if _has_verb(clause) and _has_verb(piece):
                 found.append(clause)
                 clause = piece
             else:
@@ -177,8 +252,22 @@ def _clauses(sentence: str) -> list[str]:
     return [clause.strip(" .!") for clause in found if clause.strip(" .!,")]
 
 
+def _forms(clause: str) -> Iterator[str]:
+    """A clause, "the head of the pancreas" as "pancreas head", and each of two subjects alone."""
+    yield clause
+    if (turned := _OF.sub(r"\2 \1", clause, count=1)) != clause:
+        yield turned
+    pair = _TWO_SUBJECTS.match(clause)
+    if pair is not None and _PREPOSITION.search(pair.group()) is None:
+        yield from (subject + clause[pair.end() :] for subject in pair.groups())
+
+
+def _has_verb(text: str) -> bool:
+    return not role_words("verbs").isdisjoint(as_said(text))
+
+
 def _content(text: str) -> list[str]:
-    return [word for word in as_said(text) if word not in role_words("neutral") or word in role_words("presenting")]
+    return [word for word in as_said(text) if not is_neutral(word) or word in role_words("presenting")]
 
 
 def _name(text: str) -> str:
@@ -189,46 +278,20 @@ def _name(text: str) -> str:
     return text
 
 
-def _only_degrees(predicate: Sequence[str], word: str) -> bool:
-    before = predicate[: predicate.index(word)]
-    return all(degree in role_words("degrees") or degree.endswith("ly") for degree in before)
-
-
-def _turned(text: str) -> list[str]:
-    before, of, after = text.partition(" of ")
-    return _content(after) + _content(before) if of else _content(text)
-
-
 def _in_order(words: Sequence[str], text: Sequence[str]) -> bool:
     rest = iter(text)
     return bool(words) and all(word in rest for word in words)
 
 
-def _ends_name(words: Sequence[str], text: str) -> bool:
-    """Whether the last of `words` is not the beginning of a longer name: "mass" in "mass effect"."""
-    said = [word for part in _PART.split(text) for word in (*as_said(part), "")]
-    at = -1
-    for word in words:
-        if word not in said[at + 1 :]:
-            return False
-        at = said.index(word, at + 1)
-    after = said[at + 1]
-    return (
-        not after
-        or after in role_words("neutral")
-        or after in role_words("degrees")
-        or _QUALIFIES.fullmatch(after) is not None
-    )
-
-
-def _is_seen(right: str) -> bool:
-    """Whether what follows the verb only says that something is there."""
-    said = [word for word in as_said(right) if not word.endswith("ly")]
-    return (
-        not said
-        or said[0] in role_words("seen")
-        or all(word in role_words("neutral") or word == "view" for word in said)
-    )
+def _orders(body: str) -> tuple[tuple[str, ...], ...]:
+    """The orders of what is asked: its own, the halves around a preposition turned, or the last word first."""
+    asked = tuple(_content(body))
+    if _JOINT.search(body) or _PRONOUN.match(body) or len(asked) < 2:
+        return (asked,)
+    place = _OF_A_PLACE.search(body, len(_name(body)))
+    if place is not None:
+        return asked, (*_content(body[place.end() :]), *_content(body[: place.start()]))
+    return asked, (asked[-1], *asked[:-1])
 
 
 @lru_cache(maxsize=4096)
@@ -244,17 +307,18 @@ def question_of(prompt: str) -> Question:
             left_out |= {*words[max(0, index - 2) : index], *words[index + 1 : index + 3]}
     shared = frozenset(words) - left_out - role_words("denying") - role_words("unsure")
     asks = _ASKS.findall(text)
-    if (
-        len(asks) != 1
-        or _ALTERNATIVE.search(asks[0][1])
-        or (role_words("denying") | role_words("unsure")).intersection(as_said(asks[0][1]))
-    ):
+    if len(asks) != 1 or _ALTERNATIVE.search(asks[0][1]) or role_words("denying").intersection(as_said(asks[0][1])):
         return Question(shared)
-    body = _ON_THE_IMAGE.sub(" ", asks[0][1])
-    return Question(
-        shared,
-        tuple(_content(body)),
-        len(_content(_name(body))),
-        tuple(_turned(body)),
-        by_do=asks[0][0].lower() in ("do", "does", "did"),
-    )
+    by_do = asks[0][0].lower() in ("do", "does", "did")
+    body = _ON_THE_IMAGE.sub(" ", asks[0][1]).strip()
+    asked = tuple(_content(body))
+    is_there = _THERE.match(body) or role_words("seen").intersection(as_said(body)) or _shows(body, by_do)
+    roots = {_root(word): word for word in asked} if len(asked) > 1 else {}
+    plain = {_OPPOSITE.sub("", word, count=1): word for word in asked}
+    head = frozenset(_content(_name(body)))
+    return Question(shared, asked, head, _orders(body), bool(is_there), by_do, roots, plain)
+
+
+def _shows(body: str, by_do: bool) -> bool:
+    """Whether a question with "does" asks what something shows or has."""
+    return by_do and not (role_words("verbs") - role_words("copulas")).isdisjoint(as_said(body))

@@ -54,7 +54,7 @@ def read(text: str) -> Reading:
     if any(token.kind == "wrong" for token in tokens):
         return Reading(problem="the text calls a value wrong", text=cleaned)
     items, problem = _asserted(tokens)
-    return Reading(() if problem else tuple(items), problem or ("" if items else "no number"), cleaned)
+    return Reading(tuple(items), problem or ("" if items else "no number"), cleaned)
 
 
 def unit_behind(text: str) -> str:

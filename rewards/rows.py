@@ -13,7 +13,7 @@ from os import PathLike
 from typing import Any
 
 from rewards.base import Reward, RewardInput
-from rewards.choices import own_labels, unlettered
+from rewards.choices import by_letter, own_labels, unlettered
 from rewards.imports import hint
 from rewards.kinds import LETTERS, Kind, KindError, find, label_check
 
@@ -301,7 +301,10 @@ def _sequence(value: Any, name: str) -> list[Any]:
 
 def _options(row: Mapping[str, Any], kind: Kind) -> tuple[str, ...]:
     given = row.get("options", [])
-    options = _by_letter(given) if isinstance(given, Mapping) else _sequence(given, "options")
+    try:
+        options = by_letter(given) if isinstance(given, Mapping) else _sequence(given, "options")
+    except ValueError as error:
+        raise RowError(str(error)) from error
     if "options" not in kind.fields:
         if options:
             raise RowError(f"options belong to kind 'option', this row is {row['kind']!r}")
@@ -330,14 +333,3 @@ def _check_letters(options: tuple[str, ...], answer: Any) -> None:
                 f"answer {letter!r} is the option at that place or {options[own.index(named)]!r}, whose own letter it is: "
                 "write the options without letters, or the answer as a text"
             )
-
-
-def _by_letter(options: Mapping[Any, Any]) -> list[Any]:
-    """{"A": "left", "B": "right"}: tables fill the letters that a row does not have with None."""
-    kept = {str(key).strip().upper(): value for key, value in options.items() if not _missing(value)}
-    letters = list(LETTERS[: len(kept)])
-    if sorted(kept) != letters:
-        raise RowError(
-            f"options by letter must be {', '.join(letters) or 'A, B, ...'}, got {', '.join(map(str, options))}"
-        )
-    return [kept[letter] for letter in letters]

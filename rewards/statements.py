@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, named_first, text_head
-from rewards.claims import asks, is_disowned
+from rewards.claims import asks, fold, is_disowned, sentence_claims
 from rewards.phrases import MAX_PHRASE, Phrases, Reading, chosen, conflict, denied_later
 from rewards.text import key_of_normalised, sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import may_be_conditional, words
@@ -23,30 +23,9 @@ _SPLIT = re.compile(
     r"\b(that|because|so|therefore|thus|hence|but|while|whereas|though|although|and|or|since|only)\b|[,;:—]",
     re.IGNORECASE,
 )
-_NEGATED = re.compile(
-    r"\b(?:not|never|no(?! doubt)|neither|nor|unlikely|cannot|without|avoid)\b|n't\b"
-    r"|(?<!no )(?<!without )\bdoubt",
-    re.IGNORECASE,
-)
-_NEGATED_CUE = re.compile(
-    r"(?:\b(?:not|never|no|cannot|without|avoid|rather than|instead of)|n't)\s+(?:\w+\s+){0,2}$"
-    r"|\b(?:wrong|incorrect|mistake|error|unwise|tempting|tempted|hard|difficult|reluctant) to\s+$",
-    re.IGNORECASE,
-)
 # "The diagnosis", not "the previous diagnosis": an unknown adjective may make it another one.
-_OTHER_KIND = re.compile(r"\w\s+$", re.IGNORECASE)
-_SAME_KIND = re.compile(
-    r"\b(?:the|my|our|your|this|that|so|thus|hence|therefore|and|as|is|overall|radiological|radiographic|radiologic|imaging|unifying"
-    r"|single|underlying|new|clear|obvious|clinical)\s+$",
-    re.IGNORECASE,
-)
+_OTHER_KIND = re.compile(r"\w\s+$")
 _LOWER_LETTER = re.compile(r"\W*[a-z]\W*$")
-_COPULA = re.compile(
-    r"\b(?:is|are|was|were|shows?|reveals?|demonstrates?|suggests?|indicates?|represents?|depicts?|displays?|has|have)"
-    r"(?: (?:most likely|likely|probably|clearly|definitely|indeed|(?:most )?consistent with|diagnosed with))?\s+",
-    re.IGNORECASE,
-)
-_INSTEAD = re.compile(r",? (?:and not|not|rather than|instead of|as opposed to) ", re.IGNORECASE)
 _LABEL_LINE = re.compile(r"\s*(?:option|choice|letter|answer)\s+\(?[a-z]\)?[.\s]*", re.IGNORECASE)
 _FENCE = re.compile(r"^\s*(?:```\w*|-{3,}|={3,}|\*{3,}|_{3,})\s*$")
 _BLANK = "\xa0"
@@ -87,7 +66,7 @@ def _cues(rest: str, candidates: Iterable[Candidate], phrases: Phrases) -> Itera
             newline = rest.find("\n", candidate.start)
             line = rest[candidate.start : newline if newline >= 0 else len(rest)][:MAX_PHRASE]
             end = _reach(line, candidate.text, phrases)
-            yield replace(candidate, text=line[:end]) if end > len(candidate.text) else candidate
+            yield candidate._replace(text=line[:end]) if end > len(candidate.text) else candidate
 
 
 def _reach(line: str, text: str, phrases: Phrases) -> int:
@@ -131,8 +110,6 @@ def statements(answer: Answer, phrases: Phrases) -> Iterator[Statement]:
         if len(seen) > _MOST_SENTENCES:
             yield start, conflict("too many statements", firm=True)
             return
-        if index and sentence[:3] == "Or ":
-            sentence = f"or {sentence[3:]}"  # the second line of "B\nOr C" takes part of the first back
         for reading in _in_sentence(sentence, phrases):
             taken.add(index)
             is_announced = is_announced or bool(reading.value)
@@ -180,14 +157,11 @@ def _with_following_lines(rest: str, candidate: Candidate) -> Candidate:
     """In multi mode a heading may be followed by one option a line."""
     block = rest[candidate.start : candidate.start + _LONGEST_BLOCK].split("\n\n", 1)[0]
     text = "; ".join(strip_markup(line).rstrip(".,; ") for line in block.split("\n"))
-    return replace(candidate, text=text, end=candidate.start + len(block))
+    return candidate._replace(text=text, end=candidate.start + len(block))
 
 
 def _in_sentence(sentence: str, phrases: Phrases) -> Iterator[Reading]:
     plain = strip_markup(unwrap_latex(sentence))
-    rival = _rival(plain, phrases)
-    if rival is not None:
-        yield rival
     predicate = words().ascii_predicate if plain.isascii() else words().predicate
     for match in predicate.finditer(plain):
         if not _COUNTERFACTUAL.match(plain, match.start()):
@@ -196,7 +170,7 @@ def _in_sentence(sentence: str, phrases: Phrases) -> Iterator[Reading]:
         yield from _after_soft_cue(plain, match, phrases)
     for match in words().text_cue.finditer(plain):
         ahead, phrase = plain[max(0, match.start() - _LONGEST_LINE) : match.start()], plain[match.end() :]
-        is_other = _OTHER_KIND.search(ahead) and not _SAME_KIND.search(ahead)
+        is_other = _OTHER_KIND.search(ahead) and not words().same_kind.search(ahead)
         if not is_other and not is_disowned(ahead) and _is_phrase(phrase):
             reading = phrases.read(phrase)
             if reading.value or reading.status == "conflict":
@@ -210,15 +184,12 @@ def _is_phrase(text: str) -> bool:
 def _after_soft_cue(plain: str, cue: re.Match[str], phrases: Phrases) -> Iterator[Reading]:
     ahead, phrase = plain[max(0, cue.start() - _LONGEST_LINE) : cue.start()], plain[cue.end() :]
     lead = ahead + "which" if cue.group()[:5].lower() == "which" else ahead
-    if not _is_phrase(phrase) or _NEGATED_CUE.search(ahead) or is_disowned(lead):
+    if not _is_phrase(phrase) or words().negated_cue.search(ahead) or is_disowned(lead):
         return
     reading = phrases.read(phrase)
     before = phrases.read(ahead) if reading.value and len(ahead) < 60 else reading
     if before.exact and before.value != reading.value:
         yield before  # "B, no, C"
-    if cue.group()[:2].lower() in ("or", "al") and reading.value:
-        yield conflict("an alternative is offered", reading.parsed)
-        return
     if not reading.value and not reading.denied and (stop := _CLAUSE_END.search(phrase)) is not None:
         first = phrases.read(phrase[: stop.start()])
         reading = first if first.exact else reading
@@ -230,15 +201,6 @@ _COUNTERFACTUAL = re.compile(
     r"would be (?:\w+ ){0,3}?(?:correct|right|answer|choice|option) (?:in|if|for|with|when|only|had|were)\b(?! (?:this|the|our)\b)",
     re.IGNORECASE,
 )
-
-
-def _rival(sentence: str, phrases: Phrases) -> Reading | None:
-    """A sentence that goes on with "or B": it takes part of the answer back."""
-    join = words().join_word.match(sentence)
-    if join is None or join.end() == 0:
-        return None
-    reading = phrases.read(sentence[join.end() :])
-    return reading if reading.exact else None
 
 
 def _subject(text: str, phrases: Phrases) -> Iterator[Reading]:
@@ -260,7 +222,7 @@ def _is_denied_clause(text: str, splits: Sequence[re.Match[str]]) -> bool:
     if (last.group(1) or "").lower() != "that":
         return False
     begin = splits[-2].end() if len(splits) > 1 else 0
-    return _NEGATED.search(text, begin, last.start()) is not None or is_disowned(text[begin : last.start()])
+    return words().negated.search(text, begin, last.start()) is not None or is_disowned(text[begin : last.start()])
 
 
 def _bare_lines(rest: str, phrases: Phrases) -> Iterator[Statement]:
@@ -282,7 +244,7 @@ def _bare_lines(rest: str, phrases: Phrases) -> Iterator[Statement]:
         seen.add(plain)
         if not is_short and not _may_choose(plain, phrases.options):
             continue
-        reading = phrases.read(plain)
+        reading = _line(plain, phrases)
         is_edge = index in edges and (reading.value or reading.status == "conflict")
         if reading.exact and (reading.by_letter or index in edges):
             exact.append((start, reading))
@@ -293,8 +255,19 @@ def _bare_lines(rest: str, phrases: Phrases) -> Iterator[Statement]:
         return
     yield from exact
     # "A. Unlikely ...", "B. Fits ...": a walk through the options is no answer.
-    if loose and not _walks_through(places, phrases.options):
+    answers = {start for start, _ in exact}
+    if loose and not _walks_through([line for start, line in places if start not in answers], phrases.options):
         yield from loose
+
+
+def _line(plain: str, phrases: Phrases) -> Reading:
+    """What a line says when all that it takes back is heard ("Pneumonia. On second thought, sarcoidosis.")."""
+    reading = phrases.read(plain)
+    if reading.exact or not reading.value:
+        return reading
+    claims = sentence_claims(plain)
+    said = fold(claims, phrases.read) if len(claims) > 1 else reading
+    return replace(said, exact=False) if isinstance(said, Reading) else conflict(said.reason, firm=True)
 
 
 def _may_choose(line: str, options: OptionSet) -> bool:
@@ -308,9 +281,9 @@ def _may_choose(line: str, options: OptionSet) -> bool:
     )
 
 
-def _walks_through(places: Sequence[tuple[int, str]], options: OptionSet) -> bool:
+def _walks_through(lines: Sequence[str], options: OptionSet) -> bool:
     letters: set[str] = set()
-    for _, line in places[:200]:
+    for line in lines[:200]:
         lead = words().lead.match(line)
         letters.add(named_first(line[lead.end() :] if lead is not None else line, options))
     return len(letters - {""}) > 1
@@ -319,9 +292,9 @@ def _walks_through(places: Sequence[tuple[int, str]], options: OptionSet) -> boo
 def _only_sentence(sentence: str, phrases: Phrases) -> Reading | None:
     """ "The image shows pneumonia." as the only sentence: its predicate is exactly one option's text, undenied."""
     plain = _not_another(strip_markup(unwrap_latex(sentence)), phrases.options)
-    if len(plain) > _LONGEST_LINE or _NEGATED.search(plain) or words().text_cue.search(plain):
+    if len(plain) > _LONGEST_LINE or words().negated.search(plain) or words().text_cue.search(plain):
         return None  # "the previous diagnosis was ...": what may follow it was judged as a cue
-    copulas = list(_COPULA.finditer(plain))
+    copulas = list(words().copula.finditer(plain))
     if not copulas or is_disowned(plain[: copulas[-1].start()]):
         return None
     reading = phrases.read(plain[copulas[-1].end() :])
@@ -332,7 +305,7 @@ def _only_sentence(sentence: str, phrases: Phrases) -> Reading | None:
 
 def _not_another(plain: str, options: OptionSet) -> str:
     """`plain` without a last ", not pneumothorax" or "rather than pneumothorax"."""
-    for match in _INSTEAD.finditer(plain):
+    for match in words().instead_of.finditer(plain):
         tail = plain[match.end() :]
         other = text_head(tail, options)
         if other is not None and not tail[other[1] :].strip(" ."):

@@ -200,7 +200,8 @@ def _number_token(text: str, start: int, tokens: list[Token]) -> int | None:
     if literal is None:
         return None
     end = literal.end
-    negative = text[start - 1 : start] == "-" and (not tokens or tokens[-1].start != start - 1)
+    sign = start - 2 if text[start - 1 : start] == " " else start - 1  # "= - 5"
+    negative = sign >= 0 and text[sign] == "-" and (not tokens or tokens[-1].start != sign)
     if tokens and tokens[-1].kind == "minus":
         tokens.pop()
         if tokens and tokens[-1].kind == "num":
@@ -223,7 +224,8 @@ def _number_token(text: str, start: int, tokens: list[Token]) -> int | None:
     elif text[end : end + 1] == "-" and text[end + 1 : end + 2].isalpha():
         word = _WORD.match(text, end + 1)  # "25-hydroxyvitamin" is a name
         tokens.append(Token("word", start))
-        return word.end() if word is not None else end + 1
+        assert word is not None  # it begins with a letter
+        return word.end()
     else:
         token.foreign = _is_noun(text, end)
     token.end = end
@@ -237,12 +239,9 @@ def _unit_after(text: str, end: int, tokens: list[Token]) -> tuple[Unit, int] | 
         is_feet = re.match(r"'\s?(?:\d|$|[.,;)\n])", text[end : end + 3]) is not None and "'" not in text[:end]
         return match_unit(text, end) if is_feet else None
     if mark == '"':
-        after_feet = bool(tokens) and tokens[-1].unit is not None and tokens[-1].unit.factor == FOOT
-        return match_unit(text, end) if after_feet else None
+        return None  # inches behind feet are known without it
     if mark in (" ", "-"):
         if mark == " " and text[end + 1 : end + 2] in ("'", '"'):
-            return None
-        if mark == "-" and not text[end + 1 : end + 2].isalpha():
             return None
         if mark == " " and text[end + 1 : end + 2] in ("(", "["):
             close = ")" if text[end + 1] == "(" else "]"
@@ -256,8 +255,6 @@ def _unit_after(text: str, end: int, tokens: list[Token]) -> tuple[Unit, int] | 
 
 def _unit_behind(text: str, end: int, tokens: list[Token]) -> int:
     """ "[5, 10] mg", "(5) mg" and "65+ years": the unit belongs to the numbers before the mark."""
-    if len(tokens) < 2 or tokens[-2].kind != "num" or tokens[-2].unit is not None:
-        return end
     found = _unit_after(text, end, tokens)
     if found is None:
         return end

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import resources
 
-from rewards.text import normalise, strip_markup, strip_quotes, unwrap_latex
+from rewards.text import Folded, normalise, strip_markup, strip_quotes, unwrap_latex
 
 
 def _literal(pattern: str) -> str:
@@ -33,53 +33,63 @@ class Words:
                 parts.append("|".join(sorted(table[marks], key=len, reverse=True)))
             return "(?:" + "|".join(parts) + ")"
 
-        flags = re.IGNORECASE
         option = alternatives("option_words", "option_marks")
-        self.lead = re.compile(
+        self.lead = Folded(
             rf"\s*(?:(?:{alternatives('leads', 'lead_marks')}|{alternatives('text_cues')})[\s:,]*"
-            rf"|(?:(?<!\w)(?:a|o|la|el|le|die|der|the|na|l['’])\s*)?{option}(?:\s?(?:is|no\.?|number|ist|est|es|é|è|là|adalah|ni)(?!\w))?\s*[:=]?\s*)",
-            flags,
+            rf"|(?:(?<!\w)(?:a|o|la|el|le|die|der|the|na|l['’])\s*)?{option}(?:\s?(?:is|no\.?|number|ist|est|es|é|è|là|adalah|ni)(?!\w))?\s*[:=]?\s*)"
         )
-        self.describing = re.compile(rf"\s*{alternatives('describing')}", flags)
-        self.option_word = re.compile(rf"\s+{option}", flags)
+        self.describing = Folded(rf"\s*{alternatives('describing')}")
+        self.option_word = Folded(rf"\s+{option}")
         self.join_word = re.compile(
             rf"\s*(?:(?P<or>{alternatives('ors', 'or_marks')})|{alternatives('joins', 'join_marks')}|[&/+|])\s*"
         )
-        self.negator = re.compile(rf"\W{{0,3}}{alternatives('negators', 'negator_marks')}", flags)
-        self.only = re.compile(r"\s*(?:only|just|merely|nur|solo|seulement|sure|certain|clear)\b", flags)
-        self.negated_after = re.compile("|".join(table["negated_after"]), flags)
-        self.contrast = re.compile(alternatives("contrasts", "contrast_marks"), flags)
-        self.instead_of = re.compile(rf"\s*[,;(—–-]?\s*{alternatives('instead_of', 'instead_of_marks')}", flags)
-        self.because = re.compile(rf"\s*{alternatives('because')}", flags)
-        self.verb = re.compile(rf"\s*{alternatives('verbs')}", flags)
+        self.negator = Folded(rf"\W{{0,3}}{alternatives('negators', 'negator_marks')}")
+        self.only = Folded(r"\s*(?:only|just|merely|nur|solo|seulement|sure|certain|clear)\b")
+        self.negated_after = Folded("|".join(table["negated_after"]))
+        self.contrast = Folded(alternatives("contrasts", "contrast_marks"))
+        self.instead_of = Folded(rf"\s*[,;(—–-]?\s*{alternatives('instead_of', 'instead_of_marks')}")
+        self.because = Folded(rf"\s*{alternatives('because')}")
+        self.verb = Folded(rf"\s*{alternatives('verbs')}")
         self.closer = re.compile(rf"\s*(?:{'|'.join(sorted(table['closers'], key=len, reverse=True))})")
         self.closers_only = re.compile(
             rf"(?:\s*(?:{'|'.join(sorted(table['closers'], key=len, reverse=True))}))*[\s.!。]*"
         )
-        self.wrong_lead = re.compile(
-            rf"{alternatives('wrong_lead')}\s+(?:\w+\s+)?$|(?:{'|'.join(table['wrong_lead_marks'])})的?\s?$", flags
+        self.wrong_lead = Folded(
+            rf"{alternatives('wrong_lead')}\s+(?:\w+\s+)?$|(?:{'|'.join(table['wrong_lead_marks'])})的?\s?$"
         )
         self.conditional_hints = tuple(
             sorted({_literal(entry) for entry in table["conditional"] + table["conditional_marks"]})
         )
         self.conditional_ascii_hints = tuple(hint for hint in self.conditional_hints if hint.isascii())
-        self.conditional = re.compile(alternatives("conditional", "conditional_marks"), flags)
-        self.soft_cue = re.compile(rf"{alternatives('soft_cues')}[\s,:*]*", flags)
-        self.text_cue = re.compile(rf"{alternatives('text_cues')}[\s:*]+", flags)
-        self.ascii_predicate = re.compile("|".join(table["predicates"]), flags)
-        self.predicate = re.compile("|".join(table["predicates"] + table["predicate_marks"]), flags)
+        self.conditional = Folded(alternatives("conditional", "conditional_marks"))
+        self.soft_cue = Folded(rf"{alternatives('soft_cues')}[\s,:*]*")
+        self.text_cue = Folded(rf"{alternatives('text_cues')}[\s:*]+")
+        self.ascii_predicate = Folded("|".join(table["predicates"]))
+        self.predicate = Folded("|".join(table["predicates"] + table["predicate_marks"]))
         self.open_end = re.compile(rf"{alternatives('open_ends', 'open_end_marks')}\W{{0,6}}$")
-        self.second_thought = re.compile(rf"\W{{0,4}}{alternatives('second_thoughts')}", flags)
-        self.hedge = re.compile(
-            rf"{alternatives('besides', 'beside_marks')}(?:\s+{alternatives('beside_fillers')}){{0,4}}\s*(?=\S)", flags
+        self.second_thought = Folded(rf"\W{{0,4}}{alternatives('second_thoughts')}")
+        self.hedge = Folded(
+            rf"{alternatives('besides', 'beside_marks')}(?:\s+{alternatives('beside_fillers')}){{0,4}}\s*(?=\S)"
         )
-        self.also_true = re.compile(rf"\s*{alternatives('also_true', 'also_true_marks')}", flags)
-        self.hedged_end = re.compile(rf"[\s,(–—-]*{alternatives('hedged_ends')}[\s).!]*", flags)
+        self.also_true = Folded(rf"\s*{alternatives('also_true', 'also_true_marks')}")
+        self.hedged_end = Folded(rf"[\s,(–—-]*{alternatives('hedged_ends')}[\s).!]*")
         self.denied_later = re.compile(rf"[^,;.、，。]{{0,40}}?(?:{'|'.join(table['denied_later'])})")
         self.denied_start = re.compile("|".join(table["denied_starts"]))
-        self.reason_behind = re.compile(rf"\s+{alternatives('reasons_behind')}", flags)
-        self.of_sentence = re.compile(alternatives("of_sentence"), flags)
-        self.bad_verdict = re.compile(rf"[\s,:;.()—–-]*{alternatives('bad_verdicts')}", flags)
+        self.reason_behind = Folded(rf"\s+{alternatives('reasons_behind')}")
+        self.of_sentence = Folded(alternatives("of_sentence"))
+        self.negated = Folded(rf"{alternatives('negated')}|n't\b|(?<!no )(?<!without )\bdoubt")
+        self.negated_cue = Folded(
+            rf"(?:{alternatives('negated_cues')}|n't)\s+(?:\w+\s+){{0,2}}$|{alternatives('unwise')} to\s+$"
+        )
+        self.same_kind = Folded(rf"{alternatives('same_kind')}\s+$")
+        self.copula = Folded(rf"{alternatives('copulas')}(?: {alternatives('copula_adverbs')})?\s+")
+        # Another letter beside the chosen one, and the words that explain it away ("B, since C would show air").
+        self.rival_letter = re.compile(
+            rf"(?:[,;:(→>–—-]\s*|\b(?:{'|'.join(table['rival_leads'])}) )\(?(?!A [a-z]|I\b)([A-Z])\)?(?![\w'’-])"
+        )
+        self.explained_away = Folded(rf"{alternatives('explained_away')}|n['’]t\b")
+        self.not_excluded = Folded(alternatives("not_excluded"))
+        self.bad_verdict = Folded(rf"[\s,:;.()—–-]*{alternatives('bad_verdicts')}")
 
 
 @cache
@@ -88,6 +98,7 @@ def words() -> Words:
 
 
 _HTML = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|sub|sup|center|code|div|h[1-6])\s?/?>")
+_STRAY_STOP = re.compile(r"(?<!\.\w)\.(?=[,;]\s(?:and )?not\b)")  # "B., not A"
 _MOST_LEADS = 6
 
 
@@ -108,7 +119,8 @@ def clean_phrase(phrase: str) -> str:
     if "\n" in text:
         parts = (strip_markup(part).rstrip(".,; ") for part in text.split("\n"))
         text = ". ".join(part for part in parts if part.strip(".-_= "))
-    return " ".join(strip_quotes(strip_markup(text)).split())
+    text = " ".join(strip_quotes(strip_markup(text)).split())
+    return _STRAY_STOP.sub("", text) if ".," in text or ".;" in text else text
 
 
 def without_leads(text: str, named: Callable[[str], int]) -> Iterator[str]:

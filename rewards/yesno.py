@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -15,14 +16,14 @@ from rewards.claims import (
     Reader,
     Said,
     asks,
-    core,
     fold,
     is_conditional,
     is_disowned,
-    says_another,
     sentence_claims,
     settle,
     stances,
+    verdicts,
+    without_ends,
 )
 from rewards.questions import Question, question_of
 from rewards.short import ShortAnswer
@@ -30,7 +31,7 @@ from rewards.text import key_of_normalised, sentence_spans, strip_markup, text_k
 from rewards.wording import as_said, word_table
 from rewards.words import clean_phrase, strip_leads, words
 
-_LONGEST_PHRASE = 200
+_LONGEST_PHRASE = 80
 _LONGEST_PROSE = 4000  # characters in which sentences are read against the question
 _LABEL = re.compile(r"^(?:option )?\(?[A-E][).:]{1,2}\s+", re.IGNORECASE)  # of an option: "(B) No"
 _AHEAD = 120  # characters before an answer word
@@ -45,6 +46,7 @@ _BEFORE = re.compile(
     re.IGNORECASE,
 )
 _OR_ELSE = re.compile(r"[\s\"')*,]*(?:or|oder|ou|или|/)\s*(?!so\b)", re.IGNORECASE)
+_ELSE = re.compile(r"(\w+)[\s\"')*,]*(?:or|oder|ou|или|/)\s*$")
 _AFTER = re.compile(
     r"[\s\"')*]*(?:$|[.,;:!?—–。、，।/]|\s-\s|\n|(?:and|or|but|because|since|there|it|the|this|that|i|we|as)\b)",
     re.IGNORECASE,
@@ -68,8 +70,8 @@ def read_yes_no(text: str) -> str:
     single, phrases = _yes_no_words()
     if len(text) <= _LONGEST_PHRASE:
         phrase = _LABEL.sub("", clean_phrase(text))
-        for plain in (str, strip_leads, core):
-            if (said := phrases.get(key_of_normalised(plain(phrase)))) is not None:
+        for plain in _plainer(phrase):
+            if (said := phrases.get(key_of_normalised(plain))) is not None:
                 return said
         if not phrase.isascii():
             for word, value in single.items():
@@ -84,6 +86,14 @@ def read_yes_no(text: str) -> str:
     return found.pop() if found else ""
 
 
+def _plainer(phrase: str) -> Iterator[str]:
+    """A phrase, then without what announces it, then without what is said about it."""
+    yield phrase
+    yield strip_leads(phrase)
+    if (shorter := without_ends(phrase)) != phrase:
+        yield strip_leads(shorter)
+
+
 def _said_in(text: str, start: int, end: int) -> set[str]:
     """The answer words of a sentence, but those of somebody else. A word with an alternative says both."""
     single, _ = _yes_no_words()
@@ -94,9 +104,12 @@ def _said_in(text: str, start: int, end: int) -> set[str]:
             continue
         if not _BEFORE.search(text[max(start, match.start() - 24) : match.start()]):
             continue
-        named = {"yes", "no"} if _OR_ELSE.match(text, match.end(), end) else {word}
         ahead = text[max(start, match.start() - _AHEAD) : match.start()]
-        if not named <= said and not is_disowned(ahead) and not says_another(ahead):
+        is_open = _OR_ELSE.match(text, match.end(), end) or (
+            (other := _ELSE.search(ahead)) and other.group(1) in single
+        )
+        named = {"yes", "no"} if is_open else {word}
+        if not named <= said and not is_disowned(ahead) and not stances().another.search(ahead):
             said |= named
     return said
 
@@ -119,10 +132,11 @@ def _read(text: str, question: Question) -> Said:
 
 
 def _restated(sentence: str, question: Question) -> str:
-    doubt = stances().doubts.search(sentence)
-    if (doubt is not None and not set(as_said(doubt.group())) & set(question.asked)) or is_conditional(sentence):
-        return ""  # "not clear" is no doubt about what is asked to be clear
-    return question.verdict(strip_markup(sentence))
+    verdict = question.verdict(strip_markup(sentence))
+    doubt = (
+        stances().doubts.search(sentence) if verdict else None
+    )  # but "not clear" is no doubt about what is asked to be clear
+    return verdict if doubt is None or set(as_said(doubt.group())) & set(question.asked) else ""
 
 
 def _prose(answer: Answer) -> tuple[list[Claim], ...]:
@@ -156,7 +170,8 @@ class YesNo(ShortAnswer):
             return _read(text, question)
 
         def beside(answer: Answer) -> list[Said]:
-            return [] if answer.channel == "bare" else [fold(place, read) for place in _prose(answer)]
+            prose = () if answer.channel == "bare" else _prose(answer)
+            return [fold(place, read) for place in (*prose, *verdicts(answer))]
 
         said = settle(answer, Reader(read, bare=_prose, beside=beside, decides_beside=True))
         if said.status == "unparsed" and not question.asked:

@@ -8,12 +8,16 @@ from collections.abc import Callable
 
 import pytest
 
-from rewards import NumericUnits, OptionLetter, ReportEntities, RewardInput
+from rewards import LabelSet, NumericUnits, OptionLetter, ReportEntities, RewardInput
 from rewards.kinds import own_reward
 
 LENGTH = 5000  # characters, about a completion's longest
-LIMIT_S = 0.020  # a text of that length on an idle core, of the best of three readings
-SHARED = 3  # times that a core whose caches are shared with other work takes; what grows with the square takes more
+# A hostile text may cost this many times what ordinary prose of its length does; 20 ms on an idle core.
+MOST_TIMES = 8
+PROSE = (
+    "The film was taken in two views. The heart is of normal size, and the lungs are clear; no effusion or mass is seen. "
+    "I first thought of the left lung, but the right lung shows an opacity of 2.5 cm near the hilum. So it is benign. "
+)
 OPTIONS = ("left lung", "right lung", "both", "neither")
 PIECES = (
     "→",
@@ -96,6 +100,10 @@ PIECES = (
     "&",
     ";",
     ":",
+    "1:",
+    "no. ",
+    "or it could also be ",
+    ", not ",
 )
 
 SAMPLES: dict[str, tuple[Callable[[], object], dict]] = {
@@ -104,8 +112,9 @@ SAMPLES: dict[str, tuple[Callable[[], object], dict]] = {
     "numeric": (NumericUnits, {"gold": 120, "kind": "numeric", "meta": {"unit": "cm", "tolerance": {"rel": 0.05}}}),
     "date": (NumericUnits, {"gold": "2021-03-05", "kind": "numeric", "meta": {"kind": "date"}}),
     "report": (ReportEntities, {"gold": "Small left pleural effusion. No pneumothorax.", "kind": "report"}),
-    "yesno": (lambda: own_reward("yesno"), {"gold": "yes", "kind": "yesno"}),
-    "open": (lambda: own_reward("open"), {"gold": "pleural effusion", "kind": "open"}),
+    "yesno": (lambda: own_reward("yesno"), {"gold": "yes", "kind": "yesno", "prompt": "Is there a left effusion?"}),
+    "open": (lambda: own_reward("open"), {"gold": "pleural effusion", "kind": "open", "prompt": "What is seen?"}),
+    "labels": (LabelSet, {"gold": ["Edema", "Mass"], "kind": "open"}),
 }
 
 
@@ -123,25 +132,31 @@ def texts(mixed: int, seed: int) -> dict[str, str]:
 
 
 def seconds(reward, sample) -> float:
-    best = 9.0
-    for _ in range(3):
-        began = time.process_time()
-        reward.score(sample)
-        best = min(best, time.process_time() - began)
-        if best < LIMIT_S * SHARED:
-            break
-    return best
+    began = time.process_time()
+    reward.score(sample)
+    return time.process_time() - began
 
 
-def slow_texts(name: str, mixed: int, seed: int) -> dict[str, int]:
-    """Milliseconds of the texts that take longer than they may."""
+def times_of_prose(reward, sample) -> float:
+    """What a sample costs over what prose costs the option reward right before, of the best of five tries."""
+    prose = RewardInput(f"<answer>{(PROSE * 30)[:LENGTH]}</answer>", **SAMPLES["option"][1])
+    ratios: list[float] = []
+    while not ratios or (min(ratios) > MOST_TIMES and len(ratios) < 5):
+        usual = seconds(ORDINARY, prose)
+        ratios.append(seconds(reward, sample) / max(usual, 1e-4))
+    return min(ratios)
+
+
+ORDINARY = OptionLetter()
+
+
+def slow_texts(name: str, mixed: int, seed: int) -> dict[str, float]:
+    """The texts that cost more than they may, and how many times the cost of prose."""
     make, fields = SAMPLES[name]
     reward = make()
     reward.score(RewardInput("<answer>A</answer>", **fields))  # tables are read once
-    took = {told: seconds(reward, RewardInput(text, **fields)) for told, text in texts(mixed, seed).items()}
-    return {
-        told: round(1000 * s) for told, s in sorted(took.items(), key=lambda pair: -pair[1]) if s > LIMIT_S * SHARED
-    }
+    times = {told: times_of_prose(reward, RewardInput(text, **fields)) for told, text in texts(mixed, seed).items()}
+    return {told: round(times, 1) for told, times in times.items() if times > MOST_TIMES}
 
 
 @pytest.mark.slow
@@ -167,21 +182,14 @@ DOUBLE = [
     ("<answer>A</answer> The answer is D, not A.", OptionLetter, A, D),
     ("<answer>A</answer> or D", OptionLetter, A, D),
     ("<answer>A</answer> Correction: it is D., not A.", OptionLetter, A, D),
-]
-# The same with other words; what reads completions does not see it in all of these yet.
-UNSEEN = [
     ("<answer>120 cm</answer>, alternatively 60 cm", NumericUnits, NUMBER, OTHER),
     ("<answer>A</answer> The answer is D., not A.", OptionLetter, A, D),
     ("<answer>A.</answer>\nThe answer is D., not A.", OptionLetter, A, D),
     (r"\boxed{A} The answer is D., not A.", OptionLetter, A, D),
 ]
-CASES = [
-    *DOUBLE,
-    *(pytest.param(*case, marks=pytest.mark.xfail(reason="paid though it is taken back")) for case in UNSEEN),
-]
 
 
-@pytest.mark.parametrize(("text", "make", "first", "second"), CASES)
+@pytest.mark.parametrize(("text", "make", "first", "second"), DOUBLE)
 def test_a_completion_is_paid_under_one_label_at_most_and_the_retracted_one_under_none(text, make, first, second):
     paid = [make().score(RewardInput(text, **fields)).value for fields in (first, second)]
     assert paid.count(1.0) == 0 or (paid[0] in (0.0, None) and paid[1] == 1.0), paid

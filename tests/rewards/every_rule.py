@@ -24,8 +24,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 MODULES = (
+    "analytes",
     "claims",
     "choices",
+    "dates",
     "labels",
     "numbers",
     "numeric",
@@ -35,9 +37,10 @@ MODULES = (
     "phrases",
     "quantity",
     "questions",
-    "rivals",
+    "reading",
     "statements",
     "symbolic",
+    "tokens",
     "units",
     "wording",
     "yesno",
@@ -55,6 +58,10 @@ MOST_CASES = 5000  # graded again for one branch
 GUARDS = frozenset(
     {
         "text.isascii()",
+        "character == ' '",
+        "verdict",
+        "not any((self._plain(word) in self.asked for word in self._words(sentence)))",
+        "len(self._known) >= _MOST_KNOWN",
         "reading.firm",
         "kind.decides_beside",
         "' ' in key",
@@ -86,7 +93,7 @@ GUARDS = frozenset(
         "any((text not in lowered for text in options.lowered))",
         "'\\n' not in rest",
         "answer.channel == 'bare'",
-        "answer.channel == 'bare' or not any((word in text for word in _VERDICT_HINTS))",
+        "_VERDICT_HINT.search(text) is None",
         "word not in said[at + 1:]",
         "not isinstance(gold, Iterable)",
         "isinstance(gold, datetime.date)",
@@ -264,10 +271,12 @@ def survivors(modules: tuple[str, ...], folder: Path) -> list[str]:
 
 
 def rows(folder: Path = HERE) -> Iterator[dict[str, Any]]:
-    """All cases: those of each kind, and the edges (labels, cuts, floods, arguments of the rewards)."""
+    """All cases: those of each kind, the edges (labels, cuts, floods, arguments), and sentences as answers."""
     for kind in ("option", "yesno", "open", "labels", "numeric", "edges"):
         for line in (folder / f"cases_{kind}.jsonl").read_text(encoding="utf-8").splitlines():
             yield {"kind": kind, **json.loads(line)}
+    for line in (folder / "cases_sentences.jsonl").read_text(encoding="utf-8").splitlines():
+        yield {"kind": "yesno", "gold": "yes", **json.loads(line)}
 
 
 def sample_of(row: Mapping[str, Any]) -> Any:
@@ -279,7 +288,7 @@ def sample_of(row: Mapping[str, Any]) -> Any:
     return RewardInput(
         row["output"],
         row["gold"],
-        tuple(row.get("options") or ()),
+        row.get("options") or (),
         row.get("question", ""),
         truncated=row.get("truncated", False),
         meta=meta | {key: value for key, value in given.items() if value is not None},

@@ -216,3 +216,22 @@ def _cpu_seconds(call):
     start = time.process_time()
     call()
     return time.process_time() - start
+
+
+@pytest.mark.parametrize(
+    "options", [{"A": "CT", "B": "MRI"}, {"b": "MRI", "a": "CT"}, {"A": "CT", "B": "MRI", "C": None}]
+)
+def test_options_may_be_given_by_letter(options):
+    for completion, gold, value in (
+        ("<answer>MRI</answer>", "B", 1.0),
+        ("<answer>B</answer>", "MRI", 1.0),
+        ("A", "B", 0.0),
+    ):
+        assert OptionLetter().score(RewardInput(completion, gold, options)).value == value
+
+
+@pytest.mark.parametrize("options", [{"A": "CT", "C": "MRI"}, {0: "CT", 1: "MRI"}, "CT", 5, None])
+def test_options_that_are_no_list_of_texts_are_named(options):
+    result = OptionLetter().score(RewardInput("<answer>A</answer>", "A", options))
+    assert result.status == "gold_invalid" and "options" in result.reason
+    assert "options" in OptionLetter().check_gold(RewardInput("", "A", options))
