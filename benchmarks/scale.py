@@ -146,6 +146,7 @@ def measure(count: int, side: int, group: int, tokens: int) -> dict[str, Any]:
             ]
         )  # fmt: skip
         encoder = PromptEncoder(config.model)
+        encoder.processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": side * side}  # not the demo's
         prompts = load(str(rows), instruction="short", budget=config.data.budget).prompts
         answer, port = folder / "answer.json", folder / "port"
         answer.write_bytes(engine_answer(encoder.encode(prompts[0])[0], encoder.tokenizer, group, tokens))

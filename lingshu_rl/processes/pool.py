@@ -165,8 +165,8 @@ class Pool:
     ) -> tuple[T, int]:
         """What any server answers, and the version of the weights that gave it.
 
-        make: builds the body, in a thread, once a server has room for it. read: takes the content of a 200 answer, or
-        raises BadAnswer, which is a failed try. kind: the body's media type. A server that answers 429 is waited for, as
+        make: builds the body once a server has room for it. read: takes the content of a 200 answer, or raises BadAnswer,
+        which is a failed try. Both in threads. kind: the body's media type. A server that answers 429 is waited for, as
         long as one without progress. Raises PromptRefused when the server refuses this prompt, else `error`.
         """
         failed_at: list[Server] = []
@@ -175,21 +175,22 @@ class Pool:
             server = await self.take(cost, places, failed_at)
             version, wait_s = server.version, 0.0
             try:
-                response = await self._send(server, path, make, kind)
+                try:
+                    response = await self._send(server, path, make, kind)
+                finally:  # the next request goes out while this one's answer is read
+                    self.give(server, cost, places)
             except httpx.HTTPError as error:
                 last = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == 200:
                     try:
-                        return read(response.content), version
+                        return await in_thread(read, response.content), version
                     except BadAnswer as error:
                         last = f"HTTP 200 with an answer that is none: {error}"
                 else:
                     last = f"HTTP {response.status_code}: {response.text[:500]}"
                     self._check_refusal(server, response, last, prompt_id)
                     wait_s = seconds_to_wait(response)
-            finally:
-                self.give(server, cost, places)
             if wait_s and told_to_wait_s < self.timeout_s:
                 told_to_wait_s += wait_s
                 await asyncio.sleep(wait_s)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
 from lingshu_rl.failures import PromptRefused
 from lingshu_rl.images import Picture
@@ -84,9 +85,9 @@ class RolloutClient(Sampler):
         return await self.pool.post(
             "/v1/chat/completions",
             # The name of the weights when its turn has come: a request may outlive the server that it was made for.
-            lambda: json.dumps(
+            lambda: msgspec.json.encode(
                 {**body, "model": self.sampling["model"], "messages": readable_messages(prompt)}
-            ).encode(),
+            ),
             lambda content: read_answer(content, body["n"]),
             kind="application/json",
             prompt_id=prompt.id,
