@@ -41,7 +41,7 @@ class Thoughts:
         for seed in range(self.samples):
             try:
                 reply = await writer.ask(
-                    [{"role": "user", "content": prompt.text}], images=[picture.png() for picture in prompt.images], seed=seed, example=EXAMPLE
+                    [{"role": "user", "content": prompt.text}], images=[picture.encoded() for picture in prompt.images], seed=seed, example=EXAMPLE
                 )  # fmt: skip
             except Refused as error:
                 return [Dropped(name, error.reason, str(error), record)]
