@@ -15,7 +15,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,6 +34,7 @@ MAX_ASPECT = 200  # longer over shorter side; processors of the Qwen family refu
 KEPT_BYTES = 512 << 20  # of pictures that were prepared: those of a step under way, or of a small set over all epochs
 # Pillow's names of the formats that are read, whatever a file is called. Others start programs (PostScript).
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+FORMATS_SENT = ("PNG", "JPEG")  # of `Picture.encoded`
 
 _GREY = {"1", "L", "LA"}
 _COLOUR = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
@@ -152,8 +153,7 @@ class Picture:
 
     def pixels(self) -> Image:
         """RGB, of exactly these bytes. Raises UnreadablePicture."""
-        with opened(self.encoded()) as image:
-            return image.convert("RGB")
+        return decoded(self.encoded())
 
     def blank(self) -> Picture:
         """A grey one of the same size: the control for "does the model look at the image?"."""
@@ -172,8 +172,8 @@ class Picture:
 
 
 @contextmanager
-def opened(source: str | Path | bytes) -> Iterator[Image]:
-    """An image by its content, of one of FORMATS; its pixels are decoded when they are asked for.
+def opened(source: str | Path | bytes, formats: Sequence[str] = FORMATS) -> Iterator[Image]:
+    """An image by its content, of one of `formats`; its pixels are decoded when they are asked for.
 
     Everything in the library that reads an image file does so here. Raises UnreadablePicture for whatever is wrong with
     the file, found out inside the `with` block as well.
@@ -187,13 +187,13 @@ def opened(source: str | Path | bytes) -> Iterator[Image]:
             return
         if not isinstance(source, bytes) and not Path(source).is_file():  # nor a pipe, which would be waited for
             raise UnreadablePicture(f"image file not found: {source}")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
             yield image
     except UnreadablePicture:
         raise
     except UnidentifiedImageError as error:
         raise UnreadablePicture(
-            f"{told}: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file; save it as one"
+            f"{told}: it is no {', '.join(formats[:-1])} or {formats[-1]} file; save it as one"
         ) from error
     except Exception as error:  # damage shows as errors of Pillow, zlib, struct, a decoder or Python itself
         raise UnreadablePicture(f"{told}: {str(error) or type(error).__name__}") from error
@@ -325,7 +325,11 @@ def _prepared(picture: Picture) -> bytes:
 
 def _as_stored(image: Image, picture: Picture) -> bytes | None:
     """The file's own bytes where every decoder makes the prepared pixels of them, else None. Decodes nothing."""
-    plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB") and not _DEEP.search(str(image.tile))
+    plain = (
+        image.format in ("PNG", "JPEG")
+        and image.mode in ("L", "RGB")
+        and not _DEEP.search(str(getattr(image, "tile", "")))
+    )
     if not plain or image.size != picture.budget.fit(*image.size) or not image.info.keys().isdisjoint(_NOT_PLAIN):
         return None
     content = picture.source if isinstance(picture.source, bytes) else Path(picture.source).read_bytes()
@@ -344,6 +348,12 @@ def _on_white(image: Image) -> Image:
     ground = Images.new("RGBA", seen.size, "white")
     ground.alpha_composite(seen)
     return ground.convert(mode)
+
+
+def decoded(content: bytes) -> Image:
+    """RGB pixels of an encoded picture. Raises UnreadablePicture."""
+    with opened(content, FORMATS_SENT) as image:
+        return image.convert("RGB")
 
 
 def data_uri(content: bytes) -> str:

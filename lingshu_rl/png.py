@@ -27,7 +27,7 @@ def write(image: Image) -> bytes:
     np.subtract(rows[1:], rows[:-1], out=lines[1:, 1:])
     packer = zlib.compressobj(1, strategy=zlib.Z_RLE)
     header = struct.pack(">IIBBBBB", image.width, image.height, 8, COLOURS[image.mode], 0, 0, 0)
-    chunks = {b"IHDR": header, b"IDAT": packer.compress(lines) + packer.flush(), b"IEND": b""}
+    chunks = {b"IHDR": header, b"IDAT": packer.compress(lines.data) + packer.flush(), b"IEND": b""}
     return SIGNATURE + b"".join(_chunk(kind, data) for kind, data in chunks.items())
 
 

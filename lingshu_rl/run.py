@@ -24,6 +24,7 @@ from lingshu_rl.folders import own, this_process
 from lingshu_rl.launches import check_sight, launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
+from lingshu_rl.model.lengths import Lengths
 from lingshu_rl.model.loading import model_path
 from lingshu_rl.optimizers import OPTIMIZERS, check_package
 from lingshu_rl.plan import Plan, plan_here
@@ -47,7 +48,7 @@ from lingshu_rl.state import RunState, data_changes, seen
 from lingshu_rl.stream import PromptStream, make_stream
 from lingshu_rl.threads import in_thread
 from lingshu_rl.timeline import Timeline
-from lingshu_rl.types import Experience, Prompt, TrainGroup
+from lingshu_rl.types import Experience, ProcessorInputs, Prompt, TrainGroup
 
 T = TypeVar("T")
 MIDWAY = -1  # the version of a policy that an update left between two steps
@@ -57,8 +58,8 @@ REFUSED_OF = 100  # prompts at the least that the share of refused ones is taken
 class Run:
     """Everything a training step needs.
 
-    Set by `open_run`: rollout, reference and rewards on the main rank alone (reference: None without a KL term); engine:
-    this rank's own with rollout.placement=colocate, else None.
+    Set by `open_run`: rollout, reference, rewards and lengths on the main rank alone (reference: None without a KL term);
+    engine: this rank's own with rollout.placement=colocate, else None.
     """
 
     rollout: RolloutClient
@@ -67,6 +68,7 @@ class Run:
     engine: InProcessEngine | None
     transfer: Transfer
     encoder: PromptEncoder
+    lengths: Lengths
     stream: PromptStream[Prompt]
     test: Sequence[Prompt]
     source_of: Callable[[str], str]  # of a mixture, by a prompt's id
@@ -95,6 +97,21 @@ class Run:
     async def on_main(self, work: Callable[[], Awaitable[T]], *, urgent: bool = True) -> T:
         """Run `work` on the main rank; every rank gets its result or its exception. See `MainRank.run`."""
         return await self.main.run(work, urgent=urgent)
+
+    def inputs(self, prompt: Prompt, read: tuple[int, ...]) -> ProcessorInputs:
+        """What the processor reads of a prompt, of which the engine read these tokens. On the main rank.
+
+        Raises RunStopped when they are others than the trainer's: by their number, for which no image is decoded; whoever
+        processes the images compares them one by one. Raises OSError and TemplateError for a prompt that cannot be read.
+        """
+        inputs = self.encoder.inputs(prompt)
+        (length,) = self.lengths.count([prompt])
+        if length.total != len(read) and self.encoder.read(inputs)[0] != read:
+            raise RunStopped(
+                f"prompt {prompt.id!r}: the engine read {len(read)} tokens, the trainer's processor makes {length.total}; "
+                "both must use the same processor files and pixel limits"
+            )
+        return inputs
 
     def note_draw(self, batch: Experience) -> None:
         """Count what the step drew, and say which prompts it goes without. Raises PromptRefused when they are too many."""
@@ -338,7 +355,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     run.encoder = encoder
     policy.know(ById(prompts, test), run.encoder)
     if rewards is not None:
-        run.rewards = rewards
+        run.rewards, run.lengths = rewards, counted.lengths["train"]
     checkpoint, token = policy.share((checkpoint, token))
     if checkpoint is not None:
         run.resume(checkpoint)
