@@ -136,7 +136,6 @@ def engine_answer(prompt_ids: tuple[int, ...], tokenizer: Any, group: int, token
 def measure(count: int, side: int, group: int, tokens: int, slices: int) -> dict[str, Any]:
     """One step of `count` prompts, in this process."""
     import httpx
-    from workload import peak_memory
 
     from lingshu_rl.config import load_config
     from lingshu_rl.data.load import load
@@ -162,26 +161,20 @@ def measure(count: int, side: int, group: int, tokens: int, slices: int) -> dict
         server = subprocess.Popen([sys.executable, __file__, "--serve", str(answer), str(port)])
         try:
             url = _url_of(server, port)
-            asyncio.run(step(config, encoder, prompts[:WARM], url))
-            before = httpx.get(f"{url}/counted").json()
-            cpu, start = time.process_time(), time.perf_counter()
-            with peak_memory() as peak:
-                batch = asyncio.run(step(config, encoder, prompts[WARM:], url))
-            found = {
-                "prompts": count,
-                "slices": slices,
-                "group_size": group,
-                "completion_tokens": tokens,
-                "prompt_tokens": len(batch.groups[0].members[0].rollout.prompt_ids),
-                "pixels": side * side,
-                "step_s": time.perf_counter() - start,
-                "cpu_s": time.process_time() - cpu,
-                "peak_mb": peak["mb"],
-            }
+            before, batch, found = asyncio.run(steps(config, encoder, prompts, url))
             counted = {key: n - before[key] for key, n in httpx.get(f"{url}/counted").json().items()}
         finally:
             server.kill()
             server.wait()
+    found = {
+        "prompts": count,
+        "slices": slices,
+        "group_size": group,
+        "completion_tokens": tokens,
+        "prompt_tokens": len(batch.groups[0].members[0].rollout.prompt_ids),
+        "pixels": side * side,
+        **found,
+    }
     cpu = time.process_time()
     rows = make_rows(config, encoder, prompts, batch)
     found |= {"rows": rows, "rows_s": time.process_time() - cpu}
@@ -220,8 +213,11 @@ def _url_of(server: subprocess.Popen[bytes], port: Path) -> str:
     raise SystemExit("the stand-in servers did not start")
 
 
-async def step(config: Any, encoder: Any, prompts: Any, url: str) -> Any:
-    """What `train` does with a batch but the update: its own functions, with what they ask of a run. Returns the batch."""
+async def steps(config: Any, encoder: Any, prompts: Any, url: str) -> Any:
+    """Two steps, of WARM prompts and of the others: what the servers counted before the second, its batch and its costs."""
+    import httpx
+    from workload import peak_memory
+
     from lingshu_rl.model.lengths import Lengths, PictureTokens
     from lingshu_rl.progress import Progress
     from lingshu_rl.reference.client import ReferenceClient
@@ -230,7 +226,6 @@ async def step(config: Any, encoder: Any, prompts: Any, url: str) -> Any:
     from lingshu_rl.run import Run
     from lingshu_rl.runfolder import RunFolder
     from lingshu_rl.timeline import Timeline
-    from lingshu_rl.train import sample
 
     rollout = RolloutClient(
         [url], token="", decode=encoder.decode, banned_ids=(), end_ids=encoder.eos_ids, seed=0, temperature=1.0,
@@ -238,29 +233,38 @@ async def step(config: Any, encoder: Any, prompts: Any, url: str) -> Any:
     )  # fmt: skip
     reference = ReferenceClient([url], token="", timeout_s=600)
     rewards = build_rewards(config, prompts, Progress(quiet=True))
-    folder = RunFolder(config.run.dir)
+    folder, lengths = RunFolder(config.run.dir), Lengths(PictureTokens(encoder))
     folder.path.mkdir(parents=True, exist_ok=True)
+    lengths.look(prompts)  # as a run does when it loads them
     run: Any = SimpleNamespace(
-        config=config,
-        rollout=rollout,
-        reference=reference,
-        rewards=rewards,
-        encoder=encoder,
-        timeline=Timeline(),
-        lengths=Lengths(PictureTokens(encoder)),
-    )
+        config=config, rollout=rollout, reference=reference, rewards=rewards, encoder=encoder, timeline=Timeline(),
+        lengths=lengths, folder=folder,
+    )  # fmt: skip
     run.inputs = partial(Run.inputs, run)
     try:
-        run.timeline.begin(1)
-        batch = await sample(run, 1, list(prompts))
-        if len(batch.train) != len(prompts):
-            raise SystemExit(f"{len(batch.train)} of {len(prompts)} groups would be trained on: {batch.refused}")
-        folder.write_rollouts(1, batch.groups, batch.advantages)
-        return batch
+        await step(run, 0, prompts[:WARM])
+        before = httpx.get(f"{url}/counted").json()
+        cpu, start = time.process_time(), time.perf_counter()
+        with peak_memory() as peak:
+            batch = await step(run, 1, prompts[WARM:])
+        found = {"step_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu, "peak_mb": peak["mb"]}
+        return before, batch, found
     finally:
         await rollout.close()
         await reference.close()
         rewards.close()
+
+
+async def step(run: Any, number: int, prompts: Any) -> Any:
+    """What `train` does with a batch but the update, by its own functions."""
+    from lingshu_rl.train import sample
+
+    run.timeline.begin(number)
+    batch = await sample(run, number, list(prompts))
+    if len(batch.train) != len(prompts):
+        raise SystemExit(f"{len(batch.train)} of {len(prompts)} groups would be trained on: {batch.refused}")
+    run.folder.write_rollouts(number, batch.groups, batch.advantages)
+    return batch
 
 
 def main() -> None:
