@@ -230,7 +230,6 @@ REAL_RUN: Mapping[str, Any] = {
     "train.lr": 1e-6,
     "train.lr_schedule": "constant",
     "rollout.max_tokens": 1024,
-    "packing.token_budget": 8192,
     "eval.every": 50,
     "eval.limit": 500,
 }
@@ -511,7 +510,6 @@ def validate(config: Config) -> None:
         "train.optimizer_steps": c.train.optimizer_steps,
         "rollout.max_tokens": c.rollout.max_tokens,
         "rollout.concurrency": c.rollout.concurrency,
-        "packing.token_budget": c.packing.token_budget,
         "checkpoint.keep_last": c.checkpoint.keep_last,
     }.items():
         refuse(number < 1, f"{key}={number} must be at least 1")
@@ -523,6 +521,7 @@ def validate(config: Config) -> None:
         "reference.refresh_every": c.reference.refresh_every,
         "run.max_restarts": c.run.max_restarts,
         "train.warmup_steps": c.train.warmup_steps,
+        "packing.token_budget": c.packing.token_budget,
         "train.weight_decay": c.train.weight_decay,
         "train.max_grad_norm": c.train.max_grad_norm,
         "eval.every": c.eval.every,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from lingshu_rl import weights
 from lingshu_rl.agreement import Agreement
 from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.memory import row_tokens
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import load_model, resolve_dtype
 from lingshu_rl.model.quantized import as_unquantized, dense_kind
@@ -94,6 +95,7 @@ class Policy:
         from lingshu_rl.model.families import model_spec
 
         self.config = config
+        self.token_budget = row_tokens(config, on_gpu)
         self.accelerator = make_accelerator(config, on_gpu)
         self.control = Control(self.rank, self.ranks)
         self.steps_taken = 0  # by the optimiser, the one under way among them
@@ -211,7 +213,7 @@ class Policy:
         return group_logprobs(
             self.engine,
             groups,
-            token_budget=self.config.packing.token_budget,
+            token_budget=self.token_budget,
             layout=layout or self.layout,
             features=layout is None and self.keeps_features,
             vision=self.vision,
@@ -229,7 +231,7 @@ class Policy:
         """One optimiser step's groups packed, and the rows of this rank."""
         from lingshu_rl.model.packing import plan_rows
 
-        plans = plan_rows([g.tokens for g in groups], self.engine, self.config.packing.token_budget, self.layout)
+        plans = plan_rows([g.tokens for g in groups], self.engine, self.token_budget, self.layout)
         mine = share_rows(plans, self.rank, self.ranks)
         return Batch(groups, len(plans), [Share(plan, counts) for plan, counts in mine])
 

@@ -27,7 +27,7 @@ from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.lengths import Lengths
 from lingshu_rl.model.loading import model_path
 from lingshu_rl.optimizers import OPTIMIZERS, check_package
-from lingshu_rl.plan import Plan, plan_here
+from lingshu_rl.plan import Plan, plan_here, rows_told, with_budget
 from lingshu_rl.policy import Policy, check_choices
 from lingshu_rl.processes.fleet import JUDGE, REFERENCE, ROLLOUT, Fleet
 from lingshu_rl.processes.lease import Lease
@@ -310,12 +310,14 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     encoder = PromptEncoder(config.model)
     # Servers that run elsewhere were started with a token (and folder) that the user put into both environments.
     token = os.environ.get(TOKEN_ENV) or secrets.token_urlsafe(24)
-    context = 0
+    sized: Config | None = None  # with what follows from the prompts
     if is_main:  # only this rank asks the engine, so only its prompts have to be within the engine's limit
         limit = await awaited_context(config, encoder, token)
         counted = count_prompts(config, encoder, limit, folder)
-        loaded, context = counted.sets, counted.needed(config)
-        for line in told(config, counted):
+        loaded, longest = counted.sets, counted.longest()[1].total
+        sized = with_context(config, counted.needed(config))
+        sized = with_budget(sized, longest, plan.machine, plan.ranks)
+        for line in (*told(config, counted), *rows_told(sized, longest)):
             progress.say(line)
     else:
         loaded = load_prompts(config, encoder)
@@ -332,18 +334,18 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     rewards = None
     fleet = Fleet()
     closing.push_async_callback(fleet.close)
-    if is_main:
+    if sized is not None:
         rewards = build_rewards(config, prompts, progress)
         closing.callback(rewards.close)
         progress.say(f"devices: {placement.describe()}")
         reference = reference_model(config, folder, checkpoint)
-        sized = with_context(config, context)
         to_start = launches(sized, placement, transfer=transfer, token=token, transfer_dir=shared, reference=reference)
         progress.say(f"starting {len(to_start)} server(s); logs in {folder.logs}")
         fleet.start(to_start, folder.logs)
         stop.listen()  # Ray took it
     policy = Policy(config, on_gpu=placement.policy.on_gpu)
-    config = with_context(config, policy.share(context))
+    given, config = config, policy.share(sized)
+    plan, policy.token_budget = plan_here(config), config.packing.token_budget  # an engine gets what such rows leave
     run = Run(config, policy, folder, fleet=fleet, stop=stop, progress=progress)
     stop.between_steps = True
     run.timeline, run.test = timeline, test
@@ -360,7 +362,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     if checkpoint is not None:
         run.resume(checkpoint)
     if is_main:
-        folder.begin(config, run.state.step)
+        folder.begin(given, run.state.step)  # that the same command goes on, whatever follows from prompts and machine
         for complaint in folder.complaints:
             progress.say(f"WARNING: {complaint}")
     progress.say(

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.config import Config
+from lingshu_rl.memory import row_tokens
 from lingshu_rl.model.loading import model_path
 from lingshu_rl.processes.doors import serve
 from lingshu_rl.processes.placement import DeviceSet
@@ -299,7 +300,7 @@ def reference_command(
         "dtype": config.train.dtype if follows_policy else config.reference.dtype,
         "device": "cuda" if devices.on_gpu else "cpu",
         "layout": config.packing.layout,
-        "token-budget": config.packing.token_budget,
+        "token-budget": row_tokens(config, devices.on_gpu),
         "temperature": config.rollout.temperature,
         "attention": config.packing.attention,
         "tensor-parallel": config.reference.tensor_parallel,
