@@ -335,16 +335,16 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     fleet = Fleet()
     closing.push_async_callback(fleet.close)
     if sized is not None:
-        rewards = build_rewards(config, prompts, progress)
-        closing.callback(rewards.close)
         progress.say(f"devices: {placement.describe()}")
         reference = reference_model(config, folder, checkpoint)
         to_start = launches(sized, placement, transfer=transfer, token=token, transfer_dir=shared, reference=reference)
         progress.say(f"starting {len(to_start)} server(s); logs in {folder.logs}")
         fleet.start(to_start, folder.logs)
         stop.listen()  # Ray took it
+        rewards = build_rewards(config, prompts, progress)  # their trial and the policy take no longer than the engines
+        closing.callback(rewards.close)
     policy = Policy(config, on_gpu=placement.policy.on_gpu)
-    given, config = config, policy.share(sized)
+    asked, config = config, policy.share(sized)
     plan, policy.token_budget = plan_here(config), config.packing.token_budget  # an engine gets what such rows leave
     run = Run(config, policy, folder, fleet=fleet, stop=stop, progress=progress)
     stop.between_steps = True
@@ -362,7 +362,7 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     if checkpoint is not None:
         run.resume(checkpoint)
     if is_main:
-        folder.begin(given, run.state.step)  # that the same command goes on, whatever follows from prompts and machine
+        folder.begin(asked, run.state.step)  # that the same command goes on, whatever follows from prompts and machine
         for complaint in folder.complaints:
             progress.say(f"WARNING: {complaint}")
     progress.say(

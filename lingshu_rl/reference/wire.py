@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 
@@ -65,7 +67,8 @@ def encode_groups(groups: Sequence[TokenGroup], inputs: Sequence[ProcessorInputs
     for i, group in enumerate(groups):
         tensors[f"{i}/prompt"] = torch.tensor(group.prompt_ids, dtype=torch.int64)
         tensors[f"{i}/lengths"] = torch.tensor([len(c) for c in group.completions], dtype=torch.int64)
-        tensors[f"{i}/completions"] = torch.tensor([t for c in group.completions for t in c], dtype=torch.int64)
+        tokens = np.fromiter(chain.from_iterable(group.completions), np.int64)  # a quarter of torch.tensor's time
+        tensors[f"{i}/completions"] = torch.from_numpy(tokens)
         for name, value in (group.vision or {}).items():
             tensors[f"{i}/vision/{name}"] = value.detach().cpu().contiguous()
         if group.vision is None:
