@@ -186,16 +186,18 @@ def make_rows(config: Any, encoder: Any, prompts: Any, batch: Any) -> int:
     from transformers import AutoConfig
 
     from lingshu_rl.model.loading import model_path
-    from lingshu_rl.policy import Batch, Policy, Share
+    from lingshu_rl.plan import with_budget
+    from lingshu_rl.policy import Policy
+    from lingshu_rl.processes.placement import Machine, Ranks
 
+    longest = max(len(group.tokens.prompt_ids) for group in batch.train)
     policy: Any = Policy.__new__(Policy)
     policy.engine, policy.encoder = AutoConfig.from_pretrained(model_path(config.model)), encoder
     policy.control = SimpleNamespace(own={p.id: p for p in prompts}.__getitem__)
-    policy.config, policy.layout = config, config.packing.layout
+    policy.token_budget = with_budget(config, longest, Machine(), Ranks()).packing.token_budget
+    policy.layout = config.packing.layout
     policy.accelerator = SimpleNamespace(process_index=0, num_processes=1)
-    dealt: Batch = policy._deal(batch.train)
-    assert all(isinstance(share, Share) for share in dealt.shares)
-    return sum(1 for _ in policy._rows(dealt))
+    return sum(1 for _ in policy._rows(policy._deal(batch.train)))
 
 
 def _url_of(server: subprocess.Popen[bytes], port: Path) -> str:

@@ -15,7 +15,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -172,7 +172,7 @@ class Picture:
 
 
 @contextmanager
-def opened(source: str | Path | bytes, formats: Sequence[str] = FORMATS) -> Iterator[Image]:
+def opened(source: str | Path | bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image]:
     """An image by its content, of one of `formats`; its pixels are decoded when they are asked for.
 
     Everything in the library that reads an image file does so here. Raises UnreadablePicture for whatever is wrong with
