@@ -116,12 +116,12 @@ def serve(answer: Path, port_file: Path) -> None:
 
 
 def engine_answer(prompt_ids: tuple[int, ...], tokenizer: Any, group: int, tokens: int) -> bytes:
-    """A group as vLLM's server answers it with return_token_ids, half of it with another option."""
+    """A group as vLLM's server answers it with return_token_ids, no two alike and half of it with another option."""
     choices = []
+    text = tokenizer.encode(SENTENCE * (tokens // 8 + 8), add_special_tokens=False)
     for member in range(group):
         end = tokenizer.encode(f"<answer>{'AB'[member % 2]}</answer>", add_special_tokens=False)
-        words = tokenizer.encode(SENTENCE * (tokens // 8), add_special_tokens=False)[: tokens - len(end)]
-        ids = words + end
+        ids = text[member : member + tokens - len(end)] + end
         content = [
             {"token": "word", "logprob": -0.5 - 0.001 * (i % 700), "bytes": [119, 111, 114, 100], "top_logprobs": []}
             for i in range(len(ids))

@@ -122,9 +122,7 @@ class PackingConfig:
     """How groups become rows for the model."""
 
     layout: str = "shared"  # shared: each prompt once | dense: padded batches, each completion with its prompt
-    token_budget: int = (
-        0  # tokens of a row; 0 = chosen by the longest prompt, its completions and memory
-    )
+    token_budget: int = 0  # tokens of a row; 0 = chosen by the longest prompt, its completions and memory
     attention: str = "sdpa"  # sdpa | flex (block masks, CUDA only)
 
     def __post_init__(self) -> None:
