@@ -163,7 +163,7 @@ def test_rows_are_planned_without_images_and_made_with_those_of_their_own_groups
         assert all(made.vision[name].equal(tensor) for name, tensor in expected.vision.items())
         assert (made.positions is None) == (expected.positions is None) == (layout == "dense")
         assert made.positions is None or made.positions.equal(expected.positions)
-    with pytest.raises(ValueError, match="group '[12]' came without its images"):
+    with pytest.raises(ValueError, match=r"group '[12]' came without its images"):
         pack(light, model, 40, layout)
 
 
