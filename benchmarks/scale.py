@@ -1,13 +1,15 @@
-"""What a step costs the trainer's own process beside the update, and how that grows with the number of prompts.
+"""What a step costs the trainer's own process beside the update, and how that grows with prompts, samples and slices.
 
     python benchmarks/scale.py --out benchmarks/baselines/scale.json
     python benchmarks/scale.py --prompts 512 --out scale.json       # one size alone
 
-Prompts of one image each are sampled, scored, encoded and sent to the reference by the trainer's own code
-(`lingshu_rl.train.sample`), and the rollouts written. Engine and reference are stand-ins that answer at once, in a process of
-their own: what is measured is all that the trainer does around them. Every size runs in a fresh process. `step_s` is wall time,
-`cpu_s` processor time of the trainer alone, `peak_mb` how far its memory rose during the step, `out_mb` and `in_mb` what went to
-and came from the stand-ins. Images have about a megapixel, completions 1,024 tokens; `--quick` is small.
+Prompts are sampled, scored and sent to the reference by the trainer's own code (`lingshu_rl.train.sample`), and the rollouts
+written. Engine and reference are stand-ins that answer at once, in a process of their own: what is measured is all that the
+trainer does around them. Every size runs in a fresh process, after a step of two prompts in which what is loaded once is
+loaded. `step_s` is wall time, `cpu_s` processor time of the trainer alone, `peak_mb` how far its memory rose during the step,
+`out_mb` and `in_mb` what went to and came from the stand-ins; `rows_s` is the processor time in which the ranks together plan
+and make the rows of the update, images and all (one after another here; a rank makes its share of them, beside the update).
+Images have a megapixel, completions 1,024 tokens; `--quick` is small.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,22 +32,25 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SIZES = (32, 128, 512)
+WARM = 2  # prompts of the step before
 OPTIONS = ["pneumothorax", "effusion", "atelectasis", "no finding"]
 SENTENCE = "The left hemithorax shows a small opacity near the base and the heart is of normal size. "
 
 
-def write_rows(folder: Path, count: int, side: int) -> Path:
-    """Films of side x side pixels, no two alike, and a question about each."""
+def write_rows(folder: Path, count: int, side: int, slices: int) -> Path:
+    """Films of side x side pixels, no two alike, and a question about each `slices` of them."""
     import numpy as np
     from PIL import Image
 
     noise = np.random.default_rng(0).normal(0, 6, (side, side))
     y, x = np.mgrid[:side, :side] / side
     lines = []
-    for n in range(count):
+    for n in range(count * slices):
         grey = 120 + 80 * np.sin(3 * x + n) * np.cos(2 * y - n) + np.roll(noise, n, axis=1)
         Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(folder / f"{n}.jpg", quality=90)
-        row = {"id": f"q{n:04d}", "images": [f"{n}.jpg"], "question": "What does the film show?", "options": OPTIONS}
+    for n in range(count):
+        images = [f"{n * slices + k}.jpg" for k in range(slices)]
+        row = {"id": f"q{n:04d}", "images": images, "question": "What does the film show?", "options": OPTIONS}
         lines.append(json.dumps({**row, "answer": "AB"[n % 2], "kind": "option"}))
     (folder / "rows.jsonl").write_text("\n".join(lines))
     return folder / "rows.jsonl"
@@ -110,12 +116,12 @@ def serve(answer: Path, port_file: Path) -> None:
 
 
 def engine_answer(prompt_ids: tuple[int, ...], tokenizer: Any, group: int, tokens: int) -> bytes:
-    """A group as vLLM's server answers it with return_token_ids, half of it with another option."""
+    """A group as vLLM's server answers it with return_token_ids, no two alike and half of it with another option."""
     choices = []
+    text = tokenizer.encode(SENTENCE * (tokens // 8 + 8), add_special_tokens=False)
     for member in range(group):
         end = tokenizer.encode(f"<answer>{'AB'[member % 2]}</answer>", add_special_tokens=False)
-        words = tokenizer.encode(SENTENCE * (tokens // 8), add_special_tokens=False)[: tokens - len(end)]
-        ids = words + end
+        ids = text[member : member + tokens - len(end)] + end
         content = [
             {"token": "word", "logprob": -0.5 - 0.001 * (i % 700), "bytes": [119, 111, 114, 100], "top_logprobs": []}
             for i in range(len(ids))
@@ -127,10 +133,9 @@ def engine_answer(prompt_ids: tuple[int, ...], tokenizer: Any, group: int, token
 # --------------------------------------------------------------------------------------------------------- the trainer
 
 
-def measure(count: int, side: int, group: int, tokens: int) -> dict[str, Any]:
+def measure(count: int, side: int, group: int, tokens: int, slices: int) -> dict[str, Any]:
     """One step of `count` prompts, in this process."""
     import httpx
-    from workload import peak_memory
 
     from lingshu_rl.config import load_config
     from lingshu_rl.data.load import load
@@ -138,7 +143,7 @@ def measure(count: int, side: int, group: int, tokens: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = write_rows(folder, count, side)
+        rows = write_rows(folder, WARM + count, side, slices)
         config = load_config(
             overrides=[
                 f"run.dir={folder / 'run'}", f"train.group_size={group}", f"rollout.max_tokens={tokens}",
@@ -146,29 +151,53 @@ def measure(count: int, side: int, group: int, tokens: int) -> dict[str, Any]:
             ]
         )  # fmt: skip
         encoder = PromptEncoder(config.model)
+        encoder.processor.image_processor.size = {
+            "shortest_edge": 56 * 56,
+            "longest_edge": side * side,
+        }  # not the demo's
         prompts = load(str(rows), instruction="short", budget=config.data.budget).prompts
         answer, port = folder / "answer.json", folder / "port"
         answer.write_bytes(engine_answer(encoder.encode(prompts[0])[0], encoder.tokenizer, group, tokens))
         server = subprocess.Popen([sys.executable, __file__, "--serve", str(answer), str(port)])
         try:
             url = _url_of(server, port)
-            cpu, start = time.process_time(), time.perf_counter()
-            with peak_memory() as peak:
-                asyncio.run(step(config, encoder, prompts, url))
-            found = {
-                "prompts": count,
-                "group_size": group,
-                "completion_tokens": tokens,
-                "pixels": side * side,
-                "step_s": time.perf_counter() - start,
-                "cpu_s": time.process_time() - cpu,
-                "peak_mb": peak["mb"],
-            }
-            counted = httpx.get(f"{url}/counted").json()
+            before, batch, found = asyncio.run(steps(config, encoder, prompts, url))
+            counted = {key: n - before[key] for key, n in httpx.get(f"{url}/counted").json().items()}
         finally:
             server.kill()
             server.wait()
+    found = {
+        "prompts": count,
+        "slices": slices,
+        "group_size": group,
+        "completion_tokens": tokens,
+        "prompt_tokens": len(batch.groups[0].members[0].rollout.prompt_ids),
+        "pixels": side * side,
+        **found,
+    }
+    cpu = time.process_time()
+    rows = make_rows(config, encoder, prompts, batch)
+    found |= {"rows": rows, "rows_s": time.process_time() - cpu}
     return {**found, "out_mb": counted["in"] / 2**20, "in_mb": counted["out"] / 2**20}
+
+
+def make_rows(config: Any, encoder: Any, prompts: Any, batch: Any) -> int:
+    """As the ranks of the policy make them, without a model; returns how many."""
+    from transformers import AutoConfig
+
+    from lingshu_rl.model.loading import model_path
+    from lingshu_rl.plan import with_budget
+    from lingshu_rl.policy import Policy
+    from lingshu_rl.processes.placement import Machine, Ranks
+
+    longest = max(len(group.tokens.prompt_ids) for group in batch.train)
+    policy: Any = Policy.__new__(Policy)
+    policy.engine, policy.encoder = AutoConfig.from_pretrained(model_path(config.model)), encoder
+    policy.control = SimpleNamespace(own={p.id: p for p in prompts}.__getitem__)
+    policy.token_budget = with_budget(config, longest, Machine(), Ranks()).packing.token_budget
+    policy.layout = config.packing.layout
+    policy.accelerator = SimpleNamespace(process_index=0, num_processes=1)
+    return sum(1 for _ in policy._rows(policy._deal(batch.train)))
 
 
 def _url_of(server: subprocess.Popen[bytes], port: Path) -> str:
@@ -186,15 +215,19 @@ def _url_of(server: subprocess.Popen[bytes], port: Path) -> str:
     raise SystemExit("the stand-in servers did not start")
 
 
-async def step(config: Any, encoder: Any, prompts: Any, url: str) -> None:
-    """What `train` does with a batch but the update: its own functions, with what they ask of a run."""
+async def steps(config: Any, encoder: Any, prompts: Any, url: str) -> Any:
+    """Two steps, of WARM prompts and of the others: what the servers counted before the second, its batch and its costs."""
+    import httpx
+    from workload import peak_memory
+
+    from lingshu_rl.model.lengths import Lengths, PictureTokens
     from lingshu_rl.progress import Progress
     from lingshu_rl.reference.client import ReferenceClient
     from lingshu_rl.rewarding import build_rewards
     from lingshu_rl.rollout.client import RolloutClient
+    from lingshu_rl.run import Run
     from lingshu_rl.runfolder import RunFolder
     from lingshu_rl.timeline import Timeline
-    from lingshu_rl.train import sample
 
     rollout = RolloutClient(
         [url], token="", decode=encoder.decode, banned_ids=(), end_ids=encoder.eos_ids, seed=0, temperature=1.0,
@@ -202,21 +235,38 @@ async def step(config: Any, encoder: Any, prompts: Any, url: str) -> None:
     )  # fmt: skip
     reference = ReferenceClient([url], token="", timeout_s=600)
     rewards = build_rewards(config, prompts, Progress(quiet=True))
-    folder = RunFolder(config.run.dir)
+    folder, lengths = RunFolder(config.run.dir), Lengths(PictureTokens(encoder))
     folder.path.mkdir(parents=True, exist_ok=True)
+    lengths.look(prompts)  # as a run does when it loads them
     run: Any = SimpleNamespace(
-        config=config, rollout=rollout, reference=reference, rewards=rewards, encoder=encoder, timeline=Timeline()
-    )
+        config=config, rollout=rollout, reference=reference, rewards=rewards, encoder=encoder, timeline=Timeline(),
+        lengths=lengths, folder=folder,
+    )  # fmt: skip
+    run.inputs = partial(Run.inputs, run)
     try:
-        run.timeline.begin(1)
-        batch = await sample(run, 1, list(prompts))
-        if len(batch.train) != len(prompts):
-            raise SystemExit(f"{len(batch.train)} of {len(prompts)} groups would be trained on: {batch.refused}")
-        folder.write_rollouts(1, batch.groups, batch.advantages)
+        await step(run, 0, prompts[:WARM])
+        before = httpx.get(f"{url}/counted").json()
+        cpu, start = time.process_time(), time.perf_counter()
+        with peak_memory() as peak:
+            batch = await step(run, 1, prompts[WARM:])
+        found = {"step_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu, "peak_mb": peak["mb"]}
+        return before, batch, found
     finally:
         await rollout.close()
         await reference.close()
         rewards.close()
+
+
+async def step(run: Any, number: int, prompts: Any) -> Any:
+    """What `train` does with a batch but the update, by its own functions."""
+    from lingshu_rl.train import sample
+
+    run.timeline.begin(number)
+    batch = await sample(run, number, list(prompts))
+    if len(batch.train) != len(prompts):
+        raise SystemExit(f"{len(batch.train)} of {len(prompts)} groups would be trained on: {batch.refused}")
+    run.folder.write_rollouts(number, batch.groups, batch.advantages)
+    return batch
 
 
 def main() -> None:
@@ -226,41 +276,60 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--side", type=int, default=1024, help="pixels of an image's sides")
+    parser.add_argument(
+        "--growth", type=int, default=32, help="prompts at which samples and slices are doubled; 0 = none"
+    )
     parser.add_argument("--quick", action="store_true", help="4 and 8 small prompts")
     parser.add_argument("--serve", nargs=2, type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(*options.serve)
         return
     if options.quick:
-        options.prompts, options.group, options.tokens, options.side = [4, 8], 2, 64, 112
+        options.prompts, options.group, options.tokens, options.side, options.growth = [4, 8], 4, 64, 112, 8
     if options.one:
-        print(json.dumps(measure(options.one, options.side, options.group, options.tokens)))
+        print(json.dumps(measure(**json.loads(options.one))))
         return
     from workload import write
 
-    points: list[dict[str, Any]] = []
-    for count in options.prompts:
-        words = [f"--{key}={getattr(options, key)}" for key in ("group", "tokens", "side")]
-        done = subprocess.run(
-            [sys.executable, __file__, f"--one={count}", *words], stdout=subprocess.PIPE, text=True, check=True,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-        )  # fmt: skip
-        points.append(json.loads(done.stdout.splitlines()[-1]))
-        one = points[-1]
-        print(
-            f"{one['prompts']:4} prompts x {one['group_size']}: {one['step_s']:7.1f} s, processor {one['cpu_s']:7.1f} s, memory "
-            f"+{one['peak_mb']:6.0f} MiB, sent {one['out_mb']:7.0f} MiB, received {one['in_mb']:6.0f} MiB",
-            flush=True,
-        )
+    plain = {"side": options.side, "group": options.group, "tokens": options.tokens, "slices": 1}
+    points = [one({**plain, "count": count}) for count in options.prompts]
     for a, b in pairwise(points):
-        times = b["prompts"] / a["prompts"]
-        print(
-            f"x{times:g} prompts: processor x{b['cpu_s'] / a['cpu_s']:.2f}, memory x{b['peak_mb'] / a['peak_mb']:.2f}"
-        )
+        told(f"x{b['prompts'] / a['prompts']:g} prompts", a, b)
+    if options.growth:
+        small = {**plain, "count": options.growth, "side": max(112, options.side // 4)}
+        half, whole = (one({**small, "group": n}) for n in (options.group // 2, options.group))
+        told("x2 samples", half, whole)
+        few, many = (one({**small, "count": options.growth // 4, "slices": n}) for n in (8, 64))
+        told(f"x8 slices, x{many['prompt_tokens'] / few['prompt_tokens']:.2f} tokens of a prompt", few, many)
+        points += [half, whole, few, many]
     if options.out:
         write(options.out, points)
+
+
+def one(words: dict[str, int]) -> dict[str, Any]:
+    """`measure` in a process of its own, and a line of it."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", json.dumps(words)], stdout=subprocess.PIPE, text=True, check=True,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(
+        f"{found['prompts']:4} prompts of {found['slices']} x {found['group_size']}: {found['step_s']:6.1f} s, processor "
+        f"{found['cpu_s']:6.2f} s, memory +{found['peak_mb']:5.0f} MiB, sent {found['out_mb']:5.0f} MiB, received "
+        f"{found['in_mb']:4.0f} MiB; {found['rows']} rows in {found['rows_s']:.2f} s",
+        flush=True,
+    )
+    return found
+
+
+def told(what: str, a: dict[str, Any], b: dict[str, Any]) -> None:
+    print(
+        f"{what}: "
+        + ", ".join(f"{name} x{b[key] / a[key]:.2f}" for name, key in
+                    (("processor", "cpu_s"), ("memory", "peak_mb"), ("sent", "out_mb"), ("rows", "rows_s")))
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

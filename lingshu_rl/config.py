@@ -224,7 +224,6 @@ REAL_RUN: Mapping[str, Any] = {
     "train.lr": 1e-6,
     "train.lr_schedule": "constant",
     "rollout.max_tokens": 1024,
-    "packing.token_budget": 8192,
     "eval.every": 50,
     "eval.limit": 500,
 }

@@ -88,8 +88,8 @@ def measure(policy: Any, groups: Sequence[TrainGroup]) -> Measured:
     if policy.layout == "shared":
         few = [g.tokens for g in groups[:SAMPLE]]
         found["dense"] = Gap.of(own[:SAMPLE], policy.logprobs(few, layout="dense"))
-    if seeing := [i for i, g in enumerate(groups) if g.tokens.vision][:SAMPLE]:
-        blank = [replace(groups[i].tokens, vision=blank_vision(groups[i].tokens.vision)) for i in seeing]
+    if seeing := [i for i, g in enumerate(groups) if g.tokens.vision != {}][:SAMPLE]:
+        blank = [replace(groups[i].tokens, vision=blank_vision(policy.vision(groups[i].tokens))) for i in seeing]
         found["seeing"] = Gap.of([own[i] for i in seeing], [sampled[i] for i in seeing])
         found["blank"] = Gap.of(policy.logprobs(blank), [sampled[i] for i in seeing])
     return Measured(**found)

@@ -1,23 +1,28 @@
 """Images of rows as the model sees them: decoded in one place, resized once, and sent to everyone as the same bytes.
 
-Trainer, engine, reference, evaluation and SFT all read `Picture.png()`, so their pixels are the same by construction,
-whatever each one's decoder makes of EXIF, alpha or palettes.
+Trainer, engine, reference, evaluation and SFT all read `Picture.encoded()`, so their pixels are the same by construction,
+whatever each one's decoder makes of EXIF, alpha or palettes. A file in which there is nothing of that kind, and whose size
+is within the budget, is sent as it is stored.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import math
 import os
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lingshu_rl import png
 from lingshu_rl.volumes import View, content_size
 
 if TYPE_CHECKING:
@@ -26,9 +31,10 @@ if TYPE_CHECKING:
 MAX_PIXELS = 1 << 20
 MIN_PIXELS = 56 * 56
 MAX_ASPECT = 200  # longer over shorter side; processors of the Qwen family refuse more, and no patch shows much of it
-PREPARED = 64  # pictures whose bytes are kept: about those of a step that is under way
+KEPT_BYTES = 512 << 20  # of pictures that were prepared: those of a step under way, or of a small set over all epochs
 # Pillow's names of the formats that are read, whatever a file is called. Others start programs (PostScript).
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+FORMATS_SENT = ("PNG", "JPEG")  # of `Picture.encoded`
 
 _GREY = {"1", "L", "LA"}
 _COLOUR = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
@@ -36,6 +42,8 @@ _DEEP = re.compile(r";16[BLN]")  # of a decoder's raw mode: it drops the low byt
 _ORIENTATION = 0x0112  # EXIF's tag
 _SWAPPED = range(5, 9)  # orientations that swap the sides
 _XMP = ("XML:com.adobe.xmp", "xmp")
+_NOT_PLAIN = {"exif", "transparency", *_XMP}  # what changes how an image is seen
+_END_OF_JPEG = b"\xff\xd9"
 PHONE = "MPO"  # what Pillow calls several JPEGs in one file: the photo, then its preview or depth map
 
 
@@ -137,20 +145,21 @@ class Picture:
             return hashlib.sha256(self.source).digest()
         return os.path.basename(self.source), content_size(self.file)
 
-    def png(self) -> bytes:
-        """The prepared picture, 8 bits, grey or RGB. Raises UnreadablePicture."""
-        return _prepared(self)
+    def encoded(self) -> bytes:
+        """The prepared picture, 8 bits, grey or RGB, as PNG or JPEG. Raises UnreadablePicture."""
+        if (kept := _KEPT.get(self)) is None:
+            _KEPT.put(self, kept := _prepared(self))
+        return kept
 
     def pixels(self) -> Image:
         """RGB, of exactly these bytes. Raises UnreadablePicture."""
-        with opened(self.png()) as image:
-            return image.convert("RGB")
+        return decoded(self.encoded())
 
     def blank(self) -> Picture:
         """A grey one of the same size: the control for "does the model look at the image?"."""
         from PIL import Image
 
-        return replace(self, source=_as_png(Image.new("L", self.size, 128)))
+        return replace(self, source=png.write(Image.new("L", self.size, 128)))
 
     @property
     def told(self) -> str:
@@ -163,8 +172,8 @@ class Picture:
 
 
 @contextmanager
-def opened(source: str | Path | bytes) -> Iterator[Image]:
-    """An image by its content, of one of FORMATS; its pixels are decoded when they are asked for.
+def opened(source: str | Path | bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image]:
+    """An image by its content, of one of `formats`; its pixels are decoded when they are asked for.
 
     Everything in the library that reads an image file does so here. Raises UnreadablePicture for whatever is wrong with
     the file, found out inside the `with` block as well.
@@ -178,13 +187,13 @@ def opened(source: str | Path | bytes) -> Iterator[Image]:
             return
         if not isinstance(source, bytes) and not Path(source).is_file():  # nor a pipe, which would be waited for
             raise UnreadablePicture(f"image file not found: {source}")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
             yield image
     except UnreadablePicture:
         raise
     except UnidentifiedImageError as error:
         raise UnreadablePicture(
-            f"{told}: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file; save it as one"
+            f"{told}: it is no {', '.join(formats[:-1])} or {formats[-1]} file; save it as one"
         ) from error
     except Exception as error:  # damage shows as errors of Pillow, zlib, struct, a decoder or Python itself
         raise UnreadablePicture(f"{told}: {str(error) or type(error).__name__}") from error
@@ -276,16 +285,56 @@ def _aspect_fault(size: tuple[int, int], told: str) -> str | None:
     )
 
 
-@lru_cache(maxsize=PREPARED)
+class _Kept:
+    """The prepared bytes of the pictures used last, up to KEPT_BYTES in all. For any thread."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[Picture, bytes] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, picture: Picture) -> bytes | None:
+        with self._lock:
+            if picture in self._found:
+                self._found.move_to_end(picture)
+            return self._found.get(picture)
+
+    def put(self, picture: Picture, content: bytes) -> None:
+        with self._lock:
+            self._bytes += len(content) - len(self._found.pop(picture, b""))
+            self._found[picture] = content
+            while self._bytes > KEPT_BYTES:
+                self._bytes -= len(self._found.popitem(last=False)[1])
+
+
+_KEPT = _Kept()
+
+
 def _prepared(picture: Picture) -> bytes:
     from PIL import Image
 
     with opened(picture.source) as found:
+        if (stored := _as_stored(found, picture)) is not None:
+            return stored
         image = _on_white(upright(found))
     wanted = picture.budget.fit(*image.size)
     if image.size != wanted:
         image = image.resize(wanted, Image.Resampling.BICUBIC)
-    return _as_png(image)
+    return png.write(image)
+
+
+def _as_stored(image: Image, picture: Picture) -> bytes | None:
+    """The file's own bytes where every decoder makes the prepared pixels of them, else None. Decodes nothing."""
+    plain = (
+        image.format in ("PNG", "JPEG")
+        and image.mode in ("L", "RGB")
+        and not _DEEP.search(str(getattr(image, "tile", "")))
+    )
+    if not plain or image.size != picture.budget.fit(*image.size) or not image.info.keys().isdisjoint(_NOT_PLAIN):
+        return None
+    content = picture.source if isinstance(picture.source, bytes) else Path(picture.source).read_bytes()
+    whole = png.is_plain(content) if image.format == "PNG" else content.endswith(_END_OF_JPEG)
+    return content if whole else None
 
 
 def _on_white(image: Image) -> Image:
@@ -301,8 +350,13 @@ def _on_white(image: Image) -> Image:
     return ground.convert(mode)
 
 
-def _as_png(image: Image) -> bytes:
-    """Losslessly, with little compression: the bytes go to a process of this cluster and are read once."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+def decoded(content: bytes) -> Image:
+    """RGB pixels of an encoded picture. Raises UnreadablePicture."""
+    with opened(content, FORMATS_SENT) as image:
+        return image.convert("RGB")
+
+
+def data_uri(content: bytes) -> str:
+    """Encoded bytes as an address that holds them."""
+    kind = "png" if content.startswith(png.SIGNATURE) else "webp" if content[8:12] == b"WEBP" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -22,6 +22,17 @@ GRAPHS_GB = 1.0  # CUDA graphs of an engine that is awake
 IMAGE_SHARE = 0.5  # assumed share of image tokens in a packed row
 
 
+LEAST_ROW = {
+    True: 8192,
+    False: 4096,
+}  # tokens of a row, on a GPU and on a CPU, where packing.token_budget is left to the run
+
+
+def row_tokens(config: Config, on_gpu: bool) -> int:
+    """packing.token_budget; where it is left to the run, the least that `plan.with_budget` chooses."""
+    return config.packing.token_budget or LEAST_ROW[on_gpu]
+
+
 def number_bytes(config: Config, on_gpu: bool) -> int:
     return 2 if config.train.computes_in(on_gpu) == "bfloat16" else 4
 
@@ -135,7 +146,7 @@ class PolicyMemory:
 
     def activations(self) -> dict[str, float]:
         """Bytes of one row of packing.token_budget tokens, half of them an image's, and of the output head's chunk."""
-        tokens = self.config.packing.token_budget
+        tokens = row_tokens(self.config, self.on_gpu)
         recompute = self.config.train.recomputes(self.on_gpu)
         kept = _kept(self.shape.text, tokens, self.number, recompute)
         if self.shape.vision is not None and self.shape.trains_vision:
@@ -222,7 +233,7 @@ class EngineMemory:
 
 def reference_parts(config: Config, shape: Shape, number: int, on_gpu: bool) -> dict[str, float]:
     """One GPU of a frozen replica: weights, and what one layer and the head's chunk need for a row."""
-    tokens = config.packing.token_budget
+    tokens = row_tokens(config, on_gpu)
     layer = tokens * shape.text.saved_numbers(number, singles=4)
     head = vocabulary_bytes(replace(shape, trains_head=False), tokens, number, on_gpu)
     weights = shape.parameters * number / config.reference.tensor_parallel

@@ -122,11 +122,11 @@ class PackingConfig:
     """How groups become rows for the model."""
 
     layout: str = "shared"  # shared: each prompt once | dense: padded batches, each completion with its prompt
-    token_budget: int = 4096  # tokens of a row; more needs more memory
+    token_budget: int = 0  # tokens of a row; 0 = chosen by the longest prompt, its completions and memory
     attention: str = "sdpa"  # sdpa | flex (block masks, CUDA only)
 
     def __post_init__(self) -> None:
         _one_of("packing", "layout", self.layout, LAYOUTS)
         _one_of("packing", "attention", self.attention, ATTENTION)
-        if self.token_budget < 1:
-            raise ValueError(f"packing.token_budget={self.token_budget} must be at least 1")
+        if self.token_budget < 0:
+            raise ValueError(f"packing.token_budget={self.token_budget} must not be negative")

@@ -6,12 +6,21 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lingshu_rl.config import Config, ConfigError, load_config
-from lingshu_rl.memory import EngineMemory, PolicyMemory, number_bytes, reference_parts, sent_bytes
+from lingshu_rl.memory import (
+    LEAST_ROW,
+    EngineMemory,
+    PolicyMemory,
+    number_bytes,
+    reference_parts,
+    row_tokens,
+    sent_bytes,
+)
 from lingshu_rl.model.shape import Shape, UnknownModelError, read_shape
 from lingshu_rl.processes.locks import unheld
 from lingshu_rl.processes.placement import (
@@ -101,6 +110,7 @@ class Plan:
             f"a step: {train.prompts_per_step} prompts x {train.group_size} = {samples} samples, up to "
             f"{samples * config.rollout.max_tokens:,} tokens; {self.sent_gb:.3g} GB of weights to each engine"
         )
+        yield f"a row of the update: up to {row_tokens(config, bool(self.machine.gpus)):,} tokens (packing.token_budget)"
         if self.cache_tokens:
             yield f"an engine's cache holds {self.cache_tokens:,} tokens at once"
         if self.host_gb:
@@ -161,13 +171,54 @@ def plan_here(config: Config) -> Plan:
 
 
 def plan_dry(config: Config, here: Machine) -> Plan:
-    """The plan for this machine if it has GPUs, else for `devices.assume`, with a rank for each of the policy's GPUs."""
+    """The plan of a dry run."""
+    return make_plan(config, *planned_for(config, here))
+
+
+def planned_for(config: Config, here: Machine) -> tuple[Machine, Ranks]:
+    """This machine if it has GPUs, else what `devices.assume` describes, with a rank for each of the policy's GPUs."""
     if here.gpus or not config.devices.assume:
-        return make_plan(config, here, Ranks.launched())
+        return here, Ranks.launched()
     machine = Machine.assume(**config.devices.assume)
     named = parse_devices("policy", config.devices.policy)
     ranks = len(named[1]) if named and named[0] == "cuda" else len(machine.gpus)
-    return make_plan(config, machine, Ranks(ranks, ranks * machine.nodes))
+    return machine, Ranks(ranks, ranks * machine.nodes)
+
+
+REPEATED = 0.1  # of a group's tokens, which its prompt may be repeated for in further rows
+
+
+def with_budget(config: Config, longest: int, machine: Machine, ranks: Ranks) -> Config:
+    """The config with packing.token_budget, unless it is given: few rows for a group of the longest prompt, as they fit.
+
+    longest: its tokens. Over k rows a group has its prompt k times: k is the most at which that costs a tenth more, or the
+    least above it whose rows the devices hold by the plan.
+    """
+    if config.packing.token_budget:
+        return config
+    group, completion, least = config.train.group_size, config.rollout.max_tokens, LEAST_ROW[bool(machine.gpus)]
+    few = 1 + int(REPEATED * (longest + group * completion) / longest)
+    budgets = [max(least, longest + math.ceil(group / rows) * completion) for rows in range(min(few, group), group + 1)]
+    found = [replace(config, packing=replace(config.packing, token_budget=budget)) for budget in dict.fromkeys(budgets)]
+    return next((one for one in found if make_plan(one, machine, ranks).fits), found[-1])
+
+
+def rows_told(config: Config, longest: int) -> Iterator[str]:
+    """What packing.token_budget, given or chosen, makes of the largest group of the longest prompt, for a reader."""
+    budget, group, completion = config.packing.token_budget, config.train.group_size, config.rollout.max_tokens
+    if config.packing.layout == "dense" or not budget:
+        return
+    rows = math.ceil(group / max(1, (budget - longest) // completion))
+    times = (rows * longest + group * completion) / (longest + group * completion)
+    yield (
+        f"rows: up to {budget:,} tokens (packing.token_budget); {group} completions of {completion:,} tokens after the longest "
+        f"prompt fill {rows} of them, {times:.2f} times the tokens of one"
+    )
+    if times > 1 + 3 * REPEATED:
+        yield (
+            f"WARNING: packing.token_budget={budget} repeats a prompt of {longest:,} tokens for every "
+            f"{math.ceil(group / rows)} of its completions; a larger one, or 0, which chooses by prompts and memory, is faster"
+        )
 
 
 def gpus_for_weights(shape: Shape, number: int, machine: Machine) -> int:

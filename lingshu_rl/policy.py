@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from lingshu_rl import weights
 from lingshu_rl.agreement import Agreement
 from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.memory import row_tokens
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import load_model, resolve_dtype
 from lingshu_rl.model.quantized import as_unquantized, dense_kind
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from lingshu_rl.model.families import ModelSpec
-    from lingshu_rl.model.packing import PackedRow
+    from lingshu_rl.model.packing import PackedRow, RowPlan
     from lingshu_rl.types import TokenGroup
 
 Item = TypeVar("Item")
@@ -37,26 +38,49 @@ Judge = Callable[[Agreement], None]
 Made = TypeVar("Made")
 
 
+class Dealt(Protocol):
+    """A row, or its plan."""
+
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def vision(self) -> Collection[str] | bool: ...
+
+
+Row = TypeVar("Row", bound=Dealt)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A row of this rank. counts: False for one that keeps the rank busy beside the others.
+
+    own_T: log-probs before the first optimiser step, or of the only one once it is scored. row: with its images encoded,
+    where it is kept from pass to pass; else it is made when its turn comes.
+    """
+
+    plan: RowPlan
+    counts: bool
+    own_T: torch.Tensor | None = None
+    row: PackedRow | None = None
+
+
 @dataclass(frozen=True)
 class Batch:
-    """What one optimiser step computes. rows: this rank's (row, whether it counts, log-probs before the first step).
-
-    total_rows: of all ranks, without repeated ones. The old log-probs are None when this step is the batch's only one.
-    """
+    """What one optimiser step computes. shares: this rank's. total_rows: of all ranks, without repeated ones."""
 
     groups: Sequence[TrainGroup]
     total_rows: int
-    rows: Sequence[tuple[PackedRow, bool, torch.Tensor | None]]
+    shares: Sequence[Share]
 
     def against_engine(self) -> list[Compared]:
         """(prompt id, the trainer's log-probs, the engine's) of each completion in the rows that count, on the CPU."""
         import torch
 
         found = []
-        for row, counts, own_T in self.rows:
-            if counts and own_T is not None:
-                parts = own_T.cpu().split([length for *_, length in row.members])
-                for (g, m, _), part in zip(row.members, parts, strict=True):
+        for share in self.shares:
+            if share.counts and share.own_T is not None:
+                members = share.plan.members([group.tokens for group in self.groups])
+                for (g, m, _), part in zip(members, share.own_T.cpu().split([n for *_, n in members]), strict=True):
                     group = self.groups[g]
                     found.append((group.tokens.key, part, torch.tensor(group.rollout_logprobs[m])))
         return found
@@ -71,6 +95,7 @@ class Policy:
         from lingshu_rl.model.families import model_spec
 
         self.config = config
+        self.token_budget = row_tokens(config, on_gpu)
         self.accelerator = make_accelerator(config, on_gpu)
         self.control = Control(self.rank, self.ranks)
         self.steps_taken = 0  # by the optimiser, the one under way among them
@@ -128,13 +153,11 @@ class Policy:
         self.control.know(prompts)
 
     def vision(self, group: TokenGroup) -> Mapping[str, torch.Tensor]:
-        """The group's image tensors; where the pixels were left out, from this rank's own prompt of that key.
+        """The group's image tensors; where they were left out, from this rank's own prompt of that key.
 
         Raises RuntimeError when that prompt is another one.
         """
-        from lingshu_rl.model.packing import lacks_pixels
-
-        if not lacks_pixels(group.vision):
+        if group.vision is not None:
             return group.vision
         prompt_ids, vision = self.encoder.encode(self.control.own(group.key))
         if prompt_ids != group.prompt_ids:
@@ -147,7 +170,7 @@ class Policy:
     def update(self, groups: Sequence[TrainGroup], step: int, judge: Judge = lambda _: None) -> dict[str, float]:
         """One batch: `train.optimizer_steps` optimiser steps, each over its share of the groups. Returns metrics.
 
-        Groups may come without pixels (see `packing.without_pixels`): a rank encodes those of the rows it computes.
+        Groups may come without their images: a rank processes those of the rows it computes.
         A batch without groups (all of one opinion) changes nothing. Only a batch of several steps is scored beforehand.
         The gradient of a step is that of sum over all tokens / global count, equal for any packing and any ranks.
         judge: is shown, on every rank, how trainer and engine agree on the batch; what it raises leaves the policy as it was.
@@ -190,7 +213,7 @@ class Policy:
         return group_logprobs(
             self.engine,
             groups,
-            token_budget=self.config.packing.token_budget,
+            token_budget=self.token_budget,
             layout=layout or self.layout,
             features=layout is None and self.keeps_features,
             vision=self.vision,
@@ -206,11 +229,11 @@ class Policy:
 
     def _deal(self, groups: Sequence[TrainGroup]) -> Batch:
         """One optimiser step's groups packed, and the rows of this rank."""
-        from lingshu_rl.model.packing import pack
+        from lingshu_rl.model.packing import plan_rows
 
-        rows = pack([g.tokens for g in groups], self.engine, self.config.packing.token_budget, self.layout)
-        mine = share_rows(rows, self.rank, self.ranks)
-        return Batch(groups, len(rows), [(row, counts, None) for row, counts in mine])
+        plans = plan_rows([g.tokens for g in groups], self.engine, self.token_budget, self.layout)
+        mine = share_rows(plans, self.rank, self.ranks)
+        return Batch(groups, len(plans), [Share(plan, counts) for plan, counts in mine])
 
     def _before_any_step(self, batch: Batch) -> Batch:
         """The batch with what its rows keep from before the first of several optimiser steps.
@@ -222,21 +245,34 @@ class Policy:
 
         from lingshu_rl.model.logprobs import completion_logprobs, with_image_features
 
-        rows = []
-        for (row, counts, _), seen in zip(batch.rows, self._with_pixels(batch), strict=True):
+        shares = []
+        for share, row in zip(batch.shares, self._rows(batch), strict=True):
             if self.keeps_features:
-                row = seen = with_image_features(self.engine, seen)
+                row = with_image_features(self.engine, row)
             with torch.no_grad():
-                old_T = completion_logprobs(self.engine, seen, **self.scoring).logprobs_T
-            rows.append((row, counts, old_T))
-        return Batch(batch.groups, batch.total_rows, rows)
+                old_T = completion_logprobs(self.engine, row, **self.scoring).logprobs_T
+            shares.append(replace(share, own_T=old_T, row=row if self.keeps_features else None))
+        return replace(batch, shares=shares)
 
-    def _with_pixels(self, batch: Batch) -> Iterator[PackedRow]:
-        """The rows with their images, each encoded while the row before it is computed; none is kept here."""
-        from lingshu_rl.model.packing import with_pixels
+    def _rows(self, batch: Batch) -> Iterator[PackedRow]:
+        """The rows with their images, each made while the row before it is computed; none is kept here.
+
+        Parts of one group often stand in rows that follow each other: its images are processed once for these.
+        """
+        from lingshu_rl.model.packing import build_row
 
         groups = [group.tokens for group in batch.groups]
-        return one_ahead(lambda row: with_pixels(row, groups, self.vision), [row for row, *_ in batch.rows])
+        last: dict[str, Mapping[str, torch.Tensor]] = {}
+
+        def make(share: Share) -> PackedRow:
+            nonlocal last
+            if share.row is not None:
+                return share.row
+            here = [groups[g] for g in sorted(share.plan.groups)]
+            last = {group.key: last.get(group.key) or self.vision(group) for group in here}
+            return build_row(share.plan, groups, self.engine, lambda group: last[group.key])
+
+        return one_ahead(make, batch.shares)
 
     def _gradient(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """One optimiser step's gradient, which waits for `engine.step`; the batch as it was scored, and metrics."""
@@ -248,14 +284,14 @@ class Policy:
         sums: dict[str, torch.Tensor] = {}
         scored = []
         forget_gradients(self.engine.optimizer)
-        for i, ((empty, counts, old_T), row) in enumerate(zip(batch.rows, self._with_pixels(batch), strict=True)):
-            self.engine.set_gradient_accumulation_boundary(is_boundary=i == len(batch.rows) - 1)
+        for i, (share, row) in enumerate(zip(batch.shares, self._rows(batch), strict=True)):
+            self.engine.set_gradient_accumulation_boundary(is_boundary=i == len(batch.shares) - 1)
             scores = completion_logprobs(self.engine, row, entropy=True, **self.scoring)
             fields = row_tensors(row, batch.groups, scores.logprobs_T.device)
             loss, metrics = policy_loss(
                 scores.logprobs_T,
                 entropy_T=scores.entropy_T,
-                old_logprobs_T=old_T,
+                old_logprobs_T=share.own_T,
                 config=self.config.loss,
                 total_tokens=tokens,
                 total_sequences=sequences,
@@ -263,12 +299,12 @@ class Policy:
                 **fields,
             )
             # DeepSpeed averages gradients over ranks; the loss is already divided by the global count.
-            self.engine.backward(loss * (self.ranks if counts else 0.0))
-            scored.append((empty, counts, scores.logprobs_T.detach()))
-            if counts:
+            self.engine.backward(loss * (self.ranks if share.counts else 0.0))
+            scored.append(replace(share, own_T=scores.logprobs_T.detach()))
+            if share.counts:
                 for key, value in metrics.items():
                     sums[key] = sums.get(key, 0) + value.detach().float()
-        return replace(batch, rows=scored), {**self._sum(sums), "rows": float(batch.total_rows)}
+        return replace(batch, shares=scored), {**self._sum(sums), "rows": float(batch.total_rows)}
 
     def _sum(self, sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """Over the ranks."""
@@ -487,7 +523,7 @@ def row_layout(config: Config, spec: ModelSpec, on_gpu: bool) -> tuple[str, str]
     return config.packing.layout, ""
 
 
-def share_rows(rows: Sequence[PackedRow], rank: int, ranks: int) -> list[tuple[PackedRow, bool]]:
+def share_rows(rows: Sequence[Row], rank: int, ranks: int) -> list[tuple[Row, bool]]:
     """This rank's rows, largest first dealt to the least loaded rank. Deterministic, alike on every rank.
 
     Rows with and without images are dealt apart, and each rank gets equally many of either, in the same order: a rank
@@ -495,13 +531,13 @@ def share_rows(rows: Sequence[PackedRow], rank: int, ranks: int) -> list[tuple[P
     If not, a ZeRO-3 rank would wait for weights that another never fetches, and a ZeRO-2 rank would add up a bucket of
     gradients that another lacks. Rows with images come last, as what is reduced is what the last backward reached.
     """
-    mine: list[tuple[PackedRow, bool]] = []
+    mine: list[tuple[Row, bool]] = []
     for seeing in (False, True):
         kind = [row for row in rows if bool(row.vision) == seeing]
         if not kind:
             continue
         loads = [0] * ranks
-        shares: list[list[PackedRow]] = [[] for _ in range(ranks)]
+        shares: list[list[Row]] = [[] for _ in range(ranks)]
         most = -(-len(kind) // ranks)
         for row in sorted(kind, key=lambda r: -r.tokens):
             target = min(range(ranks), key=lambda r: (len(shares[r]) >= most, loads[r]))

@@ -18,7 +18,9 @@ from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.lengths import Length, Lengths, Limit, PictureTokens
 from lingshu_rl.model.loading import has_tokenizer, model_context
 from lingshu_rl.model.shape import UnknownModelError, is_published, read_shape
+from lingshu_rl.plan import planned_for, rows_told, with_budget
 from lingshu_rl.policy import check_choices
+from lingshu_rl.processes.placement import this_machine
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.rewarding import instruction_of, read_of, reward_of
 from lingshu_rl.rollout.client import SilentServer, served_context
@@ -205,4 +207,7 @@ def foreseen(config: Config) -> tuple[Config, list[str]]:
         context = None
         lines.append(f"no prompt is held against the servers' max_model_len: {error}")
     found = count_prompts(config, encoder, context)
-    return with_context(config, found.needed(config)), [*told(config, found), *lines]
+    longest = found.longest()[1].total
+    sized = with_context(config, found.needed(config))
+    sized = with_budget(sized, longest, *planned_for(config, this_machine()))
+    return sized, [*told(config, found), *rows_told(sized, longest), *lines]

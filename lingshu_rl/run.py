@@ -24,9 +24,10 @@ from lingshu_rl.folders import own, this_process
 from lingshu_rl.launches import check_sight, launches, transfer_kind
 from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
+from lingshu_rl.model.lengths import Lengths
 from lingshu_rl.model.loading import model_path
 from lingshu_rl.optimizers import OPTIMIZERS, check_package
-from lingshu_rl.plan import Plan, plan_here
+from lingshu_rl.plan import Plan, plan_here, rows_told, with_budget
 from lingshu_rl.policy import Policy, check_choices
 from lingshu_rl.processes.fleet import JUDGE, REFERENCE, ROLLOUT, Fleet
 from lingshu_rl.processes.lease import Lease
@@ -47,7 +48,7 @@ from lingshu_rl.state import RunState, data_changes, seen
 from lingshu_rl.stream import PromptStream, make_stream
 from lingshu_rl.threads import in_thread
 from lingshu_rl.timeline import Timeline
-from lingshu_rl.types import Experience, Prompt, TrainGroup
+from lingshu_rl.types import Experience, ProcessorInputs, Prompt, TrainGroup
 
 T = TypeVar("T")
 MIDWAY = -1  # the version of a policy that an update left between two steps
@@ -57,8 +58,8 @@ REFUSED_OF = 100  # prompts at the least that the share of refused ones is taken
 class Run:
     """Everything a training step needs.
 
-    Set by `open_run`: rollout, reference and rewards on the main rank alone (reference: None without a KL term); engine:
-    this rank's own with rollout.placement=colocate, else None.
+    Set by `open_run`: rollout, reference, rewards and lengths on the main rank alone (reference: None without a KL term);
+    engine: this rank's own with rollout.placement=colocate, else None.
     """
 
     rollout: RolloutClient
@@ -67,6 +68,7 @@ class Run:
     engine: InProcessEngine | None
     transfer: Transfer
     encoder: PromptEncoder
+    lengths: Lengths
     stream: PromptStream[Prompt]
     test: Sequence[Prompt]
     source_of: Callable[[str], str]  # of a mixture, by a prompt's id
@@ -95,6 +97,21 @@ class Run:
     async def on_main(self, work: Callable[[], Awaitable[T]], *, urgent: bool = True) -> T:
         """Run `work` on the main rank; every rank gets its result or its exception. See `MainRank.run`."""
         return await self.main.run(work, urgent=urgent)
+
+    def inputs(self, prompt: Prompt, read: tuple[int, ...]) -> ProcessorInputs:
+        """What the processor reads of a prompt, of which the engine read these tokens. On the main rank.
+
+        Raises RunStopped when they are others than the trainer's: by their number, for which no image is decoded; whoever
+        processes the images compares them one by one. Raises OSError and TemplateError for a prompt that cannot be read.
+        """
+        inputs = self.encoder.inputs(prompt)
+        (length,) = self.lengths.count([prompt])
+        if length.total != len(read) and self.encoder.read(inputs)[0] != read:
+            raise RunStopped(
+                f"prompt {prompt.id!r}: the engine read {len(read)} tokens, the trainer's processor makes {length.total}; "
+                "both must use the same processor files and pixel limits"
+            )
+        return inputs
 
     def note_draw(self, batch: Experience) -> None:
         """Count what the step drew, and say which prompts it goes without. Raises PromptRefused when they are too many."""
@@ -293,12 +310,14 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     encoder = PromptEncoder(config.model)
     # Servers that run elsewhere were started with a token (and folder) that the user put into both environments.
     token = os.environ.get(TOKEN_ENV) or secrets.token_urlsafe(24)
-    context = 0
+    sized: Config | None = None  # with what follows from the prompts
     if is_main:  # only this rank asks the engine, so only its prompts have to be within the engine's limit
         limit = await awaited_context(config, encoder, token)
         counted = count_prompts(config, encoder, limit, folder)
-        loaded, context = counted.sets, counted.needed(config)
-        for line in told(config, counted):
+        loaded, longest = counted.sets, counted.longest()[1].total
+        sized = with_context(config, counted.needed(config))
+        sized = with_budget(sized, longest, plan.machine, plan.ranks)
+        for line in (*told(config, counted), *rows_told(sized, longest)):
             progress.say(line)
     else:
         loaded = load_prompts(config, encoder)
@@ -315,18 +334,18 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     rewards = None
     fleet = Fleet()
     closing.push_async_callback(fleet.close)
-    if is_main:
-        rewards = build_rewards(config, prompts, progress)
-        closing.callback(rewards.close)
+    if sized is not None:
         progress.say(f"devices: {placement.describe()}")
         reference = reference_model(config, folder, checkpoint)
-        sized = with_context(config, context)
         to_start = launches(sized, placement, transfer=transfer, token=token, transfer_dir=shared, reference=reference)
         progress.say(f"starting {len(to_start)} server(s); logs in {folder.logs}")
         fleet.start(to_start, folder.logs)
         stop.listen()  # Ray took it
+        rewards = build_rewards(config, prompts, progress)  # their trial and the policy take no longer than the engines
+        closing.callback(rewards.close)
     policy = Policy(config, on_gpu=placement.policy.on_gpu)
-    config = with_context(config, policy.share(context))
+    asked, config = config, policy.share(sized)
+    plan, policy.token_budget = plan_here(config), config.packing.token_budget  # an engine gets what such rows leave
     run = Run(config, policy, folder, fleet=fleet, stop=stop, progress=progress)
     stop.between_steps = True
     run.timeline, run.test = timeline, test
@@ -338,12 +357,12 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
     run.encoder = encoder
     policy.know(ById(prompts, test), run.encoder)
     if rewards is not None:
-        run.rewards = rewards
+        run.rewards, run.lengths = rewards, counted.lengths["train"]
     checkpoint, token = policy.share((checkpoint, token))
     if checkpoint is not None:
         run.resume(checkpoint)
     if is_main:
-        folder.begin(config, run.state.step)
+        folder.begin(asked, run.state.step)  # that the same command goes on, whatever follows from prompts and machine
         for complaint in folder.complaints:
             progress.say(f"WARNING: {complaint}")
     progress.say(

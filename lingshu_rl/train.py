@@ -13,11 +13,10 @@ from typing import Any
 
 from lingshu_rl.advantages import denoised, gdpo_advantages, group_advantages, overlong_penalty
 from lingshu_rl.config import Config
-from lingshu_rl.failures import PromptRefused, RunStopped
+from lingshu_rl.failures import PromptRefused
 from lingshu_rl.firstbatch import check_first_batch
 from lingshu_rl.heldout import evaluate
 from lingshu_rl.model.encoder import TemplateError
-from lingshu_rl.model.packing import without_pixels
 from lingshu_rl.objective import Noise
 from lingshu_rl.overlap import Ahead
 from lingshu_rl.results import finish, log_step
@@ -143,25 +142,22 @@ async def prepare(
     kept = [(m.rollout, a) for m, a in zip(group.members, advantages, strict=True) if a is not None]
     if not any(a for _, a in kept):
         return advantages, None
+    prompt, prompt_ids = group.prompt, kept[0][0].prompt_ids
     try:
-        prompt_ids, vision = await in_thread(run.encoder.encode, group.prompt)
+        inputs = await in_thread(run.inputs, prompt, prompt_ids)
     except (OSError, TemplateError) as error:  # its image was readable when the engine was asked
-        return advantages, f"the trainer cannot read prompt {group.prompt.id!r} any more: {error}"
-    if prompt_ids != kept[0][0].prompt_ids:
-        raise RunStopped(
-            f"prompt {group.prompt.id!r}: the engine read {len(kept[0][0].prompt_ids)} tokens, the trainer's processor "
-            f"makes {len(prompt_ids)}; both must use the same processor files and pixel limits"
-        )
-    tokens = TokenGroup(group.prompt.id, prompt_ids, tuple(r.token_ids for r, _ in kept), vision)
+        return advantages, f"the trainer cannot read prompt {prompt.id!r} any more: {error}"
+    # Its images are left out: the reference processes them, and each rank those of the rows that it updates on.
+    tokens = TokenGroup(prompt.id, prompt_ids, tuple(r.token_ids for r, _ in kept), None if prompt.images else {})
     reference = None
     if run.reference is not None:
         try:
             with run.timeline.of("reference", step):
-                reference = (await run.reference.logprobs([tokens]))[0]
+                reference = (await run.reference.logprobs([tokens], [inputs]))[0]
         except PromptRefused as refusal:
             return advantages, str(refusal)
     logprobs = tuple(rollout.logprobs for rollout, _ in kept)
-    return advantages, TrainGroup(without_pixels(tokens), tuple(a for _, a in kept), logprobs, reference)
+    return advantages, TrainGroup(tokens, tuple(a for _, a in kept), logprobs, reference)
 
 
 def advantages_of(group: Group, config: Config, noise: Noise | None = None) -> tuple[float | None, ...]:

@@ -99,17 +99,26 @@ class Group:
 
 
 @dataclass(frozen=True)
+class ProcessorInputs:
+    """What a model's processor reads of one prompt. text: as the template writes it. images: encoded (`Picture.encoded`)."""
+
+    text: str
+    images: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
 class TokenGroup:
     """One prompt and its completions as tokens: the unit that packing shares and that travels to the reference.
 
     vision: the processor's tensors for this prompt's images (pixel_values, image_grid_thw, ...), empty without images.
-    Their floats may be left out (`packing.without_pixels`): they are many, and every rank can make them from its prompts.
+    None where they are left out: they are large, and who computes the group makes them, from its own prompt of that key or
+    from the `ProcessorInputs` that came along.
     """
 
     key: str
     prompt_ids: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
-    vision: Mapping[str, torch.Tensor]
+    vision: Mapping[str, torch.Tensor] | None
 
 
 @dataclass(frozen=True)

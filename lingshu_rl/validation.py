@@ -25,12 +25,12 @@ Rule = tuple[Any, str]  # whether it is broken, and what to tell then
 
 AT_LEAST_1 = (
     "train.steps train.prompts_per_step train.group_size train.optimizer_steps rollout.max_tokens rollout.concurrency "
-    "packing.token_budget checkpoint.keep_last data.side_multiple judge.probe_rows reference.tensor_parallel".split()
+    "checkpoint.keep_last data.side_multiple judge.probe_rows reference.tensor_parallel".split()
 )
 NOT_NEGATIVE = (
     "rollout.servers rollout.retries rollout.request_timeout_s rollout.start_timeout_s reference.replicas reference.retries "
     "reference.refresh_every reference.request_timeout_s reference.start_timeout_s run.max_restarts train.warmup_steps "
-    "train.weight_decay train.max_grad_norm train.max_refills loss.kl_coef eval.every eval.limit checkpoint.every "
+    "packing.token_budget train.weight_decay train.max_grad_norm train.max_refills loss.kl_coef eval.every eval.limit checkpoint.every "
     "rewards.timeout_s judge.start_timeout_s".split()
 )
 SHARES = "rewards.max_failed_share data.max_refused_share judge.max_false_pay judge.max_false_refusal".split()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lingshu_rl.model.groups import group_logprobs
+from lingshu_rl.model.packing import own_vision
 from lingshu_rl.types import TokenGroup, TrainGroup
 
 Vision = dict[str, Tensor]
@@ -48,6 +49,9 @@ class Trainer:
     def __init__(self, model: Any, banned: Sequence[int], temperature: float = 1.0) -> None:
         self.model, self.banned, self.temperature = model, banned, temperature
         self.layout, self.dtype = "shared", next(model.parameters()).dtype
+
+    def vision(self, group: TokenGroup) -> Mapping[str, Tensor]:
+        return own_vision(group)
 
     def logprobs(self, groups: Sequence[TokenGroup], layout: str | None = None) -> list[tuple[Tensor, ...]]:
         return group_logprobs(

@@ -26,7 +26,6 @@ from lingshu_rl.config import load_config
 from lingshu_rl.data.load import load
 from lingshu_rl.model import logprobs
 from lingshu_rl.model.encoder import PromptEncoder
-from lingshu_rl.model.packing import without_pixels
 from lingshu_rl.policy import Policy
 from lingshu_rl.types import TokenGroup, TrainGroup
 from lingshu_rl.weights import model_tensors
@@ -74,11 +73,11 @@ def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) 
     if case["late"]:
         keep_waiting(policy)
     if not case["pixels"]:
-        groups = [replace(group, tokens=without_pixels(group.tokens)) for group in groups]
+        groups = [replace(g, tokens=replace(g.tokens, vision=None)) if g.tokens.vision else g for g in groups]
     if case["again"]:
         policy.update(groups, 0)
     if case["text"]:
-        groups = [group for group in groups if not group.tokens.vision]
+        groups = [group for group in groups if group.tokens.vision == {}]
     message = len(policy.control.pack(groups))
     groups = policy.share(groups if policy.rank == 0 else None)
     weights = case["kept"] == "weights"

@@ -195,3 +195,15 @@ def test_loading_is_measured_with_and_without_counting():
     assert len(found) == 8 and all(point["rows"] == 120 for point in found.values())
     for name, point in found.items():
         assert ("longest" in point) == name.endswith("counted")
+
+
+@pytest.mark.slow
+def test_what_a_step_costs_the_trainer_is_measured_at_several_sizes(tmp_path):
+    out = tmp_path / "scale.json"
+    said = bench("scale.py", "--quick", "--out", out)
+    points = json.loads(out.read_text())["points"]
+    assert [(p["prompts"], p["slices"], p["group_size"]) for p in points] == [
+        (4, 1, 4), (8, 1, 4), (8, 1, 2), (8, 1, 4), (2, 8, 4), (2, 64, 4)
+    ]  # fmt: skip
+    assert all(p["cpu_s"] > 0 and p["rows"] > 0 and p["out_mb"] < 2 for p in points)
+    assert "x2 prompts: processor" in said and "x2 samples: processor" in said and "x8 slices" in said

@@ -18,6 +18,7 @@ from lingshu_rl.config import load_config
 from lingshu_rl.failures import PromptRefused
 from lingshu_rl.images import UnreadablePicture
 from lingshu_rl.mainrank import Preempted
+from lingshu_rl.model.lengths import Length
 from lingshu_rl.processes.fleet import Fleet
 from lingshu_rl.processes.lease import Taken
 from lingshu_rl.processes.workers import WorkerError
@@ -29,7 +30,7 @@ from lingshu_rl.rollout.client import read_rollouts
 from lingshu_rl.rollout.sampler import RolloutError, Sampler
 from lingshu_rl.runfolder import RunFolder, RunFolderError
 from lingshu_rl.stream import PromptStream
-from lingshu_rl.types import Prompt
+from lingshu_rl.types import ProcessorInputs, Prompt
 from rewards import Reward, RewardResult
 from rewards.executor import Executor, RewardFailure
 
@@ -159,14 +160,15 @@ def trained(folder, machine, *settings):
         run.rewards = Rewards(executor, {}, judge)
         run.transfer = Transfer(machine, run.rollout)
 
-        def encode(prompt):
+        def inputs(prompt):
             machine.at("encode")
-            return (1, 2), {}
+            return ProcessorInputs("?", ())
 
-        run.encoder = SimpleNamespace(encode=encode, save=lambda folder: None)
+        run.encoder = SimpleNamespace(inputs=inputs, save=lambda folder: None)
+        run.lengths = SimpleNamespace(count=lambda prompts: [Length(p.id, 2, 0) for p in prompts])
         scored = lambda tokens: [[torch.zeros(len(c)) for c in g.completions] for g in tokens]  # noqa: E731
 
-        async def logprobs(tokens):
+        async def logprobs(tokens, inputs):
             machine.at("reference")
             return scored(tokens)
 

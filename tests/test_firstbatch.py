@@ -26,6 +26,9 @@ class FakePolicy:
     def __init__(self, shared_error=0.0, sees=True):
         self.shared_error, self.sees = shared_error, sees
 
+    def vision(self, group):
+        return group.vision
+
     def logprobs(self, groups, layout=None):
         out = []
         for g in groups:

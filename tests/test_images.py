@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
+from lingshu_rl import images, png
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget, Picture, UnreadablePicture
 from lingshu_rl.rollout.client import chat_messages
@@ -57,7 +58,7 @@ def test_every_size_comes_within_the_budget_in_proportion_and_alike_for_all(size
     assert abs(width - size[0] * height / size[1]) <= max(1.0, size[0] / size[1]) + 1
     if MIN_PIXELS <= size[0] * size[1] <= MAX_PIXELS:
         assert (width, height) == size
-    assert Picture(picture.png()).size == picture.size  # preparing twice changes nothing
+    assert Picture(picture.encoded()).size == picture.size  # preparing twice changes nothing
 
 
 @pytest.mark.parametrize(("width", "height"), [(2400, 6), (6, 2400), (240, 1), (19990, 100)])
@@ -166,7 +167,7 @@ def test_a_format_that_is_not_listed_is_refused_whatever_the_file_is_called(name
         picture = Picture(source)
         assert "it is no PNG, JPEG," in str(picture.fault_in_header())
         with pytest.raises(UnreadablePicture, match="PPM file; save it as one"):
-            picture.png()
+            picture.encoded()
 
 
 def test_a_pil_image_of_such_a_format_is_refused_before_it_is_decoded(monkeypatch):
@@ -261,7 +262,7 @@ def test_a_file_that_is_gone_or_broken_is_named_when_it_is_wanted(tmp_path):
     path = tmp_path / "gone.png"
     assert Picture(str(path)).fault_in_header() == f"image file not found: {path}"
     path.write_bytes(b"no picture")
-    for wanted in (Picture(str(path)).png, Picture(str(path)).pixels, Picture(str(path)).blank):
+    for wanted in (Picture(str(path)).encoded, Picture(str(path)).pixels, Picture(str(path)).blank):
         with pytest.raises(UnreadablePicture, match=r"gone\.png"):
             wanted()
 
@@ -322,3 +323,74 @@ def test_sides_of_a_multiple_are_left_alone_by_the_processor(size):
     )
     _, rows, columns = processor(images=[picture.pixels()], return_tensors="pt")["image_grid_thw"][0].tolist()
     assert picture.size == picture.pixels().size == (14 * columns, 14 * rows)
+
+
+def with_chunk(content, kind, data=b""):
+    """The PNG with a chunk before its end."""
+    return content[:-12] + png._chunk(kind, data) + content[-12:]
+
+
+PLAIN = {
+    "png": encoded(film()),
+    "grey png": encoded(film(mode="L")),
+    "jpeg": encoded(film(), "JPEG"),
+    "ours": png.write(film()),
+}
+NOT_PLAIN = {
+    "too large": encoded(film(2000, 2000)),
+    "a turn behind the pixels": with_chunk(PLAIN["png"], b"eXIf", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+    "text": with_chunk(PLAIN["png"], b"tEXt", b"Comment\0hello"),
+    "more behind the end": PLAIN["png"] + b"more",
+    "a palette": encoded(film(mode="P")),
+    "a jpeg with exif": encoded(film(), "JPEG", exif=Image.Exif().tobytes()),
+    "another format": encoded(film(), "BMP"),
+}  # fmt: skip
+
+
+def test_a_plain_file_within_the_budget_is_sent_as_it_is_stored(tmp_path):
+    for name, content in PLAIN.items():
+        assert Picture(content).encoded() == content
+        path = tmp_path / name
+        path.write_bytes(content)
+        assert Picture(str(path), FREE).encoded() == content
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_any_other_file_is_sent_as_a_plain_png(name):
+    sent = Picture(NOT_PLAIN[name]).encoded()
+    assert sent != NOT_PLAIN[name] and png.is_plain(sent)
+    assert (as_the_engine_sees(Picture(NOT_PLAIN[name])) == np.asarray(Picture(NOT_PLAIN[name]).pixels())).all()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_file_that_was_cut_or_damaged_is_not_passed_on(name):
+    content = PLAIN[name]
+    with pytest.raises(UnreadablePicture):
+        Picture(content[: len(content) // 2]).encoded()
+    if name != "jpeg":  # which has no checksums
+        assert not any(
+            png.is_plain(content[:i] + bytes([content[i] ^ 4]) + content[i + 1 :]) for i in range(len(content))
+        )
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_png_of_ours_holds_the_pixels_it_was_written_from(mode):
+    random = np.random.default_rng(0)
+    for height, width in ((1, 1), (1, 9), (9, 1), (31, 57)):
+        pixels = random.integers(0, 256, (height, width, 3)[: 3 if mode == "RGB" else 2], dtype=np.uint8)
+        with Image.open(io.BytesIO(png.write(Image.fromarray(pixels)))) as image:
+            assert image.mode == mode and (np.asarray(image) == pixels).all()
+
+
+def test_prepared_bytes_are_kept_up_to_a_bound_those_used_last(monkeypatch):
+    monkeypatch.setattr(images, "KEPT_BYTES", 100)
+    kept = images._Kept()
+    one, two, three = (Picture(bytes([n])) for n in range(3))
+    kept.put(one, b"1" * 40)
+    kept.put(two, b"2" * 40)
+    kept.put(two, b"2" * 50)
+    assert kept.get(one) == b"1" * 40
+    kept.put(three, b"3" * 30)
+    assert (kept.get(one), kept.get(two), kept.get(three)) == (b"1" * 40, None, b"3" * 30)
+    kept.put(two, b"2" * 200)
+    assert [kept.get(picture) for picture in (one, two, three)] == [None] * 3

@@ -15,6 +15,7 @@ import torch
 
 from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.mainrank import Preempted, Stop
+from lingshu_rl.model.lengths import Length
 from lingshu_rl.overlap import Ahead
 from lingshu_rl.processes.fleet import Fleet
 from lingshu_rl.processes.pool import Pool
@@ -25,7 +26,7 @@ from lingshu_rl.run import Run, reference_model
 from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.stream import PromptStream
 from lingshu_rl.train import collect
-from lingshu_rl.types import Prompt, Rollout
+from lingshu_rl.types import ProcessorInputs, Prompt, Rollout
 from rewards.base import RewardResult
 
 
@@ -115,7 +116,8 @@ def a_run(tmp_path, *settings, policy=None, prompts=32):
     )
     items = [Prompt(str(i), ({"role": "user", "content": "?"},), (), "A", (), "open", {}) for i in range(4 * prompts)]
     run.stream = PromptStream(items, seed=0)
-    run.encoder = SimpleNamespace(encode=lambda prompt: ((1, 2), {}))
+    run.encoder = SimpleNamespace(inputs=lambda prompt: ProcessorInputs("?", ()))
+    run.lengths = SimpleNamespace(count=lambda prompts: [Length(p.id, 2, 0) for p in prompts])
     return run
 
 

@@ -21,8 +21,10 @@ from lingshu_rl.plan import (
     made_to_fit,
     make_plan,
     report,
+    rows_told,
     server_layout,
     what_helps,
+    with_budget,
 )
 from lingshu_rl.processes.placement import GIB, Machine, Ranks
 
@@ -213,6 +215,55 @@ def test_the_vocabularys_chunk_is_bounded():
     head = shape.vocab * shape.text.hidden * 6
     assert vocabulary_bytes(shape, 10**6, 2, on_gpu=True) == 2**27 * 10 + head
     assert vocabulary_bytes(shape, 100, 2, on_gpu=True) == 100 * shape.vocab * 10 + head
+
+
+# --- tokens of a row
+
+
+def budget(longest, *settings, machine=None):
+    config = load_config(None, [f"model={BIG}", "packing.token_budget=0", *settings])
+    machine = machine or Machine.assume(8)
+    sized = with_budget(config, longest, machine, Ranks(4, 4))
+    return sized.packing.token_budget, list(rows_told(sized, longest))
+
+
+GOAL = ["train.group_size=16", "rollout.max_tokens=1024"]
+
+
+@pytest.mark.parametrize(
+    ("longest", "settings", "expected"),
+    [
+        (600, ["train.group_size=8", "rollout.max_tokens=64"], 8192),  # several groups fill it
+        (4100, ["train.group_size=8", "rollout.max_tokens=1024"], 4100 + 8 * 1024),
+        (1400, GOAL, 1400 + 8 * 1024),  # the prompt twice: 8 % more
+        (300, GOAL, 8192),
+        (9000, ["train.group_size=8", "rollout.max_tokens=64"], 9000 + 8 * 64),
+    ],
+)
+def test_a_group_of_the_longest_prompt_fills_few_rows(longest, settings, expected):
+    chosen, told = budget(longest, *settings)
+    assert chosen == expected and len(told) == 1 and f"{expected:,} tokens" in told[0]
+
+
+def test_rows_are_no_larger_than_the_devices_hold():
+    settings = ["train.group_size=16", "rollout.max_tokens=8192", "train.gradient_checkpointing=false"]
+    large, _ = budget(30_000, *settings, machine=Machine.assume(8, 2000.0))
+    small, told = budget(30_000, *settings)
+    assert large == 30_000 + 16 * 8192 > small >= 30_000 + 8192
+    config = load_config(None, [f"model={BIG}", f"packing.token_budget={small}", *settings])
+    more = replace(config, packing=replace(config.packing, token_budget=large))
+    assert not make_plan(more, Machine.assume(8), Ranks(4, 4)).fits
+    assert "times the tokens of one" in told[0]
+
+
+def test_a_given_budget_stays_and_one_that_repeats_prompts_is_warned_of():
+    """A prompt of 4,100 tokens at 4,096: eight rows for eight short completions."""
+    given = ["packing.token_budget=4096", "train.group_size=8", "rollout.max_tokens=16"]
+    chosen, told = budget(4100, *given)
+    assert (
+        chosen == 4096 and "fill 8 of them, 7.79 times the tokens" in told[0] and told[1].startswith("WARNING: packing")
+    )
+    assert len(budget(1000, *given)[1]) == 1 and not budget(4100, *given, "packing.layout=dense")[1]
 
 
 # --- verdicts

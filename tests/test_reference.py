@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -490,3 +491,111 @@ def test_a_sharded_reference_gives_the_log_probs_of_a_whole_one(tmp_path):
     whole = ReferenceModel("demo", dtype="float32", device="cpu", layout="dense", token_budget=4096, temperature=1.0)
     own = decode_logprobs(whole.score(encode_groups([group])), [group])[0]
     assert max(float((a - b).abs().max()) for a, b in zip(served, own, strict=True)) < 1e-5
+
+
+# ------------------------------------------------------------------------------ images as files, processed by the server
+
+
+@pytest.fixture(scope="module")
+def reading():
+    """A reference that processes images itself, with a prompt as the trainer sends it, and the same as tensors."""
+    from lingshu_rl.data.load import load
+
+    model = ReferenceModel(
+        "demo", dtype="float32", device="cpu", layout="shared", token_budget=4096, temperature=1.0, processor="demo"
+    )
+    inputs = PromptEncoder("demo").inputs(load("demo:validation", instruction="short").prompts[0])
+    return model, replace(demo_group(), vision=None), inputs
+
+
+def test_images_sent_as_files_give_the_log_probs_of_their_tensors_to_the_bit(reading):
+    model, light, inputs = reading
+    with_tensors, with_files = encode_groups([demo_group()]), encode_groups([light], [inputs])
+    assert len(with_files) < len(with_tensors) / 10
+    (read,) = decode_groups(with_files, **model.limits)
+    assert all(read.vision[name].equal(tensor) for name, tensor in demo_group().vision.items())
+    (own,), (served,) = (decode_logprobs(model.score(body), [light]) for body in (with_tensors, with_files))
+    assert all(a.equal(b) for a, b in zip(own, served, strict=True))
+
+
+def film_of(width, height, kind="PNG"):
+    """A file of few bytes that says that it is so large."""
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("1" if kind == "PNG" else "L", (width, height)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def as_tensor(content):
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+SENT_WRONG = {
+    "a file of 100 megapixels": (lambda one: replace(one, images=(film_of(10_000, 10_000),)), "image 0 of 10000 x 10000 pixels is over what"),
+    "many small files": (lambda one: replace(one, images=one.images * 1000), "pixels is over what"),
+    "no image": (lambda one: replace(one, images=(b"no image",)), "image 0: unreadable image .* it is no PNG or JPEG file"),
+    "a file cut off": (lambda one: replace(one, images=(one.images[0][:500],)), "group 0: .*unreadable image"),
+    "another format": (lambda one: replace(one, images=(film_of(8, 8, "TIFF"),)), "it is no PNG or JPEG file"),
+    "another text": (lambda one: replace(one, text=one.text + "?"), "tokens came, and this server's processor makes"),
+    "another size": (lambda one: replace(one, images=(film_of(56, 112),)), "tokens came, and this server's processor makes"),
+    "one image more": (lambda one: replace(one, images=one.images * 2), "image_grid_thw does not make the 16 image tokens"),
+    "no image for the placeholder": (lambda one: replace(one, text="hello"), "group 0: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SENT_WRONG)
+def test_files_that_are_none_or_too_many_are_refused_before_anything_is_made_of_them(name, reading):
+    import tracemalloc
+
+    model, light, inputs = reading
+    change, told = SENT_WRONG[name]
+    body = encode_groups([light], [change(inputs)])
+    tracemalloc.start()
+    with pytest.raises(WireError, match=told):
+        decode_groups(body, **model.limits)
+    assert tracemalloc.get_traced_memory()[1] < 2 * len(body) + (4 << 20)
+    tracemalloc.stop()
+
+
+TEXT_WRONG = {
+    "a text without an image": ({"0/text": as_tensor(b"hello")}, "a text comes with its images"),
+    "an image without a text": ({"0/image/0": as_tensor(b"x")}, "unknown tensors"),
+    "an image of another number": ({"0/text": as_tensor(b"hello"), "0/image/7": as_tensor(b"x")}, "numbered from 0"),
+    "a text of numbers": ({"0/text": torch.ones(3), "0/image/0": as_tensor(b"x")}, "must be bytes"),
+    "a text that is none": ({"0/text": as_tensor(b"\xff\xfe"), "0/image/0": as_tensor(b"x")}, "not UTF-8"),
+    "a text of 5 MB": ({"0/text": torch.zeros(5 << 20, dtype=torch.uint8), "0/image/0": as_tensor(b"x")}, "at most"),
+    "tensors beside it": (
+        {"0/text": as_tensor(b"a"), "0/image/0": as_tensor(b"x"), "0/vision/pixel_values": torch.ones(4, 1176)}, "without image tensors"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEXT_WRONG)
+def test_a_text_and_its_images_come_whole_and_alone(name, reading):
+    more, told = TEXT_WRONG[name]
+    made = {"0/prompt": torch.tensor([1]), "0/lengths": torch.tensor([1]), "0/completions": torch.tensor([1])}
+    with pytest.raises(WireError, match=told):
+        decode_groups(save(made | more, metadata={"keys": '["a"]'}), **reading[0].limits)
+
+
+def test_a_server_without_a_processor_says_so(app, reading):
+    with pytest.raises(WireError, match="images must come as tensors here"):
+        decode_groups(encode_groups([reading[1]], [reading[2]]), **app[0].limits)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_mutation_of_a_request_with_files_brings_the_server_down(reading, seed):
+    import random
+
+    model, light, inputs = reading
+    draw, good = random.Random(seed), encode_groups([light], [inputs])
+    with TestClient(build_app(model), raise_server_exceptions=True) as http:
+        for _ in range(40):
+            body = bytearray(good)
+            for _ in range(draw.randrange(1, 40)):
+                body[draw.randrange(8, len(body))] = draw.randrange(256)
+            assert http.post("/logprobs", content=bytes(body), headers=AUTH).status_code in (200, 400, 422)
+        assert http.post("/logprobs", content=good, headers=AUTH).status_code == 200

@@ -10,7 +10,7 @@ from lingshu_rl.state import RunState
 from lingshu_rl.stream import PromptStream
 from lingshu_rl.timeline import Timeline
 from lingshu_rl.train import collect
-from lingshu_rl.types import Prompt, Rollout
+from lingshu_rl.types import ProcessorInputs, Prompt, Rollout
 from rewards.base import RewardResult
 
 
@@ -39,7 +39,7 @@ class Reference:
     def __init__(self):
         self.seen = []
 
-    async def logprobs(self, groups):
+    async def logprobs(self, groups, inputs):
         self.seen += [g.key for g in groups]
         return [tuple(None for _ in g.completions) for g in groups]
 
@@ -60,7 +60,7 @@ def a_run(teaches, *settings, cursor=0):
         rollout=Rollouts(),
         rewards=Rewards(),
         reference=Reference(),
-        encoder=SimpleNamespace(encode=lambda prompt: ((1, 2), {})),
+        inputs=lambda prompt, read: ProcessorInputs("?", ()),
     )
     return run
 

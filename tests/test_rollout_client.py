@@ -422,5 +422,6 @@ def test_images_stand_where_their_placeholders_were(tmp_path):
     file.write_bytes(png(kind="JPEG"))
     parts = chat_messages(prompt(images=(png((80, 60)), str(file))))[0]["content"]
     assert [p["type"] for p in parts] == ["image_url", "image_url", "text"]
-    sent = [base64.b64decode(p["image_url"]["url"].removeprefix("data:image/png;base64,")) for p in parts[:2]]
-    assert [Image.open(io.BytesIO(data)).size for data in sent] == [(80, 60), (60, 60)]
+    kinds, sent = zip(*(p["image_url"]["url"].split(";base64,") for p in parts[:2]), strict=True)
+    assert kinds == ("data:image/png", "data:image/jpeg")
+    assert [Image.open(io.BytesIO(base64.b64decode(data))).size for data in sent] == [(80, 60), (60, 60)]

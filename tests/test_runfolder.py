@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -285,3 +286,41 @@ def test_other_rows_are_refused_in_the_same_folder_and_named_in_a_fork(tmp_path)
     folder.forked = True
     folder.judge_changes(changed, "rows")
     assert "data.test: 1 rows -> 2 rows" in folder.complaints[0]
+
+
+def test_what_a_start_finds_out_is_not_asked_for_again_when_the_run_goes_on(tmp_path, monkeypatch):
+    """The engine's max_model_len and the token budget follow from prompts and machine; the same command must go on."""
+    import asyncio
+    import contextlib
+    from types import SimpleNamespace
+
+    from lingshu_rl import run as runs
+    from lingshu_rl.mainrank import Stop
+
+    config, started = load_config(None, [f"run.dir={tmp_path}", "rewards.preflight=false"]), []
+
+    def policy(config, on_gpu):
+        return SimpleNamespace(
+            accelerator=SimpleNamespace(is_main_process=True), share=lambda value: value, know=lambda *_: None, ranks=1,
+            parameters=0, zero_stage=0, layout_note="", start_trackers=lambda _: None,
+        )  # fmt: skip
+
+    def launches(config, *_, **__):
+        started.append((config.rollout.vllm["max_model_len"], config.packing.token_budget))
+        return []
+
+    async def connected(run, *_):
+        started.append((run.config.rollout.vllm["max_model_len"], run.policy.token_budget))
+
+    async def begin():
+        async with contextlib.AsyncExitStack() as closing:
+            run = await runs._open(config, Stop(), closing)
+            run.folder.save_checkpoint(
+                1, replace(run.state, step=1).to_json(), lambda folder: None, is_main=True, barrier=lambda: None, keep_last=1
+            )  # fmt: skip
+
+    for name, stand_in in {"Policy": policy, "launches": launches, "_connect": connected}.items():
+        monkeypatch.setattr(runs, name, stand_in)
+    asyncio.run(begin())
+    assert started[0] == started[1] and started[0][0] > config.rollout.max_tokens and started[0][1] == 4096
+    assert RunFolder(tmp_path).open(config) == RunFolder(tmp_path).checkpoint(1)

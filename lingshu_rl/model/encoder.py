@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.failures import RunStopped
+from lingshu_rl.images import decoded
 from lingshu_rl.model.loading import model_path, reading_model
-from lingshu_rl.types import Prompt
+from lingshu_rl.types import ProcessorInputs, Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -63,20 +64,29 @@ class PromptEncoder:
                 "the turns that it does not know, or give the model's folder another chat_template.jinja"
             ) from error
 
+    def inputs(self, prompt: Prompt) -> ProcessorInputs:
+        """What `read` takes; no pixel is decoded. Raises TemplateError and UnreadablePicture."""
+        return ProcessorInputs(self.render(prompt), tuple(picture.encoded() for picture in prompt.images))
+
     def encode(self, prompt: Prompt) -> tuple[tuple[int, ...], dict[str, torch.Tensor]]:
         """See the class. Raises TemplateError, naming the row, for a prompt that the processor cannot read."""
-        text = self.render(prompt)
-        if not prompt.images:
-            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), {}
-        if self.processor is None:
-            raise TemplateError(f"prompt {prompt.id!r} has images, and this model reads text alone")
-        images = [picture.pixels() for picture in prompt.images]
+        inputs = self.inputs(prompt)
         try:
-            encoded = self.processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+            return self.read(inputs)
+        except TemplateError as error:
+            raise TemplateError(f"prompt {prompt.id!r}: {error}") from error
+
+    def read(self, inputs: ProcessorInputs) -> tuple[tuple[int, ...], dict[str, torch.Tensor]]:
+        """`encode`, for whoever has not the prompt. Raises TemplateError for what the processor cannot read."""
+        if not inputs.images:
+            return tuple(self.tokenizer(inputs.text, add_special_tokens=False)["input_ids"]), {}
+        if self.processor is None:
+            raise TemplateError("it has images, and this model reads text alone")
+        images = [decoded(content) for content in inputs.images]
+        try:
+            encoded = self.processor(text=[inputs.text], images=images, return_tensors="pt", add_special_tokens=False)
         except Exception as error:
-            raise TemplateError(
-                f"prompt {prompt.id!r}: the model's processor cannot read it: {type(error).__name__}: {error}"
-            ) from error
+            raise TemplateError(f"the model's processor cannot read it: {type(error).__name__}: {error}") from error
         ids = tuple(encoded["input_ids"][0].tolist())
         return ids, {key: value for key, value in encoded.items() if key not in _NOT_VISION}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lingshu_rl.model.logprobs import completion_logprobs, with_image_features
-from lingshu_rl.model.packing import pack, with_pixels
+from lingshu_rl.model.packing import build_row, own_vision, plan_rows
 from lingshu_rl.types import TokenGroup
 
 
@@ -24,16 +24,16 @@ def group_logprobs(
     temperature: float,
     attention: str = "sdpa",
     features: bool = False,
-    vision: Callable[[TokenGroup], Mapping[str, Tensor]] = lambda group: group.vision,
+    vision: Callable[[TokenGroup], Mapping[str, Tensor]] = own_vision,
 ) -> list[tuple[Tensor, ...]]:
     """Per group, per completion, a float32 CPU tensor of its length, in nats.
 
     features: hand the model encoded images instead of pixels, as an update of several steps does; alike but for rounding.
-    vision: where the images' tensors of a group without pixels come from.
+    vision: where a group's image tensors come from.
     """
     found: dict[tuple[int, int], Tensor] = {}
-    for row in pack(groups, model, token_budget, layout):
-        row = with_pixels(row, groups, vision)
+    for plan in plan_rows(groups, model, token_budget, layout):
+        row = build_row(plan, groups, model, vision)
         if features:
             row = with_image_features(model, row)
         scores = completion_logprobs(model, row, banned_ids=banned_ids, temperature=temperature, attention=attention)

@@ -114,7 +114,7 @@ class PictureTokens:
         """The stand-in, and all tokens of the probe with this picture."""
         from PIL import Image
 
-        self._probe = self._probe or self.encoder.render(_probe())
+        self._probe = self._probe or self.encoder.render(probe())
         read = partial(
             self.encoder.processor,
             text=[self._probe],
@@ -152,7 +152,8 @@ MEASURES = {
 }
 
 
-def _probe() -> Prompt:
+def probe() -> Prompt:
+    """The shortest question about an image, which stands in it as a placeholder."""
     content = ({"type": "image"}, {"type": "text", "text": PROBE})
     return Prompt(PROBE, ({"role": "user", "content": content},), (), None, (), "", {})
 

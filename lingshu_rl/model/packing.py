@@ -48,7 +48,7 @@ class PackedRow:
     logical_S: place in the unshared sequence.
     image_S: number of the image a token belongs to, -1 for text.
     keep_U: places whose output predicts a token. row_T, target_T: which of the U, and which id, for each of the T.
-    vision: as in TokenGroup, of the images of all spans; see `with_pixels`.
+    vision: as in TokenGroup, of the images of all spans.
     members: (group index, member index, completion tokens) in the order of the T tokens.
     features: the encoded images, in place of the pixels in `vision`; see `logprobs.with_image_features`.
     """
@@ -105,52 +105,77 @@ class _Part:
     tokens: int = 0
 
 
+@dataclass(frozen=True)
+class RowPlan:
+    """What stands in a row, before it is made. tokens: as of the row. vision: whether it has images."""
+
+    parts: tuple[_Part, ...]
+    tokens: int
+    vision: bool
+    dense: bool
+
+    @property
+    def groups(self) -> set[int]:
+        """Their indices."""
+        return {part.group for part in self.parts}
+
+    def members(self, groups: Sequence[TokenGroup]) -> list[tuple[int, int, int]]:
+        """As of the row, planned from these groups."""
+        return [(p.group, m, len(groups[p.group].completions[m])) for p in self.parts for m in p.members]
+
+
+def own_vision(group: TokenGroup) -> Mapping[str, Tensor]:
+    """The image tensors that the group holds. Raises ValueError where they were left out."""
+    if group.vision is None:
+        raise ValueError(f"group {group.key!r} came without its images")
+    return group.vision
+
+
 def pack(groups: Sequence[TokenGroup], model: Any, token_budget: int, layout: str = "shared") -> list[PackedRow]:
-    """Rows that score every completion of `groups` once.
+    """All rows of `plan_rows` at once, of groups that hold their images."""
+    return [build_row(plan, groups, model) for plan in plan_rows(groups, model, token_budget, layout)]
+
+
+def plan_rows(groups: Sequence[TokenGroup], model: Any, token_budget: int, layout: str = "shared") -> list[RowPlan]:
+    """Rows that score every completion of `groups` once. No image is looked at, and no tensor made.
 
     model: the model that will run the rows (wrapped or not) or its config.
     layout: "shared", or "dense" for batches of unshared sequences. A family that cannot share gets dense rows.
     token_budget: tokens of a row. A group over it is split over rows, each with the prompt; a single sequence over it
     gets a row of its own. With 1, dense rows are the model's forward on one sequence after another: the oracle.
-    Raises ValueError naming the group for an empty prompt, an image placeholder in a completion, or placeholders that
-    do not match the images.
+    Raises ValueError naming the group for an empty prompt or an image placeholder in a completion.
     """
     spec = model_spec(model)
     if layout not in ("shared", "dense"):
         raise ValueError(f"layout={layout!r} is not one of shared, dense")
     for group in groups:
         _check(group, spec)
-    prompts = {}  # a group may be split over several rows; its positions are computed once
-    rows = []
     shared = layout == "shared" and spec.shareable
+    plans = []
     for parts in _fill(groups, token_budget) if shared else _batch(groups, token_budget, spec):
-        for part in parts:
-            if part.group not in prompts:
-                prompts[part.group] = _prompt(groups[part.group], spec)
-        row = _row(groups, parts, prompts, spec)
-        # Positions and mask of a batch are left to the model.
-        rows.append(row if shared else replace(row, positions=None, dense=True))
-    return rows
+        sizes = [part.tokens for part in parts]
+        tokens = sum(sizes) if shared else max(sizes) * len(sizes)
+        vision = any(_has_images(groups[part.group]) for part in parts)
+        plans.append(RowPlan(tuple(parts), tokens, vision, dense=not shared))
+    return plans
 
 
-def without_pixels(group: TokenGroup) -> TokenGroup:
-    """The group as it travels between ranks: float tensors of its images are on torch's "meta" device, shapes without
-    data. Integers stay; the grid of an image says where its tokens stand."""
-    return replace(group, vision={k: v.to("meta") if v.is_floating_point() else v for k, v in group.vision.items()})
-
-
-def lacks_pixels(vision: Mapping[str, Tensor]) -> bool:
-    return any(tensor.is_meta for tensor in vision.values())
-
-
-def with_pixels(
-    row: PackedRow, groups: Sequence[TokenGroup], vision_of: Callable[[TokenGroup], Mapping[str, Tensor]]
+def build_row(
+    plan: RowPlan,
+    groups: Sequence[TokenGroup],
+    model: Any,
+    vision_of: Callable[[TokenGroup], Mapping[str, Tensor]] = own_vision,
 ) -> PackedRow:
-    """The row with `vision_of` each of its groups, where the groups that it was packed from had no pixels."""
-    if not lacks_pixels(row.vision):
-        return row
-    of = {span.group: vision_of(groups[span.group]) for span in row.spans}
-    return replace(row, vision=_merge_vision([of[span.group] for span in row.spans]))
+    """The row. groups, model: as it was planned from. vision_of: where a group's image tensors come from.
+
+    Raises ValueError naming the group where placeholders do not match the images.
+    """
+    spec = model_spec(model)
+    seen = {g: replace(groups[g], vision=vision_of(groups[g])) for g in plan.groups}
+    prompts = {g: _prompt(group, spec) for g, group in seen.items()}
+    row = _row(seen, plan.parts, prompts, spec)
+    # Positions and mask of a batch are left to the model.
+    return replace(row, positions=None, dense=True) if plan.dense else row
 
 
 def _check(group: TokenGroup, spec: ModelSpec) -> None:
@@ -236,12 +261,13 @@ def _prompt(group: TokenGroup, spec: ModelSpec) -> _PromptLayout:
     # A run of placeholders is one image.
     starts = is_image & ~torch.cat([is_image.new_zeros(1), is_image[:-1]])
     image = torch.where(is_image, starts.cumsum(0) - 1, -1)
-    if is_image.any() and not _images(group.vision):
+    images = own_vision(group)
+    if is_image.any() and not _images(images):
         raise ValueError(f"group {group.key!r}: the prompt has image placeholders, but `vision` holds no tensors")
     if not spec.mrope_merge:
         positions = torch.arange(len(ids))[None] + spec.first_position
         return _PromptLayout(ids, positions, len(ids) + spec.first_position, image)
-    grids = group.vision.get("image_grid_thw", torch.empty(0, 3)).tolist()
+    grids = images.get("image_grid_thw", torch.empty(0, 3)).tolist()
     try:
         axes, following = mrope_positions(is_image.tolist(), grids, spec.mrope_merge)
     except ValueError as error:
@@ -250,7 +276,7 @@ def _prompt(group: TokenGroup, spec: ModelSpec) -> _PromptLayout:
 
 
 def _row(
-    groups: Sequence[TokenGroup], parts: Sequence[_Part], prompts: dict[int, _PromptLayout], spec: ModelSpec
+    groups: Mapping[int, TokenGroup], parts: Sequence[_Part], prompts: dict[int, _PromptLayout], spec: ModelSpec
 ) -> PackedRow:
     ids: list[Tensor] = []
     positions: list[Tensor] = []
@@ -306,7 +332,7 @@ def _row(
         branch_S=torch.cat(branch_of),
         logical_S=torch.cat(logical),
         image_S=torch.cat(image),
-        vision=_merge_vision([groups[part.group].vision for part in parts]),
+        vision=_merge_vision([own_vision(groups[part.group]) for part in parts]),
         keep_U=torch.tensor(keep),
         row_T=torch.tensor(row_of, dtype=torch.long),
         target_T=torch.tensor(targets, dtype=torch.long),
@@ -314,6 +340,10 @@ def _row(
         spans=tuple(spans),
         dense=False,
     )
+
+
+def _has_images(group: TokenGroup) -> bool:
+    return group.vision is None or bool(_images(group.vision))
 
 
 def _images(vision: Mapping[str, Tensor]) -> dict[str, Tensor]:

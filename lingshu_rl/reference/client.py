@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lingshu_rl.failures import RunStopped
 from lingshu_rl.processes.pool import Examine, Pool, unwatched
 from lingshu_rl.processes.pulse import Counter
-from lingshu_rl.types import TokenGroup
+from lingshu_rl.types import ProcessorInputs, TokenGroup
 
 if TYPE_CHECKING:
     import torch
@@ -45,13 +45,18 @@ class ReferenceClient:
             run=run,
         )
 
-    async def logprobs(self, groups: Sequence[TokenGroup]) -> list[tuple[torch.Tensor, ...]]:
-        """Per group, per completion, float32 log-probs in nats. Raises PromptRefused or ReferenceRequestError."""
+    async def logprobs(
+        self, groups: Sequence[TokenGroup], inputs: Sequence[ProcessorInputs] = ()
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """Per group, per completion, float32 log-probs in nats. Raises PromptRefused or ReferenceRequestError.
+
+        inputs: of each group, where groups come without their image tensors.
+        """
         from lingshu_rl.reference.wire import decode_logprobs, encode_groups
 
         found, _ = await self.pool.post(
             "/logprobs",
-            lambda: encode_groups(groups),
+            lambda: encode_groups(groups, inputs),
             lambda content: decode_logprobs(content, groups),
             prompt_id=groups[0].key,
         )

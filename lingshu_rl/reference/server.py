@@ -24,16 +24,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.config import Config
+from lingshu_rl.memory import row_tokens
+from lingshu_rl.model.loading import model_path
 from lingshu_rl.processes.doors import serve
 from lingshu_rl.processes.placement import DeviceSet
 from lingshu_rl.processes.token import RequireToken
 from lingshu_rl.processes.workers import python
 from lingshu_rl.runfolder import RunFolder
 from lingshu_rl.threads import in_thread
+from lingshu_rl.types import ProcessorInputs
 
 if TYPE_CHECKING:
     from lingshu_rl.model.families import ModelSpec
-    from lingshu_rl.reference.wire import ImageInputs
+    from lingshu_rl.reference.wire import ImageInputs, Reader
 
 ADMITTED = 2  # one is computed while the next is read
 MAX_CONNECTIONS = 512
@@ -52,9 +55,13 @@ class ReferenceModel:
         device: str,
         max_tokens: int = 1 << 20,
         tensor_parallel: int = 1,
+        processor: str = "",
         **scoring: Any,
     ) -> None:
-        """scoring: token_budget, layout, temperature and attention of `group_logprobs`, as the policy uses them."""
+        """processor: the model whose processor reads the images; "" = images come as tensors.
+
+        scoring: token_budget, layout, temperature and attention of `group_logprobs`, as the policy uses them.
+        """
         from lingshu_rl.model.families import model_spec
         from lingshu_rl.model.loading import load_model, resolve_dtype
 
@@ -62,11 +69,13 @@ class ReferenceModel:
         self.progress = 0  # layers computed since the start
         self.model = self._counted(load_model(model, self.dtype, tensor_parallel).to(device))
         text, spec = self.model.config.get_text_config(), model_spec(self.model.config)
+        longest = getattr(text, "max_position_embeddings", 1 << 20)
         self.limits = {
             "vocabulary": text.vocab_size,
-            "max_sequence": getattr(text, "max_position_embeddings", 1 << 20),
+            "max_sequence": longest,
             "max_tokens": max_tokens,
             "images": image_inputs(self.model, spec),
+            "reader": image_reader(processor, body_limit(longest)) if processor else None,
         }
         self.scoring = {**scoring, "banned_ids": spec.placeholder_ids}
 
@@ -175,6 +184,24 @@ def image_inputs(model: Any, spec: ModelSpec) -> ImageInputs:
     return ImageInputs(frozenset(names) - {"kwargs"}, spec.image_id, spec.mrope_merge)
 
 
+def image_reader(model: str, most_bytes: int) -> Reader | None:
+    """The model's own processor, as the policy's ranks use it; None for a model that reads text alone."""
+    from PIL import Image
+
+    from lingshu_rl import png
+    from lingshu_rl.images import DEFAULT_BUDGET
+    from lingshu_rl.model.encoder import PromptEncoder
+    from lingshu_rl.model.lengths import probe
+    from lingshu_rl.reference.wire import Reader
+
+    encoder = PromptEncoder(model)
+    if encoder.processor is None:
+        return None
+    smallest = png.write(Image.new("L", DEFAULT_BUDGET.fit(1, 1)))
+    _, vision = encoder.read(ProcessorInputs(encoder.render(probe()), (smallest,)))
+    return Reader(encoder.read, most_bytes, least=sum(t.nbytes for t in vision.values() if t.is_floating_point()))
+
+
 def body_limit(max_sequence: int) -> int:
     """Bytes of one request: as many images as fill the model's context."""
     return TOKEN_BYTES * max_sequence
@@ -267,12 +294,13 @@ def reference_command(
     follows_policy = config.reference.dtype == "auto"
     options = {
         "model": model,
+        "processor": model_path(config.model),
         "host": host,
         "port": port,
         "dtype": config.train.dtype if follows_policy else config.reference.dtype,
         "device": "cuda" if devices.on_gpu else "cpu",
         "layout": config.packing.layout,
-        "token-budget": config.packing.token_budget,
+        "token-budget": row_tokens(config, devices.on_gpu),
         "temperature": config.rollout.temperature,
         "attention": config.packing.attention,
         "tensor-parallel": config.reference.tensor_parallel,
@@ -287,6 +315,7 @@ def reference_command(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--processor", default="", help="the model whose processor reads the images")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
@@ -308,6 +337,7 @@ def main() -> None:
         temperature=args.temperature,
         attention=args.attention,
         max_tokens=args.max_tokens,
+        processor=args.processor,
         tensor_parallel=args.tensor_parallel,
     )
     if isinstance(reference, ShardedModel) and not reference.leads:

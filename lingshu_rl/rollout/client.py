@@ -6,7 +6,6 @@ One request carries one prompt and asks for its G samples, so the engine sees pr
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
 from lingshu_rl.failures import PromptRefused
-from lingshu_rl.images import Picture
+from lingshu_rl.images import data_uri
 from lingshu_rl.processes.pool import Examine, Pool, unwatched
 from lingshu_rl.processes.pulse import Counter
 from lingshu_rl.processes.token import TOKEN_ENV
@@ -84,9 +84,9 @@ class RolloutClient(Sampler):
         return await self.pool.post(
             "/v1/chat/completions",
             # The name of the weights when its turn has come: a request may outlive the server that it was made for.
-            lambda: json.dumps(
+            lambda: msgspec.json.encode(
                 {**body, "model": self.sampling["model"], "messages": readable_messages(prompt)}
-            ).encode(),
+            ),
             lambda content: read_answer(content, body["n"]),
             kind="application/json",
             prompt_id=prompt.id,
@@ -182,7 +182,9 @@ def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
         content = message["content"]
         if not isinstance(content, str):
             content = [
-                {"type": "image_url", "image_url": {"url": data_uri(next(images))}} if p["type"] == "image" else dict(p)
+                {"type": "image_url", "image_url": {"url": data_uri(next(images).encoded())}}
+                if p["type"] == "image"
+                else dict(p)
                 for p in content
             ]
         messages.append({"role": message["role"], "content": content})
@@ -195,7 +197,3 @@ def readable_messages(prompt: Prompt) -> list[dict[str, Any]]:
         return chat_messages(prompt)
     except OSError as error:
         raise PromptRefused(f"an image of prompt {prompt.id!r} cannot be read: {error}", prompt.id) from error
-
-
-def data_uri(picture: Picture) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture.png()).decode()}"

@@ -13,6 +13,7 @@ from typing import Any
 
 from lingshu_rl.failures import PromptRefused, RunStopped
 from lingshu_rl.rollout.answers import Answer
+from lingshu_rl.threads import in_thread
 from lingshu_rl.types import Prompt, Rollout
 
 
@@ -109,17 +110,20 @@ class Sampler(ABC):
         body = {**self.sampling, "n": n, "seed": seed, **changes}
         room = await self.prompt_room(body["max_tokens"])
         answer, version = await self._ask(body, prompt)
-        prompt_ids = tuple(answer.prompt_token_ids)
-        if len(prompt_ids) > room:
-            raise PromptRefused(_too_long(prompt.id, len(prompt_ids), body["max_tokens"], room), prompt.id)
+        length = len(answer.prompt_token_ids)
+        if length > room:
+            raise PromptRefused(_too_long(prompt.id, length, body["max_tokens"], room), prompt.id)
+        return await in_thread(self._rollouts, prompt, answer, version)
+
+    def _rollouts(self, prompt: Prompt, answer: Answer, version: int) -> tuple[Rollout, ...]:
         return tuple(
             Rollout(
                 prompt=prompt,
                 member=choice.index,
                 text=self.decode(choice.token_ids),
-                prompt_ids=prompt_ids,
-                token_ids=tuple(choice.token_ids),
-                logprobs=tuple(token.logprob for token in choice.logprobs.content),
+                prompt_ids=answer.prompt_token_ids,
+                token_ids=choice.token_ids,
+                logprobs=choice.values,
                 finish_reason=choice.finish_reason,
                 weight_version=version,
             )

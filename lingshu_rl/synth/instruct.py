@@ -46,7 +46,7 @@ class Instruct:
     async def __call__(self, record: Record, writer: Asker) -> list[Outcome]:
         name = str(record["id"])
         try:
-            images = [Picture(source).png() for source in record.get("images") or []]
+            images = [Picture(source).encoded() for source in record.get("images") or []]
         except OSError as error:
             return [Dropped(name, "unreadable record", str(error), record)]
         if not images:

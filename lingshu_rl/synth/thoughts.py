@@ -42,7 +42,7 @@ class Thoughts:
             try:
                 reply = await writer.ask(
                     [{"role": "user", "content": prompt.text}],
-                    images=[picture.png() for picture in prompt.images],
+                    images=[picture.encoded() for picture in prompt.images],
                     seed=seed,
                     example=EXAMPLE,
                 )

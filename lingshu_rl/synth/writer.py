@@ -8,7 +8,6 @@ question to the same model is answered from disk, in this run or the next.
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import json
 import math
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lingshu_rl.images import opened
+from lingshu_rl.images import data_uri, opened
 from lingshu_rl.runfolder import write_text
 from rewards.chat import Answer, Attempts, EndpointError, Patience, api_url, bearer
 
@@ -185,11 +184,6 @@ def request_body(
         "max_tokens": config.max_tokens,
         "seed": seed,
     }
-
-
-def data_uri(image: bytes) -> str:
-    kind = "png" if image.startswith(b"\x89PNG") else "webp" if image[8:12] == b"WEBP" else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
 def cache_file(cache: Path, name: str) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import matrix
@@ -21,7 +22,7 @@ from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.families import cpu_options, model_spec
 from lingshu_rl.model.loading import load_model
 from lingshu_rl.processes.placement import DeviceSet, Placement
-from lingshu_rl.reference.server import image_inputs
+from lingshu_rl.reference.server import body_limit, image_inputs, image_reader
 from lingshu_rl.reference.wire import decode_groups, encode_groups
 from lingshu_rl.types import TokenGroup
 
@@ -53,13 +54,17 @@ def test_rows_give_what_the_models_own_forward_gives_on_its_processors_inputs(fa
 
 
 def reference_takes(model: torch.nn.Module, folder: Path, rows: Path) -> None:
-    """What the family's processor makes of a prompt passes the reference server's checks."""
+    """What the family's processor makes of a prompt passes the reference server's checks, and is what it makes of files."""
     spec, encoder = model_spec(model), PromptEncoder(str(folder))
-    limits = {"vocabulary": model.config.get_text_config().vocab_size, "images": image_inputs(model, spec)}
+    reader = image_reader(str(folder), body_limit(model.config.get_text_config().max_position_embeddings))
+    vocabulary, inputs = model.config.get_text_config().vocab_size, image_inputs(model, spec)
     for prompt in load(str(rows), instruction="short").prompts[:4]:
         ids, vision = encoder.encode(prompt)
-        (back,) = decode_groups(encode_groups([TokenGroup(prompt.id, ids, ((1, 2),), vision)]), **limits)
-        assert back.prompt_ids == ids and back.vision.keys() == vision.keys()
+        light = TokenGroup(prompt.id, ids, ((1, 2),), None if prompt.images else {})
+        for body in (encode_groups([replace(light, vision=vision)]), encode_groups([light], [encoder.inputs(prompt)])):
+            (back,) = decode_groups(body, vocabulary=vocabulary, images=inputs, reader=reader)
+            assert back.prompt_ids == ids and back.vision.keys() == vision.keys()
+            assert all(back.vision[name].equal(tensor) for name, tensor in vision.items())
 
 
 @pytest.mark.endurance

@@ -115,7 +115,7 @@ def pictured(path: Path) -> Iterator[str]:
     picture = Picture(str(path))
     fault = picture.fault()
     if fault is None:
-        with_pixels = Picture(picture.png()).size
+        with_pixels = Picture(picture.encoded()).size
         assert with_pixels == picture.size, (with_pixels, picture.size)
     yield fault or ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tiny_models import IMAGE, VIDEO, build, config_of, group, words
 
 from lingshu_rl.model.families import model_spec, mrope_positions
 from lingshu_rl.model.groups import group_logprobs
-from lingshu_rl.model.packing import lacks_pixels, pack, with_pixels, without_pixels
+from lingshu_rl.model.packing import build_row, pack, plan_rows
 from lingshu_rl.types import TokenGroup
 
 TEXT_CONFIG = config_of("qwen2")
@@ -139,25 +140,31 @@ def test_pixtral_style_images_are_padded_to_one_size() -> None:
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
 @pytest.mark.parametrize("layout", ["shared", "dense"])
-def test_rows_packed_without_pixels_get_those_of_their_own_groups(family: str, layout: str) -> None:
+def test_rows_are_planned_without_images_and_made_with_those_of_their_own_groups(family: str, layout: str) -> None:
     """LLaVA's images carry no integer that would say that they are there."""
     model = build(family)
     groups = [group(family, str(n), [4, 2], images=n) for n in range(3)]
-    light = [without_pixels(one) for one in groups]
+    light = [replace(one, vision=None) if one.vision else one for one in groups]
     asked: list[str] = []
 
     def vision_of(one: TokenGroup) -> Mapping[str, torch.Tensor]:
         asked.append(one.key)
-        return groups[int(one.key)].vision
+        return groups[int(one.key)].vision or {}
 
-    whole, rows = pack(groups, model, 40, layout), pack(light, model, 40, layout)
-    assert [bool(row.vision) for row in rows] == [bool(row.vision) for row in whole]
-    for expected, row in zip(whole, rows, strict=True):
-        assert lacks_pixels(row.vision) == bool(expected.vision)
-        filled = with_pixels(row, light, vision_of)
-        assert filled.vision.keys() == expected.vision.keys()
-        assert all(filled.vision[name].equal(tensor) for name, tensor in expected.vision.items())
-    assert "1" in asked and with_pixels(whole[-1], groups, vision_of) is whole[-1]
+    whole, plans = pack(groups, model, 40, layout), plan_rows(light, model, 40, layout)
+    assert [bool(plan.vision) for plan in plans] == [bool(row.vision) for row in whole]
+    assert [plan.tokens for plan in plans] == [row.tokens for row in whole]
+    assert [plan.members(light) for plan in plans] == [list(row.members) for row in whole] and not asked
+    for expected, plan in zip(whole, plans, strict=True):
+        asked.clear()
+        made = build_row(plan, light, model, vision_of)
+        assert sorted(asked) == sorted({str(g) for g, *_ in made.members})
+        assert made.vision.keys() == expected.vision.keys() and made.spans == expected.spans
+        assert all(made.vision[name].equal(tensor) for name, tensor in expected.vision.items())
+        assert (made.positions is None) == (expected.positions is None) == (layout == "dense")
+        assert made.positions is None or made.positions.equal(expected.positions)
+    with pytest.raises(ValueError, match=r"group '[12]' came without its images"):
+        pack(light, model, 40, layout)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])

@@ -3,11 +3,11 @@
 import os
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from lingshu_rl.model.packing import lacks_pixels, without_pixels
 from lingshu_rl.processes.control import Control, use_route_to_main
 from lingshu_rl.types import Prompt, TokenGroup
 
@@ -35,17 +35,14 @@ def test_prompts_travel_by_name_and_come_out_as_the_receivers_own():
 
 
 def test_a_message_of_four_images_of_a_megapixel_is_small():
-    """92 MB of float32 patches in Qwen2.5-VL's form, which stay where they are."""
+    """92 MB of float32 patches in Qwen2.5-VL's form, which are left out: who computes a group makes them."""
     vision = {"pixel_values": torch.empty(4900, 1176), "image_grid_thw": torch.tensor([[1, 70, 70]])}
     ids = tuple(range(1300))
     groups = [TokenGroup(str(n), ids, ((1, 2, 3),) * 8, vision) for n in range(4)]
-    light = [without_pixels(group) for group in groups]
+    light = [replace(group, vision=None) for group in groups]
     assert len(alone({}).pack(groups[:1])) > 20_000_000
     heard = alone({}).unpack(message := alone({}).pack(light))
-    assert len(message) < 30_000
-    for group in heard:
-        assert lacks_pixels(group.vision) and group.vision["pixel_values"].shape == (4900, 1176)
-        assert group.vision["image_grid_thw"].tolist() == [[1, 70, 70]] and group.prompt_ids == ids
+    assert len(message) < 30_000 and heard == light
 
 
 def _rank(rank: int, port: int) -> None:
