@@ -113,7 +113,7 @@ def standing(run: RunData) -> dict[str, Any]:
         "tokens_s": tokens / sum(seconds) if seconds and sum(seconds) else None,
         "phases": ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in slowest),
         "accuracy": accuracy_text(run.evals),
-        "alarms": find_alarms(metrics, run.evals, [row for rows in run.late for row in rows]),
+        "alarms": find_alarms(metrics, run.evals, run.late),
         "left": left,
         "state": "finished" if run.stored else _heard(run.path),
     }
