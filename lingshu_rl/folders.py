@@ -54,6 +54,22 @@ def own(place: Path, who: str, key: str, *, afresh: bool = False, file: bool = F
         os.close(descriptor)
 
 
+def holder(place: Path) -> tuple[str, bool | None]:
+    """Who works, or worked last, in this folder (see `own`), in words, and whether that process lives.
+
+    None: it ran on another host, whose locks some file systems do not show here. "" when nobody ever did.
+    """
+    try:
+        with open(place / LOCK) as file:
+            who = file.read().strip()
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return who, True
+    except OSError:  # there is no lock, or it may not be read
+        return "", False
+    return who, False if f" on {socket.gethostname()} " in f"{who} " else None
+
+
 def take(file: Path, who: str, *, patience_s: float = 0.0) -> int:
     """Hold a file until the returned descriptor is closed, or this process ends. Raises InUse."""
     file.parent.mkdir(parents=True, exist_ok=True)
