@@ -36,6 +36,8 @@ def own(place: Path, who: str, key: str, *, afresh: bool = False, file: bool = F
     aside as FOLDER.old-1 and so on. Waits PATIENCE_S for a holder that may be ending. Raises InUse naming it, ConfigError
     where nothing can be written.
     """
+    if afresh and Path.cwd().is_relative_to(place.resolve()):
+        raise ConfigError(f"{key}={place} is where this command runs, which cannot be kept aside: give another {key}")
     lock = place.with_name(f".{place.name}.lock") if file else place / LOCK
     try:
         descriptor = take(lock, who, patience_s=PATIENCE_S)

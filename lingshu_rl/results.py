@@ -98,13 +98,13 @@ async def finish(run: Run) -> dict[str, Any]:
         "zero_stage": run.policy.zero_stage,
         "policy_ranks": run.policy.ranks,
         "policy_parameters": run.policy.parameters,
-        "engine_generated_tokens": await run.rollout.generated_tokens(),
+        "engine_generated_tokens": await run.rollout.generated_tokens() - run.counted_before,
     }
     with writing(run.folder.summary):
         write_text(run.folder.summary, json.dumps(summary, indent=1))
         report = write_report(run.folder.path)
     run.progress.say(result_line(summary))
-    run.progress.say(f"the vLLM server counted {summary['engine_generated_tokens']} generated tokens")
+    run.progress.say(f"the engines counted {summary['engine_generated_tokens']} tokens generated for this run")
     run.progress.say(f"summary: {run.folder.summary}   report: {report}")
     return summary
 

@@ -128,14 +128,16 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
             executor,
             ids=[p.id for p in tried],
             judged=lambda sample: judge_of(reward, sample) is not None,
+            say=progress.say,
         )
         of = "" if len(tried) == len(prompts) else f" (evenly taken of {len(prompts)})"
         progress.say(f"rewards: {report.summary()}{of}")
         if report.bad:
             executor.close()
             raise ConfigError(
-                f"the rewards cannot judge these labels; mend them, or go on with rewards.preflight=false, which masks "
-                f"them:\n{report.text()}"
+                "the rewards cannot judge these labels, or do not pay them in full; mend them or leave the rows out. With "
+                "rewards.preflight=false the run goes on: a label that cannot be judged is masked, one that earns less than 1 "
+                f"teaches that a right answer is wrong:\n{report.text()}"
             )
     return rewards
 
@@ -211,7 +213,8 @@ async def try_judges(config: Config, rewards: Rewards, file: Path, progress: Pro
     """Measure the judges and write `file` (judge.json). Raises ConfigError when one errs more often than it may."""
     if not rewards.judged or not config.rewards.preflight:
         return
-    found = await in_thread(trust.measure, rewards.judged, rewards.reward, rows=config.judge.probe_rows)
+    rows = config.judge.probe_rows
+    found = await in_thread(trust.measure, rewards.judged, rewards.reward, rows=rows, say=progress.say)
     pays, refusals = trust.pooled(found)
     rates = {"false_pay": pays.share, "false_refusal": refusals.share}
     write_text(file, json.dumps({**rates, "judges": [one.to_json() for one in found]}, indent=1, ensure_ascii=False))

@@ -67,7 +67,7 @@ class RunFolder:
     """Paths and files of one run. Only the main process writes."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path) if Path(path).name not in ("", "..") else Path(path).resolve()  # "." has a name too
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.references = self.path / "reference"  # models that became the reference (reference.refresh_every)
