@@ -394,7 +394,7 @@ def test_long_runs_are_sampled_evenly(run):
         later = table.set_column(table.schema.get_field_index("step"), "step", pa.array([i] * len(table)))
         pq.write_table(later, run / "rollouts" / f"step-{i:06d}.parquet")
     history = read_history(load_run(run))
-    assert len(history) == 40 and list(history)[0] == 1 and list(history)[-1] == 100
+    assert len(history) == 40 and next(iter(history)) == 1 and list(history)[-1] == 100
 
 
 def test_answers_of_evaluations_on_the_way_stand_in_the_gallery(run):
