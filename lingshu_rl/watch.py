@@ -166,7 +166,9 @@ def sweep_rows(path: Path) -> list[dict[str, str]]:
     for variant in all_variants(sweep):
         for run in sweep.runs_of(variant):
             status = states.read(sweep.folder, run)
-            state = status.state if under_way is not False or status.state != UNDER_WAY else STOPPED  # left so by a sweep that was killed
+            state = (
+                status.state if under_way is not False or status.state != UNDER_WAY else STOPPED
+            )  # left so by a sweep that was killed
             last = _last_metrics(run.folder)
             summary = _json(run.folder / "summary.json")
             score = (summary.get("after") or {}).get("accuracy")

@@ -20,11 +20,13 @@ from report.test_run_report import make_run, questions
 
 from lingshu_rl.cli import main
 from lingshu_rl.rehearsal import faults
+from lingshu_rl.sweep.plan import parse_sweep
+from lingshu_rl.sweep.run import write_plan
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = "lingshu-rl|accelerate|python|make|pip|sbatch|ray"
 # What stands for something of the reader's. The workspace has files of these names.
-MEANT = {"FILE": "my.jsonl", "FILE.yaml": "recipes/pipelines/miniature.yaml", "A": "my.jsonl", "B": "held_out.jsonl", "M": "demo",
+MEANT = {"FILE": "my.jsonl", "FILE.yaml": "recipes/pipelines/miniature.yaml", "REPORTS.csv": "reports.csv", "A": "my.jsonl", "B": "held_out.jsonl", "M": "demo",
          "URL": "http://127.0.0.1:8000/v1", "CONFIG": "recipes/configs/sft_demo.yaml", "STEP": "thoughts", "RUN": "runs/mine",
          "SWEEP_FOLDER": "runs/sweeps/s", "FOLDER_OR_HUB_ID": "demo", "$RANK": "0", "...": "", "&": "", "key=value": "", "name=value": ""}  # fmt: skip
 
@@ -38,6 +40,8 @@ def commands() -> list[str]:
             for line in block.replace("\\\n", " ").splitlines():
                 if re.match(rf"(\w+=\S+ )*({PROGRAMS}) ", line):
                     seen[" ".join(line.split())] = None
+        for line in re.findall(rf"^ {{4,}}((?:{PROGRAMS}) .*)$", text, re.MULTILINE):
+            seen[line] = None
         for words in re.findall(rf"`((?:{PROGRAMS}) [^`\n]+)`", text):
             seen[words] = None
     return list(seen)
@@ -46,6 +50,7 @@ def commands() -> list[str]:
 def words_of(command: str) -> list[str]:
     """Its words, with the workspace's names for the reader's."""
     bare = re.sub(r"[\[\]](?=\s|$)|(?<=\s)\[", "", command) if "'" not in command and '"' not in command else command
+    bare = bare.replace("RUN RUN", "runs/mine runs/other")
     words = [re.sub(r"=\.\.\.$", "=demo", w) for w in shlex.split(bare, comments=True)]
     words = [w for w in words if not re.fullmatch(r"[A-Z_]+=\S+", w) or w.startswith("PIP_ARGS")]
     return [MEANT.get(w, w) for w in words if MEANT.get(w, w)]
@@ -132,7 +137,7 @@ HOW: list[tuple[str, Callable[..., None], str]] = [
 def workspace(tmp_path_factory):
     """A reader's folder: rows, runs, a sweep's folder, outputs of another tool."""
     place = tmp_path_factory.mktemp("reader")
-    for name in ("recipes", "benchmarks"):
+    for name in ("recipes", "benchmarks", "lingshu_rl"):
         (place / name).symlink_to(ROOT / name)
     row = {"images": [], "question": "Which side is the effusion on?", "answer": "A", "options": ["left", "right"], "kind": "option"}  # fmt: skip
     for name in ("my", "held_out", "train", "rows"):
@@ -145,6 +150,12 @@ def workspace(tmp_path_factory):
     for name in ("mine", "other", "eval/A", "eval/B"):
         run = make_run(place / "runs" / name, questions(place, 8), steps=3)
         (run / "config.yaml").write_text(f"train: {{steps: 3, lr: {1 + len(name)}e-6}}\nseed: 0\n")
+    for name in ("prompt_sharing", "s"):
+        write_plan(parse_sweep({"dir": str(place / "runs" / "sweeps" / name), "variants": {"a": None, "b": {"train.lr": 1e-5}}}))  # fmt: skip
+    for name in ("vqa_rad", "slake", "pubmedqa"):
+        SAMPLES[name](place / "benchmarks_dir", name)
+    pack = re.search(r"```json\n(.*?)```", (ROOT / "docs" / "report_packs.md").read_text(), re.DOTALL)[1]
+    (place / "fundus.json").write_text(pack)
     write_json(place / "MedEvalKit" / "results.json", [{"question": "Is there an effusion?", "answer": "yes", "response": "Yes."}])  # fmt: skip
     return place
 

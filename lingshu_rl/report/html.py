@@ -38,7 +38,19 @@ BATCH = 512  # completions that are held with their texts
 # Columns of the rollouts. Those with texts are many times larger, and read for the questions that are shown alone.
 TASK = ("task", "kind")
 CONTRAST = ("prompt_id", "value", *TASK)
-BRIEF = ("step", "prompt_id", "kind", "gold", "value", "status", "reason", "parsed", "components", "tokens", "completion")
+BRIEF = (
+    "step",
+    "prompt_id",
+    "kind",
+    "gold",
+    "value",
+    "status",
+    "reason",
+    "parsed",
+    "components",
+    "tokens",
+    "completion",
+)
 SAME_SHOWN = 4  # questions shown with their early and late completions
 FINDINGS_SHOWN = 10
 SCORES = (("Before", "before", "before"), ("After", "after", "after"), ("After, blank image", "blank", "blank_image"),
@@ -381,7 +393,10 @@ def early_and_late(run: RunData) -> list[dict[str, Any]]:
     for name in sorted(ends[0].keys() & ends[1].keys(), key=digest):
         shown.setdefault(ends[0][name][0], name)
     return [
-        {when: read_groups(end[name][1], run.notes, [name])[0] for when, end in zip(("early", "late"), ends, strict=True)}
+        {
+            when: read_groups(end[name][1], run.notes, [name])[0]
+            for when, end in zip(("early", "late"), ends, strict=True)
+        }
         for name in list(shown.values())[:SAME_SHOWN]
     ]
 
