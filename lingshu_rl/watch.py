@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lingshu_rl.folders import holder
+from lingshu_rl.progress import Terminal
 from lingshu_rl.report.alarms import find_alarms
 from lingshu_rl.report.html import RunData, load_run
 from lingshu_rl.report.plots import finite, short
@@ -35,7 +36,7 @@ FINISHED, UNDER_WAY, STOPPED = "finished", "running", "stopped"
 def watch(folder: str | Path, *, once: bool = False, console: Console | None = None) -> int:
     """Show the run until it ends or Ctrl-C. Exit code 0; 2 when `once` finds no run there."""
     path = Path(folder)
-    console = console or Console(highlight=False)
+    console = console or Terminal(highlight=False)
     if once:
         try:
             console.print(view(path))
