@@ -26,10 +26,10 @@ def test_the_default_is_left_out_quietly(monkeypatch):
 
 
 def completions():
-    """Two questions with images and one without; of each a right and a wrong completion."""
+    """Two questions with images, and one without that teaches nothing."""
     return [
         {"prompt_id": name, "task": name, "kind": "open", "question": f"What is {name}? <b>", "gold": "a|b", "completion": f"{name} {n} | <script>",
-         "value": float(n), "advantage": n - 0.5, "status": "ok", "reason": "", "member": n}
+         "value": 0.5 if name == "none" else float(n), "advantage": n - 0.5, "status": "ok", "reason": "", "member": n}
         for name in ("left", "right", "none") for n in (0, 1)
     ]  # fmt: skip
 
@@ -73,8 +73,8 @@ def test_samples_in_tensorboard(tmp_path, monkeypatch):
     lines = text.decode().splitlines()
     assert len(lines) == 4 and all(line.count(" | ") == 6 for line in lines[2:])
     assert "a\\|b" in lines[2] and "<script>" not in text.decode() and "&lt;script>" in text.decode()
-    images = [events.Images(tag) for tag in tags["images"]]
-    assert all((max(image[0].width, image[0].height), image[0].step) == (256, 10) for image in images)
+    (image,) = [events.Images(tag)[0] for tag in tags["images"]]
+    assert (image.width, image.height, image.step) == (256, 128, 10)
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
@@ -85,8 +85,7 @@ def test_samples_in_a_table_of(name, tmp_path, monkeypatch):
     tracker = started(name, tmp_path, monkeypatch)
     show_samples([tracker], 1, completions(), pictures(tmp_path))
     tracker.finish()
-    stored = [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".json", ".db")]
-    assert any(path.suffix == ".png" and path.parent != tmp_path for path in stored) and len(stored) > 2
+    assert [path for path in tmp_path.rglob("*.png") if path.parent != tmp_path]  # the image that is there
 
 
 def test_a_tracker_without_tables_is_left_alone():
