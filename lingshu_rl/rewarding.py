@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from rewards.compose import Compose, SpecError, build
 from rewards.compose import default_spec as composition
 from rewards.executor import Executor
 from rewards.judge import Judge, judge_of, judges
-from rewards.preflight import check
+from rewards.preflight import TIMED, TRIES, check, seconds_each
 
 T = TypeVar("T")
 
@@ -83,6 +84,7 @@ class Rewards:
 
 PREFLIGHT = "preflight"  # advantage.noise: as measured before the run
 LABELS_TRIED = 20_000  # half a minute's work; so many rows of a larger set are tried
+LABELS_S, LEAST_TRIED = 600.0, 200  # of a slow reward as many as fit into this time, and so many at the least
 
 
 def spread(items: Sequence[T], count: int) -> Sequence[T]:
@@ -123,6 +125,9 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
     for line in judging_costs(config, rewards, len(rewards.judged) / max(1, len(tried))):
         progress.say(line)
     if config.rewards.preflight:
+        timed = (sample for p in tried if judge_of(reward, sample := p.reward_input()) is None)
+        each = seconds_each(list(islice(timed, TIMED)), executor)
+        tried = spread(tried, max(LEAST_TRIED, int(LABELS_S / TRIES / max(each, 1e-9))))
         report = check(
             [p.reward_input() for p in tried],
             executor,

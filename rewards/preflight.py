@@ -30,6 +30,7 @@ PROBED_ROWS = 1000  # rows of a kind on which undeserving answers are tried
 SHOWN = 20  # lines about bad rows in a text
 SLICE = 128  # completions between two looks at the clock
 PATIENCE_S = 10.0  # between two lines about how far it is
+TIMED = 17  # completions by which a reward's pace is known
 TRIES = 10  # of a row, about: its label and the undeserving answers
 
 
@@ -206,6 +207,15 @@ def check(
     counts = {kind: len(rows) for kind, rows in by_kind.items()}
     left = sum(map(judged, samples))
     return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused), tuple(doubts), left)
+
+
+def seconds_each(samples: Sequence[RewardInput], executor: Executor) -> float:
+    """What a completion takes a reward, by a few of these samples. The first one starts what the reward works with."""
+    asked = [replace(s, completion=TEMPLATE.replace("{answer}", "none of these")) for s in samples[:TIMED]]
+    executor.score(asked[:1], counted=False)
+    began = time.monotonic()
+    executor.score(asked[1:], counted=False)
+    return (time.monotonic() - began) / max(1, len(asked) - 1)
 
 
 class Pace:
