@@ -153,9 +153,9 @@ def test_seeds_that_are_said_to_show_it_are_more_than_those_that_did_not(monkeyp
             assert row["verdict"] != "noise" or (row["difference"]["seeds_needed"] or 3) > 2
 
 
-def test_what_is_the_same_makes_no_difference_and_a_score_is_no_share_of_right_answers(monkeypatch, tmp_path):
+def test_what_is_the_same_is_called_so_and_a_score_is_no_share_of_right_answers(monkeypatch, tmp_path):
     answer = answered(monkeypatch, tmp_path, {"usual": [[0.5] * 9] * 2, "other": [[0.5] * 9] * 2}, [""] * 9)
-    assert answer["title"] == "The change makes no difference"
+    assert answer["title"] == "The change gave the same answers as the baseline"
     assert "scores 50.0" in answer["words"][0] and " right" not in answer["words"][0]  # partial credit
 
 

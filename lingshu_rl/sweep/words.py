@@ -27,7 +27,7 @@ def title(answer: Mapping[str, Any]) -> str:
         return "Nothing can be compared yet"
     one, one_seed = len(compared) == 1, all((r["difference"] or r["own_difference"])["seeds"] == 1 for r in compared)
     if all(row["verdict"] == "same" for row in compared):
-        return "The change makes no difference" if one else "No change makes a difference"
+        return f"{'The change' if one else 'Every change'} gave the same answers as the baseline"
     with_seed = " with the one seed that was run" if one_seed else ""
     if not told:
         return f"{'The change cannot' if one else 'No change can'} be told from noise{with_seed}"
@@ -58,7 +58,7 @@ def words(answer: Mapping[str, Any]) -> list[str]:
         if row["verdict"] == "noise":
             out.append(f"{_quoted(row)} cannot be told from noise: {_points(row['difference'])}. {_needs(row['difference'])}")  # fmt: skip
         elif row["verdict"] == "same":
-            out.append(f"{_quoted(row)} gave the same answers as the baseline to every question with every seed: no difference.")  # fmt: skip
+            out.append(f"{_quoted(row)} gave the same answers as the baseline to every question with every seed.")  # fmt: skip
     if len(compared) > 1 or (compared and compared[0]["difference"]["seeds"] > 1):
         found = [row["difference"]["smallest_visible"] for row in compared if row["difference"]["smallest_visible"]]
         if found:
