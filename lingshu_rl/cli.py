@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lingshu_rl import __version__
-from lingshu_rl.exits import exit_code
+from lingshu_rl.exits import exit_code, piped
 
 if TYPE_CHECKING:
     from lingshu_rl.config import Config
@@ -18,8 +18,11 @@ EPILOG = "settings are given as key=value, for example train.lr=5e-7; --dry-run 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parsed(argv)
-    return arguments.run(arguments)
+    def run() -> int:
+        arguments = parsed(argv)
+        return arguments.run(arguments)
+
+    return piped(run)
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -115,7 +118,7 @@ def add_leaks_parser(commands) -> None:  # type: ignore[no-untyped-def]
 
 def train_main(argv: Sequence[str]) -> int:
     """The recipe's entry: `--config FILE`, `--dry-run`, and key=value settings."""
-    return _train(train_words(argv))
+    return piped(lambda: _train(train_words(argv)))
 
 
 def train_words(argv: Sequence[str]) -> argparse.Namespace:
@@ -126,7 +129,7 @@ def train_words(argv: Sequence[str]) -> argparse.Namespace:
 
 def sft_main(argv: Sequence[str]) -> int:
     """The recipe's entry: like `lingshu-rl sft`, with the file as --config."""
-    return _sft(sft_words(argv))
+    return piped(lambda: _sft(sft_words(argv)))
 
 
 def sft_words(argv: Sequence[str]) -> argparse.Namespace:
@@ -145,15 +148,17 @@ def _sft_arguments(parser: argparse.ArgumentParser) -> None:
 def _sft(arguments: argparse.Namespace) -> int:
     from lingshu_rl.config import ConfigError, to_yaml
     from lingshu_rl.data.load import DataError
+    from lingshu_rl.rehearsal import rehearsed
     from lingshu_rl.sft.settings import load_sft_config
     from lingshu_rl.sft.stages import run_sft
 
-    def tune() -> None:
+    def tune() -> int:
         config = load_sft_config(arguments.config, arguments.settings)
         if arguments.dry_run:
             print(to_yaml(config).rstrip())
-        else:
-            run_sft(config, arguments.stage)
+            return rehearsed("sft", arguments)
+        run_sft(config, arguments.stage)
+        return 0
 
     return exit_code(tune, "tuning", wrong=(ConfigError, DataError), goes_on="from the last checkpoint")
 
@@ -199,12 +204,13 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from lingshu_rl.config import ConfigError, load_config, origins
+    from lingshu_rl.rehearsal import rehearsed
 
     def work() -> int:
         config = load_config(arguments.config, arguments.settings)
         if not arguments.dry_run:
             return run_training(config)
-        return _dry_run(config, origins(arguments.config, arguments.settings))
+        return _dry_run(config, origins(arguments.config, arguments.settings)) or rehearsed("train", arguments)
 
     return exit_code(work, "the run", wrong=(ConfigError,), goes_on="from its last checkpoint")
 
@@ -358,15 +364,25 @@ def _rewards(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    from lingshu_rl.rehearsal import rehearsed
     from lingshu_rl.sweep.command import sweep_main
 
-    return sweep_main(arguments.file, dry_run=arguments.dry_run, only=arguments.only, retry_failed=arguments.retry_failed, settings=arguments.settings)  # fmt: skip
+    code = sweep_main(
+        arguments.file,
+        dry_run=arguments.dry_run,
+        only=arguments.only,
+        retry_failed=arguments.retry_failed,
+        settings=arguments.settings,
+    )
+    return code or (rehearsed("sweep", arguments) if arguments.dry_run else 0)
 
 
 def _curate(arguments: argparse.Namespace) -> int:
     from lingshu_rl.curate.pipeline import main as curate
+    from lingshu_rl.rehearsal import rehearsed
 
-    return curate(arguments.pipeline, out=arguments.out, dry_run=arguments.dry_run)
+    code = curate(arguments.pipeline, out=arguments.out, dry_run=arguments.dry_run)
+    return code or (rehearsed("curate", arguments) if arguments.dry_run else 0)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,18 @@ from lingshu_rl.folders import InUse
 WRONG, STOPPED, INTERRUPTED = 2, 1, 130
 
 
+def piped(command: Callable[[], int]) -> int:
+    """What `command` returns; 0 where whoever reads its output has enough of it (`| head`)."""
+    try:
+        try:
+            return command()
+        finally:  # also behind argparse's help, which ends with SystemExit
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at its end
+        return 0
+
+
 def exit_code(
     command: Callable[[], int | None],
     name: str,
@@ -29,9 +41,8 @@ def exit_code(
         code = command() or 0
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read the output has enough of it: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:  # see `piped`
+        raise
     except wrong as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG

@@ -50,7 +50,8 @@ class Measured:
     def metrics(self) -> dict[str, float]:
         """For the summary, nats; `far` is a share."""
         found = {f"{name}_logprob_gap": getattr(self.engine, name) for name in ("mean", "p99", "max", "far")}
-        found["kl"] = self.kl or 0.0
+        if self.kl is not None:
+            found["kl"] = self.kl
         if self.dense is not None:
             found |= {"dense_gap": self.dense.max, "mean_dense_gap": self.dense.mean}
         if self.seeing is not None and self.blank is not None:

@@ -36,6 +36,8 @@ def own(place: Path, who: str, key: str, *, afresh: bool = False, file: bool = F
     aside as FOLDER.old-1 and so on. Waits PATIENCE_S for a holder that may be ending. Raises InUse naming it, ConfigError
     where nothing can be written.
     """
+    if afresh and Path.cwd().is_relative_to(place.resolve()):
+        raise ConfigError(f"{key}={place} is where this command runs, which cannot be kept aside: give another {key}")
     lock = place.with_name(f".{place.name}.lock") if file else place / LOCK
     try:
         descriptor = take(lock, who, patience_s=PATIENCE_S)
@@ -52,6 +54,22 @@ def own(place: Path, who: str, key: str, *, afresh: bool = False, file: bool = F
         yield
     finally:
         os.close(descriptor)
+
+
+def holder(place: Path) -> tuple[str, bool | None]:
+    """Who works, or worked last, in this folder (see `own`), in words, and whether that process lives.
+
+    None: it ran on another host, whose locks some file systems do not show here. "" when nobody ever did.
+    """
+    try:
+        with open(place / LOCK) as file:
+            who = file.read().strip()
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return who, True
+    except OSError:  # there is no lock, or it may not be read
+        return "", False
+    return who, False if f" on {socket.gethostname()} " in f"{who} " else None
 
 
 def take(file: Path, who: str, *, patience_s: float = 0.0) -> int:

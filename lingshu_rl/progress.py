@@ -13,12 +13,19 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 
+class Terminal(Console):
+    """rich's console, to which a reader that is gone is the error that it is elsewhere (see `exits.piped`)."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Progress:
     """Quiet on every rank but the main one."""
 
     def __init__(self, quiet: bool, console: Console | None = None) -> None:
         self.quiet = quiet
-        self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.console = console or Terminal(file=sys.stdout, highlight=False, soft_wrap=True)
         self.bar: Bar | None = None
         self.started = time.monotonic()
 

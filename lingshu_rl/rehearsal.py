@@ -13,6 +13,7 @@ import importlib.util
 import io
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ def faults(command: Sequence[str], promised: Promised) -> list[str]:
     if program == "python":
         return _python(words, promised)
     return [] if shutil.which(program) else [f"there is no program {program!r}"]
+
+
+def rehearsed(name: str, told: argparse.Namespace) -> int:
+    """The end of a command's dry run: 1 where it would not find what it reads, which is said."""
+    missing = list(CHECKS[name](told, lambda path: False))
+    for line in missing:
+        print(f"it would not start: {line}", file=sys.stderr)
+    return 1 if missing else 0
 
 
 def _python(words: Sequence[str], promised: Promised) -> list[str]:
@@ -108,7 +117,11 @@ def _read(entry: Entry, words: Sequence[str]) -> tuple[argparse.Namespace | None
 
 
 def _train(told: argparse.Namespace, promised: Promised) -> Iterator[str]:
-    config = load_config(told.config, told.settings)
+    yield from _train_settings(told.config, told.settings, promised)
+
+
+def _train_settings(file: str | None, settings: Sequence[str], promised: Promised) -> Iterator[str]:
+    config = load_config(file, settings)
     yield from _sources(config.data.train, "data.train", promised)
     yield from _sources(config.data.test, "data.test", promised)
     yield from _models({"model": config.model, "reference.model": config.reference.model}, promised)
@@ -156,8 +169,17 @@ def _eval(told: argparse.Namespace, promised: Promised) -> Iterator[str]:
         yield from _models({"--model": settings.model}, promised)
 
 
+def _sweep(told: argparse.Namespace, promised: Promised) -> Iterator[str]:
+    from lingshu_rl.sweep.plan import load_sweep
+
+    sweep = load_sweep(told.file, told.settings)
+    faults = (fault for run in sweep.runs() for fault in _train_settings(sweep.config, run.overrides, promised))
+    yield from dict.fromkeys(faults)
+
+
 CHECKS: Mapping[str, Callable[[Any, Promised], Iterable[str]]] = {
     "train": _train,
+    "sweep": _sweep,
     "sft": _sft,
     "curate": _curate,
     "synth": _synth,
@@ -186,4 +208,4 @@ def _absent(text: str, key: str, promised: Promised) -> Iterator[str]:
         not text or text.startswith("demo:") or path.exists() or promised(path) or glob.glob(str(path), recursive=True)
     )
     if not there and (path.suffix in DATA_ENDINGS or not _HUB_ID.fullmatch(text)):
-        yield f"{key}: {text}: no such file, and no earlier step makes it"
+        yield f"{key}: {text}: no such file or folder"

@@ -15,6 +15,7 @@ from lingshu_rl.progress import step_line
 from lingshu_rl.report import write_report
 from lingshu_rl.run import Run
 from lingshu_rl.runfolder import versions, write_text
+from lingshu_rl.samples import show_samples, shows_samples
 from lingshu_rl.types import Experience, Group
 
 
@@ -64,11 +65,37 @@ def log_step(run: Run, step: int, batch: Experience, update: dict[str, float]) -
         **times,
     }
     run.folder.log_metrics(metrics)
-    run.folder.write_rollouts(step, batch.groups, batch.advantages)
+    rows = run.folder.write_rollouts(step, batch.groups, batch.advantages)
     figures = {k: v for k, v in metrics.items() if k != "step" and isinstance(v, int | float)}
     run.policy.accelerator.log(figures, step=step)
+    if shows_samples(step, run.config.train.steps):
+        images = {g.prompt.id: g.prompt.images[0] for g in batch.groups if g.prompt.images}
+        show_samples(run.policy.accelerator.trackers, step, rows, images)
     run.progress.advance(note=f"reward {metrics['reward/mean']:.3f}")
     run.progress.say(step_line(step, run.config.train.steps, metrics))
+    if nothing := nothing_learnt(metrics):
+        run.progress.say(f"WARNING: step {step} teaches nothing: {nothing}")
+
+
+# Statuses of completions in which no answer was found, and of those that the reward could not judge.
+UNREAD, UNJUDGED = ("unparsed", "truncated"), ("gold_invalid", "timeout", "error")
+
+
+def nothing_learnt(metrics: Mapping[str, Any]) -> str:
+    """Why a step's completions gave the update nothing, in words; "" where they gave it something."""
+    if metrics["groups/trained"]:
+        return ""
+    unread = sum(metrics.get(f"reward/status/{status}", 0.0) for status in UNREAD)
+    if unread > 0.5:
+        return (
+            f"in {100 * unread:.0f} % of the completions no answer could be read: look at rollouts/, the prompt's last line "
+            "(data.instruction) and rollout.max_tokens"
+        )
+    if sum(metrics.get(f"reward/status/{status}", 0.0) for status in UNJUDGED) > 0.5:
+        return "most completions could not be judged: their reasons are in rollouts/"
+    if metrics["reward/std"] == 0:
+        return f"all completions earned {metrics['reward/mean']:.2f}"
+    return "in no group do the rewards differ: the questions are too easy, too hard, or the group is too small"
 
 
 def by_source(groups: Sequence[Group], source_of: Callable[[str], str]) -> dict[str, float]:
@@ -98,13 +125,13 @@ async def finish(run: Run) -> dict[str, Any]:
         "zero_stage": run.policy.zero_stage,
         "policy_ranks": run.policy.ranks,
         "policy_parameters": run.policy.parameters,
-        "engine_generated_tokens": await run.rollout.generated_tokens(),
+        "engine_generated_tokens": await run.rollout.generated_tokens() - run.counted_before,
     }
     with writing(run.folder.summary):
         write_text(run.folder.summary, json.dumps(summary, indent=1))
         report = write_report(run.folder.path)
     run.progress.say(result_line(summary))
-    run.progress.say(f"the vLLM server counted {summary['engine_generated_tokens']} generated tokens")
+    run.progress.say(f"the engines counted {summary['engine_generated_tokens']} tokens generated for this run")
     run.progress.say(f"summary: {run.folder.summary}   report: {report}")
     return summary
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from rewards.compose import Compose, SpecError, build
 from rewards.compose import default_spec as composition
 from rewards.executor import Executor
 from rewards.judge import Judge, judge_of, judges
-from rewards.preflight import check
+from rewards.preflight import TIMED, TRIES, check, seconds_each
 
 T = TypeVar("T")
 
@@ -83,6 +84,7 @@ class Rewards:
 
 PREFLIGHT = "preflight"  # advantage.noise: as measured before the run
 LABELS_TRIED = 20_000  # half a minute's work; so many rows of a larger set are tried
+LABELS_S, LEAST_TRIED = 600.0, 200  # of a slow reward as many as fit into this time, and so many at the least
 
 
 def spread(items: Sequence[T], count: int) -> Sequence[T]:
@@ -123,19 +125,24 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
     for line in judging_costs(config, rewards, len(rewards.judged) / max(1, len(tried))):
         progress.say(line)
     if config.rewards.preflight:
+        timed = (sample for p in tried if judge_of(reward, sample := p.reward_input()) is None)
+        each = seconds_each(list(islice(timed, TIMED)), executor)
+        tried = spread(tried, max(LEAST_TRIED, int(LABELS_S / TRIES / max(each, 1e-9))))
         report = check(
             [p.reward_input() for p in tried],
             executor,
             ids=[p.id for p in tried],
             judged=lambda sample: judge_of(reward, sample) is not None,
+            say=progress.say,
         )
         of = "" if len(tried) == len(prompts) else f" (evenly taken of {len(prompts)})"
         progress.say(f"rewards: {report.summary()}{of}")
         if report.bad:
             executor.close()
             raise ConfigError(
-                f"the rewards cannot judge these labels; mend them, or go on with rewards.preflight=false, which masks "
-                f"them:\n{report.text()}"
+                "the rewards cannot judge these labels, or do not pay them in full; mend them or leave the rows out. With "
+                "rewards.preflight=false the run goes on: a label that cannot be judged is masked, one that earns less than 1 "
+                f"teaches that a right answer is wrong:\n{report.text()}"
             )
     return rewards
 
@@ -211,7 +218,8 @@ async def try_judges(config: Config, rewards: Rewards, file: Path, progress: Pro
     """Measure the judges and write `file` (judge.json). Raises ConfigError when one errs more often than it may."""
     if not rewards.judged or not config.rewards.preflight:
         return
-    found = await in_thread(trust.measure, rewards.judged, rewards.reward, rows=config.judge.probe_rows)
+    rows = config.judge.probe_rows
+    found = await in_thread(trust.measure, rewards.judged, rewards.reward, rows=rows, say=progress.say)
     pays, refusals = trust.pooled(found)
     rates = {"false_pay": pays.share, "false_refusal": refusals.share}
     write_text(file, json.dumps({**rates, "judges": [one.to_json() for one in found]}, indent=1, ensure_ascii=False))

@@ -87,6 +87,7 @@ class Run:
         self.saved_in = folder.checkpoints  # and its folder
         self.version = 0  # updates that the policy's weights hold
         self.disagreement = ""  # of trainer and engine in the latest update, in words
+        self.counted_before = 0  # tokens that given servers had generated for others
 
     def steps(self) -> Iterator[int]:
         for step in range(self.state.step, self.config.train.steps):
@@ -338,7 +339,8 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
         progress.say(f"devices: {placement.describe()}")
         reference = reference_model(config, folder, checkpoint)
         to_start = launches(sized, placement, transfer=transfer, token=token, transfer_dir=shared, reference=reference)
-        progress.say(f"starting {len(to_start)} server(s); logs in {folder.logs}")
+        if to_start:
+            progress.say(f"starting {', '.join(launch.name for launch in to_start)}; logs in {folder.logs}")
         fleet.start(to_start, folder.logs)
         stop.listen()  # Ray took it
         rewards = build_rewards(config, prompts, progress)  # their trial and the policy take no longer than the engines
@@ -445,6 +447,8 @@ async def _connect(
             restart=run.fleet.restart,
         )
     )
+    if config.rollout.urls:
+        run.counted_before = await run.on_main(lambda: run.rollout.generated_tokens())
     await run.on_main(run.transfer.start)
     if run.is_main:
         run.fleet.supervise(

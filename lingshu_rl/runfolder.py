@@ -67,7 +67,7 @@ class RunFolder:
     """Paths and files of one run. Only the main process writes."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path) if Path(path).name not in ("", "..") else Path(path).resolve()  # "." has a name too
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.references = self.path / "reference"  # models that became the reference (reference.refresh_every)
@@ -253,7 +253,10 @@ class RunFolder:
         with self._writing(self.metrics), open(self.metrics, "a") as out:
             out.write(json.dumps(values) + "\n")
 
-    def write_rollouts(self, step: int, groups: Sequence[Group], advantages: Sequence[Sequence[float | None]]) -> None:
+    def write_rollouts(
+        self, step: int, groups: Sequence[Group], advantages: Sequence[Sequence[float | None]]
+    ) -> list[dict[str, Any]]:
+        """Returns what it wrote, one row a completion."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -287,6 +290,7 @@ class RunFolder:
         with self._writing(file):
             file.parent.mkdir(exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows, schema=_rollout_schema(pa)), file)
+        return rows
 
     def write_eval(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         file = self.path / "eval" / f"{name}.jsonl"

@@ -18,6 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lingshu_rl.folders import holder
+from lingshu_rl.progress import Terminal
 from lingshu_rl.report.alarms import find_alarms
 from lingshu_rl.report.html import RunData, load_run
 from lingshu_rl.report.plots import finite, short
@@ -28,12 +30,13 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 SHOWN = (("reward", "reward/mean"), ("KL", "policy/kl"), ("entropy", "policy/entropy"),
          ("tokens a completion", "completion/tokens_mean"), ("gradient norm", "policy/grad_norm"))  # fmt: skip
 RECENT = 10  # steps that speeds are taken over
+FINISHED, UNDER_WAY, STOPPED = "finished", "running", "stopped"
 
 
 def watch(folder: str | Path, *, once: bool = False, console: Console | None = None) -> int:
     """Show the run until it ends or Ctrl-C. Exit code 0; 2 when `once` finds no run there."""
     path = Path(folder)
-    console = console or Console(highlight=False)
+    console = console or Terminal(highlight=False)
     if once:
         try:
             console.print(view(path))
@@ -44,13 +47,14 @@ def watch(folder: str | Path, *, once: bool = False, console: Console | None = N
     try:
         with Live(console=console, refresh_per_second=4, transient=False) as live:
             while True:
+                began = time.monotonic()
                 try:
                     live.update(view(path))
                 except FileNotFoundError:
                     live.update(Text(f"waiting for {path} to become a run folder; Ctrl-C stops"))
                 if ended(path):
                     return 0
-                time.sleep(REFRESH_S)
+                time.sleep(max(REFRESH_S, 4 * (time.monotonic() - began)))
     except KeyboardInterrupt:
         return 0
 
@@ -103,8 +107,9 @@ def standing(run: RunData) -> dict[str, Any]:
         if (values := [v for m in recent if (v := finite(m.get(f"time/{name}"))) is not None])
     }
     slowest = sorted(phases.items(), key=lambda item: -item[1])
-    left = "finished" if run.stored else ""
-    if not run.stored and usual and steps:
+    state = _state(run)
+    left = state if state == FINISHED else ""
+    if state.startswith(UNDER_WAY) and usual and steps:
         left = f"about {duration(usual * max(0, steps - step))} of training left"
     return {
         "step": step,
@@ -113,9 +118,9 @@ def standing(run: RunData) -> dict[str, Any]:
         "tokens_s": tokens / sum(seconds) if seconds and sum(seconds) else None,
         "phases": ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in slowest),
         "accuracy": accuracy_text(run.evals),
-        "alarms": find_alarms(metrics, run.evals, [row for rows in run.late for row in rows]),
+        "alarms": find_alarms(metrics, run.evals, run.late),
         "left": left,
-        "state": "finished" if run.stored else _heard(run.path),
+        "state": state,
     }
 
 
@@ -158,15 +163,19 @@ def sweep_rows(path: Path) -> list[dict[str, str]]:
 
     sweep = reread(path)
     out = []
+    under_way = holder(sweep.folder)[1]
     for variant in all_variants(sweep):
         for run in sweep.runs_of(variant):
             status = states.read(sweep.folder, run)
+            state = (
+                status.state if under_way is not False or status.state != UNDER_WAY else STOPPED
+            )  # left so by a sweep that was killed
             last = _last_metrics(run.folder)
             summary = _json(run.folder / "summary.json")
             score = (summary.get("after") or {}).get("accuracy")
             reward = finite(last.get("reward/mean"))
             out.append({
-                "run": run.name, "state": status.state, "step": str(last.get("step", "")),
+                "run": run.name, "state": state, "step": str(last.get("step", "")),
                 "reward": "" if reward is None else f"{reward:.3f}", "accuracy": "" if score is None else percent(score),
                 "time": duration(status.seconds) if status.seconds else "",
             })  # fmt: skip
@@ -193,10 +202,14 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _heard(path: Path) -> str:
-    file = path / "metrics.jsonl"
-    return (
-        f"last step logged {duration(max(0.0, time.time() - file.stat().st_mtime))} ago"
-        if file.exists()
-        else "starting"
-    )
+def _state(run: RunData) -> str:
+    """Whether the run has ended, is under way, or is left by its process, in words."""
+    if run.stored:
+        return FINISHED
+    file, (who, lives) = run.path / "metrics.jsonl", holder(run.path)
+    state = f"{UNDER_WAY} ({who})" if lives else f"{STOPPED}: {who} is gone; the same command goes on"
+    if lives is None or not who:
+        state = f"begun by {who}" if who else "no process works on it"
+    if not file.exists():
+        return f"{state}, no step yet"
+    return f"{state}, last step logged {duration(max(0.0, time.time() - file.stat().st_mtime))} ago"

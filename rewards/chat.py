@@ -149,6 +149,10 @@ def seconds_to_wait(response: httpx.Response) -> float:
     return min(LONGEST_WAIT_S, asked or float(response.status_code == 429))
 
 
+KEY_ENV = "LINGSHU_RL_API_KEY"  # sent as bearer token to the server that is asked for answers or texts
+JUDGE_KEY_ENV = "LINGSHU_RL_JUDGE_API_KEY"  # ... to a judge, which may be somebody else's
+
+
 def api_url(url: str) -> str:
     """A server's address with its version: /v1 where the address names none. Raises EndpointError for what is no address."""
     if not url.startswith(("http://", "https://")):
@@ -207,7 +211,7 @@ class Endpoint:
         url: str,
         cache: Path | str,
         *,
-        key_env: str = "OPENAI_API_KEY",
+        key_env: str = KEY_ENV,
         token: str = "",
         timeout_s: float = 300.0,
         retries: int = 4,

@@ -21,13 +21,12 @@ from urllib.parse import urlsplit
 
 from rewards.answer import CLOSED_CHANNELS, extract
 from rewards.base import Reward, RewardInput, RewardResult, as_float
-from rewards.chat import CostReached, Endpoint, EndpointError, Refused, count_tokens
+from rewards.chat import JUDGE_KEY_ENV, CostReached, Endpoint, EndpointError, Refused, count_tokens
 from rewards.claims import PROSE, checked_read, heard
 from rewards.compose import leaves
 from rewards.executor import RewardFailure
 from rewards.open_answers import texts_of
 
-KEY_ENV = "LINGSHU_RL_API_KEY"  # sent to a URL as its bearer token
 OUTPUT_TOKENS = 12  # of a verdict, for the estimate
 LONGEST_REPLY = 8000  # characters of a reply that the judge is shown
 LONGEST_ANSWER = 600  # characters of an open answer that it is shown
@@ -126,7 +125,7 @@ class Judge(Reward):
 
     url: str = ""
     model: str = ""
-    key_env: str = KEY_ENV
+    key_env: str = JUDGE_KEY_ENV
     concurrency: int = 16
     timeout_s: float = 60.0
     retries: int = 2

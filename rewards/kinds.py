@@ -64,7 +64,7 @@ class Kind:
     """name: for people; rows write an own kind's import path. reward: a spec for `rewards.build` that judges by default.
 
     prompts: the last line of a prompt by its name: "short" (tiny models), "full" (what completes "The final answer is"),
-    "direct" and "direct_zh" (evaluation); a name with ":multi" is for rows with several right options.
+    "direct" (evaluation), "full_zh" and "direct_zh" (also for "short") where the question is Chinese; a name with ":multi" is for rows with several right options.
     fields: of a row, beside those that all kinds have. read: the label of a row (its other fields are read already) in
     the form that rewards get; raises ValueError for what it cannot read. Whether it can be judged says the reward.
     write: the label as a model would answer, with alternatives. undeserving: (row, label as text) -> name -> answer that
@@ -171,7 +171,9 @@ KINDS: Mapping[str, Kind] = {
             {
                 "short": "Answer: letter.",
                 "full": "the letter of the correct option",
+                "full_zh": "正确选项的字母",
                 "full:multi": "the letters of all correct options, separated by commas",
+                "full_zh:multi": "所有正确选项的字母，以逗号分隔",
                 "direct": "Answer with the letter of the correct option only.",
                 "direct:multi": "Several options may be correct. Answer with the letters of all correct options only, such as A, C.",
                 "direct_zh": "请只回答正确选项的字母。",
@@ -190,6 +192,7 @@ KINDS: Mapping[str, Kind] = {
             {
                 "short": "Answer: yes or no.",
                 "full": "yes or no",
+                "full_zh": "是或否",
                 "direct": "Answer with yes or no only.",
                 "direct_zh": "请只回答是或否。",
             },
@@ -205,6 +208,7 @@ KINDS: Mapping[str, Kind] = {
             {
                 "short": "Answer: words.",
                 "full": "a short phrase",
+                "full_zh": "一个词或短语",
                 "direct": "Answer with a word or a short phrase only.",
                 "direct_zh": "请只用一个词或短语回答。",
             },
@@ -215,6 +219,7 @@ KINDS: Mapping[str, Kind] = {
             {
                 "short": "Answer: number and unit.",
                 "full": "a number with its unit",
+                "full_zh": "带单位的数值",
                 "direct": "Give only the final value with its unit as: Answer: VALUE UNIT",
                 "direct_zh": "请只给出最终数值和单位，格式为：答案：数值 单位",
             },
@@ -227,6 +232,7 @@ KINDS: Mapping[str, Kind] = {
             {
                 "short": "Answer: report.",
                 "full": "the report as plain sentences",
+                "full_zh": "用通顺的句子写成的报告",
                 "direct": "Write the radiology report of these images: the findings and the impression, in plain sentences.",
                 "direct_zh": "请根据这些影像写出放射学报告，包括影像所见和结论。",
             },

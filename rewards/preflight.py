@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,10 @@ from rewards.rows import RowError, read_row, unchecked
 TEMPLATE = "<think>I compare the findings with the question.</think>\n<answer>{answer}</answer>"
 PROBED_ROWS = 1000  # rows of a kind on which undeserving answers are tried
 SHOWN = 20  # lines about bad rows in a text
+SLICE = 128  # completions between two looks at the clock
+PATIENCE_S = 10.0  # between two lines about how far it is
+TIMED = 17  # completions by which a reward's pace is known
+TRIES = 10  # of a row, about: its label and the undeserving answers
 
 
 class RowsError(ValueError):
@@ -159,8 +164,11 @@ def check(
     template: str = TEMPLATE,
     seed: int = 0,
     judged: Callable[[RewardInput], bool] = lambda sample: False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> PreflightReport:
     """Try `reward` on rows. The rows' completions are ignored; nothing counts against an executor's failure budget.
+
+    say: hears every ten seconds how far a slow reward has come, and how long the rest takes.
 
     judged: rows that a model judges: of these the label is only read, since every answer would be paid for; how far the
     model is right, `rewards.trust` measures on a few of them.
@@ -173,7 +181,8 @@ def check(
     if len(names) != len(samples):
         raise ValueError(f"{len(names)} ids for {len(samples)} rows")
     executor = reward if isinstance(reward, Executor) else Executor(reward)
-    trial = _Trial(executor, template)
+    open_rows = len(samples) - sum(map(judged, samples))
+    trial = _Trial(executor, template, Pace(open_rows + (TRIES - 1) * min(open_rows, PROBED_ROWS), say))
     try:
         bad, own, texts = _judge_labels(samples, names, trial, judged)
         by_kind: dict[str, list[int]] = defaultdict(list)
@@ -200,10 +209,40 @@ def check(
     return PreflightReport(counts, tuple(bad.values()), tuple(probes), tuple(refused), tuple(doubts), left)
 
 
+def seconds_each(samples: Sequence[RewardInput], executor: Executor) -> float:
+    """What a completion takes a reward, by a few of these samples. The first one starts what the reward works with."""
+    asked = [replace(s, completion=TEMPLATE.replace("{answer}", "none of these")) for s in samples[:TIMED]]
+    executor.score(asked[:1], counted=False)
+    began = time.monotonic()
+    executor.score(asked[1:], counted=False)
+    return (time.monotonic() - began) / max(1, len(asked) - 1)
+
+
+class Pace:
+    """Says how far a slow trial has come. expected: completions in all, about. what: is tried, in words."""
+
+    def __init__(self, expected: int, say: Callable[[str], None], what: str = "the reward") -> None:
+        self.expected, self.say, self.what = expected, say, what
+        self.done = 0
+        self.began = self.told = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.told >= PATIENCE_S:
+            self.told, each = now, (now - self.began) / self.done
+            left = each * max(0, self.expected - self.done)
+            self.say(
+                f"trying {self.what}: {self.done:,} of about {max(self.done, self.expected):,} completions, {each:.3g} s each; "
+                f"about {left / 60:.1f} min left"
+            )
+
+
 @dataclass(frozen=True)
 class _Trial:
     executor: Executor
     template: str
+    pace: Pace
 
     def answers(self, samples: Sequence[RewardInput], answers: Sequence[str]) -> list[RewardResult]:
         texts = [self.template.replace("{answer}", answer) for answer in answers]
@@ -211,7 +250,11 @@ class _Trial:
 
     def completions(self, samples: Sequence[RewardInput], texts: Sequence[str]) -> list[RewardResult]:
         asked = [replace(s, completion=text, truncated=False) for s, text in zip(samples, texts, strict=True)]
-        return self.executor.score(asked, counted=False)
+        results: list[RewardResult] = []
+        for start in range(0, len(asked), SLICE):
+            results += self.executor.score(asked[start : start + SLICE], counted=False)
+            self.pace.advance(len(asked[start : start + SLICE]))
+        return results
 
 
 def _judge_labels(
@@ -331,6 +374,13 @@ class Rows:
     ids: tuple[str, ...]
     refused: tuple[str, ...]
 
+    def some(self, count: int) -> Rows:
+        """At most `count` rows, evenly apart; all for 0."""
+        kept = range(len(self.samples))
+        if 0 < count < len(kept):
+            kept = [n * len(kept) // count for n in range(count)]  # type: ignore[assignment]
+        return Rows(tuple(self.samples[n] for n in kept), tuple(self.ids[n] for n in kept), self.refused)
+
 
 Records = Iterable[
     tuple[str, Any]
@@ -411,15 +461,16 @@ def main(argv: Sequence[str] | None = None, read: Callable[[str, Sequence[str]],
         default=(0.1, 0.2),
         help="shares of wrong answers paid and of right ones refused that a judge is allowed; default: 0.1 0.2",
     )
+    checking.add_argument("--rows", metavar="N", type=int, default=0, help="try N rows, evenly taken; default: all")
     checking.add_argument("--out", metavar="FILE", type=Path, help="write the whole report as JSON")
     from rewards.judge import judge_of
-    from rewards.trust import measure
+    from rewards.trust import estimate, measure
 
     arguments, settings = parser.parse_known_args(argv)
     if wrong := [word for word in settings if "=" not in word or word.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     try:
-        rows = labels_of(read(arguments.data, settings), arguments.data)
+        rows = labels_of(read(arguments.data, settings), arguments.data).some(arguments.rows)
         reward = build(arguments.reward or (_spec_file(arguments.spec) if arguments.spec else DEFAULT_SPEC))
         report = check(
             rows.samples,
@@ -428,8 +479,11 @@ def main(argv: Sequence[str] | None = None, read: Callable[[str, Sequence[str]],
             refused=rows.refused,
             template=arguments.template,
             judged=lambda sample: judge_of(reward, sample) is not None,
+            say=_to_stderr,
         )
-        trusts = measure(rows.samples, reward, template=arguments.template)
+        for judge, calls, tokens in estimate(rows.samples, reward):
+            _to_stderr(f"{judge}, its trial: {judge.told_cost(calls, tokens)}")
+        trusts = measure(rows.samples, reward, template=arguments.template, say=_to_stderr)
     except (RowsError, SpecError, ValueError, RewardFailure) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -442,6 +496,10 @@ def main(argv: Sequence[str] | None = None, read: Callable[[str, Sequence[str]],
         told = {"ok": ok, **asdict(report), "judges": [trust.to_json() for trust in trusts]}
         arguments.out.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     return 0 if ok else 1
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _spec_file(path: str) -> Any:

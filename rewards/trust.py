@@ -15,7 +15,7 @@ from typing import Any
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.judge import ORDERS, PAID, Judge, JudgeReward, judge_of, judges, rubric_of
 from rewards.kinds import find_or_plain
-from rewards.preflight import TEMPLATE
+from rewards.preflight import TEMPLATE, Pace
 
 ROWS = 40
 Z95 = 1.959964
@@ -158,13 +158,20 @@ def _pooled(name: str, rates: Sequence[Rate]) -> Rate:
 
 
 def measure(
-    samples: Sequence[RewardInput], reward: Reward, *, rows: int = ROWS, template: str = TEMPLATE, seed: int = 0
+    samples: Sequence[RewardInput],
+    reward: Reward,
+    *,
+    rows: int = ROWS,
+    template: str = TEMPLATE,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Trust]:
     """Try every judge of a reward on up to `rows` of the samples that go to it, past any rule before it.
 
-    template: how an answer becomes a completion. A judge that gets none of the samples is left out.
+    template: how an answer becomes a completion. A judge that gets none of the samples is left out. say: hears how far a
+    slow judge has come, and how long the rest takes.
     """
-    return [_measure(own, judge, template) for judge, own in _tried(samples, reward, rows, seed)]
+    return [_measure(own, judge, template, say) for judge, own in _tried(samples, reward, rows, seed)]
 
 
 def estimate(samples: Sequence[RewardInput], reward: Reward, *, rows: int = ROWS, seed: int = 0) -> list[tuple[Judge, int, float]]:  # fmt: skip
@@ -186,14 +193,16 @@ def _tried(
             yield judge, random.Random(seed).sample(own, min(rows, len(own)))
 
 
-def _measure(samples: Sequence[RewardInput], judge: Judge, template: str) -> Trust:
+def _measure(samples: Sequence[RewardInput], judge: Judge, template: str, say: Callable[[str], None]) -> Trust:
     wrong = _borrowed(samples)
+    pace = Pace(len(RIGHT) * len(samples) + (len(WRONG) + len(ATTACKS)) * len(wrong), say, "the judge")
 
     def rate(name: str, form: str, labels: Mapping[int, str], hit: Callable[[float], bool]) -> Rate:
         written = {
             i: form.replace("{label}", label).replace("{asked}", _asked(samples[i])) for i, label in labels.items()
         }
         results = judge.score_batch([_as_completion(samples[i], text, template) for i, text in written.items()])
+        pace.advance(len(results))
         return _counted(name, results, hit)
 
     own = {i: _label(sample) for i, sample in enumerate(samples)}

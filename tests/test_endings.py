@@ -103,7 +103,7 @@ class FakePolicy:
 
     def __init__(self, machine):
         self.machine = machine
-        self.accelerator = SimpleNamespace(is_main_process=True, log=lambda values, step: None)
+        self.accelerator = SimpleNamespace(is_main_process=True, log=lambda values, step: None, trackers=[])
 
     def share(self, value):
         return value

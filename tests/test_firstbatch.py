@@ -1,6 +1,7 @@
 """Each check of the first batch fires for its own fault and for no other, in float32 and in bfloat16."""
 
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -58,6 +59,14 @@ def test_a_sound_batch_passes_and_is_reported():
     assert run.state.first_batch["kl_first_step"] < 1e-9 and run.state.first_batch["max_logprob_gap_first_step"] == 0
     assert run.state.first_batch["blank_gap_first_step"] == pytest.approx(1.5) and "blank_gap" in said[0]
     assert run.state.first_batch["seeing_gap_first_step"] == run.state.first_batch["dense_gap_first_step"] == 0
+
+
+def test_what_was_not_measured_has_no_figure():
+    """Without a reference there is no KL to it: 0 would say that policy and reference agree."""
+    run, said = run_for(FakePolicy(), "loss.kl_coef=0")
+    check_first_batch(run, [group(reference=None)])
+    assert "kl_first_step" not in run.state.first_batch and not re.search(r"\bkl\b", said[0])
+    assert run.state.first_batch["max_logprob_gap_first_step"] == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from lingshu_rl.data.load import load
 from lingshu_rl.objective import Noise
 from lingshu_rl.rewarding import build_rewards, read_noise, read_of, reward_of, spread, try_judges
 from lingshu_rl.train import advantages_of
-from rewards import RewardInput, RewardResult
+from rewards import Reward, RewardInput, RewardResult
 
 sys.path.insert(0, str(ROOT / "recipes"))
 from noisy_judge import serving, verdict
@@ -35,6 +36,30 @@ def test_labels_of_a_large_set_are_tried_on_a_part_of_it_and_that_is_said(monkey
     monkeypatch.setattr("lingshu_rl.rewarding.LABELS_TRIED", 4)
     build_rewards(config, prompts, SimpleNamespace(say=said.append)).close()
     assert "30 rows" in said[0] and "4 rows" in said[1] and "(evenly taken of 30)" in said[1]
+
+
+class Slow(Reward):
+    """Takes 4 ms, as a program or a model may; counts."""
+
+    asked = 0
+
+    def score(self, sample):
+        Slow.asked += 1
+        time.sleep(0.004)
+        return RewardResult(float(f"<answer>{sample.gold}</answer>" in sample.completion))
+
+
+def test_of_a_slow_reward_as_many_labels_are_tried_as_time_allows(monkeypatch):
+    monkeypatch.setattr("lingshu_rl.rewarding.LABELS_S", 0.2)
+    monkeypatch.setattr("lingshu_rl.rewarding.LEAST_TRIED", 3)
+    rows = [{"id": f"r{n}", "images": [], "question": "?", "answer": f"w{n}", "kind": "open"} for n in range(100)]
+    said = []
+    config = load_config(None, ["rewards.spec={class: 'test_rewarding:Slow'}"])
+    build_rewards(config, load(rows).prompts, SimpleNamespace(say=said.append)).close()
+    assert "(evenly taken of 100)" in said[-1] and Slow.asked < 300
+    monkeypatch.setattr("lingshu_rl.rewarding.LABELS_S", 600.0)
+    build_rewards(load_config(None, ["rewards.spec={class: OpenAnswer}"]), load(rows).prompts, SimpleNamespace(say=said.append)).close()  # fmt: skip
+    assert said[-1].startswith("rewards: 100 rows")
 
 
 @pytest.mark.parametrize(

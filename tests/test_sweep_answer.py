@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from launching import ROOT
@@ -13,10 +14,12 @@ from report.test_run_report import HOSTILE, Page
 
 from lingshu_rl.progress import Progress
 from lingshu_rl.report import plots
-from lingshu_rl.sweep.answer import write_answers
+from lingshu_rl.report.html import RunData
+from lingshu_rl.sweep.answer import Member, compare, write_answers
 from lingshu_rl.sweep.command import report_main
-from lingshu_rl.sweep.plan import parse_sweep
+from lingshu_rl.sweep.plan import Variant, parse_sweep
 from lingshu_rl.sweep.run import run_sweep
+from lingshu_rl.sweep.status import Status
 
 SCRIPT = str(ROOT / "tests" / "scripted_trainer.py")
 VARIANTS = {
@@ -103,7 +106,7 @@ def test_one_seed_is_called_one_seed(tmp_path):
     answer = write_answers(sweep)
     assert answer["title"] == "1 of 2 changes differs with the one seed that was run"
     told = " ".join(answer["words"])
-    assert "One seed cannot tell the setting's doing from the seed's." in told and "run at least three" in told
+    assert told.count("One seed cannot tell a setting's doing from a seed's: run at least three.") == 2
 
 
 def test_what_cannot_be_told_says_what_it_would_take(tmp_path):
@@ -114,6 +117,46 @@ def test_what_cannot_be_told_says_what_it_would_take(tmp_path):
     assert row["verdict"] == "noise" and row["difference"]["smallest_visible"] > row["difference"]["points"]
     needed = row["difference"]["seeds_needed"]
     assert (f"{needed} seeds would show it" if needed else "it takes about") in " ".join(answer["words"])
+
+
+def answered(monkeypatch, folder, variants, images):
+    """The answer to made-up runs. variants: by name, one list of values a seed; images: of the questions."""
+    runs = {}
+    for name, seeds in variants.items():
+        for seed, values in enumerate(seeds):
+            rows = [{"id": f"q{i}", "value": v, "image": images[i], "status": "ok", "kind": "open", "gold": "", "parsed": ""} for i, v in enumerate(values)]  # fmt: skip
+            path = folder / name / f"seed-{seed}"
+            runs[path] = Member(Variant(name, {"name": name}), seed, path, Status("", state="done"), RunData(path, evals={"after": rows}))  # fmt: skip
+    monkeypatch.setattr("lingshu_rl.sweep.answer.load_run", lambda path, scores: runs[path].data)
+    return compare(list(runs.values()), next(iter(variants)))
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+@pytest.mark.parametrize("images", [["one.png"] * 16, [""] * 3], ids=["one image", "three that agree"])
+def test_a_large_difference_of_too_few_images_is_not_called_none_and_no_seeds_are_promised(monkeypatch, tmp_path, seeds, images):  # fmt: skip
+    values = {"usual": [[0.2] * len(images)] * seeds, "other": [[0.888] * len(images)] * seeds}
+    answer = answered(monkeypatch, tmp_path, values, images)
+    row, told = row_of(answer, "other"), " ".join(answer["words"])
+    assert row["verdict"] == "noise" and row["difference"]["points"] == pytest.approx(68.8)
+    assert row["difference"]["seeds_needed"] is None and "seeds would show it" not in told
+    assert answer["title"].startswith("The change cannot be told from noise") and "no difference" not in told
+    assert ("All questions are about one image" in told) == (images[0] == "one.png")
+    assert ("takes about" in told) == (images[0] == "" and seeds > 1)
+
+
+def test_seeds_that_are_said_to_show_it_are_more_than_those_that_did_not(monkeypatch, tmp_path):
+    rng = np.random.default_rng(3)
+    for images in (["one"] * 12, [f"{i // 4}" for i in range(12)], [""] * 12):
+        for _ in range(20):
+            values = {name: rng.integers(0, 2, (2, 12)).tolist() for name in ("usual", "other")}
+            row = row_of(answered(monkeypatch, tmp_path, values, images), "other")
+            assert row["verdict"] != "noise" or (row["difference"]["seeds_needed"] or 3) > 2
+
+
+def test_what_is_the_same_is_called_so_and_a_score_is_no_share_of_right_answers(monkeypatch, tmp_path):
+    answer = answered(monkeypatch, tmp_path, {"usual": [[0.5] * 9] * 2, "other": [[0.5] * 9] * 2}, [""] * 9)
+    assert answer["title"] == "The change gave the same answers as the baseline"
+    assert "scores 50.0" in answer["words"][0] and " right" not in answer["words"][0]  # partial credit
 
 
 def test_each_axis_of_a_grid_by_itself(tmp_path):

@@ -6,12 +6,14 @@ import os
 import signal
 import time
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
-from launching import launch
+from launching import TOKEN, launch
 from short_runs import SHORT, engines_of, metrics_of, started
 
 from lingshu_rl.demo.build import build_demo
+from lingshu_rl.rollout.client import GENERATED, tokens_counted
 
 pytestmark = pytest.mark.slow
 REFILLS = "train.max_refills=1"
@@ -165,13 +167,23 @@ def as_llava(folder):
     return {"path": str(folder / "others.json"), "name": "others", "format": "llava", "share": 1}
 
 
+def generated(servers):
+    """Tokens that the shared rollout server has generated so far."""
+    answer = httpx.get(f"{servers.rollout}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).raise_for_status()
+    return int(tokens_counted(answer.text, [GENERATED]))
+
+
 def test_lora_freezing_checkpointing_and_several_optimizer_steps_on_a_mixture(servers, tmp_path):
     folder = tmp_path / "run"
     mixture = json.dumps([{"path": "demo:train", "share": 1}, as_llava(tmp_path)])
     settings = [*LORA, f"data.train={mixture}", "data.test=demo:test", "data.curriculum=none", "train.gradient_checkpointing=true", "train.optimizer_steps=2", "advantage.variant=gdpo",
                 "train.lr_schedule=cosine", "train.weight_decay=0.01"]  # fmt: skip
+    before = generated(servers)
     done = launch([*SHORT, f"rollout.urls=[{servers.rollout}]", *settings, f"run.dir={folder}"], env=servers.env)
     assert done.returncode == 0, done.stdout
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["engine_generated_tokens"] == generated(servers) - before > 0  # this run's alone
+    assert "kl_first_step" not in summary and "starting" not in done.stdout  # no reference, and no server of its own
     rows = metrics_of(folder)
     assert rows[1]["policy/rollout_gap_max"] < 1e-3  # the merged adapters reached the engine
     assert "policy/kl" not in rows[0] and rows[0]["lr"] > rows[1]["lr"] * 0.5

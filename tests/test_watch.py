@@ -1,6 +1,9 @@
 """The terminal view of a run, of one that grows, and of a sweep."""
 
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,10 +14,13 @@ from report.test_run_report import make_run, questions
 from rich.console import Console
 
 from lingshu_rl.cli import main
+from lingshu_rl.folders import own
 from lingshu_rl.progress import Progress
+from lingshu_rl.sweep import status as states
 from lingshu_rl.sweep.plan import parse_sweep
-from lingshu_rl.sweep.run import run_sweep
-from lingshu_rl.watch import sparkline, view, watch
+from lingshu_rl.sweep.run import run_sweep, write_plan
+from lingshu_rl.sweep.status import Status
+from lingshu_rl.watch import sparkline, sweep_rows, view, watch
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +57,50 @@ def test_a_run_under_way_says_what_is_left_and_its_alarms(run, tmp_path):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows[-1]["policy/kl"] = 0.9
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 13, "rew')
-    shown = text(tmp_path)
+    with own(tmp_path, "a run", "run.dir"):
+        shown = text(tmp_path)
+    assert "running (process" in shown
     assert "step 12 of 100" in shown and "about 6 min 36 s of training left" in shown
     assert "! KL spikes: Step 12" in shown and "last step logged" in shown
 
 
 def test_a_run_that_has_only_begun(tmp_path):
     (tmp_path / "config.yaml").write_text("train: {steps: 5}")
-    assert "no step is logged yet" in text(tmp_path) and "starting" in text(tmp_path)
+    assert "no step is logged yet" in text(tmp_path) and "no process works on it" in text(tmp_path)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from lingshu_rl.folders import own
+with own(Path(sys.argv[1]), "a run", "run.dir"):
+    print("holds", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_whose_process_was_killed_is_not_called_running(tmp_path):
+    (tmp_path / "config.yaml").write_text("train: {steps: 5}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5, "time/step": 2.0}\n')
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "holds\n"
+        assert f"running (process {process.pid} on" in text(tmp_path) and "of training left" in text(tmp_path)
+        process.kill()
+    shown = text(tmp_path)
+    assert f"stopped: process {process.pid} on" in shown and "running" not in shown and "left" not in shown
+    lock = tmp_path / ".lock"
+    lock.write_text(lock.read_text().replace(f" on {socket.gethostname()}", " on elsewhere"))
+    assert "begun by process" in text(tmp_path)  # its lock need not be seen from here
+
+
+def test_runs_of_a_sweep_that_was_killed_are_not_called_running(tmp_path):
+    content = {"dir": str(tmp_path), "seeds": 1, "variants": {"a": None, "b": {"train.lr": 9}}}
+    sweep = parse_sweep(content)
+    write_plan(sweep)
+    states.write(tmp_path, sweep.runs()[0], Status("a/seed-0", list(sweep.runs()[0].overrides), state="running"))
+    with own(tmp_path, "a sweep", "dir"):
+        assert [row["state"] for row in sweep_rows(tmp_path)] == ["running", "waiting"]
+    assert [row["state"] for row in sweep_rows(tmp_path)] == ["stopped", "waiting"]
 
 
 def test_watching_ends_with_the_run(tmp_path, monkeypatch, run):

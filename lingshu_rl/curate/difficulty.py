@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from lingshu_rl.curate.items import Context, Dropped, Item, rank
 from lingshu_rl.images import UnreadablePicture
-from rewards.chat import Answer, Endpoint, Refused
+from rewards.chat import KEY_ENV, Answer, Endpoint, Refused
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Difficulty:
     rewards: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int = 16
     timeout_s: float = 300.0
-    key_env: str = "OPENAI_API_KEY"
+    key_env: str = KEY_ENV
 
     def __post_init__(self) -> None:
         if not self.url or not self.model:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -321,10 +320,7 @@ def run_leaks(arguments: argparse.Namespace) -> int:
         return 2
     if arguments.json:
         write_text(arguments.json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    try:
-        print(leaks_table(report), flush=True)
-    except BrokenPipeError:  # `| head` has seen enough; the interpreter must not try again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(leaks_table(report))
     return 0
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lingshu_rl.curate.items import Context, Dropped, Item, rank
-from rewards.chat import Answer, Endpoint, Refused
+from rewards.chat import KEY_ENV, Answer, Endpoint, Refused
 
 INSTRUCTION = (
     "Rewrite the reply to a medical question as neutral, general information in the third person. Keep every medical "
@@ -66,7 +66,7 @@ class Rewrite:
     max_tokens: int = 1024
     concurrency: int = 16
     timeout_s: float = 300.0
-    key_env: str = "OPENAI_API_KEY"
+    key_env: str = KEY_ENV
     instruction: str = INSTRUCTION
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,20 @@ from lingshu_rl.volumes import VolumeError, unfold
 from rewards.kinds import LETTERS, find
 from rewards.rows import FIELDS, LabelCheck, RowError, read_row
 
-__all__ = ["FIELDS", "FULL_FRAME", "LETTERS", "RowError", "instruction_text", "refusing", "row_to_prompt"]
+__all__ = ["FIELDS", "LETTERS", "RowError", "instruction_text", "refusing", "row_to_prompt"]
 
-FULL_FRAME = (
-    "Think step by step about the image and the question inside <think> and </think>, "
-    "then give the final answer inside <answer> and </answer>. The final answer is {form}."
-)
+# The "full" prompt by language, with and without an image to think about.
+FRAMES = {
+    "en": "Think step by step about {about} inside <think> and </think>, "
+    "then give the final answer inside <answer> and </answer>. The final answer is {form}.",
+    "zh": "请在 <think> 和 </think> 之间针对{about}逐步思考，然后在 <answer> 和 </answer> 之间给出最终答案。最终答案是{form}。",
+}
+ABOUT = {
+    "en": {True: "the image and the question", False: "the question"},
+    "zh": {True: "图像和问题", False: "问题"},
+}
+_HAN, _WORD = re.compile(r"[\u4e00-\u9fff]"), re.compile(r"[A-Za-z]+")
+CHINESE_FORMS = {"short": "direct_zh", "full": "full_zh"}  # names of a kind's lines
 
 
 @contextmanager
@@ -36,11 +45,27 @@ def refusing(*told: type[Exception]) -> Iterator[None]:
         raise RowError(f"it cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
 
 
-def instruction_text(instruction: str, kind: str, meta: Mapping[str, Any] = {}) -> str:
-    """The last line of a row's prompt: "short" or "full" by kind, anything else word for word (empty for none)."""
-    if instruction == "full":
-        return FULL_FRAME.format(form=find(kind).prompt("full", meta))
-    return find(kind).prompt("short", meta) if instruction == "short" else instruction
+def instruction_text(
+    instruction: str, kind: str, meta: Mapping[str, Any] = {}, *, images: bool = True, language: str = "en"
+) -> str:
+    """The last line of a row's prompt: "short" or "full" by kind, anything else word for word (empty for none).
+
+    language: en | zh; a kind that has no Chinese line asks in English.
+    """
+    if instruction not in CHINESE_FORMS:
+        return instruction
+    record = find(kind)
+    if language == "zh" and CHINESE_FORMS[instruction] not in record.prompts:
+        language = "en"
+    form = record.prompt(CHINESE_FORMS[instruction] if language == "zh" else instruction, meta)
+    return form if instruction == "short" else FRAMES[language].format(about=ABOUT[language][images], form=form)
+
+
+def language_of(question: str, meta: Mapping[str, Any]) -> str:
+    """zh for a question that is said to be Chinese (meta.language), or has more Chinese characters than Latin words."""
+    if told := meta.get("language"):
+        return "zh" if str(told).lower().startswith(("zh", "chinese", "中")) else "en"
+    return "zh" if len(_HAN.findall(question)) > len(_WORD.findall(question)) else "en"
 
 
 def row_to_prompt(
@@ -63,7 +88,8 @@ def row_to_prompt(
         raise RowError(str(error)) from None
     read = read_row(row, check)
     lines = [f"{LETTERS[i]}. {text}" for i, text in enumerate(read.options)]
-    if last := instruction_text(instruction, read.kind, read.meta):
+    language = language_of("\n".join([read.question, *read.options]), read.meta)
+    if last := instruction_text(instruction, read.kind, read.meta, images=bool(read.images), language=language):
         lines.append(last)
     images = tuple(Picture(_image(image, base_dir), budget) for image in read.images)
     return Prompt(

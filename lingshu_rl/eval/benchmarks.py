@@ -64,17 +64,23 @@ class Benchmark:
 PROMPT_NAMES = ("auto", "direct", "think", "short")
 
 
-def prompt_line(prompt: str, kind: str, meta: Mapping[str, object]) -> str:
-    """The last line of a question. prompt: "direct", "direct_zh", "think" or "short" (the training prompts), or own
+def instruction_named(prompt: str, kind: str, meta: Mapping[str, object]) -> str:
+    """`row_to_prompt`'s instruction. prompt: "direct", "direct_zh", "think" or "short" (the training prompts), or own
     text."""
     if prompt in ("direct", "direct_zh"):
         return find(kind).prompt(prompt, meta)
-    return instruction_text({"think": "full"}.get(prompt, prompt), kind, meta)
+    return {"think": "full"}.get(prompt, prompt)
 
 
 def prompt_hash(prompt: str) -> str:
     """Changes when any wording of this prompt changes."""
-    lines = [prompt_line(prompt, kind, {"multi": multi}) for kind in KINDS for multi in (False, True)]
+    lines = [
+        instruction_text(instruction_named(prompt, kind, meta), kind, meta, images=images, language=language)
+        for kind in KINDS
+        for meta in ({"multi": False}, {"multi": True})
+        for images in (True, False)
+        for language in ("en", "zh")
+    ]
     return hashlib.sha256(json.dumps(lines, ensure_ascii=False).encode()).hexdigest()[:16]
 
 

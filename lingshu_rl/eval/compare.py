@@ -14,7 +14,7 @@ from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.eval.engines import outputs_of
 from lingshu_rl.eval.provenance import differences
 from lingshu_rl.eval.scoring import MAIN
-from lingshu_rl.eval.stats import mean_ci, paired_gain
+from lingshu_rl.eval.stats import holm, mean_ci, paired_gain
 from lingshu_rl.eval.tables import Cells, html_page, latex, markdown, percent, text
 
 Row = dict[str, Any]
@@ -41,8 +41,8 @@ def compare(one: Path, two: Path) -> dict[str, Any]:
         if alone := results[name]["only_in_one"]:
             warnings.append(f"{name}: {alone} questions are in one of the runs only and were left out")
         warnings += [f"{name}: {line}" for line in _measured_differently(one / name, two / name)]
-    for name, p in holm({name: r["p"] for name, r in results.items()}).items():
-        results[name]["p_holm"] = p
+    for result, p in zip(results.values(), holm([r["p"] for r in results.values()]), strict=True):
+        result["p_holm"] = p
     return {"runs": [str(one), str(two)], "benchmarks": results, "warnings": warnings}
 
 
@@ -99,15 +99,6 @@ def sign_flip(differences: np.ndarray, clusters: Sequence[Any], seed: int = 0) -
         signs = rng.choice((-1.0, 1.0), size=(min(500, FLIPS - start), len(values)))
         hits += int((np.abs(signs @ values) >= observed).sum())
     return (hits + 1) / (FLIPS + 1)
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction (1979)."""
-    out, last = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda n: p_values[n])):
-        last = max(last, min(1.0, (len(p_values) - rank) * p_values[name]))
-        out[name] = last
-    return out
 
 
 def read_run(path: Path) -> dict[str, list[Row]]:

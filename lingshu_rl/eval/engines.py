@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.processes.pulse import Counter, Pulse
 from lingshu_rl.types import Prompt
 from rewards.chat import Attempts, Refused, api_url, bearer
-
-KEY_ENV = "LINGSHU_RL_API_KEY"  # sent to a URL as its bearer token
 
 
 @dataclass(frozen=True)
@@ -234,7 +231,3 @@ def serve(
     finally:
         worker.stop()
         remove_folder(shared)
-
-
-def api_key() -> str:
-    return os.environ.get(KEY_ENV, "")

@@ -20,7 +20,7 @@ from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.data.sources import Source, SourceError, layout_of, open_records, presets
 from lingshu_rl.data.tables import UnreadableSource
 from lingshu_rl.eval.archives import unpacked_zip
-from lingshu_rl.eval.benchmarks import Benchmark, EvalError, prompt_line
+from lingshu_rl.eval.benchmarks import Benchmark, EvalError, instruction_named
 from lingshu_rl.types import Prompt
 
 Row = dict[str, Any]
@@ -50,7 +50,7 @@ def load_benchmark(
 ) -> Loaded:
     """The benchmark's questions. limit: that many, drawn by the hash of their ids (the same for every model and run).
 
-    prompt: a name for `benchmarks.prompt_line`, "auto" for the entry's own. images: False asks without any.
+    prompt: a name for `benchmarks.instruction_named`, "auto" for the entry's own. images: False asks without any.
     Raises EvalError when the files are missing, or over 5 % of the rows (images of them included) cannot be used.
     """
     files = _find(benchmark, data, images)
@@ -106,7 +106,7 @@ def _prompt(benchmark: Benchmark, row: Row | RowError, wanted: str, images: bool
     if row["kind"] not in benchmark.kinds and not (row["kind"] == "yesno" and "open" in benchmark.kinds):
         raise RowError(f"it reads as a question of kind {row['kind']}, which this benchmark has none of")
     line = "direct_zh" if wanted == "direct" and meta.get("language") == "zh" else wanted
-    return row_to_prompt(row, instruction=prompt_line(line, row["kind"], meta))
+    return row_to_prompt(row, instruction=instruction_named(line, row["kind"], meta))
 
 
 def _rubric(row: Row) -> Prompt:

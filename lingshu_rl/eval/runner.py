@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,6 @@ from lingshu_rl.eval.engines import (
     Engine,
     FileEngine,
     Reply,
-    api_key,
     kind_of,
     serve,
     takes_images,
@@ -53,6 +53,7 @@ from lingshu_rl.rollout.client import VLLM_COUNTER
 from lingshu_rl.runfolder import write_text
 from lingshu_rl.types import Prompt
 from rewards.base import RewardInput, RewardResult
+from rewards.chat import JUDGE_KEY_ENV, KEY_ENV
 from rewards.compose import DEFAULT_SPEC
 from rewards.executor import Executor
 from rewards.labels import label_scores
@@ -285,7 +286,7 @@ async def _named(settings: Settings) -> Settings:
     """With the name of the model that a URL serves."""
     if kind_of(settings.model) != "url" or settings.served_model:
         return settings
-    client = ChatClient(settings.model, token=api_key(), sampling={})
+    client = ChatClient(settings.model, token=os.environ.get(KEY_ENV, ""), sampling={})
     try:
         return replace(settings, served_model=await client.served_model())
     finally:
@@ -369,7 +370,7 @@ def _engine(
 
     if kind == "url":
         yield lambda: ChatClient(
-            settings.model, model=settings.served_model, token=api_key(), sampling=sampling, **common
+            settings.model, model=settings.served_model, token=os.environ.get(KEY_ENV, ""), sampling=sampling, **common
         )
     elif not open_questions:
         yield lambda: ChatClient("http://no-server-was-started.invalid", sampling=sampling, **common)
@@ -401,7 +402,7 @@ async def _judge(
         progress.say("judge: no open question and no rubric among these benchmarks")
         return {}
     progress.say("judge: " + estimate([call for found in calls.values() for call in found], judge.price))
-    client = client_of(judge, judge.model, api_key())
+    client = client_of(judge, judge.model, os.environ.get(JUDGE_KEY_ENV, ""))
     out = {}
     try:
         if not judge.model:

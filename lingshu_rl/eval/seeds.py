@@ -26,7 +26,10 @@ MOST_SEEDS = 100
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference, in the unit of the values. With one seed, `seed_variance` is None: nobody knows it."""
+    """A mean difference, in the unit of the values.
+
+    A variance is None where nobody knows it: of the seeds with one seed, of the items where all are of one cluster.
+    """
 
     mean: float
     low: float
@@ -36,7 +39,7 @@ class Difference:
     items: int
     clusters: int
     seed_variance: float | None  # of one seed's mean
-    item_variance: float  # of the mean over these questions, whatever the number of seeds
+    item_variance: float | None  # of the mean over these questions, whatever the number of seeds
 
 
 def difference(
@@ -44,8 +47,7 @@ def difference(
 ) -> Difference:
     """Mean of `d` with its 1 - alpha interval.
 
-    d: (seeds, items), variant minus baseline; every number finite. One item stands for a figure of the whole run (its
-    last training reward, say). clusters: one name an item, as in `mean_ci`.
+    d: (seeds, items), variant minus baseline; every number finite. clusters: one name an item, as in `mean_ci`.
     bound: the largest possible |d|, used where all differences are equal, so that agreement claims no certainty.
     Raises ValueError when `d` is empty or holds a value that is no number.
     """
@@ -65,7 +67,8 @@ def difference(
     item_square = seeds * float(by_cluster.var(ddof=1)) if count > 1 else 0.0
     if np.ptp(x) < 1e-12:
         low, high, p = _agreement(mean, count, alpha, bound)
-        return Difference(mean, low, high, p, seeds, items, count, 0.0 if seeds > 1 else None, 0.0)
+        doubt = max(mean - low, high - mean) / _t(1 - alpha / 2, 10**6)  # about other clusters, which more seeds leave
+        return Difference(mean, low, high, p, seeds, items, count, 0.0 if seeds > 1 else None, _known(doubt**2, count))
     # Few answers that differ look too certain; half a count to each cell mends it (Agresti and Min 2005).
     doubt = (bound or 0.0) ** 2 / (seeds * count)
     both = both + doubt if seeds > 1 and count > 1 else 0.0
@@ -78,16 +81,16 @@ def difference(
     if bound is not None:
         low, high = max(low, -bound), min(high, bound)
     luck = max(spread.seed, spread.least) * seeds  # seeds cannot vary less than their questions' luck makes them vary
-    return Difference(mean, low, high, p, seeds, items, count, luck if seeds > 1 else None, spread.item)
+    return Difference(mean, low, high, p, seeds, items, count, luck if seeds > 1 else None, _known(spread.item, count))
 
 
 def seeds_needed(found: Difference, *, alpha: float = 0.05, effect: float | None = None) -> int | None:
     """Seeds with which a true difference of `effect` (the measured one) would be seen with 80 % chance at level alpha.
 
-    None: not with MOST_SEEDS seeds (see `items_needed`), or unknown because only one seed was run.
+    None: not with MOST_SEEDS seeds (see `items_needed`), or unknown as a variance is.
     """
     effect = abs(found.mean if effect is None else effect)
-    if found.seed_variance is None or effect == 0:
+    if None in (found.seed_variance, found.item_variance) or effect == 0:
         return None
     for seeds in range(2, MOST_SEEDS + 1):
         if _visible(found, seeds, alpha) <= effect:
@@ -96,16 +99,19 @@ def seeds_needed(found: Difference, *, alpha: float = 0.05, effect: float | None
 
 
 def items_needed(found: Difference, *, alpha: float = 0.05) -> int | None:
-    """Test questions without which no number of seeds shows the measured difference; None where these are enough."""
+    """Test questions without which no number of seeds shows the measured difference; None where these are enough, or
+    nobody knows."""
     z = _t(1 - alpha / 2, 10**6) + _t(POWER, 10**6)
-    if found.mean == 0 or z * math.sqrt(found.item_variance) <= abs(found.mean):
+    if found.mean == 0 or found.item_variance is None or z * math.sqrt(found.item_variance) <= abs(found.mean):
         return None
     return math.ceil(found.items * z**2 * found.item_variance / found.mean**2)
 
 
 def smallest_visible(found: Difference, *, alpha: float = 0.05) -> float | None:
-    """The true difference that these seeds and questions would show with 80 % chance; None with one seed."""
-    return None if found.seed_variance is None else _visible(found, found.seeds, alpha)
+    """The true difference that these seeds and questions would show with 80 % chance; None where a variance is
+    unknown."""
+    unknown = None in (found.seed_variance, found.item_variance)
+    return None if unknown else _visible(found, found.seeds, alpha)
 
 
 def aligned(
@@ -154,6 +160,10 @@ class _Spread:
         return high
 
 
+def _known(variance: float, clusters: int) -> float | None:
+    return variance if clusters > 1 else None
+
+
 def _agreement(mean: float, clusters: int, alpha: float, bound: float | None) -> tuple[float, float, float]:
     """Every difference is the same number: a share of up to `unseen` of all clusters may differ and not have shown
     up."""
@@ -167,7 +177,7 @@ def _agreement(mean: float, clusters: int, alpha: float, bound: float | None) ->
 
 
 def _visible(found: Difference, seeds: int, alpha: float) -> float:
-    assert found.seed_variance is not None
+    assert found.seed_variance is not None and found.item_variance is not None
     spread = _Spread(found.seed_variance / seeds, 0.0, found.item_variance, seeds, found.clusters)
     return spread.half(alpha) + _t(POWER, 10**6) * math.sqrt(spread.seed + spread.item)
 

@@ -10,7 +10,7 @@ from statistics import mean, median
 from typing import Any
 
 from lingshu_rl.eval.stats import gain_between
-from lingshu_rl.report.monitor import monitors, parsed_of, plain
+from lingshu_rl.report.monitor import given, monitors, parsed_of, plain
 from rewards.kinds import find_or_plain
 
 Row = Mapping[str, Any]
@@ -22,7 +22,7 @@ SHARE_LIMITS = {  # mean over the late steps
 }
 UNPARSED_SHARE, MASKED_SHARE = 0.10, 0.05
 COLLAPSE_SHARE, COLLAPSE_EXCESS, COLLAPSE_ROWS = 0.60, 0.20, 20
-KL_SPIKE_RATIO, KL_SPIKE_FLOOR = 5.0, 0.05  # against the median of the ten steps before; nats
+KL_SPIKE_RATIO, KL_SPIKE_FLOOR, KL_SPIKE_STEPS = 5.0, 0.05, 10  # against the median of so many steps before; nats
 BLANK_POINTS = 5.0
 DUPLICATE_SHARE, CONFLICT_SHARE = 0.90, 0.10  # of the last steps' completions
 LENGTH_CORRELATION, LENGTH_ROWS = 0.5, 100  # within groups
@@ -141,16 +141,14 @@ def _kl_spikes(metrics: Sequence[Row]) -> list[Alarm]:
     points = [(m["step"], m["policy/kl"]) for m in metrics if _values([m], "policy/kl")]
     spikes = []
     for i in range(5, len(points)):
-        usual = median(kl for _, kl in points[max(0, i - 10) : i])
-        if points[i][1] > max(KL_SPIKE_FLOOR, KL_SPIKE_RATIO * usual):
-            spikes.append((*points[i], usual))
+        before = [kl for _, kl in points[max(0, i - KL_SPIKE_STEPS) : i]]
+        if points[i][1] > max(KL_SPIKE_FLOOR, KL_SPIKE_RATIO * median(before)):
+            spikes.append((*points[i], f"{median(before):.3g}, the median of the {len(before)} steps before it"))
     if not spikes:
         return []
     step, kl, usual = max(spikes, key=lambda spike: spike[1])
     steps = ", ".join(str(spike[0]) for spike in spikes[:5]) + (" ..." if len(spikes) > 5 else "")
-    return [
-        Alarm("KL spikes", f"Step {steps}: at step {step} the KL was {kl:.3g} nats, against {usual:.3g} just before.")
-    ]
+    return [Alarm("KL spikes", f"Step {steps}: at step {step} the KL was {kl:.3g} nats, against {usual}.")]
 
 
 def _rubric(metrics: Sequence[Row]) -> list[Alarm]:
@@ -199,11 +197,11 @@ def _collapse(rows: Sequence[Row], where: str) -> list[Alarm]:
     found = []
     for kind in sorted({str(row.get("kind")) for row in rows if find_or_plain(str(row.get("kind"))).collapse}):
         mine = [row for row in rows if row.get("kind") == kind]
-        given = Counter(plain(row.get("parsed")) for row in mine if row.get("status") == "ok")
-        if len(mine) < COLLAPSE_ROWS or not given:
+        answers = given(mine)
+        if len(answers) < COLLAPSE_ROWS:
             continue
-        answer, count = given.most_common(1)[0]
-        share, gold = count / given.total(), sum(plain(row.get("gold")) == answer for row in mine) / len(mine)
+        answer, count = Counter(answers).most_common(1)[0]
+        share, gold = count / len(answers), sum(plain(row.get("gold")) == answer for row in mine) / len(mine)
         if share > COLLAPSE_SHARE and share > gold + COLLAPSE_EXCESS:
             text = f"In {where} {_percent(share)} of the {kind} answers are “{answer.upper()}”, "
             text += f"which is right for {_percent(gold)} of them."

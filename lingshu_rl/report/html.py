@@ -11,7 +11,7 @@ import io
 import json
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lingshu_rl.eval.stats import gain_between, mean_ci, split_by, summarise
 from lingshu_rl.images import Picture, UnreadablePicture
 from lingshu_rl.report import plots
 from lingshu_rl.report.alarms import find_alarms
-from lingshu_rl.report.monitor import grouped, monitors, parsed_of, reward_by_length
+from lingshu_rl.report.monitor import monitors, parsed_of, reward_by_length
 from lingshu_rl.report.page import digest, render
 from lingshu_rl.report.text import duration, percent, signed
 from rewards.kinds import LETTERS, find_or_plain
@@ -34,6 +34,23 @@ SAMPLES = {"fixed": 6, "broken": 4, "still wrong": 6}  # questions in the galler
 GROUPS_SHOWN = 2  # training groups of the first and of the last step
 EARLY_FILES, LATE_FILES = 3, 5  # rollout files that stand for "the first steps" and "the last steps"
 HISTORY_FILES = 40  # rollout files that the curves of monitors are read from
+BATCH = 512  # completions that are held with their texts
+# Columns of the rollouts. Those with texts are many times larger, and read for the questions that are shown alone.
+TASK = ("task", "kind")
+CONTRAST = ("prompt_id", "value", *TASK)
+BRIEF = (
+    "step",
+    "prompt_id",
+    "kind",
+    "gold",
+    "value",
+    "status",
+    "reason",
+    "parsed",
+    "components",
+    "tokens",
+    "completion",
+)
 SAME_SHOWN = 4  # questions shown with their early and late completions
 FINDINGS_SHOWN = 10
 SCORES = (("Before", "before", "before"), ("After", "after", "after"), ("After, blank image", "blank", "blank_image"),
@@ -74,8 +91,8 @@ class RunData:
     summary: dict[str, Any] = field(default_factory=dict)  # the same, or what eval/ gives when the run did not end
     metrics: list[dict[str, Any]] = field(default_factory=list)
     evals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    early: list[list[dict[str, Any]]] = field(default_factory=list)  # rollouts of the first steps, oldest first
-    late: list[list[dict[str, Any]]] = field(default_factory=list)  # rollouts of the last steps, newest first
+    rollouts: list[Path] = field(default_factory=list)  # one file a step
+    late: list[dict[str, Any]] = field(default_factory=list)  # completions of the last steps in brief, newest first
     judge: dict[str, Any] = field(default_factory=dict)  # judge.json
     notes: list[str] = field(default_factory=list)
 
@@ -83,7 +100,8 @@ class RunData:
 def write_report(run_dir: str | Path) -> Path:
     """Write `run_dir/report.html` and return its path. Raises FileNotFoundError when the folder holds no run."""
     run = load_run(Path(run_dir))
-    history = read_history(run.path, run.notes)
+    history = read_history(run)
+    phases = phase_rows(run)
     images: dict[str, str] = {}  # data addresses by file, so that no image is read twice
     page = render(
         "template.html",
@@ -91,23 +109,20 @@ def write_report(run_dir: str | Path) -> Path:
         name=run.path.resolve().name,
         headline=headline(run),
         facts=facts(run),
-        alarms=find_alarms(run.metrics, run.evals, [row for rows in run.late for row in rows]),
+        alarms=find_alarms(run.metrics, run.evals, run.late),
         scores=score_rows(run.summary),
         charts=charts(run),
-        timeline=timeline(run.metrics),
+        timeline=timeline(run.metrics, {phase["name"]: n for n, phase in enumerate(phases)}),
         played=played(history),
         played_steps=len(history),
         mean_reward=mean_reward,
-        lengths=reward_by_length([row for rows in run.late for row in rows]),
-        phases=phases(run),
+        lengths=reward_by_length(run.late),
+        phases=phases,
         problems=problems(run.late),
         moves=Counter(move(*pair) for pair in paired(run.evals)),
         samples=samples(run.evals),
-        groups=[
-            *pick_groups(run.early[0] if run.early else ()),
-            *(pick_groups(run.late[0]) if len(run.late) > 1 else []),
-        ],
-        same=early_and_late(history),
+        groups=first_and_last_groups(run),
+        same=early_and_late(run),
         on_the_way=on_the_way(run.evals),
         findings=findings,
         blank={row["id"]: row for row in run.evals.get("after_blank", ())},
@@ -142,9 +157,8 @@ def load_run(path: Path, *, scores: bool = True) -> RunData:
         run.judge = _read_json(path / "judge.json", run.notes)
     run.metrics = [m for m in _read_jsonl(path / "metrics.jsonl", run.notes) if isinstance(m.get("step"), int)]
     run.evals = {file.stem: _read_jsonl(file, run.notes) for file in sorted((path / "eval").glob("*.jsonl"))}
-    files = sorted((path / "rollouts").glob("step-*.parquet"))
-    run.early = [rows for file in files[:EARLY_FILES] if (rows := read_rollouts(file, run.notes))]
-    run.late = [rows for file in files[: -LATE_FILES - 1 : -1] if (rows := read_rollouts(file, run.notes))]
+    run.rollouts = sorted((path / "rollouts").glob("step-*.parquet"))
+    run.late = [row for file in run.rollouts[: -LATE_FILES - 1 : -1] for row in read_brief(file, run.notes)]
     if scores:
         run.summary = dict(run.stored) if run.stored.get("by_kind") else {**summarise(run.evals), **run.stored}
         add_difficulty(run)
@@ -170,7 +184,8 @@ def add_difficulty(run: RunData) -> None:
     which would look better the second time by chance.
     """
     rewards: dict[str, list[float]] = defaultdict(list)
-    for row in (r for rows in run.early for r in rows):
+    early = (read_rollouts(file, run.notes, ("value", *TASK)) for file in run.rollouts[:EARLY_FILES])
+    for row in (r for rows in early for r in rows):
         if row["value"] is not None:
             rewards[row["task"] or row["kind"]].append(row["value"])
     rates = {task: statistics.fmean(values) for task, values in rewards.items()}
@@ -304,8 +319,8 @@ def charts(run: RunData) -> dict[str, Any]:
     }
 
 
-def phases(run: RunData) -> list[dict[str, Any]]:
-    """Seconds by phase over the run: first those of every step, in the order (and colours) of their chart."""
+def phase_rows(run: RunData) -> list[dict[str, Any]]:
+    """Seconds by phase over the run: first those of every step, in the order of their chart. Places are colours."""
     times = _phase_times(run.metrics)
     logged = {name: sum(plots.finite(v) or 0.0 for v in values) for name, values in times.items()}
     seconds = {**logged, **(run.stored.get("seconds_by_phase") or {})}
@@ -316,7 +331,7 @@ def phases(run: RunData) -> list[dict[str, Any]]:
     ]
 
 
-def timeline(metrics: Sequence[Row]) -> dict[str, Any] | None:
+def timeline(metrics: Sequence[Row], colours: Mapping[str, int]) -> dict[str, Any] | None:
     """When each phase of a step began and ended, for the step of median length; None when no step says so.
 
     A step says so by `timeline` {phase: [start_s, end_s] or a list of such}, or by `time/start/PHASE`, `time/end/PHASE`.
@@ -327,13 +342,13 @@ def timeline(metrics: Sequence[Row]) -> dict[str, Any] | None:
     told.sort(key=lambda pair: (plots.finite(pair[0].get("time/step")) or 0.0, pair[0]["step"]))
     row, spans = told[len(told) // 2]
     title = f"Step {row['step']}, the one of median length: what ran when (seconds)"
-    return {"title": title, "legend": [], "svg": plots.span_chart({k.replace("_", " "): v for k, v in spans.items()})}
+    places = {name: colours.get(name, len(colours)) for name in spans}
+    return {"title": title, "legend": [], "svg": plots.span_chart(spans, places)}
 
 
-def played(history: Sequence[tuple[int, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Curves of what a policy that plays the reward gives away (see `monitor.monitors`), from the stored rollouts."""
-    steps = [step for step, _ in history]
-    rates = [monitors(rows) for _, rows in history]
+def played(history: Mapping[int, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Curves of what a policy that plays the reward gives away. history: `monitor.monitors` by step."""
+    steps, rates = list(history), list(history.values())
 
     def series(**wanted: str) -> dict[str, list[float | None]]:
         found = {label.replace("_", " "): [r.get(key) for r in rates] for label, key in wanted.items()}
@@ -361,21 +376,29 @@ def played(history: Sequence[tuple[int, list[dict[str, Any]]]]) -> list[dict[str
     return out
 
 
-def early_and_late(history: Sequence[tuple[int, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Questions that came up in the first and in the last third of the steps, at most one a task, in the order of hashes."""
-    third = len(history) // 3
-    ends = []
-    for part in (history[:third], history[len(history) - third :][::-1]):
-        groups: dict[str, list[Row]] = {}
-        for _, rows in part:
-            for group in grouped(rows):
-                groups.setdefault(group[0]["prompt_id"], group)  # the first time, and the last
-        ends.append(groups)
-    shown: dict[str, dict[str, Any]] = {}
+def early_and_late(run: RunData) -> list[dict[str, Any]]:
+    """Questions that came up in the first and in the last third of the steps, at most one a task, in the order of hashes.
+
+    Of each the completions of the first time and of the last.
+    """
+    files = evenly(run.rollouts)
+    third = len(files) // 3
+    ends: list[dict[str, tuple[str, Path]]] = []  # question -> its task, and where its completions are
+    for part in (files[:third], files[len(files) - third :][::-1]):
+        ends.append({})
+        for file in part:
+            for row in read_rollouts(file, run.notes, ("prompt_id", *TASK)):
+                ends[-1].setdefault(row["prompt_id"], (row["task"] or row["kind"], file))
+    shown: dict[str, str] = {}
     for name in sorted(ends[0].keys() & ends[1].keys(), key=digest):
-        early, late = (sorted(end[name], key=lambda m: m["member"]) for end in ends)
-        shown.setdefault(early[0]["task"] or early[0]["kind"], {"early": early, "late": late})
-    return list(shown.values())[:SAME_SHOWN]
+        shown.setdefault(ends[0][name][0], name)
+    return [
+        {
+            when: read_groups(end[name][1], run.notes, [name])[0]
+            for when, end in zip(("early", "late"), ends, strict=True)
+        }
+        for name in list(shown.values())[:SAME_SHOWN]
+    ]
 
 
 def mean_reward(group: Sequence[Row]) -> float | None:
@@ -418,9 +441,9 @@ def report_findings(row: Row) -> list[dict[str, Any]]:
     return out
 
 
-def problems(late: Sequence[Sequence[Row]]) -> list[tuple[int, str, str]]:
+def problems(late: Sequence[Row]) -> list[tuple[int, str, str]]:
     """The commonest reasons for a status other than ok in the last steps: count, status, reason."""
-    reasons = Counter((row["status"], row["reason"] or "") for rows in late for row in rows if row["status"] != "ok")
+    reasons = Counter((row["status"], row["reason"] or "") for row in late if row["status"] != "ok")
     return [(count, status, reason) for (status, reason), count in reasons.most_common(6)]
 
 
@@ -456,19 +479,27 @@ def samples(evals: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
     return out
 
 
-def pick_groups(rows: Iterable[Row]) -> list[list[Row]]:
-    """The groups of one step with the widest spread of rewards, at most one a task."""
+def first_and_last_groups(run: RunData) -> list[list[Row]]:
+    """Groups of the first and of the last step that can be read, with all that is stored of them."""
+    readable = ((f, names) for f in run.rollouts if (names := widest(read_rollouts(f, run.notes, CONTRAST))))
+    backwards = ((f, names) for f in run.rollouts[:0:-1] if (names := widest(read_rollouts(f, run.notes, CONTRAST))))
+    ends = [found for files in (readable, backwards) if (found := next(files, None))]
+    return [group for file, names in ends for group in read_groups(file, run.notes, names)]
+
+
+def widest(rows: Iterable[Row]) -> list[str]:
+    """The questions of one step whose completions' rewards are spread the widest, at most one a task."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["prompt_id"]].append(row)
 
-    def spread(members: Sequence[Row]) -> float:
-        return statistics.pstdev([m["value"] for m in members if m["value"] is not None] or [0.0])
+    def spread(name: str) -> float:
+        return statistics.pstdev([m["value"] for m in groups[name] if m["value"] is not None] or [0.0])
 
-    best: dict[str, list[Row]] = {}
-    for group in sorted(groups.values(), key=lambda group: (-spread(group), digest(group[0]["prompt_id"]))):
-        best.setdefault(group[0]["task"] or group[0]["kind"], group)
-    return [sorted(group, key=lambda m: m["member"]) for group in list(best.values())[:GROUPS_SHOWN]]
+    best: dict[str, str] = {}
+    for name in sorted(groups, key=lambda name: (-spread(name), digest(name))):
+        best.setdefault(groups[name][0]["task"] or groups[name][0]["kind"], name)
+    return list(best.values())[:GROUPS_SHOWN]
 
 
 def choices(row: Row) -> list[tuple[str, str, bool]]:
@@ -571,21 +602,46 @@ def _read_jsonl(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def read_history(path: Path, notes: list[str]) -> list[tuple[int, list[dict[str, Any]]]]:
-    """(step, completions) of at most HISTORY_FILES steps, evenly over the run."""
-    files = sorted((path / "rollouts").glob("step-*.parquet"))
+def read_history(run: RunData) -> dict[int, dict[str, float]]:
+    """The rates of `monitors` by step, of at most HISTORY_FILES steps. One step's completions are held at a time."""
+    steps = (rows for file in evenly(run.rollouts) if (rows := read_brief(file, run.notes)))
+    return {rows[0]["step"]: monitors(rows) for rows in steps}
+
+
+def evenly(files: Sequence[Path]) -> list[Path]:
+    """At most HISTORY_FILES of them, evenly over the run."""
     count = min(HISTORY_FILES, len(files))
-    chosen = [files[round(i * (len(files) - 1) / max(1, count - 1))] for i in range(count)]
-    return [(rows[0]["step"], rows) for file in chosen if (rows := read_rollouts(file, notes))]
+    return [files[round(i * (len(files) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def read_rollouts(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def read_brief(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """What rates and alarms need of a step's completions; a text stands as a number, which equal texts share."""
+    rows = read_rollouts(path, notes, BRIEF)
+    return [{**row, "completion": hash(" ".join(row["completion"].split()))} for row in rows]
+
+
+def read_groups(path: Path, notes: list[str], names: Sequence[str]) -> list[list[Row]]:
+    """All that is stored of these questions' completions in one step, in the order of names."""
+    found: dict[str, list[Row]] = {name: [] for name in names}
+    for row in read_rollouts(path, notes, of=names):
+        found[row["prompt_id"]].append(row)
+    return [sorted(group, key=lambda m: m["member"]) for group in found.values()]
+
+
+def read_rollouts(
+    path: Path, notes: list[str], columns: Sequence[str] = (), of: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """A step's completions; none of a file that cannot be read. columns, of: those and the questions wanted; () = all."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path).to_pylist()
+        with pq.ParquetFile(path) as file:
+            there = [name for name in columns if name in file.schema_arrow.names]
+            for batch in file.iter_batches(BATCH, columns=there or None, use_threads=False):
+                wanted = batch.filter(pc.is_in(batch.column("prompt_id"), pa.array(of))) if of else batch
+                yield from wanted.to_pylist()
     except (pa.ArrowException, OSError):
         if (note := f"{path.name} cannot be read and was left out.") not in notes:
             notes.append(note)
-        return []

@@ -55,8 +55,7 @@ def monitors(rows: Sequence[Row]) -> dict[str, float]:
         if (correlation := _length_correlation(many)) is not None:
             out["length_correlation"] = correlation
     options = [r for r in rows if r["kind"] == "option"]
-    letters = [plain(r["parsed"]) for r in options if r["status"] == "ok"]
-    if letters:
+    if letters := given(options):
         out["letter_entropy"] = entropy(letters)
         out["gold_entropy"] = entropy([plain(r["gold"]) for r in options])
     return out
@@ -85,6 +84,12 @@ def entropy(items: Iterable[Any]) -> float:
     counts = Counter(items)
     total = counts.total()
     return -sum(n / total * math.log2(n / total) for n in counts.values()) + 0.0
+
+
+def given(rows: Iterable[Row]) -> list[str]:
+    """The answers that were read, as plain text. A reward need not tell what it read: such a row gives none."""
+    read = (plain(row.get("parsed")) for row in rows if row.get("status") == "ok")
+    return [answer for answer in read if answer not in ("none", "null", "")]
 
 
 def plain(parsed: Any) -> str:

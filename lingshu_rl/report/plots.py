@@ -129,8 +129,11 @@ def band_chart(curves: Mapping[str, Mapping[str, Sequence[float]]], *, percent: 
     return _chart(out, steps, across, series, percent)
 
 
-def span_chart(spans: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    """One lane a phase with a bar from each start to each end, in seconds. Lanes are ordered by their first start."""
+def span_chart(spans: Mapping[str, Sequence[tuple[float, float]]], colours: Mapping[str, int]) -> Markup:
+    """One lane a phase with a bar from each start to each end, in seconds. Lanes are ordered by their first start.
+
+    colours: the place of each phase in the page's colours.
+    """
     lanes = sorted(spans.items(), key=lambda item: (item[1][0][0], item[0]))
     lane, left, top, width = 20, 78, 6, 2 * WIDTH
     bottom = top + lane * len(lanes)
@@ -143,9 +146,9 @@ def span_chart(spans: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
         out.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="{"end" if mark == marks[-1] else "middle"}">{mark:g}</text>')  # fmt: skip
     for n, (name, pairs) in enumerate(lanes):
         y = top + n * lane
-        out.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>')
+        out.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(name.replace("_", " "))}</text>')
         out += [
-            f'<rect style="fill:var(--s{n % COLOURS})" x="{left + a * scale:.1f}" y="{y + 3}" rx="2" '
+            f'<rect style="fill:var(--s{colours[name] % COLOURS})" x="{left + a * scale:.1f}" y="{y + 3}" rx="2" '
             f'width="{max(1.0, (b - a) * scale):.1f}" height="{lane - 6}"/>'
             for a, b in pairs
         ]

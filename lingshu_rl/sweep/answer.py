@@ -126,10 +126,9 @@ def _read(member: Member) -> None:
         member.data = data = load_run(member.folder, scores=False)
     except FileNotFoundError:
         return
-    late = [row for rows in data.late for row in rows]
     member.own = member.values = {row["id"]: row["value"] for row in data.evals.get("after", ())}
-    member.alarms = [alarm.name for alarm in find_alarms(data.metrics, data.evals, late)]
-    member.rates = monitors(late)
+    member.alarms = [alarm.name for alarm in find_alarms(data.metrics, data.evals, data.late)]
+    member.rates = monitors(data.late)
 
 
 def _row(group: Sequence[Member], base: Sequence[Member], images: Mapping[str, Any], regraded: bool, *,
@@ -187,6 +186,7 @@ def _measured(one: Mapping[int, Values], other: Mapping[int, Values], images: Ma
         "p_corrected": found.p,
         "seeds": len(seeds),
         "items": len(items),
+        "clusters": found.clusters,
         "left_out": left_out,
         "by_seed": {s: 100 * float(row.mean()) for s, row in zip(seeds, d, strict=True)},
         "identical": bool((d == 0).all()),

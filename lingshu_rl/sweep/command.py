@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lingshu_rl.config import ConfigError
-from lingshu_rl.progress import Progress
+from lingshu_rl.progress import Progress, Terminal
 from lingshu_rl.report.text import duration, signed
 from lingshu_rl.sweep import status as states
 from lingshu_rl.sweep.answer import write_answers
@@ -23,7 +23,7 @@ from lingshu_rl.sweep.words import VERDICTS, p_text
 def sweep_main(path: str, *, dry_run: bool = False, only: Sequence[str] = (), retry_failed: bool = False,
                settings: Sequence[str] = ()) -> int:  # fmt: skip
     """Exit code 0: all runs are done; 1: some failed; 2: the file cannot be used; 130: stopped."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = Terminal(highlight=False, width=None if sys.stdout.isatty() else 140)
     try:
         sweep = load_sweep(path, settings)
         if dry_run:

@@ -23,16 +23,16 @@ def title(answer: Mapping[str, Any]) -> str:
     changes = [row for row in answer["rows"] if not row["is_baseline"]]
     compared = [row for row in changes if row["difference"] or row["own_difference"]]
     told = sum(row["verdict"] in ("better", "worse", "other reward") for row in compared)
-    one_seed = all((row["difference"] or row["own_difference"])["seeds"] == 1 for row in compared)
     if not compared:
         return "Nothing can be compared yet"
-    if one_seed:
-        how = "differ with the one seed that was run" if told > 1 else "differs with the one seed that was run"
-    else:
-        how = "can be told from noise"
-    if len(compared) == 1:
-        return f"The change {how}" if told else f"The change {'cannot be told from noise' if not one_seed else 'shows no difference with the one seed that was run'}"  # fmt: skip
-    return f"{told} of {len(compared)} changes {how}" if told else f"No change {how}"
+    one, one_seed = len(compared) == 1, all((r["difference"] or r["own_difference"])["seeds"] == 1 for r in compared)
+    if all(row["verdict"] == "same" for row in compared):
+        return f"{'The change' if one else 'Every change'} gave the same answers as the baseline"
+    with_seed = " with the one seed that was run" if one_seed else ""
+    if not told:
+        return f"{'The change cannot' if one else 'No change can'} be told from noise{with_seed}"
+    seen = f"differ{'s' if told == 1 else ''}{with_seed}" if one_seed else "can be told from noise"
+    return f"{'The change' if one else f'{told} of {len(compared)} changes'} {seen}"
 
 
 def words(answer: Mapping[str, Any]) -> list[str]:
@@ -42,14 +42,13 @@ def words(answer: Mapping[str, Any]) -> list[str]:
     compared = [row for row in rows if row["difference"]]
     base = next(row for row in answer["rows"] if row["is_baseline"])
     if base["score"] is not None:
-        out.append(f"The baseline, {_quoted(base)}, answers {percent(base['score'])} of the held-out questions right, {_seeds(base['seeds_done'])}.")  # fmt: skip
+        out.append(f"The baseline, {_quoted(base)}, scores {percent(base['score'])} on the held-out questions, {_seeds(base['seeds_done'])}.")  # fmt: skip
     if answer["searched"] and compared:
         out.append(f"The best of {len(compared)} trials looks better than it is, because it was picked; its corrected p-value allows for that, its score does not.")  # fmt: skip
     for row in rows:
         if row["verdict"] in ("better", "worse"):
             found = row["difference"]
-            luck = "" if found["seeds"] > 1 else " One seed cannot tell the setting's doing from the seed's."
-            out.append(f"{_quoted(row)} is {row['verdict']}: {_points(found)}.{luck}")
+            out.append(" ".join([f"{_quoted(row)} is {row['verdict']}: {_points(found)}.", *_unknown(found)]))
     for row in rows:
         own = row["own_difference"]
         if own and visible(own):
@@ -59,7 +58,7 @@ def words(answer: Mapping[str, Any]) -> list[str]:
         if row["verdict"] == "noise":
             out.append(f"{_quoted(row)} cannot be told from noise: {_points(row['difference'])}. {_needs(row['difference'])}")  # fmt: skip
         elif row["verdict"] == "same":
-            out.append(f"{_quoted(row)} gave the same answers as the baseline to every question with every seed: no difference.")  # fmt: skip
+            out.append(f"{_quoted(row)} gave the same answers as the baseline to every question with every seed.")  # fmt: skip
     if len(compared) > 1 or (compared and compared[0]["difference"]["seeds"] > 1):
         found = [row["difference"]["smallest_visible"] for row in compared if row["difference"]["smallest_visible"]]
         if found:
@@ -136,9 +135,18 @@ def _points(found: Mapping[str, Any]) -> str:
     )
 
 
+ONE_SEED = "One seed cannot tell a setting's doing from a seed's: run at least three."
+ONE_IMAGE = "All questions are about one image, and nobody knows how it is with others: more seeds do not tell, other images do."  # fmt: skip
+
+
+def _unknown(found: Mapping[str, Any]) -> list[str]:
+    """What these runs say nothing about, whatever they show."""
+    return [ONE_SEED] * (found["seeds"] == 1) + [ONE_IMAGE] * (found["clusters"] == 1)
+
+
 def _needs(found: Mapping[str, Any]) -> str:
-    if found["seeds"] == 1:
-        return "One seed cannot tell a setting's doing from a seed's: run at least three."
+    if unknown := _unknown(found):
+        return " ".join(unknown)
     if found["points"] == 0:
         return "No number of seeds shows a difference of zero."
     if found["seeds_needed"]:

@@ -17,7 +17,7 @@ from lingshu_rl.data.sources import Source
 from lingshu_rl.exits import exit_code
 from lingshu_rl.synth.rows import Dropped, Outcome, Record, SynthError, Tally, image_fault, read_records, write_outcomes
 from lingshu_rl.synth.writer import Asker, Estimator, Writer, WriterConfig
-from rewards.chat import EndpointError
+from rewards.chat import KEY_ENV, EndpointError
 
 Step = Callable[[Record, Asker], Awaitable[list[Outcome]]]
 
@@ -57,9 +57,7 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
         step.add_argument("--timeout-s", type=float, default=300.0, help="limit of one request")
         step.add_argument("--temperature", type=float, default=0.7)
         step.add_argument("--max-tokens", type=int, default=1024, help="limit of one reply")
-        step.add_argument(
-            "--key-env", default="OPENAI_API_KEY", help="environment variable with the key, if one is needed"
-        )
+        step.add_argument("--key-env", default=KEY_ENV, help="environment variable with the key, if one is needed")
         step.add_argument("--price-in", type=float, default=0.0, help="of a million input tokens, for the estimate")
         step.add_argument("--price-out", type=float, default=0.0, help="of a million output tokens")
         step.add_argument("--limit", type=int, default=0, help="only the first N records")

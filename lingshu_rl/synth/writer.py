@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from lingshu_rl.images import data_uri, opened
 from lingshu_rl.runfolder import write_text
-from rewards.chat import Answer, Attempts, EndpointError, Patience, api_url, bearer
+from rewards.chat import KEY_ENV, Answer, Attempts, EndpointError, Patience, api_url, bearer
 
 CHARACTERS_PER_TOKEN = 4  # of English; good for a cost estimate, not for a limit
 PIXELS_PER_IMAGE_TOKEN = 28 * 28  # Qwen2.5-VL; other families differ
@@ -37,7 +37,7 @@ class WriterConfig:
     timeout_s: float = 300.0
     temperature: float = 0.7
     max_tokens: int = 1024
-    key_env: str = "OPENAI_API_KEY"
+    key_env: str = KEY_ENV
     price_in: float = 0.0
     price_out: float = 0.0
 

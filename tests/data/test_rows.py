@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 import weakref
@@ -18,6 +19,7 @@ from PIL import Image
 from lingshu_rl.data.load import SHOWN, ById, DataError, broken_rows, load
 from lingshu_rl.data.rows import FIELDS, RowError, instruction_text, row_to_prompt
 from lingshu_rl.images import Budget, Picture
+from rewards.kinds import KINDS
 
 
 def picture(path: Path, level: int = 90) -> Path:
@@ -69,6 +71,34 @@ def test_instruction_is_short_full_or_your_own() -> None:
     assert "letters of all correct options" in instruction_text("full", "option", {"multi": True})
     texts = {instruction_text(name, kind) for name in ("short", "full") for kind in ("option", "yesno", "open")}
     assert len(texts) == 6
+
+
+@pytest.mark.parametrize(
+    ("question", "meta", "chinese"),
+    [
+        ("图像中有胸腔积液吗?", {}, True),
+        ("这张 CT 图像是用什么方式拍摄的?", {}, True),
+        ("Is there an effusion?", {}, False),
+        ("Is there an effusion (胸腔积液)?", {"language": "zh-CN"}, True),
+        ("What does 肺 mean in this note?", {}, False),
+        ("图像中有胸腔积液吗?", {"language": "en"}, False),
+    ],
+)
+@pytest.mark.parametrize("images", [["scan.png"], []])
+@pytest.mark.parametrize("instruction", ["full", "short"])
+def test_the_instruction_speaks_the_questions_language_and_of_what_is_there(question, meta, chinese, images, instruction):  # fmt: skip
+    made = {"id": "q", "images": images, "question": question, "answer": "yes", "kind": "yesno", "meta": meta}
+    told = row_to_prompt(made, instruction=instruction).text.removeprefix(question)
+    assert bool(re.search("[\u4e00-\u9fff]", told)) == chinese and bool(re.search("yes or no", told)) == (not chinese)
+    if instruction == "full":
+        assert ("image" in told or "图像" in told) == bool(images) and "<think>" in told and "</answer>" in told
+
+
+def test_every_kind_of_the_table_asks_in_chinese_and_an_own_one_in_english_throughout():
+    lines = {instruction_text(name, kind, language="zh") for kind in KINDS for name in ("full", "short")}
+    assert len(lines) == 2 * len(KINDS) and all(re.search("[\u4e00-\u9fff]", line) for line in lines)
+    own = instruction_text("full", "box", {"box_scale": "pixel", "image_size": [9, 9]}, language="zh")
+    assert own.isascii() and own.startswith("Think step by step")
 
 
 def test_unit_and_tolerance_join_the_meta_and_absent_cells_do_not() -> None:

@@ -330,14 +330,17 @@ def perfect(prompt: Any) -> str:
 
 
 @contextlib.contextmanager
-def chat_server(script: Callable[[dict[str, Any]], Any]) -> Iterator[str]:
-    """An OpenAI-compatible server whose replies are `script(body)`: a text, or (status, bytes)."""
+def chat_server(script: Callable[[dict[str, Any]], Any], keys: set[str] | None = None) -> Iterator[str]:
+    """An OpenAI-compatible server whose replies are `script(body)`: a text, or (status, bytes). keys: those it was sent."""
+    seen = set() if keys is None else keys
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            seen.add(self.headers.get("Authorization", ""))
             self._send(200, json.dumps({"data": [{"id": "scripted"}]}).encode())
 
         def do_POST(self) -> None:
+            seen.add(self.headers.get("Authorization", ""))
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             reply = script(body)
             if isinstance(reply, str):

@@ -8,7 +8,7 @@ import pytest
 from eval_samples import COUNTS, SAMPLES, chat_server, perfect, write_json, write_parquet
 
 from lingshu_rl.data.sources import presets
-from lingshu_rl.eval.benchmarks import BENCHMARKS, EvalError, choose, prompt_hash, prompt_line
+from lingshu_rl.eval.benchmarks import BENCHMARKS, EvalError, choose, instruction_named, prompt_hash
 from lingshu_rl.eval.controls import CONTROLS
 from lingshu_rl.eval.judge import JudgeSettings
 from lingshu_rl.eval.loading import _records, is_held_out, load_benchmark
@@ -226,5 +226,5 @@ def test_unknown_names_are_answered_with_the_nearest():
 def test_prompts_are_hashed_by_their_wording():
     hashes = {prompt_hash(name) for name in ("direct", "direct_zh", "think", "short", "Answer!")}
     assert len(hashes) == 5
-    assert "<answer>" in prompt_line("think", "option", {}) and prompt_line("Answer!", "open", {}) == "Answer!"
+    assert instruction_named("think", "option", {}) == "full" and instruction_named("Answer!", "open", {}) == "Answer!"
     assert CONTROLS == ("blank", "shuffled", "text_only", "majority", "normal_report")

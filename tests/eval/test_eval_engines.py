@@ -38,7 +38,7 @@ def test_a_server_started_here_and_one_at_a_url_give_the_same_answers(servers, t
         "--model", "demo", *common, "--out", str(tmp_path / "local"), "--vllm", "max_model_len=512"
     )  # nothing left to ask: no server
     assert results(tmp_path / "local") == first
-    env = {**os.environ, "LINGSHU_RL_API_KEY": TOKEN}
+    env = {**os.environ, "LINGSHU_RL_API_KEY": TOKEN, "LINGSHU_RL_JUDGE_API_KEY": TOKEN}
     shown = evaluate("--model", servers.rollout, *common, "--controls", "none", "--out", str(tmp_path / "url"), "--judge", servers.rollout,
                      "--judge-price", "1,1", env=env)  # fmt: skip
     assert "judge: " in shown and "tokens in" in shown

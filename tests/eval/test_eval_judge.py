@@ -19,6 +19,8 @@ from lingshu_rl.eval.judge import (
 from lingshu_rl.eval.loading import load_benchmark
 from lingshu_rl.eval.runner import Settings, run_evaluation
 from lingshu_rl.progress import Progress
+from rewards import JudgeReward, RewardInput
+from rewards.chat import Endpoint
 
 
 def judged(root, url, answers, name="vqa_rad", **options):
@@ -59,6 +61,26 @@ def test_open_answers_are_judged_apart_from_the_rules(tmp_path):
     texts = {r["gold"]: r["judge"] for r in rows if r["kind"] == "open"}
     assert texts["axial"]["text"] == '{"same": true}' and texts["pulmonary nodules"]["reason"] == "empty answer, not asked"  # fmt: skip
     assert all("judge" not in r for r in rows if r["kind"] == "yesno")
+
+
+def test_the_models_key_and_the_judges_go_to_their_own_servers_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("LINGSHU_RL_API_KEY", "of-the-model")
+    monkeypatch.setenv("LINGSHU_RL_JUDGE_API_KEY", "of-the-judge")
+    monkeypatch.setenv("OPENAI_API_KEY", "of-somebody-else")
+    SAMPLES["vqa_rad"](tmp_path, "vqa_rad")
+    models, judges, rewarding, writing = set(), set(), set(), set()
+    with (
+        chat_server(lambda body: "<answer>axial</answer>", models) as model,
+        chat_server(lambda body: '{"same": true}', judges) as url,
+        chat_server(lambda body: '{"same": true}', rewarding) as paying,
+        chat_server(lambda body: "a text", writing) as writer,
+    ):
+        settings = Settings(model, (BENCHMARKS["vqa_rad"],), tmp_path / "run", data=str(tmp_path), controls=(), judge=JudgeSettings(url))  # fmt: skip
+        asyncio.run(run_evaluation(settings, Progress(quiet=True)))
+        open_answer = RewardInput("<answer>axial</answer>", "transverse", kind="open", prompt="Which plane?")
+        JudgeReward(paying, model="m", cache=str(tmp_path / "v.sqlite")).score(open_answer)
+        Endpoint(writer, ":memory:").sample({"model": "m", "messages": []}, 1, 0)
+    assert models == writing == {"Bearer of-the-model"} and judges == rewarding == {"Bearer of-the-judge"}
 
 
 def test_a_judge_that_prefers_a_place_is_found_out(tmp_path):

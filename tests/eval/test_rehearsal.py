@@ -33,7 +33,7 @@ def test_the_plan_for_7b_is_checked_to_its_last_step(for_7b, capsys):
 WRONG = [
     {
         "lingshu-rl curate": ("lingshu-rl curated", "steps.curate: argument command: invalid choice: 'curated'"),
-        "synth captions {data}/records.jsonl": ("synth captions {data}/record.jsonl", "record.jsonl: no such file, and no earlier step makes it"),
+        "synth captions {data}/records.jsonl": ("synth captions {data}/record.jsonl", "record.jsonl: no such file or folder"),
     },
     {
         "lingshu-rl curate": ("lingshu curate", "steps.curate: there is no program 'lingshu'"),
@@ -48,7 +48,7 @@ WRONG = [
         "inputs: [\"{curation}\", \"{data}\"]": ("inputs: [\"{curation}\", \"{data}\", more.csv]", "steps.curate.inputs: more.csv: no such file"),
         "writer_url: http://": ("writer_url: ", "steps.captions: url is an address such as"),
         "--num_processes {gpus}": ("--num_procs {gpus}", "steps.sft: "),
-        "data.train={curate}/train.jsonl": ("data.train=gone.jsonl", "steps.rl: data.train: gone.jsonl: no such file, and no earlier step makes it"),
+        "data.train={curate}/train.jsonl": ("data.train=gone.jsonl", "steps.rl: data.train: gone.jsonl: no such file or folder"),
         ",pmc_vqa": (",mmlu_med", "steps.evaluate: mmlu_med: no data found"),
     },
     {

@@ -96,6 +96,14 @@ def test_questions_can_be_what_is_missing():
     assert items_needed(difference(np.full((2, 100), 1.0) - (rng.random((2, 100)) < 0.1), bound=1.0)) is None
 
 
+def test_one_image_says_nothing_about_others():
+    rng = np.random.default_rng(4)
+    d, _ = runs(rng, 5, 40, effect=0.3)
+    found = difference(d, ["one"] * 40, bound=1.0)
+    assert found.clusters == 1 and found.item_variance is None
+    assert (seeds_needed(found), items_needed(found), smallest_visible(found)) == (None, None, None)
+
+
 def test_one_seed_says_nothing_about_seeds():
     rng = np.random.default_rng(10)
     found = difference(*runs(rng, 1, 200, effect=0.3), bound=1.0)

@@ -92,7 +92,7 @@ def test_html_pages_and_charts_have_the_same_tags_whatever_the_names(name, tmp_p
 
     def charts(word: str) -> str:
         line = plots.line_chart([1, 2], {word: [0.1, 0.2]})
-        return f"{line}{plots.span_chart({word: [(0.0, 1.0)]})}{plots.axis_plot([word, 'b'], {word: [[0.1], [0.2]]})}"
+        return f"{line}{plots.span_chart({word: [(0.0, 1.0)]}, {word: 0})}{plots.axis_plot([word, 'b'], {word: [[0.1], [0.2]]})}"
 
     for page in (evaluation, charts):
         assert tags(page(name)) == tags(page("plain"))

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from lingshu_rl.eval.stats import summarise
-from lingshu_rl.report import plots, write_report
+from lingshu_rl.report import html, plots, write_report
 from lingshu_rl.report.alarms import find_alarms
 from lingshu_rl.report.html import early_and_late, findings, load_run, on_the_way, read_history, samples
+from lingshu_rl.report.monitor import monitors
 from rewards.trust import Rate, Trust
 
 TASKS = (("plane", "option"), ("inverted", "yesno"), ("width", "numeric"), ("describe", "report"))
@@ -346,11 +347,41 @@ def test_the_phases_of_a_step_as_a_timeline(run, form):
     assert "start/rollout" not in page.text  # moments are no phases of their own
 
 
+def test_a_phase_has_one_colour_in_the_whole_section(run):
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in metrics:  # the reference starts before the rollouts do, and the update after all
+        row["timeline"] = {"rollout": [1.0, 2.0], "reference": [0.0, 2.4], "weight_sync": [3, 4], "evaluation": [4, 5], "update": [2.4, 3.0]}  # fmt: skip
+    write_rows(run / "metrics.jsonl", metrics)
+    section = write_report(run).read_text().split("Where the time went")[1].split("<h2>")[0]
+    table = {name: colour for colour, name in re.findall(r'--mark:var\((--s\d)\)"></span>([\w ]+)</td>', section)}
+    lanes = section.split("what ran when")[1].split("</svg>")[0]
+    drawn = re.findall(r'text-anchor="end">([a-z ]+)</text><rect style="fill:var\((--s\d)\)"', lanes)
+    assert len(drawn) == 5 and all(table[name] == colour for name, colour in drawn)
+    legend = section.split("Seconds a step")[1].split("</ul>")[0]
+    listed = re.findall(r'--mark:var\((--s\d)\)"><i></i>([\w ]+)</li>', legend)
+    assert len(listed) == 5 and all(table[name] == colour for colour, name in listed)
+
+
+def test_texts_are_read_for_the_questions_that_are_shown_alone(run, monkeypatch):
+    """512 prompts with 16 completions a step must not be held with their texts."""
+    asked = []
+    plain = html.read_rollouts
+
+    def watched(path, notes, columns=(), of=()):
+        asked.append((set(columns), len(of)))
+        return plain(path, notes, columns, of)
+
+    monkeypatch.setattr(html, "read_rollouts", watched)
+    write_report(run)
+    assert all(columns and "question" not in columns for columns, of in asked if not of)
+    assert 0 < max(of for _, of in asked) <= html.GROUPS_SHOWN
+    assert all(isinstance(row["completion"], int) for row in load_run(run).late)
+
+
 def test_the_same_question_early_and_late(run):
     page = Page(write_report(run)).text
     assert "The same question, early and late" in page
-    history = read_history(run, [])
-    pairs = early_and_late(history)
+    pairs = early_and_late(load_run(run))
     assert 1 <= len(pairs) <= 4 and len({p["early"][0]["task"] for p in pairs}) == len(pairs)
     for pair in pairs:
         assert pair["early"][0]["prompt_id"] == pair["late"][0]["prompt_id"]
@@ -358,10 +389,12 @@ def test_the_same_question_early_and_late(run):
 
 
 def test_long_runs_are_sampled_evenly(run):
+    table = pq.read_table(run / "rollouts" / "step-000030.parquet")
     for i in range(31, 101):
-        shutil.copy(run / "rollouts" / "step-000030.parquet", run / "rollouts" / f"step-{i:06d}.parquet")
-    history = read_history(run, [])
-    assert len(history) == 40 and history[0][0] == 1
+        later = table.set_column(table.schema.get_field_index("step"), "step", pa.array([i] * len(table)))
+        pq.write_table(later, run / "rollouts" / f"step-{i:06d}.parquet")
+    history = read_history(load_run(run))
+    assert len(history) == 40 and next(iter(history)) == 1 and list(history)[-1] == 100
 
 
 def test_answers_of_evaluations_on_the_way_stand_in_the_gallery(run):
@@ -394,7 +427,7 @@ def test_findings_of_a_report_are_listed():
 
 def alarm_names(run, metrics=None, evals=None, late=None):
     data = load_run(run)
-    late = [row for rows in data.late for row in rows] if late is None else late
+    late = data.late if late is None else late
     return [alarm.name for alarm in find_alarms(metrics or data.metrics, {**data.evals, **(evals or {})}, late)]
 
 
@@ -460,6 +493,19 @@ def test_alarms_of_the_answers(finished):
 def test_a_collapse_in_training_is_read_from_the_parquet_form(finished):
     late = [{"kind": "option", "gold": "ABC"[i % 3], "parsed": '"A"', "status": "ok", "value": 0.5} for i in range(30)]
     assert alarm_names(finished, late=late) == ["Letter collapse"]
+
+
+@pytest.mark.parametrize("parsed", [None, "null"])
+def test_a_reward_that_does_not_tell_what_it_read_is_no_collapse(parsed):
+    rows = [{"kind": k, "gold": "ABC"[i % 3], "parsed": parsed, "status": "ok", "value": 0.5} for i in range(30) for k in ("option", "yesno")]  # fmt: skip
+    assert find_alarms([], {"after": rows}, [{"completion": f"{i}", "prompt_id": i, **row} for i, row in enumerate(rows)]) == []  # fmt: skip
+    assert "letter_entropy" not in monitors(rows)
+
+
+def test_a_kl_spike_is_told_against_what_it_is_compared_with():
+    kl = [0.002, 0.1, 0.002, 0.002, 0.002, 0.1, 0.9]
+    (alarm,) = find_alarms([{"step": i + 1, "policy/kl": v} for i, v in enumerate(kl)], {}, [])
+    assert alarm.text == "Step 6, 7: at step 7 the KL was 0.9 nats, against 0.002, the median of the 6 steps before it."
 
 
 @pytest.mark.parametrize("values", [

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,49 @@ def test_the_recipe_runs_and_names_its_bad_label():
     run = subprocess.run([sys.executable, str(recipe)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "4 rows (4 open): 1 bad label\n" in run.stdout and "FAIL" not in run.stdout
+
+
+def examples(tmp_path):
+    """(module path, class or kind, rows): the rewards that README and recipes show."""
+    root = Path(__file__).parents[2]
+    shown = re.search(r"## An own reward\n```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "my_module.py").write_text(shown)
+    side = {"images": [], "question": "Which side is the effusion on?", "kind": "open"}
+    yield tmp_path, ["--reward", "my_module:Laterality"], [side | {"answer": a} for a in ("left", "Right", "Both.", "right")]  # fmt: skip
+    box = {"images": [], "question": "Where is the nodule? Give its box.", "kind": "custom_reward:BOX"}
+    boxes = ([40, 60, 80, 100], [200, 210, 260, 250], [5, 300, 65, 380])
+    yield root / "recipes", [], [box | {"answer": a} for a in boxes]
+    yield root / "recipes", ["--reward", "custom_reward:BoxIoU"], [box | {"answer": a, "kind": "open"} for a in boxes]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_rewards_that_are_shown_pass_their_own_check(number, tmp_path, monkeypatch, capsys):
+    path, words, made = list(examples(tmp_path))[number]
+    monkeypatch.syspath_prepend(str(path))
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"id": f"q{i}", **row}) + "\n" for i, row in enumerate(made)))
+    assert main(["check", str(file), *words]) == 0, capsys.readouterr().out
+
+
+class Slow(Tagged):
+    def score(self, sample):
+        time.sleep(0.002)
+        return super().score(sample)
+
+
+def test_a_slow_reward_says_how_far_it_is_and_what_the_rest_takes(monkeypatch):
+    monkeypatch.setattr("rewards.preflight.PATIENCE_S", 0.05)
+    heard = []
+    check(rows(), Slow(), say=heard.append)
+    assert len(heard) >= 2 and all(re.fullmatch(r"trying the reward: [\d,]+ of about [\d,]+ completions, \S+ s each; about \S+ min left", line) for line in heard)  # fmt: skip
+    done = [int(line.split()[3].replace(",", "")) for line in heard]
+    assert done == sorted(done)
+    check(rows(), Tagged(), say=pytest.fail)  # nobody waits for ten seconds
+
+
+def test_a_check_of_some_rows_takes_them_evenly(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"id": f"q{i}", "images": [], "question": "?", "answer": "left", "kind": "open"}) + "\n" for i in range(100)))  # fmt: skip
+    assert main(["check", str(file), "--rows", "4", "--out", str(tmp_path / "o.json")]) == 0
+    assert "4 rows (4 open)" in capsys.readouterr().out
+    assert load_rows(file).some(4).ids == ("q0", "q25", "q50", "q75") and len(load_rows(file).some(0).ids) == 100
