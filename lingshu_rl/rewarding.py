@@ -49,7 +49,8 @@ class Rewards:
 
     async def score(self, samples: Sequence[RewardInput]) -> list[RewardResult]:
         """Raises RewardFailure when too many samples could not be judged."""
-        return await asyncio.wrap_future(self.executor.submit(samples))
+        results = await asyncio.wrap_future(self.executor.submit(samples))
+        return [in_place(sample, result) for sample, result in zip(samples, results, strict=True)]
 
     async def grade(self, samples: Sequence[RewardInput]) -> list[RewardResult]:
         return await asyncio.wrap_future(self.executor.submit(samples, counted=False))
@@ -79,6 +80,16 @@ class Rewards:
         self.executor.close()
         for judge in self.judges:
             judge.close()
+
+
+def in_place(sample: RewardInput, result: RewardResult) -> RewardResult:
+    """The result, if its spans lie in the completion; else one that masks the sample."""
+    for name, spans in result.spans.items():
+        for span in spans:
+            if span.end > len(sample.completion):
+                reason = f"its reward places {name!r} at {span.start} to {span.end} of {len(sample.completion)} characters"
+                return RewardResult(None, "error", reason=reason)
+    return result
 
 
 PREFLIGHT = "preflight"  # advantage.noise: as measured before the run

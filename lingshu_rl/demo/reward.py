@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +12,14 @@ from rewards.compose import DEFAULT_SPEC
 from rewards.text import normalise
 
 
+_FIELD = re.compile(r"[^.:<>\s][^.:<>\n]*:[^.:<>\n]*[^.:<>\s]")
+
+
 class ReportFields(Reward):
     """Fields of the report that are right, over all fields named or wanted.
 
     value = right / |named or wanted|: a field too many costs as much as one missing. A field that is named twice with
-    different values is wrong. gold: the report as text.
+    different values is wrong. gold: the report as text. spans: where each field stands, with what it earned.
     """
 
     name = "report_fields"
@@ -35,8 +39,15 @@ class ReportFields(Reward):
         right = [key for key, value in wanted.items() if named.get(key) == value]
         wrong = sorted((wanted.keys() | named.keys()) - set(right))
         status = "ok" if named else "unparsed"
-        value = len(right) / len(wanted.keys() | named.keys())
-        return RewardResult(value, status, named, f"wrong or missing: {', '.join(wrong)}" if wrong else "")
+        points = 1 / len(wanted.keys() | named.keys())
+        places = {  # of a field that a thought named before, the last place
+            key: [(place.start(), place.end(), points * (key in right))]
+            for place in _FIELD.finditer(sample.completion)
+            for key, value in fields(place[0]).items()
+            if named.get(key) == value
+        }
+        reason = f"wrong or missing: {', '.join(wrong)}" if wrong else ""
+        return RewardResult(len(right) * points, status, named, reason, spans=places)
 
     def check_gold(self, sample: RewardInput) -> str | None:
         wanted = fields(str(sample.gold))
