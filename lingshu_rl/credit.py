@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from os.path import commonprefix
 
 from lingshu_rl.advantages import Placed
 from lingshu_rl.types import Scored
@@ -38,7 +37,8 @@ def token_ranges(
     def decoded(count: int) -> tuple[int, int]:
         """Characters that the first tokens are decoded to, and how many of them are the text's."""
         so_far = decode(token_ids[:count])
-        return len(so_far), len(commonprefix([so_far, text]))
+        differs = (n for n, (a, b) in enumerate(zip(so_far, text, strict=False)) if a != b)
+        return len(so_far), next(differs, min(len(so_far), len(text)))
 
     def spelled(count: int) -> int:
         """Characters that the first tokens spell. SentencePiece decodes no byte of a run that ends in half a character."""
@@ -49,6 +49,4 @@ def token_ranges(
         return spelled(count) + (decoded(count)[0] > spelled(count))
 
     counts = range(len(token_ids) + 1)
-    return [
-        (bisect_right(counts, start, key=begun) - 1, bisect_left(counts, end, key=spelled)) for start, end in spans
-    ]
+    return [(bisect_right(counts, start, key=begun) - 1, bisect_left(counts, end, key=spelled)) for start, end in spans]

@@ -114,7 +114,9 @@ class AdvantageConfig:
         if self.noise and self.variant == "gdpo":
             raise ValueError("advantage.variant=gdpo normalises parts one by one; advantage.noise corrects their sum")
         if self.spans and self.variant == "gdpo":
-            raise ValueError("advantage.variant=gdpo normalises parts one by one; advantage.spans places parts of their sum")
+            raise ValueError(
+                "advantage.variant=gdpo normalises parts one by one; advantage.spans places parts of their sum"
+            )
         for key in ("overlong_buffer", "overlong_penalty"):
             if getattr(self, key) < 0:
                 raise ValueError(f"advantage.{key}={getattr(self, key)} must not be negative")

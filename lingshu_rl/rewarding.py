@@ -87,7 +87,9 @@ def in_place(sample: RewardInput, result: RewardResult) -> RewardResult:
     for name, spans in result.spans.items():
         for span in spans:
             if span.end > len(sample.completion):
-                reason = f"its reward places {name!r} at {span.start} to {span.end} of {len(sample.completion)} characters"
+                reason = (
+                    f"its reward places {name!r} at {span.start} to {span.end} of {len(sample.completion)} characters"
+                )
                 return RewardResult(None, "error", reason=reason)
     return result
 

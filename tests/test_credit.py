@@ -109,7 +109,9 @@ def byte_level(tokenizer, decode) -> Spelling:
     added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
 
     def bytes_of(i: int) -> bytes:
-        return added[i].encode() if i in added else bytes(bytes_by_letter[c] for c in tokenizer.convert_ids_to_tokens(i))
+        return (
+            added[i].encode() if i in added else bytes(bytes_by_letter[c] for c in tokenizer.convert_ids_to_tokens(i))
+        )
 
     return Spelling(lambda text: tokenizer(text)["input_ids"], decode, bytes_of)
 
@@ -157,9 +159,7 @@ def test_a_span_has_the_tokens_that_hold_its_characters_and_no_other(spelling: S
         at = [len(text[:k].encode()) for k in range(len(text) + 1)]
         for start in range(len(text)):
             for end in {start + 1, min(start + 7, len(text)), len(text)}:
-                inside = [
-                    n for n, (a, b) in enumerate(pairwise([0, *ends])) if a < at[end] and b > max(a, at[start])
-                ]
+                inside = [n for n, (a, b) in enumerate(pairwise([0, *ends])) if a < at[end] and b > max(a, at[start])]
                 [(first, stop)] = token_ranges(ids, text, [(start, end)], spelling.decode)
                 assert [*range(first, stop)] == inside, (text[start:end], [pieces[n] for n in inside])
 

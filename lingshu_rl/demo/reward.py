@@ -11,7 +11,6 @@ from rewards.base import Reward, RewardInput, RewardResult
 from rewards.compose import DEFAULT_SPEC
 from rewards.text import normalise
 
-
 _FIELD = re.compile(r"[^.:<>\s][^.:<>\n]*:[^.:<>\n]*[^.:<>\s]")
 
 

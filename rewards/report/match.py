@@ -526,9 +526,7 @@ def _negatives(
     return total, earned, rows
 
 
-def _negative_credit(
-    absent: Entity, said: Sequence[Entity], lexicon: Lexicon
-) -> tuple[float, str, frozenset[int]]:
+def _negative_credit(absent: Entity, said: Sequence[Entity], lexicon: Lexicon) -> tuple[float, str, frozenset[int]]:
     """(share of a denial that is made as well, by which words, in which sentences)"""
     parts: dict[str, frozenset[int]] = {}
     for other in said:
