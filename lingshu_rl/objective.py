@@ -102,7 +102,7 @@ class AdvantageConfig:
     # these two, as a run's judge.json | preflight: as measured before this run; empty = its verdicts are taken as they are
     noise: Any = ""
     correction: str = "backward"  # backward | forward: how (`advantages.denoised`)
-    spans: bool = False  # what a reward placed in the completion is credited to its tokens (`advantages.span_credit`)
+    spans: float = 0.0  # how much of what a reward placed in the completion goes to its tokens (`advantages.span_credit`); 0 = none, 1 = all
 
     def __post_init__(self) -> None:
         _one_of("advantage", "variant", self.variant, ADVANTAGES)
@@ -117,6 +117,8 @@ class AdvantageConfig:
             raise ValueError(
                 "advantage.variant=gdpo normalises parts one by one; advantage.spans places parts of their sum"
             )
+        if not 0 <= self.spans <= 1:
+            raise ValueError(f"advantage.spans={self.spans} is a share, from 0 to 1")
         for key in ("overlong_buffer", "overlong_penalty"):
             if getattr(self, key) < 0:
                 raise ValueError(f"advantage.{key}={getattr(self, key)} must not be negative")

@@ -187,7 +187,8 @@ def credit_of(run: Run, group: Group, advantages: Sequence[float | None]) -> tup
     """What the tokens of each member that is kept have beside its advantage, from the spans of its reward."""
     rewards = rewards_of(group, run.config, run.rewards.noise)
     places = [placed(member, run.encoder.decode) for member in group.members]
-    found = span_credit(rewards, group_advantages(rewards, run.config.advantage), places)
+    plain = group_advantages(rewards, run.config.advantage)
+    found = span_credit(rewards, plain, places, run.config.advantage.spans)
     return tuple(credit for credit, a in zip(found, advantages, strict=True) if a is not None)
 
 

@@ -193,16 +193,25 @@ def test_the_end_of_the_turn_earns_what_the_rest_earns() -> None:
 # ------------------------------------------------------------------------------------------------------------- settings
 
 
+def test_only_a_share_may_go_to_the_spans() -> None:
+    rewards, places = [1.0, 0.0], [Placed(4, {"a": [(0, 2, 1.0)]}), Placed(4, {"a": [(1, 2, 0.0)]})]
+    advantages = group_advantages(rewards, NO_STD)
+    whole, half = (span_credit(rewards, advantages, places, share) for share in (1.0, 0.5))
+    assert [[2 * d for d in credit] for credit in half] == [list(credit) for credit in whole]
+    with pytest.raises(ConfigError, match=r"advantage.spans=2"):
+        load_config(None, ["advantage.spans=2"])
+
+
 @pytest.mark.parametrize("loss", ["gspo", "gmpo"])
 def test_losses_of_whole_sequences_refuse_it_by_name(loss: str) -> None:
     with pytest.raises(ConfigError, match=f"loss.variant={loss} has one ratio"):
-        check_choices(load_config(None, [f"loss.variant={loss}", "advantage.spans=true"]))
+        check_choices(load_config(None, [f"loss.variant={loss}", "advantage.spans=1"]))
     check_choices(load_config(None, [f"loss.variant={loss}"]))
 
 
 def test_parts_that_are_normalised_one_by_one_refuse_it() -> None:
     with pytest.raises(ConfigError, match="gdpo"):
-        load_config(None, ["advantage.spans=true", "advantage.variant=gdpo"])
+        load_config(None, ["advantage.spans=1", "advantage.variant=gdpo"])
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "cispo", "sapo", "dppo"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards.answer import extract
-from rewards.base import Reward, RewardInput, RewardResult
+from rewards.base import Reward, RewardInput, RewardResult, Span
 from rewards.compose import DEFAULT_SPEC
 from rewards.text import normalise
 
@@ -18,7 +18,8 @@ class ReportFields(Reward):
     """Fields of the report that are right, over all fields named or wanted.
 
     value = right / |named or wanted|: a field too many costs as much as one missing. A field that is named twice with
-    different values is wrong. gold: the report as text. spans: where each field stands, with what it earned.
+    different values is wrong. gold: the report as text. spans: where each field is
+    said, in a thought as well, with what it earned.
     """
 
     name = "report_fields"
@@ -39,20 +40,27 @@ class ReportFields(Reward):
         wrong = sorted((wanted.keys() | named.keys()) - set(right))
         status = "ok" if named else "unparsed"
         points = 1 / len(wanted.keys() | named.keys())
-        places = {  # of a field that a thought named before, the last place
-            key: [(place.start(), place.end(), points * (key in right))]
-            for place in _FIELD.finditer(sample.completion)
-            for key, value in fields(place[0]).items()
-            if named.get(key) == value
+        spans = {
+            key: tuple(Span(*place, points * (key in right) / len(places)) for place in places)
+            for key, value in named.items()
+            if value and (places := said(key, value, sample.completion))
         }
         reason = f"wrong or missing: {', '.join(wrong)}" if wrong else ""
-        return RewardResult(len(right) * points, status, named, reason, spans=places)
+        return RewardResult(len(right) * points, status, named, reason, spans=spans)
 
     def check_gold(self, sample: RewardInput) -> str | None:
         wanted = fields(str(sample.gold))
         if not wanted or None in wanted.values():
             return f"gold {sample.gold!r} is not made of 'Name: value.' sentences, each name once"
         return None
+
+
+def said(key: str, value: str, completion: str) -> list[tuple[int, int]]:
+    """Where a field is decided: its last "Name: value", and its value among what stands before all of the answer."""
+    stated = [match.span() for match in _FIELD.finditer(completion) if fields(match[0]) == {key: value}]
+    thought = completion.rpartition("</think>")[0]
+    word = re.compile(rf"(?<!\w){re.escape(value)}(?!\w)", re.IGNORECASE)
+    return [match.span() for match in word.finditer(thought)] + stated[-1:]
 
 
 def fields(text: str) -> dict[str, str | None]:

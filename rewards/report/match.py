@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rewards.report.entity import ROOT_GROUP, Entity
 from rewards.report.lexicon import Lexicon
@@ -30,7 +31,7 @@ class Outcome:
 
     value: float
     components: Mapping[str, float]
-    rows: list[dict[str, object]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -330,7 +331,7 @@ def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, 
     rows += negative_rows
     unit = 2.0 / (tally.asked + tally.stated + 2.0 * total or 1.0)  # f1 is 2 earned / (asked + stated)
     for row in rows:
-        row["share"] = round(max(-1.0, min(1.0, unit * float(row["share"]))), 4)
+        row["share"] = round(max(-1.0, min(1.0, unit * row["share"])), 4)
     judged = len(ours.entities) + len(theirs.entities)
     components = {
         "precision": precision,
@@ -361,7 +362,7 @@ def _by_assertion(entities: Sequence[Entity]) -> tuple[list[Entity], list[Entity
     return positive, sorted((e for e in entities if e.assertion == "absent"), key=_key)
 
 
-def _judge_missed(ours: _Side, theirs: _Side, said: _Denials, tally: _Tally) -> list[dict[str, object]]:
+def _judge_missed(ours: _Side, theirs: _Side, said: _Denials, tally: _Tally) -> list[dict[str, Any]]:
     """Rows of the reference's findings that found no partner; those denied cost."""
     rows = []
     for i, entity in enumerate(ours.entities):
@@ -377,7 +378,7 @@ def _judge_missed(ours: _Side, theirs: _Side, said: _Denials, tally: _Tally) -> 
 
 def _judge_said(
     ours: _Side, theirs: _Side, clash: Sequence[bool], gold: _Denials, tally: _Tally
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Rows of the completion's findings; those the reference denies cost."""
     rows = []
     for j, entity in enumerate(theirs.entities):
@@ -511,7 +512,7 @@ def _discounted(mine: _Side, other: _Side, lexicon: Lexicon) -> float:
 
 def _negatives(
     gold: Sequence[Entity], said: Sequence[Entity], false: Sequence[Entity], lexicon: Lexicon
-) -> tuple[float, float, list[dict[str, object]]]:
+) -> tuple[float, float, list[dict[str, Any]]]:
     """(weight of the reference's denials, weight of those the completion makes as well, rows)"""
     total = earned = 0.0
     rows = []
@@ -564,7 +565,7 @@ def _row(
     points: float,
     sentences: frozenset[int],
     share: float | None = None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     return {
         "finding": entity.finding if not entity.group else f"{entity.finding} (whole)",
         "assertion": entity.assertion,

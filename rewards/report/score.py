@@ -86,10 +86,11 @@ class ReportEntities(Reward):
         return RewardResult(outcome.value * (1.0 - repeated), status, outcome.rows, "", components, spans=spans)
 
     @staticmethod
-    def _spans(rows: Sequence[Mapping[str, Any]], places: Sequence[Place | None]) -> dict[str, list[Span]]:
+    def _spans(rows: Sequence[Mapping[str, Any]], places: Sequence[Place | None]) -> dict[str, tuple[Span, ...]]:
         """By finding, the places of the sentences that its row names, which share what it earned or cost."""
-        spans: dict[str, list[Span]] = {}
+        spans: dict[str, tuple[Span, ...]] = {}
         for row in rows:
             found = [place for n in row["sentences"] if (place := places[n]) is not None]
-            spans.setdefault(row["finding"], []).extend(Span(*place, row["share"] / len(found)) for place in found)
-        return {finding: placed for finding, placed in spans.items() if placed}
+            own = tuple(Span(start, end, row["share"] / len(found)) for start, end in found)
+            spans[row["finding"]] = spans.get(row["finding"], ()) + own
+        return {finding: own for finding, own in spans.items() if own}

@@ -34,16 +34,21 @@ def test_unusable_labels_are_named():
 
 
 def test_each_field_says_where_it_stands_and_what_it_earned():
-    text = "<think> Plane: coronal. Level: high </think><answer> Level: high. Plane: Coronal. Modality: MRI. Organ: brain </answer>"
+    text = "<think> coronal MRI </think><answer> Level: high. Plane: Coronal. Modality: MRI. Organ: brain </answer>"
     result = build(demo_spec()).score(RewardInput(text, gold=GOLD, kind="report"))
     [fields] = {name.rpartition("/")[0] for name in result.spans}
     assert fields == "answer/report" and result.value == pytest.approx(2 / 5)
-    found = {name.rpartition("/")[2]: (text[s.start : s.end], s.points) for name, [s] in result.spans.items()}
+    found = {
+        name.rpartition("/")[2]: [(text[s.start : s.end], s.points) for s in spans]
+        for name, spans in result.spans.items()
+    }
+    whole, half = pytest.approx(1 / 5), pytest.approx(1 / 10)
     assert found == {
-        "level": ("Level: high", pytest.approx(1 / 5)), "plane": ("Plane: Coronal", 0.0),
-        "modality": ("Modality: MRI", pytest.approx(1 / 5)), "organ": ("Organ: brain", 0.0),
-    }  # fmt: skip
-    assert result.spans["answer/report/plane"][0].start > text.index("<answer>")
+        "level": [("Level: high", whole)],
+        "plane": [("coronal", 0.0), ("Plane: Coronal", 0.0)],
+        "modality": [("MRI", half), ("Modality: MRI", half)],
+        "organ": [("Organ: brain", 0.0)],
+    }
 
 
 def test_two_reports_that_differ_earn_nothing():
