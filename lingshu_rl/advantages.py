@@ -123,7 +123,9 @@ def span_credit(
     that this completion lacks, and what no span places, stays with all of its tokens. A span has at least one token.
     """
     judged = [one for one, reward in zip(placed, rewards, strict=True) if reward is not None]
-    slope = share * _slope([(r, a) for r, a in zip(rewards, advantages, strict=True) if r is not None and a is not None])
+    slope = share * _slope(
+        [(r, a) for r, a in zip(rewards, advantages, strict=True) if r is not None and a is not None]
+    )
     names = {name for one in judged for name in one.spans}
     means = {k: statistics.fmean(sum(p for *_, p in one.spans.get(k, ())) for one in judged) for k in names}
     found = []

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 from lingshu_rl.advantages import Placed, group_advantages, span_credit
 from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.credit import placed, token_ranges
+from lingshu_rl.demo.reward import demo_spec
 from lingshu_rl.objective import AdvantageConfig
 from lingshu_rl.policy import check_choices
-from lingshu_rl.types import Rollout, Scored
-from rewards import RewardResult
+from lingshu_rl.train import advantages_of, credit_of, mask_truncated
+from lingshu_rl.types import Group, Rollout, Scored
+from rewards import RewardInput, RewardResult, build
 
 NO_STD = AdvantageConfig("no_std")
 
@@ -188,6 +191,36 @@ def test_the_end_of_the_turn_earns_what_the_rest_earns() -> None:
     assert found == Placed(len(ids), {"plane": [(0, len(ids) - 1, 1.0)]})
     credit, _ = span_credit([1.0, 0.0], [0.5, -0.5], [found, replace(found, spans={})])
     assert credit[-1] == pytest.approx(-0.5) and 0.5 + credit[0] == pytest.approx(0.5 * len(ids) / (len(ids) - 1))
+
+
+def test_a_group_of_the_demo_comes_to_the_update_with_a_credit_for_every_token() -> None:
+    """Real tokens and the real reward; of a failed and of a cut member nothing is kept, and the failed one counts nowhere."""
+    from lingshu_rl.model.encoder import PromptEncoder
+
+    encoder, reward = PromptEncoder("demo"), build(demo_spec())
+    config = load_config(None, ["advantage.spans=1", "advantage.variant=no_std", "loss.mask_truncated=true"])
+    run = SimpleNamespace(config=config, encoder=encoder, rewards=SimpleNamespace(noise=None))
+    members = []
+    for plane, width in (("axial", 120), ("axial", 140), ("coronal", 120), ("coronal", 140)):
+        text = f"<think> {plane} </think><answer> Plane: {plane}. Width: {width} mm. </answer>"
+        ids = [*encoder.tokenizer(text)["input_ids"], min(encoder.eos_ids)]
+        sample = RewardInput(encoder.decode(ids), "Plane: axial. Width: 120 mm.", kind="report")
+        members.append(scored(ids, sample.completion, reward.score(sample)))
+    members.append(replace(members[0], result=RewardResult(None, "error")))
+    members.append(replace(members[0], rollout=replace(members[0].rollout, finish_reason="length")))
+    group = Group(None, tuple(members))
+    advantages = mask_truncated(group, advantages_of(group, config), config)
+    credit = credit_of(run, group, advantages)
+    assert [len(one) for one in credit] == [len(m.rollout.token_ids) for m in members[:4]]
+    both, plane_alone, width_alone, neither = (
+        {word: a + d for word, d in zip(map(encoder.tokenizer.decode, member.rollout.token_ids), one, strict=True)}
+        for member, one, a in zip(members, credit, advantages, strict=False)
+    )
+    # the thought's word and the answer's are one token, of which the dictionaries keep the answer's
+    assert both[" axial"] == pytest.approx(plane_alone[" axial"]) and both[" axial"] > 0 > neither[" coronal"]
+    assert width_alone[" 120"] == pytest.approx(both[" 120"]) and width_alone[" 120"] > 0 > plane_alone[" 140"]
+    for one in (both, plane_alone, width_alone, neither):
+        assert one["<answer>"] == pytest.approx(one["</answer>"]) == pytest.approx(0, abs=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
