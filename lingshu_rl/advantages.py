@@ -103,7 +103,7 @@ def gdpo_advantages(
 
 @dataclass(frozen=True)
 class Placed:
-    """A completion's tokens, and where its reward's points were earned: name -> (first token, token after it, points)."""
+    """A completion's tokens, and where its reward's points were earned: name -> (first token, one after, points)."""
 
     tokens: int
     spans: Mapping[str, Sequence[tuple[int, int, float]]]
@@ -117,15 +117,15 @@ def span_credit(
         c_s = share * slope * (p_s - m_k / n_k)
         d_t = sum_s c_s * (|o| / |s| if t in s else 0) - c_s
 
-    share: advantage.spans. p_s: points of span s. m_k: mean over the group's judged members of the points that have the name k. n_k: spans of that
-    name in this completion. |o|, |s|: tokens. slope = dA/dR: within a group all advantages are one line in the reward. So
-    the d_t of a completion sum up to 0 and its credit is |o| A in all, as without spans. What others earned under a name
-    that this completion lacks, and what no span places, stays with all of its tokens. A span has at least one token.
+    share: advantage.spans. p_s: points of span s. m_k: mean over the group's judged members of their points under the
+    name k. n_k: spans of that name in this completion. |o|, |s|: tokens. slope = dA/dR: within a group all advantages
+    are one line in the reward. The d_t of a completion sum up to 0, so that its credit is |o| A in all, as without
+    spans. What others earned under a name that this completion lacks, and what no span places, stays with all of its
+    tokens. A span has at least one token.
     """
     judged = [one for one, reward in zip(placed, rewards, strict=True) if reward is not None]
-    slope = share * _slope(
-        [(r, a) for r, a in zip(rewards, advantages, strict=True) if r is not None and a is not None]
-    )
+    line = [(r, a) for r, a in zip(rewards, advantages, strict=True) if r is not None and a is not None]
+    slope = share * _slope(line)
     names = {name for one in judged for name in one.spans}
     means = {k: statistics.fmean(sum(p for *_, p in one.spans.get(k, ())) for one in judged) for k in names}
     found = []

@@ -1,7 +1,7 @@
 """Where in a completion its reward was earned, from characters to the sampled tokens.
 
-The sampled tokens are not asked of the tokenizer again: a text has many spellings in tokens, of which sampling takes any.
-What they decode to, token by token, says where each stands.
+The text is not given to the tokenizer again: it has many spellings in tokens, of which sampling takes any. What the
+sampled tokens decode to, one after another, says where each stands.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def token_ranges(
 ) -> list[tuple[int, int]]:
     """The tokens that hold a character of text[start:end], for each span, as (first, the one after the last).
 
-    A character that is spelled by several tokens, in bytes, belongs to all of them. A token without a character, as the end
-    of the turn, belongs to none.
+    A character that is spelled by several tokens, in bytes, belongs to all of them. A token without a character, as
+    the end of the turn, belongs to none.
     """
 
     @cache
@@ -41,7 +41,7 @@ def token_ranges(
         return len(so_far), next(differs, min(len(so_far), len(text)))
 
     def spelled(count: int) -> int:
-        """Characters that the first tokens spell. SentencePiece decodes no byte of a run that ends in half a character."""
+        """Characters that the first tokens spell. SentencePiece decodes no byte of a run that ends in half a one."""
         return max(decoded(n)[1] for n in range(max(0, count - HALF_A_CHARACTER), count + 1))
 
     def begun(count: int) -> int:

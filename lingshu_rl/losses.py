@@ -48,8 +48,8 @@ class Variant:
     per: what a token's weight w_t is one over: "sequence" (sequences * |o_n|), "token" (tokens) or "limit" (sequences *
     max_tokens). bounds: which sides `clip_low` and `clip_high` bound a ratio on, for the metrics. anchor: whose log-probs
     the ratio is against, those of the trainer at the start of the batch ("old") or of the engine that sampled ("rollout"),
-    which then need no importance weight. by_token: s_t takes no other token's ratio, so that tokens of one completion may
-    have advantages of their own (advantage.spans).
+    which then need no importance weight. by_token: s_t takes no other token's ratio, so that tokens of one completion
+    may have advantages of their own (advantage.spans).
     """
 
     surrogate: Callable[[Terms, LossConfig], tuple[Tensor, Tensor]]

@@ -102,7 +102,8 @@ class AdvantageConfig:
     # these two, as a run's judge.json | preflight: as measured before this run; empty = its verdicts are taken as they are
     noise: Any = ""
     correction: str = "backward"  # backward | forward: how (`advantages.denoised`)
-    spans: float = 0.0  # how much of what a reward placed in the completion goes to its tokens (`advantages.span_credit`); 0 = none, 1 = all
+    # How much of what a reward placed in the completion goes to its tokens there: from 0 = none to 1 = all
+    spans: float = 0.0  # (`advantages.span_credit`)
 
     def __post_init__(self) -> None:
         _one_of("advantage", "variant", self.variant, ADVANTAGES)

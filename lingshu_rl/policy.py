@@ -351,8 +351,8 @@ def check_choices(config: Config) -> None:
         raise ConfigError(f"loss.variant: {error}") from None
     if config.advantage.spans and not variant.by_token:
         raise ConfigError(
-            f"advantage.spans gives tokens of one completion advantages of their own, and loss.variant={config.loss.variant} "
-            "has one ratio for all of them; use a loss by token, as grpo or dapo"
+            "advantage.spans gives tokens of one completion advantages of their own, and "
+            f"loss.variant={config.loss.variant} has one ratio for all of them; use a loss by token, as grpo or dapo"
         )
 
 

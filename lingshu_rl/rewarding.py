@@ -84,14 +84,10 @@ class Rewards:
 
 def in_place(sample: RewardInput, result: RewardResult) -> RewardResult:
     """The result, if its spans lie in the completion; else one that masks the sample."""
-    for name, spans in result.spans.items():
-        for span in spans:
-            if span.end > len(sample.completion):
-                reason = (
-                    f"its reward places {name!r} at {span.start} to {span.end} of {len(sample.completion)} characters"
-                )
-                return RewardResult(None, "error", reason=reason)
-    return result
+    last, length = max((s.end for spans in result.spans.values() for s in spans), default=0), len(sample.completion)
+    if last <= length:
+        return result
+    return RewardResult(None, "error", reason=f"its reward has a span that ends at {last} of {length} characters")
 
 
 PREFLIGHT = "preflight"  # advantage.noise: as measured before the run

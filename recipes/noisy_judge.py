@@ -3,10 +3,10 @@
     python recipes/noisy_judge.py 8765 &
     lingshu-rl sweep recipes/sweeps/judge_noise.yaml
 
-It answers the prompts of `rewards.judge.JudgeReward` over HTTP like any OpenAI-compatible server. Its model's name says how
-it errs: noise-10-5 pays 10 % of the wrong answers and refuses 5 % of the right ones. Which ones is fixed by question and
-answer, as with a model that is asked at temperature 0; noise-0-0 is always right. Where many rows ask the same question, as
-the demo's do, one error is the error of all of them, for ever: `JudgeOfPicture` tells the judge which picture is meant.
+It answers the prompts of `rewards.judge.JudgeReward` over HTTP like any OpenAI-compatible server. Its model's name says
+how it errs: noise-10-5 pays 10 % of the wrong answers and refuses 5 % of the right ones. Which ones is fixed by question
+and answer, as with a model that is asked at temperature 0; noise-0-0 is always right. Where many rows ask the same
+question, as the demo's do, one error is the error of all of them: `JudgeOfPicture` tells the judge which picture is meant.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class RewardResult:
     spans: by the name of what was earned or lost (a finding, a step), where in the completion; given as `Span`s or as
     (start, end, points). With advantage.spans a run credits those tokens with it.
     value, components and points may be given as numbers of any library (numpy, torch, Decimal, bool); they are kept as
-    floats. Raises TypeError for what is no number, ValueError for nan, infinities, a value outside of [0, 1], points outside
-    of [-1, 1] and a span without a character.
+    floats. Raises TypeError for what is no number, ValueError for nan, infinities, a value outside of [0, 1], points
+    outside of [-1, 1] and a span without a character.
     """
 
     value: float | None

@@ -216,10 +216,10 @@ class Part:
 class Compose(Reward):
     """A weighted mean of parts, shrunk by gates and multipliers.
 
-    components: every part's value under its name, a part's own components and spans as "name/...", the spans' points as a
-    share of the whole. A part that could not judge masks the sample, unless it is only a metric. status and parsed are
-    those of the first weighted part (or of the part that masks); reason lists what each part that did not give full value
-    said.
+    components: every part's value under its name, a part's own components and spans as "name/...", the spans' points as
+    a share of the whole. A part that could not judge masks the sample, unless it is only a metric. status and parsed
+    are those of the first weighted part (or of the part that masks); reason lists what each part that did not give full
+    value said.
     """
 
     name = "compose"

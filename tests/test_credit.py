@@ -1,4 +1,4 @@
-"""Credit by token: exact sums, masked members, and places in the sampled tokens with the tokenizers of real families."""
+"""Credit by token: exact sums, masked members, places in the sampled tokens with the tokenizers of real families."""
 
 from __future__ import annotations
 
@@ -51,9 +51,8 @@ def test_what_all_of_a_group_state_alike_is_neither_rewarded_nor_punished() -> N
 
 tokens = st.integers(1, 30)
 spans = st.tuples(st.integers(0, 29), st.integers(1, 8), st.floats(-1, 1))
-members = st.tuples(
-    st.none() | st.floats(-1, 1.2), tokens, st.dictionaries(st.sampled_from("abc"), st.lists(spans, min_size=1, max_size=3))
-)  # fmt: skip
+placings = st.dictionaries(st.sampled_from("abc"), st.lists(spans, min_size=1, max_size=3))
+members = st.tuples(st.none() | st.floats(-1, 1.2), tokens, placings)
 
 
 @given(st.lists(members, min_size=2, max_size=8), st.sampled_from(["group", "no_std", "leave_one_out"]))
@@ -86,7 +85,7 @@ def test_a_group_without_contrast_has_no_credit_to_place() -> None:
     assert [*map(set, span_credit([0.5, 0.5], [0.0, 0.0], places))] == [{0.0}, {0.0}]
 
 
-# ------------------------------------------------------------------------------------- from characters to sampled tokens
+# ------------------------------------------------------------ from characters to sampled tokens
 
 TEXTS = (
     "<think> axial </think><answer> Plane: axial. Width: 140 mm. </answer>",
@@ -98,7 +97,7 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Spelling:
-    """A tokenizer. bytes_of: what a token stands for, which the tests know from the vocabulary and the library does not ask."""
+    """A tokenizer. bytes_of: what a token stands for, which the library does not ask."""
 
     encode: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
@@ -194,7 +193,7 @@ def test_the_end_of_the_turn_earns_what_the_rest_earns() -> None:
 
 
 def test_a_group_of_the_demo_comes_to_the_update_with_a_credit_for_every_token() -> None:
-    """Real tokens and the real reward; of a failed and of a cut member nothing is kept, and the failed one counts nowhere."""
+    """Real tokens and the real reward; nothing is kept of a failed and of a cut member."""
     from lingshu_rl.model.encoder import PromptEncoder
 
     encoder, reward = PromptEncoder("demo"), build(demo_spec())
@@ -223,7 +222,7 @@ def test_a_group_of_the_demo_comes_to_the_update_with_a_credit_for_every_token()
         assert one["<answer>"] == pytest.approx(one["</answer>"]) == pytest.approx(0, abs=1e-9)
 
 
-# ------------------------------------------------------------------------------------------------------------- settings
+# ------------------------------------------------------------ settings
 
 
 def test_only_a_share_may_go_to_the_spans() -> None:
@@ -249,7 +248,7 @@ def test_parts_that_are_normalised_one_by_one_refuse_it() -> None:
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "cispo", "sapo", "dppo"])
 def test_in_every_loss_by_token_a_token_has_the_gradient_of_its_own_advantage(loss: str) -> None:
-    """On the first step: that of a batch in which the whole completion had the token's advantage. No credit: as before."""
+    """On the first step: that of a batch in which the whole completion had the token's advantage."""
     from lingshu_rl.losses import policy_loss
     from lingshu_rl.objective import LossConfig
 

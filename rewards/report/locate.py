@@ -1,7 +1,7 @@
 """Where in a completion the sentences stand that were read from it.
 
-Reading changes the text (short forms, tables, answers beside a name) and leaves parts out, so places are not carried along:
-the words that were read are aligned with those of the completion.
+Reading changes the text (short forms, tables, answers beside a name) and leaves parts out, so places are not carried
+along: the words that were read are aligned with those of the completion.
 """
 
 from __future__ import annotations

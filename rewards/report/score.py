@@ -39,8 +39,8 @@ class ReportEntities(Reward):
     `gold` is the text of the reference report; nothing else of the sample is used. Missed, invented, denied and
     wrong-sided findings cost; a copied normal report, repetition and lists of findings do not pay. `parsed` is a list of
     rows, one for each finding of the completion and each unmatched one of the reference; `components` has precision,
-    recall, f1, negative_recall, contradiction_rate (shares), repeated (share of words) and findings (a count); `spans` has
-    the sentences that state each finding, rightly or wrongly, or deny one that is there.
+    recall, f1, negative_recall, contradiction_rate (shares), repeated (share of words) and findings (a count);
+    `spans` has the sentences that state each finding, rightly or wrongly, or deny one that is there.
     packs: names of the packs that ship with the library, or paths of JSON files; see docs/report_packs.md.
     """
 

@@ -1,4 +1,4 @@
-"""Where in a completion a reward was earned: checked, composed, carried through workers, and the sentences of a report."""
+"""Where in a completion a reward was earned: checked, composed, carried through workers; the sentences of a report."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_place_outside_of_the_completion_masks_its_sample_alone():
     with Executor(Beyond()) as executor:
         rewards = Rewards(executor, {}, Beyond())
         [result] = asyncio.run(rewards.score([RewardInput("left", None)]))
-    assert result.value is None and result.status == "error" and "'end' at 0 to 5 of 4 characters" in result.reason
+    assert result.value is None and result.status == "error" and "ends at 5 of 4 characters" in result.reason
 
 
 # ------------------------------------------------------------------------------------------------------------- reports
@@ -120,8 +120,8 @@ def placed(completion, gold=GOLD):
         "<answer>{}.</answer>",
         "FINDINGS:\n- {}.\nRECOMMENDATION: Follow-up in six weeks.",
         # a draft in the thoughts is not what is paid
-        "<think>Indication: cough. There is a moderate left pleural effusion, I think. No pneumothorax.</think>\nCLINICAL HISTORY: "
-        "Left pleural effusion.\nFINDINGS: {}.",
+        "<think>Indication: cough. There is a moderate left pleural effusion, I think. No pneumothorax.</think>\n"
+        "CLINICAL HISTORY: Left pleural effusion.\nFINDINGS: {}.",
     ],
 )
 def test_each_finding_is_placed_in_the_sentence_that_states_it(form):
