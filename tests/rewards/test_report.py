@@ -380,6 +380,7 @@ def test_never_raises_on_any_text(text):
     for reference in (NORMAL, "Small left effusion. Cardiomegaly."):
         result = REWARD.score(RewardInput(text, reference))
         assert result.value is not None and 0.0 <= result.value <= 1.0
+        assert all(span.end <= len(text) for spans in result.spans.values() for span in spans)
     REWARD.score(RewardInput("Cardiomegaly.", text))
 
 

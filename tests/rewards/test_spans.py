@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from lingshu_rl.rewarding import Rewards
 from rewards import ReportEntities, RewardInput, RewardResult, build
 from rewards.base import Reward, Span
 from rewards.executor import Executor
+from rewards.report.extract import extract
+from rewards.report.locate import locate
 
 HERE = "test_spans"
 
@@ -161,3 +165,11 @@ def test_points_are_the_value_where_all_is_right():
     result = ReportEntities().score(RewardInput(GOLD, GOLD))
     assert result.value == 1.0
     assert sum(s.points for spans in result.spans.values() for s in spans) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_text_that_says_the_same_over_and_over_is_placed_nowhere_and_costs_little():
+    lexicon, words = ReportEntities().lexicon, random.Random(0).choices(["no", "left", "effusion"], k=1300)
+    text = " ".join(f"{word}." if n % 9 == 8 else word for n, word in enumerate(words))
+    said, started = extract(text, lexicon), time.process_time()
+    assert not said.too_long and not any(locate(said.sentences, text, lexicon)[1:])
+    assert time.process_time() - started < 0.5
