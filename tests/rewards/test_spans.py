@@ -171,5 +171,6 @@ def test_a_text_that_says_the_same_over_and_over_is_placed_nowhere_and_costs_lit
     lexicon, words = ReportEntities().lexicon, random.Random(0).choices(["no", "left", "effusion"], k=1300)
     text = " ".join(f"{word}." if n % 9 == 8 else word for n, word in enumerate(words))
     said, started = extract(text, lexicon), time.process_time()
-    assert not said.too_long and not any(locate(said.sentences, text, lexicon)[1:])
+    places = locate(said.sentences, text, lexicon)
+    assert len(places) > 100 and sum(place is not None for place in places) < 3
     assert time.process_time() - started < 0.5
