@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from lingshu_rl.objective import AdvantageConfig, Noise
 
@@ -98,6 +99,54 @@ def gdpo_advantages(
     return [
         [None if total is None else next(scaled) * any(group_totals) for total in group_totals] for group_totals in sums
     ]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A completion's tokens, and where its reward's points were earned: name -> (first token, one after, points)."""
+
+    tokens: int
+    spans: Mapping[str, Sequence[tuple[int, int, float]]]
+
+
+def span_credit(
+    rewards: Sequence[float | None], advantages: Sequence[float | None], placed: Sequence[Placed], share: float = 1.0
+) -> list[tuple[float, ...]]:
+    """By how much the advantage of each token differs from its completion's: what a span earned goes to its tokens.
+
+        c_s = share * slope * (p_s - m_k / n_k)
+        d_t = sum_s c_s * (|o| / |s| if t in s else 0) - c_s
+
+    share: advantage.spans. p_s: points of span s. m_k: mean over the group's judged members of their points under the
+    name k. n_k: spans of that name in this completion. |o|, |s|: tokens. slope = dA/dR: within a group all advantages
+    are one line in the reward. The d_t of a completion sum up to 0, so that its credit is |o| A in all, as without
+    spans. What others earned under a name that this completion lacks, and what no span places, stays with all of its
+    tokens. A span has at least one token.
+    """
+    judged = [one for one, reward in zip(placed, rewards, strict=True) if reward is not None]
+    line = [(r, a) for r, a in zip(rewards, advantages, strict=True) if r is not None and a is not None]
+    slope = share * _slope(line)
+    names = {name for one in judged for name in one.spans}
+    means = {k: statistics.fmean(sum(p for *_, p in one.spans.get(k, ())) for one in judged) for k in names}
+    found = []
+    for one in placed:
+        credit = [0.0] * one.tokens
+        for name, spans in one.spans.items():
+            for first, stop, points in spans:
+                c = slope * (points - means.get(name, 0.0) / len(spans))
+                credit = [d - c for d in credit]
+                for t in range(first, stop):
+                    credit[t] += c * one.tokens / (stop - first)
+        found.append(tuple(credit))
+    return found
+
+
+def _slope(line: Sequence[tuple[float, float]]) -> float:
+    """Of the line through (reward, advantage); 0 where all rewards are alike."""
+    if len({reward for reward, _ in line}) < 2:
+        return 0.0
+    (low, start), (high, end) = min(line), max(line)
+    return (end - start) / (high - low)
 
 
 def overlong_penalty(tokens: int, max_tokens: int, config: AdvantageConfig) -> float:

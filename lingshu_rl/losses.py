@@ -48,13 +48,15 @@ class Variant:
     per: what a token's weight w_t is one over: "sequence" (sequences * |o_n|), "token" (tokens) or "limit" (sequences *
     max_tokens). bounds: which sides `clip_low` and `clip_high` bound a ratio on, for the metrics. anchor: whose log-probs
     the ratio is against, those of the trainer at the start of the batch ("old") or of the engine that sampled ("rollout"),
-    which then need no importance weight.
+    which then need no importance weight. by_token: s_t takes no other token's ratio, so that tokens of one completion
+    may have advantages of their own (advantage.spans).
     """
 
     surrogate: Callable[[Terms, LossConfig], tuple[Tensor, Tensor]]
     per: str = "sequence"
     bounds: tuple[str, ...] = ("low", "high")
     anchor: str = "old"
+    by_token: bool = True
 
 
 def policy_loss(
@@ -70,6 +72,7 @@ def policy_loss(
     rollout_logprobs_T: Tensor | None = None,
     ref_logprobs_T: Tensor | None = None,
     entropy_T: Tensor | None = None,
+    credit_T: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(this row's part of the step's loss, this row's parts of the step's metrics).
 
@@ -81,6 +84,7 @@ def policy_loss(
     total_tokens, total_sequences: of the whole step. max_tokens: the sampling limit, used by dr_grpo alone.
     old_logprobs_T: at the start of the batch; None = this step is the first on it, so they equal logprobs_T.
     rollout_logprobs_T: of the engine that sampled. ref_logprobs_T: of the reference, needed when kl_coef > 0.
+    credit_T: what is added to A_n for each token, see `advantages.span_credit`.
     Metrics add up over rows and ranks.
     """
     variant = variant_of(config.variant)
@@ -91,7 +95,8 @@ def policy_loss(
     before_T = old_T
     if variant.anchor == "rollout" and rollout_logprobs_T is not None:
         before_T = rollout_logprobs_T
-    terms = Terms(logprobs_T, logprobs_T - before_T, advantages[sequence_T], sequence_T, length_T, len(advantages))
+    advantage_T = advantages[sequence_T] if credit_T is None else advantages[sequence_T] + credit_T
+    terms = Terms(logprobs_T, logprobs_T - before_T, advantage_T, sequence_T, length_T, len(advantages))
     ratio_T, loss_T = variant.surrogate(terms, config)
 
     metrics: dict[str, Tensor] = {}
@@ -117,7 +122,7 @@ def policy_loss(
     else:
         loss = loss_T.sum() / (total_sequences * max_tokens)
 
-    ratio_T, advantage_T = ratio_T.detach(), terms.advantage_T
+    ratio_T = ratio_T.detach()
     metrics["loss"] = loss.detach()
     metrics["ratio"] = ratio_T.sum() / total_tokens
     if "low" in variant.bounds:
@@ -203,9 +208,9 @@ VARIANTS: dict[str, Variant] = {
     "grpo": Variant(clipped_surrogate),
     "dr_grpo": Variant(clipped_surrogate, per="limit"),
     "dapo": Variant(clipped_surrogate, per="token"),
-    "gspo": Variant(sequence_surrogate),
+    "gspo": Variant(sequence_surrogate, by_token=False),
     "cispo": Variant(cispo_surrogate, per="token", bounds=("high",)),
-    "gmpo": Variant(geometric_surrogate),
+    "gmpo": Variant(geometric_surrogate, by_token=False),
     "sapo": Variant(soft_surrogate, bounds=()),
     "dppo": Variant(divergence_surrogate, per="token", bounds=(), anchor="rollout"),
 }

@@ -102,6 +102,8 @@ class AdvantageConfig:
     # these two, as a run's judge.json | preflight: as measured before this run; empty = its verdicts are taken as they are
     noise: Any = ""
     correction: str = "backward"  # backward | forward: how (`advantages.denoised`)
+    # How much of what a reward placed in the completion goes to its tokens there: from 0 = none to 1 = all
+    spans: float = 0.0  # (`advantages.span_credit`)
 
     def __post_init__(self) -> None:
         _one_of("advantage", "variant", self.variant, ADVANTAGES)
@@ -112,6 +114,12 @@ class AdvantageConfig:
             raise ValueError(f"advantage.noise={self.noise!r} is {{false_pay, false_refusal}}, a file or `preflight`")
         if self.noise and self.variant == "gdpo":
             raise ValueError("advantage.variant=gdpo normalises parts one by one; advantage.noise corrects their sum")
+        if self.spans and self.variant == "gdpo":
+            raise ValueError(
+                "advantage.variant=gdpo normalises parts one by one; advantage.spans places parts of their sum"
+            )
+        if not 0 <= self.spans <= 1:
+            raise ValueError(f"advantage.spans={self.spans} is a share, from 0 to 1")
         for key in ("overlong_buffer", "overlong_penalty"):
             if getattr(self, key) < 0:
                 raise ValueError(f"advantage.{key}={getattr(self, key)} must not be negative")

@@ -382,9 +382,14 @@ def check_choices(config: Config) -> None:
 
     check_arguments("train.optimizer", config.train.optimizer, config.train.optimizer_args)
     try:
-        variant_of(config.loss.variant)
+        variant = variant_of(config.loss.variant)
     except ValueError as error:
         raise ConfigError(f"loss.variant: {error}") from None
+    if config.advantage.spans and not variant.by_token:
+        raise ConfigError(
+            "advantage.spans gives tokens of one completion advantages of their own, and "
+            f"loss.variant={config.loss.variant} has one ratio for all of them; use a loss by token, as grpo or dapo"
+        )
 
 
 def available_trackers(names: Sequence[str]) -> list[str]:
@@ -567,10 +572,12 @@ def row_tensors(row: PackedRow, groups: Sequence[TrainGroup], device: Any) -> di
     members = [(groups[g], m) for g, m, _ in row.members]
     rollout_T = torch.tensor([x for g, m in members for x in g.rollout_logprobs[m]], device=device)
     with_reference = members[0][0].reference_logprobs is not None
+    credit = [x for g, m in members if g.credit is not None for x in g.credit[m]]
     return {
         "sequence_T": row.sequence_T.to(device),
         "advantages": torch.tensor([g.advantages[m] for g, m in members], device=device),
         "rollout_logprobs_T": rollout_T,
+        "credit_T": torch.tensor(credit, device=device) if credit else None,
         "ref_logprobs_T": torch.cat([g.reference_logprobs[m] for g, m in members]).to(device)  # type: ignore[index]
         if with_reference
         else None,

@@ -50,7 +50,8 @@ class Rewards:
 
     async def score(self, samples: Sequence[RewardInput]) -> list[RewardResult]:
         """Raises RewardFailure when too many samples could not be judged."""
-        return await asyncio.wrap_future(self.executor.submit(samples))
+        results = await asyncio.wrap_future(self.executor.submit(samples))
+        return [in_place(sample, result) for sample, result in zip(samples, results, strict=True)]
 
     async def grade(self, samples: Sequence[RewardInput]) -> list[RewardResult]:
         return await asyncio.wrap_future(self.executor.submit(samples, counted=False))
@@ -80,6 +81,14 @@ class Rewards:
         self.executor.close()
         for judge in self.judges:
             judge.close()
+
+
+def in_place(sample: RewardInput, result: RewardResult) -> RewardResult:
+    """The result, if its spans lie in the completion; else one that masks the sample."""
+    last, length = max((s.end for spans in result.spans.values() for s in spans), default=0), len(sample.completion)
+    if last <= length:
+        return result
+    return RewardResult(None, "error", reason=f"its reward has a span that ends at {last} of {length} characters")
 
 
 PREFLIGHT = "preflight"  # advantage.noise: as measured before the run

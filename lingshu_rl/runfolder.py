@@ -278,6 +278,7 @@ class RunFolder:
                 "verdict": m.result.verdict,
                 "parsed": json.dumps(m.result.parsed, default=str),
                 "components": json.dumps(dict(m.result.components)),
+                "spans": json.dumps(dict(m.result.spans)),
                 "advantage": a,
                 "tokens": len(m.rollout.token_ids),
                 "weight_version": m.rollout.weight_version,
@@ -440,7 +441,8 @@ def _rollout_schema(pa: Any) -> Any:
     types = {"step": pa.int64(), "member": pa.int64(), "tokens": pa.int64(), "weight_version": pa.int64(),
              "value": pa.float64(), "advantage": pa.float64(), "options": pa.list_(pa.string())}  # fmt: skip
     names = ("step", "prompt_id", "kind", "task", "member", "question", "options", "gold", "completion", "finish_reason",
-             "value", "status", "reason", "verdict", "parsed", "components", "advantage", "tokens", "weight_version", "image")  # fmt: skip
+             "value", "status", "reason", "verdict", "parsed", "components", "spans", "advantage", "tokens",
+             "weight_version", "image")  # fmt: skip
     return pa.schema([(name, types.get(name, pa.string())) for name in names])
 
 

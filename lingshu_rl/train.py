@@ -11,8 +11,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lingshu_rl.advantages import denoised, gdpo_advantages, group_advantages, overlong_penalty
+from lingshu_rl.advantages import denoised, gdpo_advantages, group_advantages, overlong_penalty, span_credit
 from lingshu_rl.config import Config
+from lingshu_rl.credit import placed
 from lingshu_rl.failures import PromptRefused
 from lingshu_rl.firstbatch import check_first_batch
 from lingshu_rl.heldout import evaluate
@@ -157,20 +158,34 @@ async def prepare(
         except PromptRefused as refusal:
             return advantages, str(refusal)
     logprobs = tuple(rollout.logprobs for rollout, _ in kept)
-    return advantages, TrainGroup(tokens, tuple(a for _, a in kept), logprobs, reference)
+    credit = await in_thread(credit_of, run, group, advantages) if run.config.advantage.spans else None
+    return advantages, TrainGroup(tokens, tuple(a for _, a in kept), logprobs, reference, credit)
 
 
 def advantages_of(group: Group, config: Config, noise: Noise | None = None) -> tuple[float | None, ...]:
     """One a member from the group's own rewards; None for a member whose reward failed. noise: of what a judge gave."""
+    return tuple(group_advantages(rewards_of(group, config, noise), config.advantage))
+
+
+def rewards_of(group: Group, config: Config, noise: Noise | None = None) -> list[float | None]:
+    """What the group's advantages are made of."""
     limit = config.rollout.max_tokens
     values = [m.result.value for m in group.members]
     if noise is not None:
         values = denoised(values, [bool(m.result.verdict) for m in group.members], noise, config.advantage.correction)
-    rewards = [
+    return [
         None if value is None else value + overlong_penalty(len(m.rollout.token_ids), limit, config.advantage)
         for m, value in zip(group.members, values, strict=True)
     ]
-    return tuple(group_advantages(rewards, config.advantage))
+
+
+def credit_of(run: Run, group: Group, advantages: Sequence[float | None]) -> tuple[tuple[float, ...], ...]:
+    """What the tokens of each member that is kept have beside its advantage, from the spans of its reward."""
+    rewards = rewards_of(group, run.config, run.rewards.noise)
+    places = [placed(member, run.encoder.decode) for member in group.members]
+    plain = group_advantages(rewards, run.config.advantage)
+    found = span_credit(rewards, plain, places, run.config.advantage.spans)
+    return tuple(credit for credit, a in zip(found, advantages, strict=True) if a is not None)
 
 
 def mask_truncated(group: Group, advantages: Sequence[float | None], config: Config) -> tuple[float | None, ...]:

@@ -126,13 +126,15 @@ class TrainGroup:
     """What the update needs of one group. Masked members are already left out; all tuples run over the rest.
 
     advantages: one a completion. rollout_logprobs: nats, one a completion token, from the engine that sampled.
-    reference_logprobs: float32 tensors of the completions' lengths, or None without a KL term.
+    reference_logprobs: float32 tensors of the completions' lengths, or None without a KL term. credit: by how much the
+    advantage of each completion token differs from its completion's, or None without advantage.spans.
     """
 
     tokens: TokenGroup
     advantages: tuple[float, ...]
     rollout_logprobs: tuple[tuple[float, ...], ...]
     reference_logprobs: tuple[torch.Tensor, ...] | None
+    credit: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

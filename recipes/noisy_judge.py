@@ -3,9 +3,10 @@
     python recipes/noisy_judge.py 8765 &
     lingshu-rl sweep recipes/sweeps/judge_noise.yaml
 
-It answers the prompts of `rewards.judge.JudgeReward` over HTTP like any OpenAI-compatible server. Its model's name says how
-it errs: noise-10-5 pays 10 % of the wrong answers and refuses 5 % of the right ones. Which ones is fixed by question and
-answer, as with a model that is asked at temperature 0; noise-0-0 is always right.
+It answers the prompts of `rewards.judge.JudgeReward` over HTTP like any OpenAI-compatible server. Its model's name says
+how it errs: noise-10-5 pays 10 % of the wrong answers and refuses 5 % of the right ones. Which ones is fixed by question
+and answer, as with a model that is asked at temperature 0; noise-0-0 is always right. Where many rows ask the same
+question, as the demo's do, one error is the error of all of them: `JudgeOfPicture` tells the judge which picture is meant.
 """
 
 from __future__ import annotations
@@ -17,12 +18,23 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
-from rewards import OpenAnswer, RewardInput
+from rewards import JudgeReward, OpenAnswer, RewardInput
+from rewards.judge import Question
 
 _TEXTS = re.compile(r"<<<(.*?)>>>", re.DOTALL)
+
+
+class JudgeOfPicture(JudgeReward):
+    """Names the picture in the question, so that an error is that of one row."""
+
+    def questions(self, sample: RewardInput) -> list[Question]:
+        named = " ".join(Path(str(image)).name for image in sample.images)
+        return super().questions(replace(sample, prompt=f"{sample.prompt}\n(about {named})"))
 
 
 def texts_of(body: dict[str, Any]) -> list[str]:

@@ -6,9 +6,10 @@ This package imports neither torch nor lingshu_rl, so the same objects grade tra
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class LingshuError(Exception):
@@ -32,6 +33,14 @@ class RewardInput:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Span(NamedTuple):
+    """completion[start:end], and what of the value was earned there: 0 = nothing, below 0 = that it cost."""
+
+    start: int
+    end: int
+    points: float
+
+
 @dataclass(frozen=True)
 class RewardResult:
     """`value` is in [0, 1], or None when the sample could not be judged: it is then masked, never paid 0.
@@ -39,8 +48,11 @@ class RewardResult:
     status: ok | unparsed | conflict | truncated | gold_invalid | timeout | error.
     parsed: what was read from the completion. reason: one line for people. components: named parts of the value.
     verdict: what a judge wrote, kept for the record; "" where the value rests on rules alone.
-    value and components may be given as numbers of any library (numpy, torch, Decimal, bool); they are kept as floats.
-    Raises TypeError for what is no number, ValueError for nan, infinities and a value outside of [0, 1].
+    spans: by the name of what was earned or lost (a finding, a step), where in the completion; given as `Span`s or as
+    (start, end, points). With advantage.spans a run credits those tokens with it.
+    value, components and points may be given as numbers of any library (numpy, torch, Decimal, bool); they are kept as
+    floats. Raises TypeError for what is no number, ValueError for nan, infinities, a value outside of [0, 1], points
+    outside of [-1, 1] and a span without a character.
     """
 
     value: float | None
@@ -49,6 +61,7 @@ class RewardResult:
     reason: str = ""
     components: Mapping[str, float] = field(default_factory=dict)
     verdict: str = ""
+    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -65,6 +78,9 @@ class RewardResult:
         if self.components:
             given = {str(name): as_float(part, f"component {name!r}") for name, part in self.components.items()}
             object.__setattr__(self, "components", given)
+        if self.spans:
+            placed = {str(name): tuple(as_span(one, name) for one in spans) for name, spans in self.spans.items()}
+            object.__setattr__(self, "spans", placed)
 
 
 # What a mean of ones in float32 may be above 1.
@@ -80,6 +96,18 @@ def as_float(number: Any, what: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{what} must be finite, got {number!r}")
     return number
+
+
+def as_span(given: Any, name: str) -> Span:
+    """A reward's (start, end, points), checked."""
+    try:
+        start, end, points = given
+        span = Span(operator.index(start), operator.index(end), as_float(points, f"points of span {name!r}"))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"a span of {name!r} is (start, end, points), got {given!r}: {error}") from None
+    if not 0 <= span.start < span.end or abs(span.points) > 1.0 + _ROUNDING:
+        raise ValueError(f"a span of {name!r} needs 0 <= start < end and points in [-1, 1], got {tuple(span)}")
+    return span
 
 
 class Reward:

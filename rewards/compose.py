@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rewards.base import Reward, RewardInput, RewardResult
+from rewards.base import Reward, RewardInput, RewardResult, Span
 from rewards.imports import PathError, hint, imported
 from rewards.kinds import ELSEWHERE, ROUTE, KindError, own_reward
 
@@ -132,7 +132,7 @@ class Route(Reward):
                 continue
             scored = _scored(reward, [samples[i] for i in indices], kind)
             for index, result in zip(indices, scored, strict=True):
-                results[index] = replace(result, components=_named(kind, result))
+                results[index] = replace(result, components=_named(kind, result), spans=_placed(kind, result))
         return [result for result in results if result is not None]
 
     def check_gold(self, sample: RewardInput) -> str | None:
@@ -216,9 +216,10 @@ class Part:
 class Compose(Reward):
     """A weighted mean of parts, shrunk by gates and multipliers.
 
-    components: every part's value under its name, a part's own components as "name/...". A part that could not judge
-    masks the sample, unless it is only a metric. status and parsed are those of the first weighted part (or of the part
-    that masks); reason lists what each part that did not give full value said.
+    components: every part's value under its name, a part's own components and spans as "name/...", the spans' points as
+    a share of the whole. A part that could not judge masks the sample, unless it is only a metric. status and parsed
+    are those of the first weighted part (or of the part that masks); reason lists what each part that did not give full
+    value said.
     """
 
     name = "compose"
@@ -275,13 +276,15 @@ class Compose(Reward):
             first = next((results[name] for name in self.weights if name in results), RewardResult(0.0))
             return RewardResult(0.0, first.status, first.parsed, reason, components, verdict)
         total = sum(self.weights.values())
-        value = sum(weight * _value(results[name]) for name, weight in self.weights.items()) / total
-        for name, part in self.parts.items():
-            if part.role != "weight":
-                value *= part.factor(_value(results[name]))
+        factors = [p.factor(_value(results[name])) for name, p in self.parts.items() if p.role != "weight"]
+        shares = {name: weight / total * math.prod(factors) for name, weight in self.weights.items()}
+        value = sum(share * _value(results[name]) for name, share in shares.items())
+        spans: dict[str, tuple[Span, ...]] = {}
+        for name, share in shares.items():
+            spans |= _placed(name, results[name], share)
         first = results[next(iter(self.weights))]
         # The sum of weights times ones can exceed their sum by a rounding step.
-        return RewardResult(min(1.0, value), first.status, first.parsed, reason, components, verdict)
+        return RewardResult(min(1.0, value), first.status, first.parsed, reason, components, verdict, spans)
 
 
 def _value(result: RewardResult) -> float:
@@ -293,6 +296,14 @@ def _named(name: str, result: RewardResult) -> dict[str, float]:
     """A part's value and its own components, prefixed with the part's name."""
     named = {} if result.value is None else {name: result.value}
     return named | {f"{name}/{key}": value for key, value in result.components.items()}
+
+
+def _placed(name: str, result: RewardResult, share: float = 1.0) -> dict[str, tuple[Span, ...]]:
+    """A part's spans, prefixed with its name, worth its share of the whole."""
+    return {
+        f"{name}/{key}": tuple(span._replace(points=share * span.points) for span in spans)
+        for key, spans in result.spans.items()
+    }
 
 
 def _scored(reward: Reward, samples: Sequence[RewardInput], name: str) -> list[RewardResult]:

@@ -46,12 +46,13 @@ def make_groups(encoder: PromptEncoder | None = None) -> list[TrainGroup]:
         old = [torch.randn(n, generator=random) - 5 for n in lengths]
         advantages = tuple(torch.randn(4, generator=random).tolist())
         tokens = TokenGroup(prompt.id, ids, completions, vision)
-        groups.append(TrainGroup(tokens, advantages, tuple(tuple(part.tolist()) for part in old), tuple(old)))
+        credit = tuple(tuple(torch.randn(n, generator=random).tolist()) for n in lengths)
+        groups.append(TrainGroup(tokens, advantages, tuple(tuple(part.tolist()) for part in old), tuple(old), credit))
     # And two without an image: under ZeRO, ranks must agree on when the vision tower runs.
     first = groups[0]
     for n in (9, 95):
         tokens = TokenGroup(f"text {n}", tuple(range(20, 20 + n)), first.tokens.completions, {})
-        groups.append(TrainGroup(tokens, first.advantages, first.rollout_logprobs, first.reference_logprobs))
+        groups.append(replace(first, tokens=tokens))
     return groups
 
 

@@ -110,7 +110,7 @@ def test_rollouts_keep_masked_samples_and_reasons(tmp_path):
         "q1", ({"role": "user", "content": "Which?"},), (), "B", ("CT", "MR"), "option", {"task": "modality"}
     )
     results = [
-        RewardResult(1.0, "ok", "B", components={"answer": 1.0}),
+        RewardResult(1.0, "ok", "B", components={"answer": 1.0}, spans={"answer": [(8, 9, 1.0)]}),
         RewardResult(None, "timeout", reason="no result"),
     ]
     members = tuple(
@@ -125,6 +125,7 @@ def test_rollouts_keep_masked_samples_and_reasons(tmp_path):
         (None, "timeout", None, 2),
     ]
     assert rows[0]["options"] == ["CT", "MR"] and json.loads(rows[0]["components"]) == {"answer": 1.0}
+    assert [json.loads(row["spans"]) for row in rows] == [{"answer": [[8, 9, 1.0]]}, {}]
 
 
 def test_writing_is_all_or_nothing(tmp_path):

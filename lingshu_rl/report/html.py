@@ -24,6 +24,7 @@ from lingshu_rl.report import plots
 from lingshu_rl.report.alarms import find_alarms
 from lingshu_rl.report.monitor import monitors, parsed_of, reward_by_length
 from lingshu_rl.report.page import digest, render
+from lingshu_rl.report.spans import coloured
 from lingshu_rl.report.text import duration, percent, signed
 from rewards.kinds import LETTERS, find_or_plain
 
@@ -128,6 +129,7 @@ def write_report(run_dir: str | Path) -> Path:
         blank={row["id"]: row for row in run.evals.get("after_blank", ())},
         picture=lambda path: images[path] if path in images else images.setdefault(path, embed(path)),
         choices=choices,
+        coloured=coloured,
         stem=stem,
         interval_plot=plots.interval_plot,
     )

@@ -13,6 +13,7 @@ class Entity:
 
     `group`: the finding is a whole organ system ("the lungs are clear" denies the group lung). `severity`: lowest and
     highest grade said, 0.5 borderline to 4 massive. `size_mm`: the largest measure given. `qualifiers`: sorted pairs.
+    `said`: the sentences that state it, as places in `Reading.sentences`.
     """
 
     finding: str
@@ -26,14 +27,19 @@ class Entity:
     group: bool = False
     text: str = ""
     sites: frozenset[str] = field(default=frozenset(), compare=False)  # organ systems of all places said, wide ones too
+    said: frozenset[int] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a report says. `repeated`: share of words that only repeat. `extra`: mentions of a finding beyond two."""
+    """What a report says. `repeated`: share of words that only repeat. `extra`: mentions of a finding beyond two.
+
+    `sentences`: the words of each, as stems.
+    """
 
     entities: tuple[Entity, ...]
     words: int
     repeated: float = 0.0
     extra: tuple[tuple[str, int], ...] = ()
     too_long: bool = False
+    sentences: tuple[tuple[str, ...], ...] = ()

@@ -27,7 +27,7 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
     found: list[tuple[int, Entity]] = []
     seen: dict[tuple[int, tuple[str, ...]], int] = {}
     total = repeated = 0
-    for sentence in parsed.sentences:
+    for number, sentence in enumerate(parsed.sentences):
         words = sentence.words
         total += len(words)
         if len(set(words)) < len(words):
@@ -38,13 +38,14 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
             repeated += len(words)
             if seen[key] > 2:
                 continue
-        _add(sentence, found, lexicon)
+        _add(sentence, number, found, lexicon)
     entities_only, extra = _merge(found)
     share = min(1.0, repeated / total) if total else 0.0
-    return Reading(entities_only, total, share, extra, parsed.too_long)
+    sentences = tuple(sentence.words for sentence in parsed.sentences)
+    return Reading(entities_only, total, share, extra, parsed.too_long, sentences)
 
 
-def _add(sentence: Sentence, found: list[tuple[int, Entity]], lexicon: Lexicon) -> None:
+def _add(sentence: Sentence, number: int, found: list[tuple[int, Entity]], lexicon: Lexicon) -> None:
     """What a sentence says after those before it: "It is small." and "none on the right" speak of the finding before."""
     words = sentence.words
     if sentence.question and words[0] in lexicon.grammar["asks"]:
@@ -52,7 +53,7 @@ def _add(sentence: Sentence, found: list[tuple[int, Entity]], lexicon: Lexicon) 
     if words[0] in lexicon.grammar["pronouns"] and found:
         continued = _continued(words, lexicon, found[-1][1])
         if continued is not None:
-            found[-1] = (found[-1][0], continued)
+            found[-1] = (found[-1][0], replace(continued, said=continued.said | {number}))
             return
     entities = _read_sentence(words, sentence.lines, lexicon)
     if not entities and found and len(words) <= 9:
@@ -61,7 +62,7 @@ def _add(sentence: Sentence, found: list[tuple[int, Entity]], lexicon: Lexicon) 
     for entity in entities:
         if sentence.question and entity.assertion == "present":
             entity = replace(entity, assertion="uncertain")
-        found.append((sentence.section, entity))
+        found.append((sentence.section, replace(entity, said=frozenset((number,)))))
 
 
 @lru_cache(maxsize=16384)
@@ -165,7 +166,7 @@ def _joined(a: Entity, b: Entity) -> Entity | None:
     if a.assertion == "absent":
         # A denial with a limit ("no large effusion") says less than one without; the wider one stands.
         if (a.side, a.places, a.severity, a.qualifiers) == (b.side, b.places, b.severity, b.qualifiers):
-            return a
+            return replace(a, said=a.said | b.said)
         return None
     if a.places and b.places and not set(a.places) & set(b.places):
         return None
@@ -192,4 +193,5 @@ def _joined(a: Entity, b: Entity) -> Entity | None:
         size_mm=a.size_mm or b.size_mm,
         qualifiers=tuple(sorted(qualifiers.items())),
         sites=a.sites | b.sites,
+        said=a.said | b.said,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rewards.report.entity import ROOT_GROUP, Entity
 from rewards.report.lexicon import Lexicon
@@ -25,11 +26,12 @@ MAJOR = 0.5  # lighter findings (old fracture, degenerative change) do not make 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`rows`: one a finding, for people. Sums are in finding weights."""
+    """`rows`: one a finding, for people; `points` in finding weights, `share` of the value and below 0 what it cost,
+    `sentences` of the completion that say so, as places in `Reading.sentences`."""
 
     value: float
     components: Mapping[str, float]
-    rows: list[dict[str, object]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -253,6 +255,11 @@ class _Denials:
             found += [contradicts(absent, entity, self.lexicon) for absent in self.groups]
         return max(found, default=0.0)
 
+    def sentences(self, entity: Entity) -> frozenset[int]:
+        """Those that deny the finding."""
+        deniers = [*self.named.get(entity.finding, ()), *self.groups]
+        return frozenset().union(*(a.said for a in deniers if contradicts(a, entity, self.lexicon)))
+
     def deny_side(self, entity: Entity) -> bool:
         """Whether the finding is denied on its very side: "none on the left"."""
         return any(absent.side == entity.side for absent in self.named.get(entity.finding, ()))
@@ -321,6 +328,10 @@ def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, 
     nearly_normal = [replace(e, assertion="absent", severity=None) for e in said_positive if _borderline(e)]
     total, earned, negative_rows = _negatives(gold_absent, [*said_absent, *nearly_normal], false, lexicon)
     value, precision, recall = _pay(tally, firm, any(w >= MAJOR for w in ours.weights), total, earned)
+    rows += negative_rows
+    unit = 2.0 / (tally.asked + tally.stated + 2.0 * total or 1.0)  # f1 is 2 earned / (asked + stated)
+    for row in rows:
+        row["share"] = round(max(-1.0, min(1.0, unit * row["share"])), 4)
     judged = len(ours.entities) + len(theirs.entities)
     components = {
         "precision": precision,
@@ -330,7 +341,7 @@ def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, 
         "contradiction_rate": min(1.0, tally.opposite / judged) if judged else 0.0,
         "findings": float(len(theirs.entities)),
     }
-    return Outcome(value, components, rows + negative_rows)
+    return Outcome(value, components, rows)
 
 
 def _nearly_normal(
@@ -351,7 +362,7 @@ def _by_assertion(entities: Sequence[Entity]) -> tuple[list[Entity], list[Entity
     return positive, sorted((e for e in entities if e.assertion == "absent"), key=_key)
 
 
-def _judge_missed(ours: _Side, theirs: _Side, said: _Denials, tally: _Tally) -> list[dict[str, object]]:
+def _judge_missed(ours: _Side, theirs: _Side, said: _Denials, tally: _Tally) -> list[dict[str, Any]]:
     """Rows of the reference's findings that found no partner; those denied cost."""
     rows = []
     for i, entity in enumerate(ours.entities):
@@ -361,13 +372,13 @@ def _judge_missed(ours: _Side, theirs: _Side, said: _Denials, tally: _Tally) -> 
         penalty = OPPOSITE * ours.weights[i] * denial
         tally.lose(penalty)
         note = "denied" if denial else "missed"
-        rows.append(_row(entity, "reference", note, "", -penalty))
+        rows.append(_row(entity, "reference", note, "", -penalty, said.sentences(entity)))
     return rows
 
 
 def _judge_said(
     ours: _Side, theirs: _Side, clash: Sequence[bool], gold: _Denials, tally: _Tally
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Rows of the completion's findings; those the reference denies cost."""
     rows = []
     for j, entity in enumerate(theirs.entities):
@@ -383,7 +394,9 @@ def _judge_said(
             points = -OPPOSITE * weight_ * denial
             note = "the reference denies it" if denial else "not in the reference"
         tally.lose(max(0.0, -points))
-        rows.append(_row(entity, "completion", note, partner, points))
+        # One that is only too many costs precision: half of what a right one earns.
+        share = points or -0.5 * weight_
+        rows.append(_row(entity, "completion", note, partner, points, entity.said, share))
     return rows
 
 
@@ -499,22 +512,24 @@ def _discounted(mine: _Side, other: _Side, lexicon: Lexicon) -> float:
 
 def _negatives(
     gold: Sequence[Entity], said: Sequence[Entity], false: Sequence[Entity], lexicon: Lexicon
-) -> tuple[float, float, list[dict[str, object]]]:
+) -> tuple[float, float, list[dict[str, Any]]]:
     """(weight of the reference's denials, weight of those the completion makes as well, rows)"""
     total = earned = 0.0
     rows = []
     for absent in gold:
-        share, by = _negative_credit(absent, said, lexicon)
+        share, by, sentences = _negative_credit(absent, said, lexicon)
         if any(contradicts(absent, positive, lexicon) for positive in false):
-            share = 0.0
+            share, sentences = 0.0, frozenset()
         total += NEGATIVE_WEIGHT
         earned += NEGATIVE_WEIGHT * share
-        rows.append(_row(absent, "reference", "agreed" if share else "not said", by, NEGATIVE_WEIGHT * share))
+        points = NEGATIVE_WEIGHT * share
+        rows.append(_row(absent, "reference", "agreed" if share else "not said", by, points, sentences))
     return total, earned, rows
 
 
-def _negative_credit(absent: Entity, said: Sequence[Entity], lexicon: Lexicon) -> tuple[float, str]:
-    parts: set[str] = set()
+def _negative_credit(absent: Entity, said: Sequence[Entity], lexicon: Lexicon) -> tuple[float, str, frozenset[int]]:
+    """(share of a denial that is made as well, by which words, in which sentences)"""
+    parts: dict[str, frozenset[int]] = {}
     for other in said:
         if opposite_sides(absent, other):
             continue
@@ -523,15 +538,15 @@ def _negative_credit(absent: Entity, said: Sequence[Entity], lexicon: Lexicon) -
         same = alike and other.group == absent.group
         if same or (other.group and covers(other, absent.finding, lexicon)):
             if not narrower:
-                return 1.0, describe(other)
-            parts.add(describe(other))
+                return 1.0, describe(other), other.said
+            parts[describe(other)] = other.said
             continue
         if absent.group and covers(absent, other.finding, lexicon):
-            parts.add(other.finding)
-    if absent.group and lexicon.mains.get(absent.finding) in parts:
-        return 1.0, ", ".join(sorted(parts))
+            parts[other.finding] = other.said
+    whole = absent.group and lexicon.mains.get(absent.finding) in parts
     # An organ system is called normal piece by piece: three pieces are taken for the whole.
-    return (0.0, 0.6, 0.8, 1.0)[min(len(parts), 3)], ", ".join(sorted(parts))
+    share = 1.0 if whole else (0.0, 0.6, 0.8, 1.0)[min(len(parts), 3)]
+    return share, ", ".join(sorted(parts)), frozenset().union(*parts.values())
 
 
 def describe(entity: Entity) -> str:
@@ -542,7 +557,15 @@ def describe(entity: Entity) -> str:
     return " ".join(part for part in (entity.assertion, entity.side, *entity.places, name.replace("_", " ")) if part)
 
 
-def _row(entity: Entity, source: str, verdict: str, partner: str, points: float) -> dict[str, object]:
+def _row(
+    entity: Entity,
+    source: str,
+    verdict: str,
+    partner: str,
+    points: float,
+    sentences: frozenset[int],
+    share: float | None = None,
+) -> dict[str, Any]:
     return {
         "finding": entity.finding if not entity.group else f"{entity.finding} (whole)",
         "assertion": entity.assertion,
@@ -556,5 +579,7 @@ def _row(entity: Entity, source: str, verdict: str, partner: str, points: float)
         "verdict": verdict,
         "matched": partner,
         "points": round(points, 4),
+        "share": points if share is None else share,
+        "sentences": sorted(sentences),
         "text": entity.text,
     }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from rewards.answer import CLOSED_CHANNELS
 from rewards.answer import extract as find_answer
-from rewards.base import Reward, RewardInput, RewardResult
+from rewards.base import Reward, RewardInput, RewardResult, Span
 from rewards.report.entity import Reading
 from rewards.report.extract import extract
 from rewards.report.lexicon import DEFAULT_PACKS, load
+from rewards.report.locate import Place, locate
 from rewards.report.match import compare
 from rewards.report.sentences import MAX_WORDS
 
@@ -37,7 +39,8 @@ class ReportEntities(Reward):
     `gold` is the text of the reference report; nothing else of the sample is used. Missed, invented, denied and
     wrong-sided findings cost; a copied normal report, repetition and lists of findings do not pay. `parsed` is a list of
     rows, one for each finding of the completion and each unmatched one of the reference; `components` has precision,
-    recall, f1, negative_recall, contradiction_rate (shares), repeated (share of words) and findings (a count).
+    recall, f1, negative_recall, contradiction_rate (shares), repeated (share of words) and findings (a count);
+    `spans` has the sentences that state each finding, rightly or wrongly, or deny one that is there.
     packs: names of the packs that ship with the library, or paths of JSON files; see docs/report_packs.md.
     """
 
@@ -79,4 +82,15 @@ class ReportEntities(Reward):
         repeated = max(0.0, said.repeated - gold.repeated)
         components = {**outcome.components, "repeated": repeated}
         status = "truncated" if sample.truncated and not answer.closed else "ok"
-        return RewardResult(outcome.value * (1.0 - repeated), status, outcome.rows, components=components)
+        spans = self._spans(outcome.rows, locate(said.sentences, sample.completion, self.lexicon))
+        return RewardResult(outcome.value * (1.0 - repeated), status, outcome.rows, "", components, spans=spans)
+
+    @staticmethod
+    def _spans(rows: Sequence[Mapping[str, Any]], places: Sequence[Place | None]) -> dict[str, tuple[Span, ...]]:
+        """By finding, the places of the sentences that its row names, which share what it earned or cost."""
+        spans: dict[str, tuple[Span, ...]] = {}
+        for row in rows:
+            found = [place for n in row["sentences"] if (place := places[n]) is not None]
+            own = tuple(Span(start, end, row["share"] / len(found)) for start, end in found)
+            spans[row["finding"]] = spans.get(row["finding"], ()) + own
+        return {finding: own for finding, own in spans.items() if own}

@@ -17,7 +17,7 @@ MAX_WORDS = 1500  # with punctuation; a long whole-body CT report has about 1,40
 MAX_CHARS = 12_000
 MAX_SENTENCE = 100  # words; a longer run is cut, which bounds the work on text without full stops
 
-_TOKEN = re.compile(r"\d+(?:st|nd|rd|th)\b|\d+(?:\.\d+)?|(?<![\w.])\.\d+|[^\W\d_]+\d*|[.;:,!?/|]")
+TOKEN = re.compile(r"\d+(?:st|nd|rd|th)\b|\d+(?:\.\d+)?|(?<![\w.])\.\d+|[^\W\d_]+\d*|[.;:,!?/|]")
 _NOT = re.compile(r"\b(can|ca|wo|\w{1,12})n't\b")
 _INVISIBLE = re.compile(  # the category Cf
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
@@ -119,7 +119,7 @@ class _Splitter:
         lowered = text.lower()
         self.short = any(short in lowered for short in self.lexicon.abbreviations)
         for line, starts in _lines(text, self.shouted):
-            tokens = [self.lexicon.stem(word) for word in _TOKEN.findall(self.plain(line))]
+            tokens = [self.lexicon.stem(word) for word in TOKEN.findall(self.plain(line))]
             if starts:
                 self.close()
             elif self.words:

@@ -203,7 +203,7 @@ def _item_asserts(marks: Marks, begin: int, hi: int) -> bool:
     own = [m for m in marks.modifiers if begin <= m.begin < end]
     kinds = {m.kind for m in own}
     small = any(m.kind == "severity" and isinstance(m.value, float) and m.value <= _SMALL for m in own)
-    known = words[begin] == "known" or any(m.kind == "change" and m.value in _SEEN_CHANGES for m in own)
+    known = "known" in words[begin : begin + 1] or any(m.kind == "change" and m.value in _SEEN_CHANGES for m in own)
     stated = words[end - 1] in marks.lexicon.grammar["perceived"] or "severity" in kinds
     return small or known or "size" in kinds or (stated and "side" in kinds)
 

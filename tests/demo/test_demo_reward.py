@@ -33,6 +33,24 @@ def test_unusable_labels_are_named():
     assert "Name: value" in ReportFields().check_gold(RewardInput("", gold="Plane: axial. Plane: coronal."))
 
 
+def test_each_field_says_where_it_stands_and_what_it_earned():
+    text = "<think> coronal MRI </think><answer> Level: high. Plane: Coronal. Modality: MRI. Organ: brain </answer>"
+    result = build(demo_spec()).score(RewardInput(text, gold=GOLD, kind="report"))
+    [fields] = {name.rpartition("/")[0] for name in result.spans}
+    assert fields == "answer/report" and result.value == pytest.approx(2 / 5)
+    found = {
+        name.rpartition("/")[2]: [(text[s.start : s.end], s.points) for s in spans]
+        for name, spans in result.spans.items()
+    }
+    whole, half = pytest.approx(1 / 5), pytest.approx(1 / 10)
+    assert found == {
+        "level": [("Level: high", whole)],
+        "plane": [("coronal", 0.0), ("Plane: Coronal", 0.0)],
+        "modality": [("MRI", half), ("Modality: MRI", half)],
+        "organ": [("Organ: brain", 0.0)],
+    }
+
+
 def test_two_reports_that_differ_earn_nothing():
     text = f"<answer>{GOLD}</answer><answer>Modality: CT.</answer>"
     assert ReportFields().score(RewardInput(text, gold=GOLD)).value == 0.0

@@ -21,6 +21,7 @@ from lingshu_rl.report import html, plots, write_report
 from lingshu_rl.report.alarms import find_alarms
 from lingshu_rl.report.html import early_and_late, findings, load_run, on_the_way, read_history, samples
 from lingshu_rl.report.monitor import monitors
+from lingshu_rl.report.spans import coloured
 from rewards.trust import Rate, Trust
 
 TASKS = (("plane", "option"), ("inverted", "yesno"), ("width", "numeric"), ("describe", "report"))
@@ -292,6 +293,33 @@ def test_missing_images_and_masked_answers(run):
     pq.write_table(pa.Table.from_pylist(members), step)
     text = Page(write_report(run)).text
     assert "image file not found" in text and "masked" in text
+
+
+def test_what_a_completion_earned_is_coloured_where_it_stands(run):
+    """Word for word, whatever it says; old files without such a column are shown as they are."""
+    evil = "Plane: <img src=x onerror=alert(1)>. Level: low. " + "so " * 400 + "Width: 80 mm."
+    ends = {name: evil.index(name) for name in ("Plane", "Level", "Width")}
+    spans = {
+        "plane": [[0, ends["Level"] - 1, -0.25]], "level": [[ends["Level"], ends["Level"] + 11, 0.25]],
+        "<b>": [[ends["Level"], ends["Level"] + 5, 0.5]], "width": [[ends["Width"], len(evil), 0.0]],
+    }  # fmt: skip
+    pieces = list(coloured({"completion": evil, "spans": json.dumps(spans)}))
+    assert [(p.text, p.side, p.told) for p in pieces if p.side] == [
+        ("Plane: <img src=x onerror=alert(1)>.", "down", "plane −0.25"),
+        ("Level", "up", "level +0.25, <b> +0.50"),
+        (": low.", "up", "level +0.25"),
+        ("Width: 80 mm.", "flat", "width +0.00"),
+    ]
+    assert any(" […] " in p.text for p in pieces if not p.side)
+    short = evil.replace("so ", "")
+    assert "".join(p.text for p in coloured({"completion": short})) == short
+    for step in ("000001", "000030"):
+        file = run / "rollouts" / f"step-{step}.parquet"
+        members = [{**row, "completion": evil, "spans": json.dumps(spans)} for row in pq.read_table(file).to_pylist()]
+        pq.write_table(pa.Table.from_pylist(members), file)
+    page = write_report(run).read_text()
+    assert '<mark class="down" title="plane −0.25">Plane: &lt;img src=x onerror=alert(1)&gt;.</mark>' in page
+    assert 'title="level +0.25, &lt;b&gt; +0.50">Level</mark>' in page and "<img src=x" not in page
 
 
 def test_gallery_is_fixed_by_the_ids_and_spread_over_tasks(run):

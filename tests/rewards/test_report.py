@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rewards import RewardInput
@@ -374,11 +374,13 @@ WORDS = VOCABULARY.split(" ")
 
 
 @settings(max_examples=300, deadline=None)
+@example("NO:L0AND")
 @given(st.one_of(st.text(max_size=300), st.lists(st.sampled_from(WORDS), max_size=60).map(" ".join)))
 def test_never_raises_on_any_text(text):
     for reference in (NORMAL, "Small left effusion. Cardiomegaly."):
         result = REWARD.score(RewardInput(text, reference))
         assert result.value is not None and 0.0 <= result.value <= 1.0
+        assert all(span.end <= len(text) for spans in result.spans.values() for span in spans)
     REWARD.score(RewardInput("Cardiomegaly.", text))
 
 
