@@ -76,7 +76,8 @@ def build_base(recipe: Recipe) -> tuple[Any, Any]:
 
 def fine_tune(base: Path, work: Path, recipe: Recipe) -> Path:
     """One ordinary stage of `lingshu-rl sft` on the demo's training rows with their labels; the model's folder."""
-    from lingshu_rl.sft import SftConfig, StageConfig, run_sft
+    from lingshu_rl.sft.settings import SftConfig, StageConfig
+    from lingshu_rl.sft.stages import run_sft
 
     stage = StageConfig(
         data=["demo:train"],
