@@ -181,7 +181,9 @@ class Question:
             [word for word in self._words(part) if word not in told or is_neutral(word)]
             for part in ([clause] if "and" in self.asked else _MEMBER.split(clause))
         ]
-        first = next(index for index, member in enumerate(members) if negator in member)
+        first = next((index for index, member in enumerate(members) if negator in member), -1)
+        if first < 0:
+            return False  # a "nor" between two members
         cut = members[first].index(negator)
         subject, members[first] = self._subject(members[first][:cut]), members[first][cut + 1 :]
         place = _content(clause[found.end() :]) if first + 1 < len(members) and (found := _last_place(clause)) else []
@@ -194,13 +196,12 @@ class Question:
 
     def _subject(self, said: Sequence[str]) -> list[str]:
         """The words of a subject that count: of a definite one not those that narrow it ("the abdominal aorta")."""
-        narrower = [
-            word not in self.asked and at + 1 < len(said) and self._narrows(said, at) and not self.exists
-            if any(other in self.asked for other in said[at + 1 :])
-            else False
-            for at, word in enumerate(said)
-        ]
-        return [word for word, is_narrower in zip(said, narrower, strict=True) if not (is_narrower or is_neutral(word))]
+        last = max((at for at, word in enumerate(said) if word in self.asked), default=-1)
+
+        def counts(at: int) -> bool:
+            return said[at] in self.asked or self.exists or at > last or not self._narrows(said, at)
+
+        return [word for at, word in enumerate(said) if counts(at) and not is_neutral(word)]
 
 
 def _may_end(rest: Sequence[str]) -> bool:
