@@ -72,7 +72,7 @@ _ALTERNATIVE = re.compile(r"(?<!\w)or(?!\w)", re.IGNORECASE)
 _PRONOUN = re.compile(r"(?:this|that|it|these|those)\b(?! \w+ (?:is|are|was|were)\b)", re.IGNORECASE)
 _JOINT = re.compile(r"\b(?:and|than|by|to|from|for)\b", re.IGNORECASE)
 _THERE = re.compile(r"(?:there|any)\b", re.IGNORECASE)
-_ENDING = re.compile(r"(?<=\w{4})(?:ifi(?:ed|cation)|at(?:ed|ion)|e?ment|ity|ing|ed|ion|e)$")
+_ENDING = re.compile(r"(?<=\w{4})(?:ifi(?:ed|cation)|at(?:ed|ion)|e?ment|osity|ous|ity|ing|ed|ion|e)$")
 _OPPOSITE = re.compile(r"(?:ab|un|non|in|im|a)(?=\w{5})")
 
 
@@ -94,6 +94,7 @@ class Question:
     which a sentence may say them ("fracture of the clavicle", "clavicle fracture"). exists: it asks whether something is
     there, so that a narrower thing is a yes. by_do: it asks with "does", so that an answer may have any verb ("The
     lesion enhances."). roots: from the root of an asked word to the word. plain: from the word without "ab" or "un".
+    unsure: words that leave a sentence open.
     """
 
     words: frozenset[str] = frozenset()
@@ -104,6 +105,7 @@ class Question:
     by_do: bool = False
     roots: Mapping[str, str] = field(default_factory=dict)
     plain: Mapping[str, str] = field(default_factory=dict)
+    unsure: frozenset[str] = frozenset()
 
     def explains(self, rest: Iterable[str]) -> bool:
         """Whether words beside an answer say nothing that the question does not."""
@@ -125,7 +127,7 @@ class Question:
             clause = f"it {clause[picture.end() :]}"
         told = self.words.difference(self.asked) if _PICTURE.search(clause) else frozenset()
         said = [word for word in self._words(clause) if word not in told or is_neutral(word)]
-        if not role_words("unsure").difference(self.asked).isdisjoint(said):
+        if not self.unsure.isdisjoint(said):
             return ""
         turned = [self._plain(word) for word in said]
         negators = [word for word in said if word in role_words("denying")]
@@ -153,6 +155,8 @@ class Question:
         named = tuple(word for word in said[: last + 1] if word in self.asked)
         if last < 0 or "or" in said[: last + 2] or named not in self.orders or not (self.by_do or verb >= 0):
             return False
+        if "by" in said[:last] and "by" not in self.words:
+            return False  # what causes is not what is caused
         if verb > last:  # "An enlarged heart is seen", but not "A skull fracture is an emergency"
             is_thing = self.exists or named != self.asked
             told = [word for word in said[verb:] if not is_neutral(word) or word in role_words("seen")]
@@ -175,9 +179,11 @@ class Question:
         """Whether a clause denies what is asked, or something wider, perhaps as one of a list."""
         members = [
             [word for word in self._words(part) if word not in told or is_neutral(word)]
-            for part in _MEMBER.split(clause)
+            for part in ([clause] if "and" in self.asked else _MEMBER.split(clause))
         ]
-        first = next(index for index, member in enumerate(members) if negator in member)
+        first = next((index for index, member in enumerate(members) if negator in member), -1)
+        if first < 0:
+            return False  # a "nor" between two members
         cut = members[first].index(negator)
         subject, members[first] = self._subject(members[first][:cut]), members[first][cut + 1 :]
         place = _content(clause[found.end() :]) if first + 1 < len(members) and (found := _last_place(clause)) else []
@@ -190,13 +196,12 @@ class Question:
 
     def _subject(self, said: Sequence[str]) -> list[str]:
         """The words of a subject that count: of a definite one not those that narrow it ("the abdominal aorta")."""
-        narrower = [
-            word not in self.asked and at + 1 < len(said) and self._narrows(said, at) and not self.exists
-            if any(other in self.asked for other in said[at + 1 :])
-            else False
-            for at, word in enumerate(said)
-        ]
-        return [word for word, is_narrower in zip(said, narrower, strict=True) if not (is_narrower or is_neutral(word))]
+        last = max((at for at, word in enumerate(said) if word in self.asked), default=-1)
+
+        def counts(at: int) -> bool:
+            return said[at] in self.asked or self.exists or at > last or not self._narrows(said, at)
+
+        return [word for at, word in enumerate(said) if counts(at) and not is_neutral(word)]
 
 
 def _may_end(rest: Sequence[str]) -> bool:
@@ -309,14 +314,15 @@ def question_of(prompt: str) -> Question:
     asks = _ASKS.findall(text)
     if len(asks) != 1 or _ALTERNATIVE.search(asks[0][1]) or role_words("denying").intersection(as_said(asks[0][1])):
         return Question(shared)
-    by_do = asks[0][0].lower() in ("do", "does", "did")
+    by_do = asks[0][0].lower() in ("do", "does", "did", "can")
     body = _ON_THE_IMAGE.sub(" ", asks[0][1]).strip()
     asked = tuple(_content(body))
     is_there = _THERE.match(body) or role_words("seen").intersection(as_said(body)) or _shows(body, by_do)
     roots = {_root(word): word for word in asked} if len(asked) > 1 else {}
     plain = {_OPPOSITE.sub("", word, count=1): word for word in asked}
     head = frozenset(_content(_name(body)))
-    return Question(shared, asked, head, _orders(body), bool(is_there), by_do, roots, plain)
+    unsure = role_words("unsure").difference(asked, (asks[0][0].lower(),))  # "can" answers "can"
+    return Question(shared, asked, head, _orders(body), bool(is_there), by_do, roots, plain, unsure)
 
 
 def _shows(body: str, by_do: bool) -> bool:

@@ -189,7 +189,7 @@ def _forward(clause: _Clause, cue: _Cue, act: str) -> int:
             return i
         if words[i] == "and" and after_comma:
             continue
-        if words[i] in ("with", *_LISTED) and _item_asserts(clause.marks, i + 1, hi):
+        if words[i] in ("with", *_LISTED) and i + 1 < hi and _item_asserts(clause.marks, i + 1, hi):
             return i
     return hi
 

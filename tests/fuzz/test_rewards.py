@@ -193,3 +193,20 @@ DOUBLE = [
 def test_a_completion_is_paid_under_one_label_at_most_and_the_retracted_one_under_none(text, make, first, second):
     paid = [make().score(RewardInput(text, **fields)).value for fields in (first, second)]
     assert paid.count(1.0) == 0 or (paid[0] in (0.0, None) and paid[1] == 1.0), paid
+
+
+WORDS = """
+the heart is enlarged nor not no without absent and or of in by a an it film shows seen left 3 but maybe rather
+either both one wait sorry correction cannot be excluded fits better ( ) , . ; : ? yes A D 120 cm effusion
+<answer> </answer>
+"""
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_no_order_of_the_words_around_answers_raises(name):
+    make, fields = SAMPLES[name]
+    reward, rng = make(), random.Random(11)
+    questions = ("Is the heart enlarged?", "Is there a mass and effusion in the left lung?", "Can it be seen?", "")
+    for _ in range(400):
+        text = " ".join(rng.choices(WORDS.split(), k=rng.randint(1, 25)))
+        reward.score(RewardInput(text, **(fields | {"prompt": rng.choice(questions)})))
