@@ -42,12 +42,12 @@ def write_rows(folder: Path, count: int, side: int, slices: int) -> Path:
     import numpy as np
     from PIL import Image
 
-    noise = np.random.default_rng(0).normal(0, 6, (side, side))
     y, x = np.mgrid[:side, :side] / side
+    film = 120 + 80 * np.sin(3 * x) * np.cos(2 * y) + np.random.default_rng(0).normal(0, 6, (side, side))
+    film = film.clip(0, 255).astype(np.uint8)
     lines = []
     for n in range(count * slices):
-        grey = 120 + 80 * np.sin(3 * x + n) * np.cos(2 * y - n) + np.roll(noise, n, axis=1)
-        Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(folder / f"{n}.jpg", quality=90)
+        Image.fromarray(np.roll(film, divmod(n, side), axis=(0, 1))).save(folder / f"{n}.jpg", quality=90)
     for n in range(count):
         images = [f"{n * slices + k}.jpg" for k in range(slices)]
         row = {"id": f"q{n:04d}", "images": images, "question": "What does the film show?", "options": OPTIONS}

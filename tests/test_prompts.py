@@ -6,20 +6,24 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from lingshu_rl.cli import train_main
 from lingshu_rl.config import ConfigError, load_config
-from lingshu_rl.data.load import DataError
+from lingshu_rl.data.load import DataError, load
+from lingshu_rl.failures import RunStopped
 from lingshu_rl.model.encoder import PromptEncoder
+from lingshu_rl.model.lengths import Length, Lengths, PictureTokens
 from lingshu_rl.processes.placement import DeviceSet
 from lingshu_rl.processes.workers import free_port
 from lingshu_rl.prompts import awaited_context, count_prompts, engine_context, with_context
 from lingshu_rl.rollout.client import SilentServer, served_context
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.rollout.server import vllm_command
+from lingshu_rl.run import Run
 from lingshu_rl.runfolder import RunFolder
 
 
@@ -210,3 +214,17 @@ def test_a_dry_run_of_what_would_not_start_says_why_once_and_ends_with_1(case, c
     code, _, err = dry(capsys, *settings)
     assert code == 1 and err.count("the run would not start") == 1
     assert re.search(why, err)
+
+
+def test_the_engine_must_have_read_the_trainers_tokens(encoder):
+    """By their number, which costs no image; where that is off, by the tokens themselves."""
+    prompt = load("demo:validation", instruction="short").prompts[0]
+    ids, _ = encoder.encode(prompt)
+    run = SimpleNamespace(encoder=encoder, lengths=Lengths(PictureTokens(encoder)))
+    assert encoder.read(Run.inputs(run, prompt, ids))[0] == ids
+    with pytest.raises(
+        RunStopped, match=f"the engine read {len(ids) + 1} tokens, the trainer's processor makes {len(ids)}"
+    ):
+        Run.inputs(run, prompt, (*ids, 5))
+    run.lengths = SimpleNamespace(count=lambda prompts: [Length("", 7, 0)])
+    assert Run.inputs(run, prompt, ids).images == (prompt.images[0].encoded(),)
