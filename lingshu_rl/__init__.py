@@ -1,6 +1,7 @@
 """lingshu-rl: reinforcement learning with verifiable rewards for medical vision-language models.
 
-The names below are the public API, each loaded when it is asked for (docs/python.md); rewards are the package `rewards`.
+The names below are the public API, each loaded when it is asked for (docs/python.md); rewards are the package
+`rewards`.
 """
 
 from __future__ import annotations

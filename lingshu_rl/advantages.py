@@ -55,14 +55,15 @@ def denoised(
     judged: whether a reward is a judge's; the others are certain. With a = false_pay, b = false_refusal, c = 1 - a - b:
 
         backward    (r - a) / c      its mean over the judge's errors is the true reward, so the gradient is unbiased
-        forward     r - (1 - b)      the weights b - 1 and b of the score functions of a refused and of a paid completion;
+        forward     r - (1 - b)      the weights b - 1 and b of the score functions of a refused and of a paid
+        completion;
                                      certain ones get c (r - 1), the mean that a judged one of their reward has
 
-    Cai et al., arXiv 2510.00915 (their rho_0 = a, rho_1 = b). The forward value is c times the backward one, less c: the
-    gradient it gives is c times the unbiased one, and its variance c^2 times. Both are one line in r, so a group that is
-    judged throughout keeps its advantages but for a factor, and all of them once they are divided by their deviation
-    (advantage.variant=group). What changes is the weight of a judge's verdicts beside certain rewards in one group and,
-    without that division, of judged groups beside others.
+    Cai et al., arXiv 2510.00915 (their rho_0 = a, rho_1 = b). The forward value is c times the backward one, less c:
+    the gradient it gives is c times the unbiased one, and its variance c^2 times. Both are one line in r, so a group
+    that is judged throughout keeps its advantages but for a factor, and all of them once they are divided by their
+    deviation (advantage.variant=group). What changes is the weight of a judge's verdicts beside certain rewards in one
+    group and, without that division, of judged groups beside others.
     """
     a, b, c = noise.false_pay, noise.false_refusal, noise.signal
     judged_line, certain_line = ((1 / c, -a / c), (1.0, 0.0)) if correction == "backward" else ((1.0, b - 1), (c, -c))

@@ -1,7 +1,7 @@
 """Trainer and engine give the sampled tokens the same log-probs, in every step: the limits, and which prompts deviate.
 
-It costs nothing: the update computes the trainer's side anyway, and is compared before the optimiser moves. An engine that
-kept old weights, or sees another image, shows in the batch that it sampled; nothing is learnt from that batch.
+It costs nothing: the update computes the trainer's side anyway, and is compared before the optimiser moves. An engine
+that kept old weights, or sees another image, shows in the batch that it sampled; nothing is learnt from that batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from lingshu_rl.gap import Gap
 from lingshu_rl.model.families import cpu_options
 
 SHOWN = 3  # deviating prompts that a message names
-ROW = 2.0  # in bfloat16 a prompt deviates at so many times the batch's limit of the mean: it has few tokens to average over
+# In bfloat16 a prompt deviates at so many times the batch's limit of the mean: it has few tokens to average over.
+ROW = 2.0
 
 
 class CheckError(RunStopped):
@@ -67,7 +68,8 @@ class Limits:
     def of(cls, config: Config, dtype: torch.dtype) -> Limits:
         """dtype: the policy's. In float32 one token in a hundred beyond the largest gap means other weights or inputs.
 
-        With train.max_staleness the policy has moved on by one update since the engine sampled: that is told, not stopped.
+        With train.max_staleness the policy has moved on by one update since the engine sampled: that is told, not
+        stopped.
         """
         check = config.check
         if config.train.max_staleness:
@@ -80,7 +82,8 @@ class Limits:
 
 
 def judge(found: Agreement, config: Config, dtype: torch.dtype, step: int) -> str:
-    """What to tell about the batch, "" when trainer and engine agree. Raises CheckError unless check.on_failure=warn."""
+    """What to tell about the batch, "" when trainer and engine agree. Raises CheckError unless
+    check.on_failure=warn."""
     limits = Limits.of(config, dtype)
     beyond, wrong = found.whole.beyond({**limits.alarm, **limits.stop}), found.whole.beyond(limits.stop)
     prompts = found.deviating(limits)
@@ -93,7 +96,8 @@ def judge(found: Agreement, config: Config, dtype: torch.dtype, step: int) -> st
     )
     if wrong and config.check.on_failure != "warn":
         raise CheckError(
-            f"{text}. An engine holds other weights than the policy, or reads prompts differently; nothing was learnt from "
+            f"{text}. An engine holds other weights than the policy, or reads prompts differently; nothing was learnt "
+            f"from "
             "this batch"
         )
     return text

@@ -1,4 +1,5 @@
-"""The commands. Each parses its words and calls the library; what a person did wrong is said in a line, not a traceback."""
+"""The commands. Each parses its words and calls the library; what a person did wrong is said in a line, not a
+traceback."""
 
 from __future__ import annotations
 
@@ -29,13 +30,20 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The words of a command; wrong ones end the process, as argparse does."""
     from lingshu_rl.synth.run import add_steps, run_step
 
-    parser = argparse.ArgumentParser(prog="lingshu-rl", description="Reinforcement learning with verifiable rewards for medical vision-language models.")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="lingshu-rl",
+        description="Reinforcement learning with verifiable rewards for medical vision-language models.",
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train in this process (several: accelerate launch recipes/grpo_medvqa.py)", epilog=EPILOG)  # fmt: skip
+    train = commands.add_parser(
+        "train", help="train in this process (several: accelerate launch recipes/grpo_medvqa.py)", epilog=EPILOG
+    )
     _train_arguments(train)
     train.set_defaults(run=_train)
-    serve = commands.add_parser("serve", help="run one rollout or reference server here, for a run that names its URL", epilog=EPILOG)  # fmt: skip
+    serve = commands.add_parser(
+        "serve", help="run one rollout or reference server here, for a run that names its URL", epilog=EPILOG
+    )
     serve.add_argument("role", choices=["rollout", "reference"])
     serve.add_argument("--port", type=int, required=True)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
@@ -46,12 +54,16 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     rewards.add_argument("arguments", nargs=argparse.REMAINDER)
     rewards.set_defaults(run=_rewards)
-    sweep = commands.add_parser("sweep", help="run variants of the settings over seeds and say which differ from noise", epilog=EPILOG)  # fmt: skip
+    sweep = commands.add_parser(
+        "sweep", help="run variants of the settings over seeds and say which differ from noise", epilog=EPILOG
+    )
     sweep.add_argument("file", help="YAML: base settings, axes or variants or search, seeds (docs/sweeps.md)")
     sweep.add_argument("--dry-run", action="store_true", help="list the runs, what is done and how long the rest takes")
     sweep.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="variants or VARIANT/seed-N, * allowed")
     sweep.add_argument("--retry-failed", action="store_true", help="run failed runs again")
-    sweep.add_argument("--set", nargs="+", default=[], dest="settings", metavar="key=value", help="settings over the file's base")  # fmt: skip
+    sweep.add_argument(
+        "--set", nargs="+", default=[], dest="settings", metavar="key=value", help="settings over the file's base"
+    )
     sweep.set_defaults(run=_sweep)
     report = commands.add_parser("report", help="write the report of a run, a sweep, or several runs side by side")
     report.add_argument("folders", nargs="+", metavar="RUN")
@@ -85,11 +97,19 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     synth = commands.add_parser("synth", help="make training rows: captions, questions, chains of thought")
     add_steps(synth)
     synth.set_defaults(run=run_step)
-    sft = commands.add_parser("sft", help="staged supervised fine-tuning (several processes: accelerate launch recipes/sft_medical.py)", epilog=EPILOG)  # fmt: skip
+    sft = commands.add_parser(
+        "sft",
+        help="staged supervised fine-tuning (several processes: accelerate launch recipes/sft_medical.py)",
+        epilog=EPILOG,
+    )
     sft.add_argument("config", help="YAML file with the stages")
     _sft_arguments(sft)
     sft.set_defaults(run=_sft)
-    pipeline = commands.add_parser("pipeline", help="run the steps of a pipeline file that are not done yet", epilog="variables of the file are set as name=value")  # fmt: skip
+    pipeline = commands.add_parser(
+        "pipeline",
+        help="run the steps of a pipeline file that are not done yet",
+        epilog="variables of the file are set as name=value",
+    )
     pipeline.add_argument("file")
     pipeline.add_argument("--dry-run", action="store_true", help="say what would run and why, then stop")
     pipeline.add_argument("--force", action="append", default=[], metavar="STEP", help="run this step again")
@@ -193,12 +213,18 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         print(pipeline.table(), end="")
 
     signal.signal(signal.SIGTERM, interrupt)
-    return exit_code(steps, "the pipeline", wrong=(ConfigError,), stops=(PipelineError,), goes_on="with the step that was under way")  # fmt: skip
+    return exit_code(
+        steps, "the pipeline", wrong=(ConfigError,), stops=(PipelineError,), goes_on="with the step that was under way"
+    )
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="YAML file over the defaults (the embedded demo)")
-    parser.add_argument("--dry-run", action="store_true", help="print settings, devices and what they hold, then stop (1: it does not fit)")  # fmt: skip
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print settings, devices and what they hold, then stop (1: it does not fit)",
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value")
 
 

@@ -1,4 +1,5 @@
-"""The run's configuration: dataclasses, a YAML file, `key=value` overrides. Unknown keys fail with the nearest known one.
+"""The run's configuration: dataclasses, a YAML file, `key=value` overrides. Unknown keys fail with the nearest known
+one.
 
 Units stand in the names (`timeout_s`). What belongs to an engine is passed through under the engine's own names
 (`rollout.vllm`, `deepspeed`), not declared again here.
@@ -37,8 +38,8 @@ class RunConfig:
 
 @dataclass
 class DataConfig:
-    # demo:SPLIT | a file, a folder or a Hub id, with :SPLIT | {path: ..., format: llava, ...} | a list of these, mixed by
-    # their epochs or share (docs/data.md)
+    # demo:SPLIT | a file, a folder or a Hub id, with :SPLIT | {path: ..., format: llava, ...} | a list of these, mixed
+    # by their epochs or share (docs/data.md)
     train: Any = "demo:train"
     test: Any = "demo:test"  # as data.train; must be given beside a train of your own
     instruction: str = "auto"  # auto (short for the demo model, full else) | short | full | your own text
@@ -139,7 +140,9 @@ class DevicesConfig:
 @dataclass
 class RewardsConfig:
     spec: dict[str, Any] = field(default_factory=dict)  # rewards.build; empty = the default composition
-    read: str = "auto"  # of the default: closed (tag, box, JSON, or nothing but the answer) | prose | auto (closed where the instruction asks for tags)
+    # of the default: closed (tag, box, JSON, or nothing but the answer) | prose | auto (closed where the instruction
+    # asks for tags)
+    read: str = "auto"
     executor: str = "inline"  # inline | isolated (killable worker processes)
     timeout_s: float = 10.0  # a sample's limit in isolated workers
     workers: int = 1  # isolated processes that judge
@@ -149,7 +152,8 @@ class RewardsConfig:
 
 @dataclass
 class JudgeConfig:
-    """The model behind rewards that judge: the one that this run serves for those without a url, and how far it is trusted."""
+    """The model behind rewards that judge: the one that this run serves for those without a url, and how far it is
+    trusted."""
 
     model: str = (
         ""  # folder or Hub id of the judge that the run starts on devices.judge; empty = none, rewards name a url
@@ -217,7 +221,8 @@ class Config:
     )  # DeepSpeed's own settings: ZeRO stage, offload
 
 
-# What another model than the demo's changes in the defaults, which are the demo's: a real model, on rows that ask for thoughts.
+# What another model than the demo's changes in the defaults, which are the demo's: a real model, on rows that ask for
+# thoughts.
 REAL_RUN: Mapping[str, Any] = {
     "train.steps": 300,
     "train.prompts_per_step": 32,
@@ -286,7 +291,8 @@ def _check_sources(given: Mapping[str, Any]) -> None:
         source = _under(given, key)
         if source is not None and not is_demo(source) and _under(given, other) is None:
             raise ConfigError(
-                f"{key}={', '.join(paths_in(source))[:200]} needs a {other} of yours beside it (the default is the demo's): questions of the same kind, "
+                f"{key}={', '.join(paths_in(source))[:200]} needs a {other} of yours beside it (the default is the "
+                f"demo's): questions of the same kind, "
                 "with other images and patients. docs/curation.md splits one set into both"
             )
 
@@ -425,10 +431,10 @@ def _keys(node: DictConfig, prefix: str = "") -> Any:
 
 
 # Settings of train.lora that leave the adapters as vLLM applies them: two matrices a module, beside the base.
-PLAIN_LORA = {
-    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "lora_dropout", "target_modules", "exclude_modules",
-    "layers_to_transform", "layers_pattern", "init_lora_weights", "task_type",
-}  # fmt: skip
+PLAIN_LORA = set(
+    "r lora_alpha use_rslora rank_pattern alpha_pattern lora_dropout target_modules exclude_modules "
+    "layers_to_transform layers_pattern init_lora_weights task_type".split()
+)
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # of init_lora_weights; others change the base as well
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
 

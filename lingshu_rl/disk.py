@@ -26,7 +26,8 @@ def is_full(error: BaseException) -> bool:
 
 
 def said(error: BaseException, path: Path | None = None) -> str:
-    """The error in a line, with the file where the system names it. path: what was to be written, whose disk is looked at."""
+    """The error in a line, with the file where the system names it. path: what was to be written, whose disk is looked
+    at."""
     named = getattr(error, "filename", None)
     file = Path(named) if isinstance(named, str) else None
     text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
@@ -44,7 +45,8 @@ def room(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A file to write aside, which takes the place of `path` at the end: a reader sees the old one or the new one whole."""
+    """A file to write aside, which takes the place of `path` at the end: a reader sees the old one or the new one
+    whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8") as out:

@@ -1,7 +1,7 @@
 """Failures with a known cause: a run that meets one saves its last whole step, says the message and ends.
 
-Beside the library's own: numbers that are not finite, and what the system says of files and disks. Anything else is a bug:
-the step is saved as well, and the traceback kept.
+Beside the library's own: numbers that are not finite, and what the system says of files and disks. Anything else is a
+bug: the step is saved as well, and the traceback kept.
 """
 
 from __future__ import annotations

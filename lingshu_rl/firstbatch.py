@@ -60,7 +60,8 @@ class Measured:
 
 
 def check_first_batch(run: Run, groups: Sequence[TrainGroup]) -> None:
-    """Measure, store in run.state.first_batch, and act on `check.on_failure`. All ranks call this. Raises CheckError."""
+    """Measure, store in run.state.first_batch, and act on `check.on_failure`. All ranks call this. Raises
+    CheckError."""
     measured = measure(run.policy, groups)
     run.state.first_batch = measured.metrics()
     run.progress.say(
@@ -128,7 +129,8 @@ def _reference(measured: Measured, config: Config, exact: bool) -> str:
     else:
         beyond = measured.reference.beyond(limits(check, False, 0.0))
     return beyond and (
-        f"policy and reference differ at the first step, nats: {beyond}: the reference is not the model the run starts from"
+        f"policy and reference differ at the first step, nats: {beyond}: the reference is not the model the run starts "
+        f"from"
     )
 
 
@@ -139,7 +141,8 @@ def _sight(measured: Measured, config: Config, exact: bool) -> str:
     if measured.blank.mean >= clear * measured.seeing.mean + SIGHT:
         return ""
     return (
-        f"with blank images the log-probs differ from the engine's by {measured.blank.mean:.3g} nats in the mean, with the "
+        f"with blank images the log-probs differ from the engine's by {measured.blank.mean:.3g} nats in the mean, with "
+        f"the "
         f"real ones by {measured.seeing.mean:.3g} on the same tokens: the image is lost somewhere"
     )
 

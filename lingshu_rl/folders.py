@@ -33,8 +33,8 @@ def own(place: Path, who: str, key: str, *, afresh: bool = False, file: bool = F
     """Only this process works in the folder, which is made if need be, or writes the file.
 
     who: the command, for whoever finds it taken. key: the setting that names it. afresh: what is in the folder is kept
-    aside as FOLDER.old-1 and so on. Waits PATIENCE_S for a holder that may be ending. Raises InUse naming it, ConfigError
-    where nothing can be written.
+    aside as FOLDER.old-1 and so on. Waits PATIENCE_S for a holder that may be ending. Raises InUse naming it,
+    ConfigError where nothing can be written.
     """
     if afresh and Path.cwd().is_relative_to(place.resolve()):
         raise ConfigError(f"{key}={place} is where this command runs, which cannot be kept aside: give another {key}")

@@ -1,8 +1,10 @@
-"""How far two computations of the same log-probs lie apart: trainer and engine, shared and dense rows, one GPU and another.
+"""How far two computations of the same log-probs lie apart: trainer and engine, shared and dense rows, one GPU and
+another.
 
-In float32 they agree to rounding in every token. In bfloat16 rounding is a few hundredths of a nat in the mean, with a tail
-that grows with the number of tokens (a 135 M model: mean 0.04, p99 0.2, largest 0.4 of 2,000 and 0.65 of 250,000 tokens), so
-there the mean, the 99th percentile and the share of far tokens tell a wrong set-up from a right one, and the maximum does not.
+In float32 they agree to rounding in every token. In bfloat16 rounding is a few hundredths of a nat in the mean, with a
+tail that grows with the number of tokens (a 135 M model: mean 0.04, p99 0.2, largest 0.4 of 2,000 and 0.65 of 250,000
+tokens), so there the mean, the 99th percentile and the share of far tokens tell a wrong set-up from a right one, and
+the maximum does not.
 """
 
 from __future__ import annotations

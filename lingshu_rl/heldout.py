@@ -1,4 +1,5 @@
-"""Held-out accuracy during training: the evaluation kit's questions, controls and rows, with the run's engine and rewards."""
+"""Held-out accuracy during training: the evaluation kit's questions, controls and rows, with the run's engine and
+rewards."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ async def evaluate(run: Run, name: str, controls: Sequence[str] = ()) -> dict[st
         low, high = found["ci95"]
         told = f"{found['accuracy']:.3f}" if found["n"] else "unknown (no answer could be judged)"
         run.progress.say(
-            f"{name}{'' if condition == MAIN else f', {condition}'}: accuracy {told} (95 % interval {low:.3f} to {high:.3f}, "
+            f"{name}{'' if condition == MAIN else f', {condition}'}: accuracy {told} (95 % interval {low:.3f} to "
+            f"{high:.3f}, "
             f"n={found['n']}), {found['unread']} unread" + (f", {found['errors']} errors" if found["errors"] else "")
         )
     return results

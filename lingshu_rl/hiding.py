@@ -19,7 +19,8 @@ ENVIRONMENTS = {"env", "env_vars", "environment", "environ"}  # mappings of a pr
 # Variables that tune engines; any other may hold anything.
 _TUNING = re.compile(r"(VLLM|OMP|MKL|KMP|CUDA|NCCL|GLOO|UCX|TORCH|PYTORCH|TRITON|RAY|TOKENIZERS|HF_HUB)_[A-Z0-9_]+")
 _SECRET_WORDS = set(
-    "password passwd passphrase pwd secret secrets token credential credentials authorization auth cookie bearer apikey pat "
+    "password passwd passphrase pwd secret secrets token credential credentials authorization auth cookie bearer "
+    "apikey pat "
     "signature sig login netrc".split()
 )
 _KEYS_OF = set(

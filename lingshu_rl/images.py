@@ -1,8 +1,8 @@
 """Images of rows as the model sees them: decoded in one place, resized once, and sent to everyone as the same bytes.
 
-Trainer, engine, reference, evaluation and SFT all read `Picture.encoded()`, so their pixels are the same by construction,
-whatever each one's decoder makes of EXIF, alpha or palettes. A file in which there is nothing of that kind, and whose size
-is within the budget, is sent as it is stored.
+Trainer, engine, reference, evaluation and SFT all read `Picture.encoded()`, so their pixels are the same by
+construction, whatever each one's decoder makes of EXIF, alpha or palettes. A file in which there is nothing of that
+kind, and whose size is within the budget, is sent as it is stored.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class UnreadablePicture(OSError):
 class Budget:
     """Pixels of a picture: larger ones are reduced and smaller ones enlarged to it, sides in proportion.
 
-    multiple: sides are brought to the nearest multiple of it. Processors do so themselves (28 pixels for Qwen2.5-VL); where
-    it is done here, what a model says in pixels is meant in the picture that everyone knows.
+    multiple: sides are brought to the nearest multiple of it. Processors do so themselves (28 pixels for Qwen2.5-VL);
+    where it is done here, what a model says in pixels is meant in the picture that everyone knows.
     """
 
     max_pixels: int = MAX_PIXELS
@@ -270,7 +270,8 @@ def _kind_fault(image: Image, told: str) -> str | None:
         return f"image {told} is of mode {image.mode}, which is no picture: save it as grey or RGB"
     if frames > 1 and image.format != PHONE:
         return (
-            f"image {told} has {frames} frames ({image.format}): save the one that is meant, or each of them as an image "
+            f"image {told} has {frames} frames ({image.format}): save the one that is meant, or each of them as an "
+            f"image "
             "of the row"
         )
     return None
@@ -280,7 +281,8 @@ def _aspect_fault(size: tuple[int, int], told: str) -> str | None:
     if max(size) <= MAX_ASPECT * min(size):
         return None
     return (
-        f"image {told} is a strip of {size[0]} x {size[1]} pixels (after data.max_pixels and data.min_pixels): sides over "
+        f"image {told} is a strip of {size[0]} x {size[1]} pixels (after data.max_pixels and data.min_pixels): sides "
+        f"over "
         f"{MAX_ASPECT}:1 are refused by processors; cut it into pieces"
     )
 

@@ -33,20 +33,24 @@ def transfer_kind(config: Config, placement: Placement) -> str:
 
 
 def check_sight(config: Config, placement: Placement, prompts: Iterable[Prompt]) -> None:
-    """Raises ConfigError where prompts would be read by an engine whose attention is not the model's: vLLM's is causal, but
-    among the tokens of an image on CUDA."""
+    """Raises ConfigError where prompts would be read by an engine whose attention is not the model's: vLLM's is causal,
+    but among the tokens of an image on CUDA."""
     spec = model_spec(config_of(config.model)[0])
     if spec.prefix_blocks:
         raise ConfigError(
-            f"model={config.model}: in {spec.model_type} all tokens of a prompt see each other, and vLLM reads its text causally: "
-            "its samples would be another model's, log-probs off by nats. This family can be fine-tuned (lingshu-rl sft), not "
+            f"model={config.model}: in {spec.model_type} all tokens of a prompt see each other, and vLLM reads its "
+            f"text causally: "
+            "its samples would be another model's, log-probs off by nats. This family can be fine-tuned (lingshu-rl "
+            "sft), not "
             "trained with rollouts"
         )
     on_cpu = not all(devices.on_gpu for devices in (*placement.engines, *placement.rollout_servers))
     if on_cpu and spec.image_blocks and any(p.images for p in prompts):
         raise ConfigError(
-            f"model={config.model}: in {spec.model_type} tokens of an image see those after them, which vLLM's attention on a "
-            "CPU does not know: its samples would be another model's, log-probs off by tenths of nats. Rows with images need "
+            f"model={config.model}: in {spec.model_type} tokens of an image see those after them, which vLLM's "
+            f"attention on a "
+            "CPU does not know: its samples would be another model's, log-probs off by tenths of nats. Rows with "
+            "images need "
             "rollout devices with CUDA (devices.rollout, or servers by rollout.urls); rows of text alone train here"
         )
 
@@ -54,7 +58,8 @@ def check_sight(config: Config, placement: Placement, prompts: Iterable[Prompt])
 def launches(
     config: Config, placement: Placement, *, transfer: str, token: str, transfer_dir: Path, reference: str
 ) -> list[Launch]:
-    """The servers that this run starts itself. transfer: see `transfer_kind`. reference: folder or Hub id of the frozen model."""
+    """The servers that this run starts itself. transfer: see `transfer_kind`. reference: folder or Hub id of the frozen
+    model."""
     on_ray = config.cluster == "ray"
     engines = len(placement.rollout_servers) + len(placement.judges)
     where: dict[str, Any] = {"host": HOST, "port": PORT}

@@ -46,10 +46,10 @@ class Variant:
 
     surrogate: (r_t, s_t) for every token, of which the ratio goes to the metrics and to the KL.
     per: what a token's weight w_t is one over: "sequence" (sequences * |o_n|), "token" (tokens) or "limit" (sequences *
-    max_tokens). bounds: which sides `clip_low` and `clip_high` bound a ratio on, for the metrics. anchor: whose log-probs
-    the ratio is against, those of the trainer at the start of the batch ("old") or of the engine that sampled ("rollout"),
-    which then need no importance weight. by_token: s_t takes no other token's ratio, so that tokens of one completion
-    may have advantages of their own (advantage.spans).
+    max_tokens). bounds: which sides `clip_low` and `clip_high` bound a ratio on, for the metrics. anchor: whose
+    log-probs the ratio is against, those of the trainer at the start of the batch ("old") or of the engine that sampled
+    ("rollout"), which then need no importance weight. by_token: s_t takes no other token's ratio, so that tokens of one
+    completion may have advantages of their own (advantage.spans).
     """
 
     surrogate: Callable[[Terms, LossConfig], tuple[Tensor, Tensor]]
@@ -170,8 +170,8 @@ def cispo_surrogate(terms: Terms, config: LossConfig) -> tuple[Tensor, Tensor]:
 def geometric_surrogate(terms: Terms, config: LossConfig) -> tuple[Tensor, Tensor]:
     """GMPO: s_t = -A_n exp( sum_{t in o_n} m_t / |o_n| ), m_t = sgn(A_n) min(sgn(A_n) log r_t, sgn(A_n) log cl(r_t)).
 
-    The geometric mean of what GRPO takes the arithmetic one of, so one outlying token moves it little. arXiv 2507.20673,
-    equation 4; its range (e^-0.4, e^0.4) is clip_low = 0.33, clip_high = 0.49.
+    The geometric mean of what GRPO takes the arithmetic one of, so one outlying token moves it little. arXiv
+    2507.20673, equation 4; its range (e^-0.4, e^0.4) is clip_low = 0.33, clip_high = 0.49.
     """
     sign_T, floor = terms.advantage_T.sign(), max(1 - config.clip_low, 1e-8)
     clipped_T = terms.log_ratio_T.clamp(math.log(floor), math.log(1 + config.clip_high))
@@ -240,9 +240,9 @@ def rollout_weights(terms: Terms, gap_T: Tensor, config: LossConfig) -> tuple[Te
         mask:     u_t = e_t where it is in [importance_floor, importance_cap], else 0
 
     gap_T: log-prob of the trainer minus that of the engine, at the weights that sampled. Truncation: Ionides 2008,
-    "Truncated Importance Sampling"; for rollout engines Yao et al. 2025, "Your efficient RL framework secretly brings you
-    off-policy RL training". Masks by token: IcePop (Ling team 2025, arXiv 2510.18855) with 0.5 and 5; by sequence: Liu et
-    al. 2025, "When speed kills stability".
+    "Truncated Importance Sampling"; for rollout engines Yao et al. 2025, "Your efficient RL framework secretly brings
+    you off-policy RL training". Masks by token: IcePop (Ling team 2025, arXiv 2510.18855) with 0.5 and 5; by sequence:
+    Liu et al. 2025, "When speed kills stability".
     """
     levels = {"sequence": terms.sequence_sum, "geometric": terms.sequence_mean}
     over = levels.get(config.importance_level, lambda by_token_T: by_token_T)

@@ -1,4 +1,5 @@
-"""How the ranks stay together while only the main one has work: it works, they wait for its word and take part when asked.
+"""How the ranks stay together while only the main one has work: it works, they wait for its word and take part when
+asked.
 
 The main rank says one of: the result, an error, or "send these weights with me"; the others hear it in the same order.
 """
@@ -31,7 +32,8 @@ class Ranks(Protocol):
 
 
 class Stop:
-    """SIGTERM ends the run between two steps; before there is a run, or when that takes too long, a further one at once.
+    """SIGTERM ends the run between two steps; before there is a run, or when that takes too long, a further one at
+    once.
 
     Launchers send it twice (from themselves, and by their death), so a second one soon after says nothing new.
     """
@@ -57,8 +59,8 @@ class Stop:
 class MainRank:
     """All ranks hold one and call the same methods in the same order.
 
-    give_weights: makes a server that was started again useful, all ranks taking part; given the worker on the main rank,
-    and what `name_for_others` says of it on the others.
+    give_weights: makes a server that was started again useful, all ranks taking part; given the worker on the main
+    rank, and what `name_for_others` says of it on the others.
     """
 
     def __init__(
@@ -154,7 +156,8 @@ class MainRank:
 
 
 def common(error: Exception) -> Exception:
-    """The exception, marked as one that every rank raises: all of them can go on to save, none is left in a collective."""
+    """The exception, marked as one that every rank raises: all of them can go on to save, none is left in a
+    collective."""
     error.on_every_rank = True  # type: ignore[attr-defined]
     return error
 

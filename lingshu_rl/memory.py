@@ -1,7 +1,7 @@
 """Bytes that one rank, engine or reference replica needs: arithmetic on a model's shape and the settings.
 
-Sources of the formulas stand beside them; tests/test_plan.py measures what a CPU can: parameters, gradients and optimiser
-state to the byte, activations, and the peak once measured on an H100. GB are 2^30 bytes.
+Sources of the formulas stand beside them; tests/test_plan.py measures what a CPU can: parameters, gradients and
+optimiser state to the byte, activations, and the peak once measured on an H100. GB are 2^30 bytes.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ class PolicyMemory:
 
 
 def _kept(stack: Stack, tokens: int, number: int, recompute: bool) -> float:
-    """Of all layers, or of the one being computed again plus every layer's input; and one layer's gradients in flight."""
+    """Of all layers, or of the one being computed again plus every layer's input; and one layer's gradients in
+    flight."""
     layer = float(tokens * stack.saved_numbers(number, singles=4))
     inputs = float(tokens * stack.hidden * number)
     return (stack.layers + 1) * inputs + 2 * layer if recompute else (stack.layers + 1) * layer

@@ -14,8 +14,8 @@ def train(config: Config) -> dict[str, Any]:
     """Train as `lingshu-rl train` does, one policy rank, and return what summary.json holds.
 
     Blocks until the run is over; in a notebook an interrupt comes through when the run has ended. A run of the same
-    folder goes on from its last checkpoint. Raises LingshuError (ConfigError, DataError, RunStopped, ...) where the command
-    would say so in a line. Several ranks: `accelerate launch recipes/grpo_medvqa.py`.
+    folder goes on from its last checkpoint. Raises LingshuError (ConfigError, DataError, RunStopped, ...) where the
+    command would say so in a line. Several ranks: `accelerate launch recipes/grpo_medvqa.py`.
     """
     from lingshu_rl.cli import settle
     from lingshu_rl.train import train as run

@@ -27,7 +27,8 @@ class LossConfig:
 
     variant: str = "grpo"  # grpo | dr_grpo | dapo | gspo | cispo | gmpo | sapo | dppo | module:NAME of a losses.Variant
     clip_low: float = 0.2  # the ratio is clipped from below at 1 - clip_low
-    # and from above at 1 + clip_high (DAPO: 0.28; GSPO: 3e-4 and 4e-4; CISPO uses only this one; DPPO: of the probability)
+    # and from above at 1 + clip_high (DAPO: 0.28; GSPO: 3e-4 and 4e-4; CISPO uses only this one; DPPO: of the
+    # probability)
     clip_high: float = 0.2
     soft_up: float = 1.0  # SAPO: how fast the slope of a rewarded token falls off
     soft_down: float = 1.05  # and that of a punished one
@@ -71,7 +72,8 @@ class Noise:
                 raise ValueError(f"{key}={getattr(self, key)} must be in [0, 1]")
         if self.signal <= 0:
             raise ValueError(
-                f"false_pay={self.false_pay} and false_refusal={self.false_refusal} sum up to 1 or more: such a judge pays "
+                f"false_pay={self.false_pay} and false_refusal={self.false_refusal} sum up to 1 or more: such a judge "
+                f"pays "
                 "wrong answers as often as right ones, and no correction makes a reward of it"
             )
 
@@ -98,8 +100,9 @@ class AdvantageConfig:
     variant: str = "group"  # group | no_std | leave_one_out | gdpo
     overlong_buffer: int = 0  # tokens before max_tokens over which the reward falls (DAPO); 0 = off
     overlong_penalty: float = 1.0  # what a completion of max_tokens loses, in reward
-    # How often the judge errs, which is taken out of what it judged: {false_pay: 0.1, false_refusal: 0.05} | a file with
-    # these two, as a run's judge.json | preflight: as measured before this run; empty = its verdicts are taken as they are
+    # How often the judge errs, which is taken out of what it judged: {false_pay: 0.1, false_refusal: 0.05} | a file
+    # with these two, as a run's judge.json | preflight: as measured before this run; empty = its verdicts are taken as
+    # they are
     noise: Any = ""
     correction: str = "backward"  # backward | forward: how (`advantages.denoised`)
     # How much of what a reward placed in the completion goes to its tokens there: from 0 = none to 1 = all

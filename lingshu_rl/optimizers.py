@@ -59,7 +59,8 @@ class Limit:
 class Optimizer:
     """state_bytes: per trained parameter, beside DeepSpeed's float32 copy of the weight (4) and its gradient.
 
-    Under ZeRO they are divided by the ranks. matrix_state_bytes: of those, per element of a hidden matrix, where it differs.
+    Under ZeRO they are divided by the ranks. matrix_state_bytes: of those, per element of a hidden matrix, where it
+    differs.
     """
 
     build: Build

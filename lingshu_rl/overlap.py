@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """Weights are sent only when the batch collected ahead is complete, so no sample mixes two versions and none is more
-    than one update old.
+    """Weights are sent only when the batch collected ahead is complete, so no sample mixes two versions and none is
+    more than one update old.
     """
 
     def __init__(self, run: Run, collect: Callable[[Run, int], Coroutine[Any, Any, T]]) -> None:

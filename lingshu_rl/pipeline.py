@@ -1,18 +1,21 @@
-"""From raw data to a trained model: steps that are ordinary commands, each run only when something it depends on changed.
+"""From raw data to a trained model: steps that are ordinary commands, each run only when something it depends on
+changed.
 
     dir: runs/mini
     vars: {steps: 60}
     steps:
-      rows:  {run: "lingshu-rl synth template {here}/nih.yaml --out {out}/rows.jsonl", inputs: ["{here}/nih.yaml", data],
+      rows:  {run: "lingshu-rl synth template {here}/nih.yaml --out {out}/rows.jsonl", inputs: ["{here}/nih.yaml",
+      data],
               outputs: [rows.jsonl]}
-      sft:   {run: "lingshu-rl sft {here}/sft.yaml stages.a.data=[{rows}/rows.jsonl] dir={out} trainer.max_steps={steps}",
+      sft:   {run: "lingshu-rl sft {here}/sft.yaml stages.a.data=[{rows}/rows.jsonl] dir={out}
+      trainer.max_steps={steps}",
               inputs: ["{here}/sft.yaml"], outputs: [a/model, eval]}
     table: [{stage: before, rows: "{sft}/eval/start.jsonl"}, {stage: sft, rows: "{sft}/eval/a.jsonl"}]
 
-{out} is the step's own folder, {NAME} an earlier step's folder or a variable, {here} the pipeline file's folder. A step's
-key hashes its command, the contents of its inputs and the outputs of the steps that it names; its folder is DIR/NAME-KEY.
-So a change makes new folders for what depends on it and finds everything else, and a step that makes the same bytes again
-stops the change there. A command that was killed is started again in its folder and goes on as it can.
+{out} is the step's own folder, {NAME} an earlier step's folder or a variable, {here} the pipeline file's folder. A
+step's key hashes its command, the contents of its inputs and the outputs of the steps that it names; its folder is
+DIR/NAME-KEY. So a change makes new folders for what depends on it and finds everything else, and a step that makes the
+same bytes again stops the change there. A command that was killed is started again in its folder and goes on as it can.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ WEIGHTS_SHARE = 0.6  # an engine is spread over more GPUs when its weights take 
 
 @dataclass(frozen=True)
 class Load:
-    """Most that one device of a group holds in a phase. parts: GB by what they are. room: 0 = not a device of its own."""
+    """Most that one device of a group holds in a phase. parts: GB by what they are. room: 0 = not a device of its
+    own."""
 
     group: str
     devices: str
@@ -110,7 +111,9 @@ class Plan:
             f"a step: {train.prompts_per_step} prompts x {train.group_size} = {samples} samples, up to "
             f"{samples * config.rollout.max_tokens:,} tokens; {self.sent_gb:.3g} GB of weights to each engine"
         )
-        yield f"a row of the update: up to {row_tokens(config, bool(self.machine.gpus)):,} tokens (packing.token_budget)"
+        yield (
+            f"a row of the update: up to {row_tokens(config, bool(self.machine.gpus)):,} tokens (packing.token_budget)"
+        )
         if self.cache_tokens:
             yield f"an engine's cache holds {self.cache_tokens:,} tokens at once"
         if self.host_gb:
@@ -189,10 +192,11 @@ REPEATED = 0.1  # of a group's tokens, which its prompt may be repeated for in f
 
 
 def with_budget(config: Config, longest: int, machine: Machine, ranks: Ranks) -> Config:
-    """The config with packing.token_budget, unless it is given: few rows for a group of the longest prompt, as they fit.
+    """The config with packing.token_budget, unless it is given: few rows for a group of the longest prompt, as they
+    fit.
 
-    longest: its tokens. Over k rows a group has its prompt k times: k is the most at which that costs a tenth more, or the
-    least above it whose rows the devices hold by the plan.
+    longest: its tokens. Over k rows a group has its prompt k times: k is the most at which that costs a tenth more, or
+    the least above it whose rows the devices hold by the plan.
     """
     if config.packing.token_budget:
         return config
@@ -211,13 +215,15 @@ def rows_told(config: Config, longest: int) -> Iterator[str]:
     rows = math.ceil(group / max(1, (budget - longest) // completion))
     times = (rows * longest + group * completion) / (longest + group * completion)
     yield (
-        f"rows: up to {budget:,} tokens (packing.token_budget); {group} completions of {completion:,} tokens after the longest "
+        f"rows: up to {budget:,} tokens (packing.token_budget); {group} completions of {completion:,} tokens after the "
+        f"longest "
         f"prompt fill {rows} of them, {times:.2f} times the tokens of one"
     )
     if times > 1 + 3 * REPEATED:
         yield (
             f"WARNING: packing.token_budget={budget} repeats a prompt of {longest:,} tokens for every "
-            f"{math.ceil(group / rows)} of its completions; a larger one, or 0, which chooses by prompts and memory, is faster"
+            f"{math.ceil(group / rows)} of its completions; a larger one, or 0, which chooses by prompts and memory, "
+            f"is faster"
         )
 
 
@@ -353,9 +359,11 @@ HELPS: tuple[tuple[str, ...], ...] = (
 
 
 def what_helps(config: Config, machine: Machine, ranks: Ranks) -> Iterator[str]:
-    """Each single change that makes the plan fit, with what its fullest device holds then; else the first that do together.
+    """Each single change that makes the plan fit, with what its fullest device holds then; else the first that do
+    together.
 
-    More ranks share more of the state, up to one on each GPU, which then samples in turns; fewer leave GPUs for servers.
+    More ranks share more of the state, up to one on each GPU, which then samples in turns; fewer leave GPUs for
+    servers.
     """
     told = False
     for settings in HELPS:
@@ -435,7 +443,8 @@ def report(config: Config) -> tuple[list[str], bool]:
 
 
 def table(files: Sequence[Path]) -> str:
-    """Markdown: what each recipe's groups hold on the machine that it names. Raises ConfigError for one that names none."""
+    """Markdown: what each recipe's groups hold on the machine that it names. Raises ConfigError for one that names
+    none."""
     rows = [
         "| recipe | machine | trains | samples | reference | GB held of those there are | tokens cached |",
         "|---|---|---|---|---|---|--:|",

@@ -54,8 +54,8 @@ Row = TypeVar("Row", bound=Dealt)
 class Share:
     """A row of this rank. counts: False for one that keeps the rank busy beside the others.
 
-    own_T: log-probs before the first optimiser step, or of the only one once it is scored. row: with its images encoded,
-    where it is kept from pass to pass; else it is made when its turn comes.
+    own_T: log-probs before the first optimiser step, or of the only one once it is scored. row: with its images
+    encoded, where it is kept from pass to pass; else it is made when its turn comes.
     """
 
     plan: RowPlan
@@ -148,7 +148,8 @@ class Policy:
         return int(self.accelerator.state.deepspeed_plugin.zero_stage)
 
     def know(self, prompts: Mapping[str, Prompt], encoder: PromptEncoder) -> None:
-        """The prompts by id that every rank has loaded by itself, so that neither prompts nor pixels travel between ranks."""
+        """The prompts by id that every rank has loaded by itself, so that neither prompts nor pixels travel between
+        ranks."""
         self.encoder = encoder
         self.control.know(prompts)
 
@@ -162,7 +163,8 @@ class Policy:
         prompt_ids, vision = self.encoder.encode(self.control.own(group.key))
         if prompt_ids != group.prompt_ids:
             raise RuntimeError(
-                f"prompt {group.key!r} has {len(prompt_ids)} tokens on rank {self.rank} and {len(group.prompt_ids)} where it "
+                f"prompt {group.key!r} has {len(prompt_ids)} tokens on rank {self.rank} and {len(group.prompt_ids)} "
+                f"where it "
                 "was sampled: the data or processor files differ between the nodes"
             )
         return vision
@@ -173,7 +175,8 @@ class Policy:
         Groups may come without their images: a rank processes those of the rows it computes.
         A batch without groups (all of one opinion) changes nothing. Only a batch of several steps is scored beforehand.
         The gradient of a step is that of sum over all tokens / global count, equal for any packing and any ranks.
-        judge: is shown, on every rank, how trainer and engine agree on the batch; what it raises leaves the policy as it was.
+        judge: is shown, on every rank, how trainer and engine agree on the batch; what it raises leaves the policy as
+        it was.
         """
         if not groups:
             return {}
@@ -222,7 +225,8 @@ class Policy:
 
     @property
     def keeps_features(self) -> bool:
-        """Whether images are encoded once for all passes of a batch: several optimiser steps, no gradient to the tower."""
+        """Whether images are encoded once for all passes of a batch: several optimiser steps, no gradient to the
+        tower."""
         from lingshu_rl.model.logprobs import trains_vision
 
         return self.config.train.optimizer_steps > 1 and not trains_vision(self.engine)
@@ -372,7 +376,8 @@ class Policy:
             torch.cuda.set_device(self.accelerator.device)
 
     def barrier(self) -> None:
-        """Returns when every rank is here, whatever time that takes; before a collective on the devices, whose time is limited."""
+        """Returns when every rank is here, whatever time that takes; before a collective on the devices, whose time is
+        limited."""
         self.control.barrier()
 
 
@@ -409,8 +414,8 @@ def available_trackers(names: Sequence[str]) -> list[str]:
 def skip_shared_memory_build() -> None:
     """Tell DeepSpeed that its shared-memory all-reduce is not there.
 
-    On a CPU it would be compiled at the start, a minute the first time; a compilation that is killed leaves a lock for which
-    every later start waits without end. Only DeepSpeed's inference layers use it.
+    On a CPU it would be compiled at the start, a minute the first time; a compilation that is killed leaves a lock for
+    which every later start waits without end. Only DeepSpeed's inference layers use it.
     """
     import deepspeed.ops
 
@@ -447,8 +452,8 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
     os.environ.setdefault("MASTER_PORT", str(free_port()))
     use_route_to_main()
     settings = deepspeed_settings(config, on_gpu)
-    # Of the default group: ranks wait there for the main one to load data and check labels, and in DeepSpeed's saving for
-    # the slowest disk. Training goes over groups that DeepSpeed makes, with the back end's own limit.
+    # Of the default group: ranks wait there for the main one to load data and check labels, and in DeepSpeed's saving
+    # for the slowest disk. Training goes over groups that DeepSpeed makes, with the back end's own limit.
     waits = InitProcessGroupKwargs(backend="nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         plugin = DeepSpeedPlugin(hf_ds_config=settings)
@@ -456,7 +461,8 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
         if "accelerate config" not in str(error):
             raise
         raise ConfigError(
-            "the accelerate config file sets mixed_precision or DeepSpeed settings, which would not be used; leave them out "
+            "the accelerate config file sets mixed_precision or DeepSpeed settings, which would not be used; leave "
+            "them out "
             "(`deepspeed_config: {}`) and give train.dtype and deepspeed.zero_optimization.stage to the run"
         ) from None
     return Accelerator(
@@ -487,10 +493,11 @@ def finite(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def forget_gradients(optimizer: Any) -> None:
-    """Zero what DeepSpeed's optimiser keeps of the last step's gradients. All ranks call this before a step's first row.
+    """Zero what DeepSpeed's optimiser keeps of the last step's gradients. All ranks call this before a step's first
+    row.
 
-    It overwrites them by the first row's and adds the others', so a parameter that the first row does not reach (the vision
-    tower, by a row of text) would keep the last step's: under ZeRO-3, and with an offloaded optimiser.
+    It overwrites them by the first row's and adds the others', so a parameter that the first row does not reach (the
+    vision tower, by a row of text) would keep the last step's: under ZeRO-3, and with an offloaded optimiser.
     """
     kept = [
         getattr(optimizer, "grad_partitions_flat_buffer", None),
@@ -510,8 +517,10 @@ def require_ranks(state: Path, ranks: int) -> None:
     saved = len(list(state.glob(f"{RNG_STATE_NAME}_*.pkl")))  # accelerate writes one a rank
     if saved != ranks:
         raise ConfigError(
-            f"checkpoint {state.parent} was saved by {saved} policy rank(s) and this launch has {ranks}; ZeRO keeps a shard of the "
-            f"optimiser for each and cannot deal them anew. Launch with --num_processes {saved}, or start another run from its "
+            f"checkpoint {state.parent} was saved by {saved} policy rank(s) and this launch has {ranks}; ZeRO keeps a "
+            f"shard of the "
+            f"optimiser for each and cannot deal them anew. Launch with --num_processes {saved}, or start another run "
+            f"from its "
             f"weights alone: model={state.parent / 'hf'} and a new run.dir"
         )
 

@@ -42,7 +42,8 @@ class Context:
 
 @dataclass(frozen=True)
 class RunPrompts:
-    """sets: "train" and "test". lengths: theirs; empty where nothing was counted. context: None where nothing limits it."""
+    """sets: "train" and "test". lengths: theirs; empty where nothing was counted. context: None where nothing limits
+    it."""
 
     sets: Mapping[str, Loaded]
     lengths: Mapping[str, Lengths]
@@ -157,7 +158,10 @@ def told(config: Config, found: RunPrompts) -> Iterator[str]:
     yield f"prompts: {rows}"
     for name, one in found.sets.items():
         if one.too_long:
-            yield f"data.{name}: {len(one.too_long):,} rows are left out as too long (data.too_long=drop), the first: {one.too_long[0]}"
+            yield (
+                f"data.{name}: {len(one.too_long):,} rows are left out as too long (data.too_long=drop), the first: "
+                f"{one.too_long[0]}"
+            )
     name, longest = found.longest()
     at_most = max(lengths.bound for lengths in found.lengths.values())
     unread = f"; those that were not read have at most {at_most:,}" if at_most > longest.total else ""
@@ -185,8 +189,8 @@ def _context_told(config: Config, found: RunPrompts) -> str:
 def foreseen(config: Config) -> tuple[Config, list[str]]:
     """For `--dry-run`: the config as the engine is started with, and what `told` says. Loads no model.
 
-    A model that is here by its published sizes alone is planned for without its prompts. Raises ConfigError for one that
-    cannot be read, DataError, and what else would end the run before its engines start.
+    A model that is here by its published sizes alone is planned for without its prompts. Raises ConfigError for one
+    that cannot be read, DataError, and what else would end the run before its engines start.
     """
     check_choices(config)
     if config.reference.model:

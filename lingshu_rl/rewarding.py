@@ -40,7 +40,8 @@ class Rewards:
         judged: Sequence[RewardInput] = (),
         noise: Noise | None = None,
     ) -> None:
-        """weights: of the composition's parts by name, which GDPO normalises one by one. reward: what the executor runs.
+        """weights: of the composition's parts by name, which GDPO normalises one by one. reward: what the executor
+        runs.
 
         judged: rows that a model judges. noise: how often it errs, where advantages are to be corrected for it.
         """
@@ -149,8 +150,10 @@ def build_rewards(config: Config, prompts: Sequence[Prompt], progress: Progress)
         if report.bad:
             executor.close()
             raise ConfigError(
-                "the rewards cannot judge these labels, or do not pay them in full; mend them or leave the rows out. With "
-                "rewards.preflight=false the run goes on: a label that cannot be judged is masked, one that earns less than 1 "
+                "the rewards cannot judge these labels, or do not pay them in full; mend them or leave the rows out. "
+                "With "
+                "rewards.preflight=false the run goes on: a label that cannot be judged is masked, one that earns less "
+                "than 1 "
                 f"teaches that a right answer is wrong:\n{report.text()}"
             )
     return rewards
@@ -179,7 +182,8 @@ def judged_rows(reward: Reward, prompts: Sequence[Prompt]) -> list[RewardInput]:
 
 
 def check_judges(config: Config, rewards: Rewards) -> None:
-    """Raises ConfigError for a judge that nobody serves, one served for nobody, and settings that cannot work with any."""
+    """Raises ConfigError for a judge that nobody serves, one served for nobody, and settings that cannot work with
+    any."""
     own, waits = rewards.own_judges, rewards.reward.waits
     faults = {
         "rewards.spec has a judge without a url, and no judge.model that this run could serve; give one of them": (
@@ -205,7 +209,8 @@ def check_judges(config: Config, rewards: Rewards) -> None:
 
 
 def judging_costs(config: Config, rewards: Rewards, share: float) -> list[str]:
-    """What the judges will be asked at the most, in words: the trial, and all steps. share: of the rows that they judge."""
+    """What the judges will be asked at the most, in words: the trial, and all steps. share: of the rows that they
+    judge."""
     if not rewards.judged:
         return []
     told = []
@@ -218,7 +223,8 @@ def judging_costs(config: Config, rewards: Rewards, share: float) -> list[str]:
         completions = config.train.steps * config.train.prompts_per_step * config.train.group_size
         times = completions * share * len(own) / len(rewards.judged) / len(some)
         told.append(
-            f"{judge}, all steps, at the most (evaluations not counted): {judge.told_cost(times * calls, times * tokens)}"
+            f"{judge}, all steps, at the most (evaluations not counted): "
+            f"{judge.told_cost(times * calls, times * tokens)}"
         )
     return told
 
@@ -237,7 +243,8 @@ async def try_judges(config: Config, rewards: Rewards, file: Path, progress: Pro
     limits = config.judge.max_false_pay, config.judge.max_false_refusal
     if problems := [problem for one in found for problem in one.problems(*limits)]:
         raise ConfigError(
-            "the judge cannot be trusted with these rows (judge.max_false_pay, judge.max_false_refusal; all of its trial is "
+            "the judge cannot be trusted with these rows (judge.max_false_pay, judge.max_false_refusal; all of its "
+            "trial is "
             f"in {file}):\n  " + "\n  ".join(problems)
         )
     if config.advantage.noise == PREFLIGHT:
@@ -248,7 +255,8 @@ async def try_judges(config: Config, rewards: Rewards, file: Path, progress: Pro
 
 
 def reward_of(given: Mapping[str, Any], *sources: Any, read: str = "prose") -> Reward:
-    """The reward of a spec, or where none is given that of these sources (see `read_of`). Raises ConfigError for one that cannot be built."""
+    """The reward of a spec, or where none is given that of these sources (see `read_of`). Raises ConfigError for one
+    that cannot be built."""
     try:
         return build(given or default_spec(*sources, read=read))
     except SpecError as error:

@@ -1,4 +1,5 @@
-"""A run's parts, opened and closed together: folder, servers, clients, policy. `train.py` is the algorithm over them."""
+"""A run's parts, opened and closed together: folder, servers, clients, policy. `train.py` is the algorithm over
+them."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ REFUSED_OF = 100  # prompts at the least that the share of refused ones is taken
 class Run:
     """Everything a training step needs.
 
-    Set by `open_run`: rollout, reference, rewards and lengths on the main rank alone (reference: None without a KL term);
+    Set by `open_run`: rollout, reference, rewards and lengths on the main rank alone (reference: None without a KL
+    term);
     engine: this rank's own with rollout.placement=colocate, else None.
     """
 
@@ -102,20 +104,23 @@ class Run:
     def inputs(self, prompt: Prompt, read: tuple[int, ...]) -> ProcessorInputs:
         """What the processor reads of a prompt, of which the engine read these tokens. On the main rank.
 
-        Raises RunStopped when they are others than the trainer's: by their number, for which no image is decoded; whoever
-        processes the images compares them one by one. Raises OSError and TemplateError for a prompt that cannot be read.
+        Raises RunStopped when they are others than the trainer's: by their number, for which no image is decoded;
+        whoever processes the images compares them one by one. Raises OSError and TemplateError for a prompt that cannot
+        be read.
         """
         inputs = self.encoder.inputs(prompt)
         (length,) = self.lengths.count([prompt])
         if length.total != len(read) and self.encoder.read(inputs)[0] != read:
             raise RunStopped(
-                f"prompt {prompt.id!r}: the engine read {len(read)} tokens, the trainer's processor makes {length.total}; "
+                f"prompt {prompt.id!r}: the engine read {len(read)} tokens, the trainer's processor makes "
+                f"{length.total}; "
                 "both must use the same processor files and pixel limits"
             )
         return inputs
 
     def note_draw(self, batch: Experience) -> None:
-        """Count what the step drew, and say which prompts it goes without. Raises PromptRefused when they are too many."""
+        """Count what the step drew, and say which prompts it goes without. Raises PromptRefused when they are too
+        many."""
         state, refused = self.state, batch.refused
         state.cursor += batch.drawn
         state.refused += len(refused)
@@ -162,7 +167,8 @@ class Run:
             self.progress.say(f"WARNING: {self.disagreement}")
 
     async def send_weights(self) -> None:
-        """The policy's weights into every rollout engine. All ranks call this; a fault of the main one is raised by all."""
+        """The policy's weights into every rollout engine. All ranks call this; a fault of the main one is raised by
+        all."""
         await self.main.agree(lambda: self.transfer.send(self.policy, version=self.version))
 
     async def _give_weights(self, worker: Worker | None, url: str) -> None:
@@ -368,7 +374,8 @@ async def _open(config: Config, stop: Stop, closing: contextlib.AsyncExitStack) 
         for complaint in folder.complaints:
             progress.say(f"WARNING: {complaint}")
     progress.say(
-        f"policy: {config.model}, {policy.parameters / 1e6:.1f} M parameters, DeepSpeed ZeRO stage {policy.zero_stage}, "
+        f"policy: {config.model}, {policy.parameters / 1e6:.1f} M parameters, DeepSpeed ZeRO stage "
+        f"{policy.zero_stage}, "
         f"{policy.ranks} rank(s)"
     )
     if policy.layout_note:

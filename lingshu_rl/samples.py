@@ -28,7 +28,8 @@ def shows_samples(step: int, steps: int) -> bool:
 def show_samples(trackers: Sequence[Any], step: int, rows: Sequence[Row], images: Mapping[str, Picture]) -> None:
     """Give each tracker that takes tables the completions of the questions whose rewards are spread the widest.
 
-    trackers: accelerate's. rows: as `RunFolder.write_rollouts` returns them. images: the first one of a question, by its id.
+    trackers: accelerate's. rows: as `RunFolder.write_rollouts` returns them. images: the first one of a question, by
+    its id.
     """
     able = [(tracker, TABLES[tracker.name]) for tracker in trackers if tracker.name in TABLES]
     if not able:

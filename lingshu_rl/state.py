@@ -18,7 +18,8 @@ FILE = "run.json"
 class RunState:
     """step: completed and logged. cursor: prompts drawn so far, over all epochs.
 
-    accuracy: held-out, of the latest evaluation. reference: folder in RunFolder.references, "" = the model at the start.
+    accuracy: held-out, of the latest evaluation. reference: folder in RunFolder.references, "" = the model at the
+    start.
     seconds, seconds_total: see `Timeline`. first_batch: what its checks measured. stream: see `PromptStream.state`.
     refused: prompts drawn so far that engine or reference would not have.
     unjudged: the reward executor's window of samples that could not be judged. data: see `seen`.

@@ -1,4 +1,5 @@
-"""The order in which prompts are drawn: shuffled by (seed, epoch) alone, or led by what the policy gets right so far."""
+"""The order in which prompts are drawn: shuffled by (seed, epoch) alone, or led by what the policy gets right so
+far."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Item = TypeVar("Item")
 
 
 class PromptStream(Generic[Item]):
-    """Every prompt once an epoch. `take(position, n)` is a pure function of its arguments, so a cursor is all that a checkpoint must keep."""
+    """Every prompt once an epoch. `take(position, n)` is a pure function of its arguments, so a cursor is all that a
+    checkpoint must keep."""
 
     def __init__(self, items: Sequence[Item], seed: int) -> None:
         if not items:

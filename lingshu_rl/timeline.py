@@ -10,7 +10,8 @@ Span = tuple[float, float]  # start and end, time.monotonic
 
 
 class Timeline:
-    """Spans by step and phase. A span belongs to the step whose batch it served, also when it ran during the step before.
+    """Spans by step and phase. A span belongs to the step whose batch it served, also when it ran during the step
+    before.
 
     seconds: by phase, over the whole run, also before it was resumed.
     """
@@ -48,8 +49,8 @@ class Timeline:
             self._count({phase: end - start})
 
     def take(self, step: int) -> dict[str, float]:
-        """The step's metrics: time/PHASE, what the phase added to those begun before it; time/start/ and time/end/PHASE,
-        since this process started the run; time/step, since `begin`."""
+        """The step's metrics: time/PHASE, what the phase added to those begun before it; time/start/ and
+        time/end/PHASE, since this process started the run; time/step, since `begin`."""
         own, between = self._spans.pop(step, {}), self._spans.pop(None, {})
         added = seconds_added(own)
         self._count(added)
@@ -66,7 +67,8 @@ class Timeline:
 
 
 def seconds_added(spans: Mapping[str, Iterable[Span]]) -> dict[str, float]:
-    """Seconds of each phase that no phase begun before it covers, so that they add up to the time in which anything ran."""
+    """Seconds of each phase that no phase begun before it covers, so that they add up to the time in which anything
+    ran."""
     covered: list[Span] = []
     added: dict[str, float] = {}
     for phase, own in sorted(spans.items(), key=lambda item: min(item[1])):

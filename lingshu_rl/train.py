@@ -189,7 +189,8 @@ def credit_of(run: Run, group: Group, advantages: Sequence[float | None]) -> tup
 
 
 def mask_truncated(group: Group, advantages: Sequence[float | None], config: Config) -> tuple[float | None, ...]:
-    """With loss.mask_truncated, completions cut at the limit count in the mean but not in the loss (DAPO, 2503.14476)."""
+    """With loss.mask_truncated, completions cut at the limit count in the mean but not in the loss (DAPO,
+    2503.14476)."""
     hide = config.loss.mask_truncated
     return tuple(None if hide and m.rollout.truncated else a for m, a in zip(group.members, advantages, strict=True))
 

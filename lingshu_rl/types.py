@@ -100,7 +100,8 @@ class Group:
 
 @dataclass(frozen=True)
 class ProcessorInputs:
-    """What a model's processor reads of one prompt. text: as the template writes it. images: encoded (`Picture.encoded`)."""
+    """What a model's processor reads of one prompt. text: as the template writes it. images: encoded
+    (`Picture.encoded`)."""
 
     text: str
     images: tuple[bytes, ...]
@@ -111,8 +112,8 @@ class TokenGroup:
     """One prompt and its completions as tokens: the unit that packing shares and that travels to the reference.
 
     vision: the processor's tensors for this prompt's images (pixel_values, image_grid_thw, ...), empty without images.
-    None where they are left out: they are large, and who computes the group makes them, from its own prompt of that key or
-    from the `ProcessorInputs` that came along.
+    None where they are left out: they are large, and who computes the group makes them, from its own prompt of that key
+    or from the `ProcessorInputs` that came along.
     """
 
     key: str
@@ -141,8 +142,8 @@ class TrainGroup:
 class Experience:
     """One step's completions: `groups` and their advantages for the log, `train` for the update.
 
-    drawn: prompts taken from the stream; the next step goes on after them. refused: those that engine or reference would
-    not have, by id, with the reason.
+    drawn: prompts taken from the stream; the next step goes on after them. refused: those that engine or reference
+    would not have, by id, with the reason.
     """
 
     groups: tuple[Group, ...]

@@ -28,9 +28,11 @@ AT_LEAST_1 = (
     "checkpoint.keep_last data.side_multiple judge.probe_rows reference.tensor_parallel".split()
 )
 NOT_NEGATIVE = (
-    "rollout.servers rollout.retries rollout.request_timeout_s rollout.start_timeout_s reference.replicas reference.retries "
+    "rollout.servers rollout.retries rollout.request_timeout_s rollout.start_timeout_s reference.replicas "
+    "reference.retries "
     "reference.refresh_every reference.request_timeout_s reference.start_timeout_s run.max_restarts train.warmup_steps "
-    "packing.token_budget train.weight_decay train.max_grad_norm train.max_refills loss.kl_coef eval.every eval.limit checkpoint.every "
+    "packing.token_budget train.weight_decay train.max_grad_norm train.max_refills loss.kl_coef eval.every eval.limit "
+    "checkpoint.every "
     "rewards.timeout_s judge.start_timeout_s".split()
 )
 SHARES = "rewards.max_failed_share data.max_refused_share judge.max_false_pay judge.max_false_refusal".split()
@@ -112,7 +114,8 @@ def _train(c: Config) -> Iterator[Rule]:
     )
     yield (
         c.train.quantize and not c.train.lora,
-        "train.quantize holds the weights in 4 bits, which cannot be trained; set train.lora to train adapters over them",
+        "train.quantize holds the weights in 4 bits, which cannot be trained; set train.lora to train adapters over "
+        "them",
     )
     yield (
         c.advantage.variant == "gdpo" and c.advantage.overlong_buffer > 0,
@@ -142,7 +145,8 @@ def _data(c: Config) -> Iterator[Rule]:
     yield weighed["test"], "data.test is asked once: leave out the epochs and shares of its sources"
     yield (
         drawn and c.train.max_staleness > 0,
-        "data.curriculum follows each step's rewards, which a batch that runs ahead (train.max_staleness) may or may not "
+        "data.curriculum follows each step's rewards, which a batch that runs ahead (train.max_staleness) may or may "
+        "not "
         "have seen; unset one of them",
     )
 
@@ -178,7 +182,8 @@ def _rollout(c: Config) -> Iterator[Rule]:
     )
     yield (
         c.rollout.vllm.get("disable_log_stats"),
-        "rollout.vllm.disable_log_stats takes away the counts by which a busy server is told from a stuck one; leave it "
+        "rollout.vllm.disable_log_stats takes away the counts by which a busy server is told from a stuck one; leave "
+        "it "
         "out",
     )
     yield (
@@ -225,7 +230,8 @@ def _servers(c: Config) -> Iterator[Rule]:
         yield group.ray and c.cluster != "ray", f"{name}.ray is set, but only cluster=ray uses it"
         yield (
             c.cluster == "ray" and devices not in ("auto", "cpu"),
-            f"devices.{name}={devices!r}: with cluster=ray, Ray picks the devices; say auto (GPUs) or cpu, and how many "
+            f"devices.{name}={devices!r}: with cluster=ray, Ray picks the devices; say auto (GPUs) or cpu, and how "
+            f"many "
             "servers of which size by rollout.servers and rollout.vllm.tensor_parallel_size",
         )
     for key, value in c.devices.assume.items():

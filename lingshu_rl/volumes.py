@@ -1,8 +1,8 @@
 """CT and MR volumes as slices of a row: `{"volume": "ct.nii.gz", "slices": 16, "plane": "axial", "window": [40, 400]}`.
 
 A volume is a NIfTI file, a folder of one DICOM series or a multi-frame DICOM file. Slices become views: names such as
-`ct.nii.gz#axial=3,9;window=40,400` that stand wherever an image's path may. Whatever way a volume is stored, its axes are
-turned to right, front and top first; slices are upright, with the patient's left on the right and square pixels.
+`ct.nii.gz#axial=3,9;window=40,400` that stand wherever an image's path may. Whatever way a volume is stored, its axes
+are turned to right, front and top first; slices are upright, with the patient's left on the right and square pixels.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class VolumeError(LingshuError, ValueError):
 
 @dataclass(frozen=True)
 class View:
-    """Slices of a volume as one picture. indices: along the plane's axis, from left, back or bottom; more than one are a
-    montage in reading order. window: (centre, width) in the volume's units; empty: the middle 99 % of its values.
+    """Slices of a volume as one picture. indices: along the plane's axis, from left, back or bottom; more than one are
+    a montage in reading order. window: (centre, width) in the volume's units; empty: the middle 99 % of its values.
     """
 
     file: str
@@ -152,8 +152,8 @@ def _multiplied(turn: Any, counts: Any) -> Any:
 def views_of(asked: Mapping[str, Any], base_dir: str | Path | None) -> list[str]:
     """Names of the views that a row's `{"volume": ...}` asks for. Raises VolumeError.
 
-    slices: how many, at most (all of a volume that has fewer): the middles of as many equal parts of the plane's axis, or
-    of the part of it where `mask` (a volume of the same grid) is not 0, or is `label`; or a list of indices.
+    slices: how many, at most (all of a volume that has fewer): the middles of as many equal parts of the plane's axis,
+    or of the part of it where `mask` (a volume of the same grid) is not 0, or is `label`; or a list of indices.
     layout: "stack" makes an image of every slice, "montage" one of all.
     """
     asked = {key: value for key, value in asked.items() if value is not None}
@@ -184,7 +184,8 @@ def _indices(asked: Mapping[str, Any], file: str, axis: int, base_dir: str | Pat
 
 
 def spread(first: int, last: int, count: int) -> tuple[int, ...]:
-    """The middles of `count` equal parts of the slices from `first` to before `last`; all of them if there are no more."""
+    """The middles of `count` equal parts of the slices from `first` to before `last`; all of them if there are no
+    more."""
     if last - first <= count:
         return tuple(range(first, last))
     return tuple(first + int((part + 0.5) * (last - first) / count) for part in range(count))
@@ -325,7 +326,8 @@ def _nifti(file: str) -> Stored:
 
 
 def _dicom(path: Path) -> Stored:
-    """The slices of one series in the order of their positions; DICOM's axes run to the left and back, NIfTI's do not."""
+    """The slices of one series in the order of their positions; DICOM's axes run to the left and back, NIfTI's do
+    not."""
     import nibabel
     import numpy as np
 
@@ -354,7 +356,8 @@ def _dicom(path: Path) -> Stored:
 
 @dataclass(frozen=True)
 class Section:
-    """One slice of a series. across, down: directions of its rows and columns. depth: of its position along their normal, mm."""
+    """One slice of a series. across, down: directions of its rows and columns. depth: of its position along their
+    normal, mm."""
 
     file: Path
     frame: int
@@ -441,7 +444,8 @@ def _section(file: Path, header: Any, frame: int) -> Section:
 
 @dataclass(frozen=True)
 class Voxels:
-    """values: to the right, front and top, as stored; units are `slope * value + intercept`. low, high: of its middle 99 %."""
+    """values: to the right, front and top, as stored; units are `slope * value + intercept`. low, high: of its middle
+    99 %."""
 
     values: np.ndarray
     slope: float

@@ -1,4 +1,5 @@
-"""`lingshu-rl watch RUN`: a run in the terminal while it trains, read from its folder alone; also for a sweep's folder."""
+"""`lingshu-rl watch RUN`: a run in the terminal while it trains, read from its folder alone; also for a sweep's
+folder."""
 
 from __future__ import annotations
 
@@ -27,8 +28,13 @@ from lingshu_rl.report.text import duration, percent
 
 REFRESH_S = 2.0
 BLOCKS = " ▁▂▃▄▅▆▇█"
-SHOWN = (("reward", "reward/mean"), ("KL", "policy/kl"), ("entropy", "policy/entropy"),
-         ("tokens a completion", "completion/tokens_mean"), ("gradient norm", "policy/grad_norm"))  # fmt: skip
+SHOWN = (
+    ("reward", "reward/mean"),
+    ("KL", "policy/kl"),
+    ("entropy", "policy/entropy"),
+    ("tokens a completion", "completion/tokens_mean"),
+    ("gradient norm", "policy/grad_norm"),
+)
 RECENT = 10  # steps that speeds are taken over
 FINISHED, UNDER_WAY, STOPPED = "finished", "running", "stopped"
 
@@ -74,7 +80,11 @@ def view(path: Path) -> RenderableType:
 def run_view(run: RunData) -> RenderableType:
     now = standing(run)
     head = Table.grid(padding=(0, 2))
-    head.add_row(f"step {now['step']} of {now['steps'] or '?'}", ProgressBar(total=now["steps"] or 1, completed=now["step"], width=30), now["left"])  # fmt: skip
+    head.add_row(
+        f"step {now['step']} of {now['steps'] or '?'}",
+        ProgressBar(total=now["steps"] or 1, completed=now["step"], width=30),
+        now["left"],
+    )
     curves = Table(show_edge=False, pad_edge=False)
     for name in ("", "now", "at first", "over the run"):
         curves.add_column(name)
@@ -174,11 +184,16 @@ def sweep_rows(path: Path) -> list[dict[str, str]]:
             summary = _json(run.folder / "summary.json")
             score = (summary.get("after") or {}).get("accuracy")
             reward = finite(last.get("reward/mean"))
-            out.append({
-                "run": run.name, "state": state, "step": str(last.get("step", "")),
-                "reward": "" if reward is None else f"{reward:.3f}", "accuracy": "" if score is None else percent(score),
-                "time": duration(status.seconds) if status.seconds else "",
-            })  # fmt: skip
+            out.append(
+                {
+                    "run": run.name,
+                    "state": state,
+                    "step": str(last.get("step", "")),
+                    "reward": "" if reward is None else f"{reward:.3f}",
+                    "accuracy": "" if score is None else percent(score),
+                    "time": duration(status.seconds) if status.seconds else "",
+                }
+            )
     return out
 
 

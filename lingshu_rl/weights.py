@@ -1,8 +1,9 @@
 """The policy's weights as its published checkpoint has them: by name, whole, adapters merged, one after another.
 
-Under ZeRO-3 each rank holds a share of every tensor, so reading one is a collective: all ranks go through the same names in
-the same order. Nothing here writes to the model. LoRA adapters are merged in a float32 copy of their one layer, because
-merging in place would round a bfloat16 base a little further at every send, and finds only shards under ZeRO-3.
+Under ZeRO-3 each rank holds a share of every tensor, so reading one is a collective: all ranks go through the same
+names in the same order. Nothing here writes to the model. LoRA adapters are merged in a float32 copy of their one
+layer, because merging in place would round a bfloat16 base a little further at every send, and finds only shards under
+ZeRO-3.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class Adapted:
 
 
 def pieces(model: Any) -> Iterator[Plain | Adapted]:
-    """What a checkpoint of the model (wrapped by peft or not) is made of; a tied output head comes once, as the embedding."""
+    """What a checkpoint of the model (wrapped by peft or not) is made of; a tied output head comes once, as the
+    embedding."""
     seen: set[int] = set()
     adapters = hasattr(model, "peft_config")
     for piece in _walk(model.get_base_model() if adapters else model, "", adapters):
@@ -211,7 +213,8 @@ def _together(base: Any, names: list[str]) -> dict[str, str]:
 
 
 def save(model: Any, folder: Path, *, main: bool, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write a checkpoint in Hugging Face form, file by file. All ranks call this; the main one writes and holds one file."""
+    """Write a checkpoint in Hugging Face form, file by file. All ranks call this; the main one writes and holds one
+    file."""
     files = shard_files(weight_shapes(model), shard_bytes)
     waiting: dict[
         str, dict[str, torch.Tensor]
@@ -283,7 +286,8 @@ def add_adapters(model: Any, lora: dict[str, Any]) -> Any:
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     if tied and any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in ends):
         raise ConfigError(
-            "train.lora reaches the embedding or the output head, which are one tensor in this model and would drift apart; "
+            "train.lora reaches the embedding or the output head, which are one tensor in this model and would drift "
+            "apart; "
             "leave embed_tokens and lm_head out of train.lora.target_modules and modules_to_save"
         )
     if any(isinstance(module, TrainableTokensWrapper) for module in adapted.modules()):
@@ -293,7 +297,8 @@ def add_adapters(model: Any, lora: dict[str, Any]) -> Any:
 
 @lru_cache
 def _reach(model: str, lora: str) -> tuple[str, ...]:
-    """Modules that get adapters, relative to the decoder where they are in it; asked of the model without its weights."""
+    """Modules that get adapters, relative to the decoder where they are in it; asked of the model without its
+    weights."""
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 

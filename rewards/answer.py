@@ -19,12 +19,15 @@ CLOSED_CHANNELS = ("tag", "boxed", "json")
 
 _END_OF_TURN = re.compile(
     r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|end|endofturn|end_of_turn_token|start_header_id|user"
-    r"|return|call|diff_marker)\|>|\[END FINAL RESPONSE\]|<\|end▁of▁sentence\|>|</s>|<eos>|<end_of_turn>|<start_of_turn>|<turn\|>|<end_of_utterance>",
+    r"|return|call|diff_marker)\|>|\[END FINAL RESPONSE\]|<\|end▁of▁sentence\|>|</s>|<eos>|<end_of_turn>"
+    r"|<start_of_turn>|<turn\|>|<end_of_utterance>",
     re.IGNORECASE,
 )
 _THINK = re.compile(
-    r"<\s*/?\s*(?:\w{1,9}:)?(?:think|thinking|thought|reasoning|analysis|scratchpad|reflection)\s*>|\[/?THINK\]|◁/?think▷"
-    r"|<unused9[45]>|<\|(?:begin|end)_of_thought\|>|<\|(?:START|END)_THINKING\|>|<\|channel>\s?(?:thought)?|<channel\|>",
+    r"<\s*/?\s*(?:\w{1,9}:)?(?:think|thinking|thought|reasoning|analysis|scratchpad|reflection)\s*>|\[/?THINK\]"
+    r"|◁/?think▷"
+    r"|<unused9[45]>|<\|(?:begin|end)_of_thought\|>|<\|(?:START|END)_THINKING\|>|<\|channel>\s?(?:thought)?"
+    r"|<channel\|>",
     re.IGNORECASE,
 )
 _CLOSES_THOUGHT = re.compile(r".*(?:/|unused95|end_|<channel\|>)")
@@ -54,12 +57,14 @@ _OPEN_TAG_END = re.compile(r"<\s{0,3}/?\s{0,3}(?:final[_ ]?)?ans(?:w(?:er?)?)?\s
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{")
 _BRACE = re.compile(r"\\[{}]|[{}]")
 _JSON_KEY = re.compile(
-    r"[\"'](?:(?:final|correct|selected|chosen|predicted|my|best)[_ -]?)?(?:answers?|option|choices?|letters?|prediction)"
+    r"[\"'](?:(?:final|correct|selected|chosen|predicted|my|best)[_ -]?)?(?:answers?|option|choices?|letters?"
+    r"|prediction)"
     r"(?:[_ -](?:letter|choice|option|key|text))?[\"']\s{0,9}:\s{0,9}",
     re.IGNORECASE,
 )
 _JSON_THOUGHT = re.compile(
-    r"\"(?:(?:step[_ -]by[_ -]step[_ -])?(?:reasoning|thinking|thoughts?|explanation|rationale|analysis|working|steps|calculation))\"\s{0,9}:\s{0,9}(?=\")",
+    r"\"(?:(?:step[_ -]by[_ -]step[_ -])?(?:reasoning|thinking|thoughts?|explanation|rationale|analysis|working|steps"
+    r"|calculation))\"\s{0,9}:\s{0,9}(?=\")",
     re.IGNORECASE,
 )
 _JSON_UNIT = re.compile(

@@ -88,7 +88,8 @@ _ROUNDING = 1e-6
 
 
 def as_float(number: Any, what: str) -> float:
-    """A finite number of any library as a float. A text is none, nor is an array with an axis, were it of one number."""
+    """A finite number of any library as a float. A text is none, nor is an array with an axis, were it of one
+    number."""
     if type(number) is not float:
         if isinstance(number, str | bytes) or not hasattr(number, "__float__") or len(getattr(number, "shape", ())):
             raise TypeError(f"{what} must be a number, got {type(number).__name__} {number!r}")

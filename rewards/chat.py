@@ -1,7 +1,7 @@
 """Chat completions of any OpenAI-compatible server: what an answer is, what is asked again and when to give up.
 
-`Attempts` is without input or output of its own: who sends in an event loop shows the outcome there. `Endpoint` sends from
-threads and keeps every answer in a database, so that nothing is asked, or paid, twice.
+`Attempts` is without input or output of its own: who sends in an event loop shows the outcome there. `Endpoint` sends
+from threads and keeps every answer in a database, so that nothing is asked, or paid, twice.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ class Patience:
 
 
 def seconds_to_wait(response: httpx.Response) -> float:
-    """What a server that is busy for now asks for: its Retry-After, at most LONGEST_WAIT_S. A 429 without one means 1."""
+    """What a server that is busy for now asks for: its Retry-After, at most LONGEST_WAIT_S. A 429 without one means
+    1."""
     asked = 0.0
     with contextlib.suppress(KeyError, ValueError):  # a date is allowed too, and not worth reading
         asked = max(0.0, float(response.headers["retry-after"]))
@@ -154,7 +155,8 @@ JUDGE_KEY_ENV = "LINGSHU_RL_JUDGE_API_KEY"  # ... to a judge, which may be someb
 
 
 def api_url(url: str) -> str:
-    """A server's address with its version: /v1 where the address names none. Raises EndpointError for what is no address."""
+    """A server's address with its version: /v1 where the address names none. Raises EndpointError for what is no
+    address."""
     if not url.startswith(("http://", "https://")):
         raise EndpointError(f"url is an address such as http://127.0.0.1:8000/v1, got {url!r}")
     return url.rstrip("/") if re.search(r"/v\d", url) else f"{url.rstrip('/')}/v1"
@@ -253,7 +255,8 @@ class Endpoint:
     def sample(self, body: Mapping[str, Any], n: int, seed: int) -> list[Answer]:
         """n samples of one conversation. Servers that give fewer at a time are asked again, with another seed.
 
-        Raises Refused for a request that this server will never answer, EndpointError when it answers none, CostReached.
+        Raises Refused for a request that this server will never answer, EndpointError when it answers none,
+        CostReached.
         """
         told = json.dumps([body, n, seed, *filter(None, [self.scope])], sort_keys=True)
         name = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()

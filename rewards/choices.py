@@ -140,12 +140,14 @@ def tight(key: str) -> str:
 _EDGE = r"A-Za-z0-9_\u00c0-\u052f"
 LETTER_ALONE = re.compile(r"[\s(\[{<*\"'–—-]*([A-Za-z])[\s)\]}>*\"'.:,;!。、–—-]*")
 LETTER_HEAD = re.compile(
-    rf"[\s(\[{{<\"'“‘「]*(?<![{_EDGE}])([A-Za-z])(?![{_EDGE}])(?![-‐‑–'’][A-Za-z0-9])(?!\.(?:\d|[A-Za-z](?:\W|$)))(?P<close>[)\]}}>\"'”’」]*)"
+    rf"[\s(\[{{<\"'“‘「]*(?<![{_EDGE}])([A-Za-z])(?![{_EDGE}])(?![-‐‑–'’][A-Za-z0-9])(?!\.(?:\d|[A-Za-z](?:\W"
+    rf"|$)))(?P<close>[)\]}}>\"'”’」]*)"
 )
 # After an option text: a longer number, a compound or a percentage is another text.
 _GOES_ON = re.compile(r"[.,/-]\d|[-/‐‑–][A-Za-z]|%")
 VERB = re.compile(
-    r"\s*(?:is|are|was|were|would|will|can|cannot|can't|could|does|do|did|has|have|had|should|may|might|isn't|aren't|doesn't"
+    r"\s*(?:is|are|was|were|would|will|can|cannot|can't|could|does|do|did|has|have|had|should|may|might|isn't|aren't"
+    r"|doesn't"
     r"|fits?|explains?|均|都|은|는|이|가|는)(?!\w)|\s*(?:均|都|也|不)",
     re.IGNORECASE,
 )
@@ -218,11 +220,23 @@ def choice_head(text: str, options: OptionSet) -> tuple[str, int] | None:
 
 # As whole words of an option's text; both forms are compared spelt out.
 _ABBREVIATIONS = {
-    "iv": "intravenous", "im": "intramuscular", "sc": "subcutaneous", "po": "oral", "ct": "computed tomography",
-    "mri": "magnetic resonance imaging", "ecg": "electrocardiogram", "ekg": "electrocardiogram", "us": "ultrasound",
-    "cxr": "chest radiograph", "tb": "tuberculosis", "mi": "myocardial infarction", "pe": "pulmonary embolism",
-    "dvt": "deep vein thrombosis", "uti": "urinary tract infection", "chf": "congestive heart failure",
-}  # fmt: skip
+    "iv": "intravenous",
+    "im": "intramuscular",
+    "sc": "subcutaneous",
+    "po": "oral",
+    "ct": "computed tomography",
+    "mri": "magnetic resonance imaging",
+    "ecg": "electrocardiogram",
+    "ekg": "electrocardiogram",
+    "us": "ultrasound",
+    "cxr": "chest radiograph",
+    "tb": "tuberculosis",
+    "mi": "myocardial infarction",
+    "pe": "pulmonary embolism",
+    "dvt": "deep vein thrombosis",
+    "uti": "urinary tract infection",
+    "chf": "congestive heart failure",
+}
 
 
 def is_form_of(letter: str, key: str, options: OptionSet) -> bool:

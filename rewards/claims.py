@@ -1,8 +1,8 @@
 """What an answer asserts: its places cut into claims, each with its stance, and one decision over all of them.
 
-A claim counts when it is asserted: not asked, not under a condition, not somebody else's view, not doubted and not taken
-back. What a claim says is read by the kind of question (a letter, a number, words); when two claims decide, they agree.
-The words are data (data/stances.json).
+A claim counts when it is asserted: not asked, not under a condition, not somebody else's view, not doubted and not
+taken back. What a claim says is read by the kind of question (a letter, a number, words); when two claims decide, they
+agree. The words are data (data/stances.json).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Claim(NamedTuple):
     """What a place says in one go.
 
     stance: asserted | asked | conditional | disowned (another's view, or doubted) | open (undecided).
-    takes_back: "retracts" when it takes back all that its place said before, "reconsiders" and "disputes" when it does so
-    only by saying something else; "disputes" in a sentence of its own, and "offers", leave both standing.
+    takes_back: "retracts" when it takes back all that its place said before, "reconsiders" and "disputes" when it does
+    so only by saying something else; "disputes" in a sentence of its own, and "offers", leave both standing.
     """
 
     text: str
@@ -91,7 +91,8 @@ class _Stances:
             r"[\s\"'(*_-]{0,6}+(?=\w)"
         )
         self.takes_back = Folded(
-            rf"{start}(?:(?P<retracts>{role('retracts')})|(?P<reconsiders>{role('reconsiders')})|(?P<disputes>{role('disputes')})"
+            rf"{start}(?:(?P<retracts>{role('retracts')})|(?P<reconsiders>{role('reconsiders')})"
+            rf"|(?P<disputes>{role('disputes')})"
             rf"|(?P<offers>{role('offers')}))"
             r"[\s,:.!…—–-]*"
         )
@@ -337,7 +338,8 @@ def checked_read(read: str) -> str:
     """How much of a completion a reward reads. Raises ValueError for an unknown word."""
     if read not in (PROSE, CLOSED):
         raise ValueError(
-            f"unknown read {read!r}; use {PROSE} (all of a completion) or {CLOSED} (tag, box, JSON or nothing but the answer)"
+            f"unknown read {read!r}; use {PROSE} (all of a completion) or {CLOSED} (tag, box, JSON or nothing but the "
+            f"answer)"
         )
     return read
 
@@ -345,7 +347,8 @@ def checked_read(read: str) -> str:
 def heard(completion: str, read: str = PROSE, truncated: bool = False) -> Answer:
     """Where the answer of a completion stands. status: of `extract`, or "truncated".
 
-    read: "prose" takes every channel; "closed" only a tag, a box, a JSON answer, or a line that is the whole completion.
+    read: "prose" takes every channel; "closed" only a tag, a box, a JSON answer, or a line that is the whole
+    completion.
     """
     answer = extract(completion)
     if truncated and not answer.closed:
@@ -377,8 +380,8 @@ class Reader:
     """How one kind of question reads an answer.
 
     read: a claim's text. bare: the places that decide in a completion without any mark. beside: places that may veto a
-    marked answer; decides_beside: they decide where no cue says anything. raw: a candidate as it was written. is_whole: a
-    text is one claim whatever words it holds, as the label itself is ("coronal plane?").
+    marked answer; decides_beside: they decide where no cue says anything. raw: a candidate as it was written. is_whole:
+    a text is one claim whatever words it holds, as the label itself is ("coronal plane?").
     """
 
     read: Callable[[str], Said]

@@ -9,8 +9,8 @@
 
 The value of `parts` is  (sum of w_i v_i / sum of w_i) x factors.  A gate's factor is 1 when its value reaches t, else
 0; a multiplier's is 1 - s (1 - v). Factors only shrink: format and length can cost a right answer something, but pay
-nothing on their own. A weight of 0 makes a part a metric: its value is logged and changes nothing. A part that waits for a
-judge is not asked where a gate is shut.
+nothing on their own. A weight of 0 makes a part a metric: its value is logged and changes nothing. A part that waits
+for a judge is not asked where a gate is shut.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _SHORT = ("OptionLetter", "YesNo", "OpenAnswer", "NumericUnits", "LabelSet")
 
 
 def default_spec(read: str = "prose") -> Mapping[str, Any]:
-    """DEFAULT_SPEC whose rewards for short answers read all of a completion, or "closed" answers only (see `claims`)."""
+    """DEFAULT_SPEC whose rewards for short answers read all of a completion, or "closed" answers only (see
+    `claims`)."""
     answer = DEFAULT_SPEC["parts"]["answer"]
     route = {
         kind: {"class": reward, "args": {"read": read}} if reward in _SHORT else reward
@@ -94,8 +95,8 @@ def part_names(reward: Reward) -> tuple[str, ...]:
 class Route(Reward):
     """Hands each sample to the reward of its kind. A kind without a reward cannot be judged (`gold_invalid`).
 
-    A kind with a module of its own, named by its import path or in `kinds.ELSEWHERE`, brings its reward along; a route of
-    that name replaces it.
+    A kind with a module of its own, named by its import path or in `kinds.ELSEWHERE`, brings its reward along; a route
+    of that name replaces it.
     """
 
     name = "route"

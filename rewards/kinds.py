@@ -61,20 +61,22 @@ def no_doubts(parsed: Sequence[Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Kind:
-    """name: for people; rows write an own kind's import path. reward: a spec for `rewards.build` that judges by default.
+    """name: for people; rows write an own kind's import path. reward: a spec for `rewards.build` that judges by
+    default.
 
-    prompts: the last line of a prompt by its name: "short" (tiny models), "full" (what completes "The final answer is"),
-    "direct" (evaluation), "full_zh" and "direct_zh" (also for "short") where the question is Chinese; a name with ":multi" is for rows with several right options.
+    prompts: the last line of a prompt by its name: "short" (tiny models), "full" (what completes "The final answer
+    is"), "direct" (evaluation), "full_zh" and "direct_zh" (also for "short") where the question is Chinese; a name with
+    ":multi" is for rows with several right options.
     fields: of a row, beside those that all kinds have. read: the label of a row (its other fields are read already) in
     the form that rewards get; raises ValueError for what it cannot read. Whether it can be judged says the reward.
-    write: the label as a model would answer, with alternatives. undeserving: (row, label as text) -> name -> answer that
-    must earn nothing. constants: answers whose pay is shown, since a policy can give them blindfold.
+    write: the label as a model would answer, with alternatives. undeserving: (row, label as text) -> name -> answer
+    that must earn nothing. constants: answers whose pay is shown, since a policy can give them blindfold.
     single: the answer is one value, so "this or that" is no answer. imitated: labels are texts to learn from as well
-    (captions), so that without a reward that is to judge them any text will do. part_marks: the highest mean that other rows' labels
-    may earn. collapse: the alarm's title when one answer is given to all. draw: a stored answer, as a row of the report,
-    item by item: mappings with text, verdict (right | wrong | ...), points (None where there are none) and, for what
-    lies in the image, `side` (answer, or label: drawn alone) and `outlines`: lists of a point's x, y, a box's corners or a polygon's,
-    in shares of the image's sides.
+    (captions), so that without a reward that is to judge them any text will do. part_marks: the highest mean that other
+    rows' labels may earn. collapse: the alarm's title when one answer is given to all. draw: a stored answer, as a row
+    of the report, item by item: mappings with text, verdict (right | wrong | ...), points (None where there are none)
+    and, for what lies in the image, `side` (answer, or label: drawn alone) and `outlines`: lists of a point's x, y, a
+    box's corners or a polygon's, in shares of the image's sides.
     empty: [] is a label, where nothing is to be found. sized: the reward needs to know how large images are: a run then
     tells it in meta, file_size and seen_size, [width, height] of the row's first image as it is and as the model sees
     it.
@@ -175,7 +177,9 @@ KINDS: Mapping[str, Kind] = {
                 "full:multi": "the letters of all correct options, separated by commas",
                 "full_zh:multi": "所有正确选项的字母，以逗号分隔",
                 "direct": "Answer with the letter of the correct option only.",
-                "direct:multi": "Several options may be correct. Answer with the letters of all correct options only, such as A, C.",
+                "direct:multi": (
+                    "Several options may be correct. Answer with the letters of all correct options only, such as A, C."
+                ),
                 "direct_zh": "请只回答正确选项的字母。",
                 "direct_zh:multi": "正确选项可能有多个。请只回答所有正确选项的字母，例如 A, C。",
             },
@@ -233,7 +237,9 @@ KINDS: Mapping[str, Kind] = {
                 "short": "Answer: report.",
                 "full": "the report as plain sentences",
                 "full_zh": "用通顺的句子写成的报告",
-                "direct": "Write the radiology report of these images: the findings and the impression, in plain sentences.",
+                "direct": (
+                    "Write the radiology report of these images: the findings and the impression, in plain sentences."
+                ),
                 "direct_zh": "请根据这些影像写出放射学报告，包括影像所见和结论。",
             },
             single=False,

@@ -26,7 +26,8 @@ _NUMBERED = re.compile(r"^\(?\d{1,2}[.):]\s+")
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _KEYED = re.compile(r"^(?P<label>.*\w[)\]]?)\s*(?:[:=]|\s[-–—]\s)\s*(?P<value>-?\w+(?: \w+)?)$")
 _PREFIX = re.compile(
-    r"^(?:the )?(?:(?:predicted|final|correct|positive) )?(?:labels?|findings?|diagnos[ie]s|answers?|class(?:es)?|conditions?|abnormalit(?:y|ies)"
+    r"^(?:the )?(?:(?:predicted|final|correct|positive) )?(?:labels?|findings?|diagnos[ie]s|answers?|class(?:es)?"
+    r"|conditions?|abnormalit(?:y|ies)"
     r"|impressions?)(?: (?:is|are|include))?\s*(?::|(?<=is)|(?<=are)|(?<=include))\s*(?=\S)",
     re.IGNORECASE,
 )

@@ -49,7 +49,8 @@ _BODY_SURFACE = re.compile(r"\s?[·⋅*.×]?\s?\(?1[.,]73\)?\s?m\^?\(?[-−⁻]\
 _DELTA = re.compile(r"(?:delta|Δ)\s?(?=°|deg\b|degree|[KCF]\b)")  # "1.8 Δ°F": the row says that it is a difference
 
 _LATEX_FONT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mathtt|mbox|hbox|boldsymbol|bm"
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mathtt|mbox|hbox|boldsymbol"
+    r"|bm"
     r"|operatorname|emph|underline|unit|si|num|boxed|fbox|ce|bf|rm|left|right|big|Big|displaystyle)(?![A-Za-z])\*?\s?"
 )
 _LATEX_PAIR = re.compile(r"\\(?:SI|qty)\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
@@ -57,15 +58,72 @@ _LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{([^{}]*)\}\s?\{([^{}]*)\}|(\d
 _LATEX_DEGREE = re.compile(r"\^\s?\{?\s?\\(?:circ|degree)(?![A-Za-z])\s?\}?|\\(?:degree|textdegree|circ)(?![A-Za-z])")
 _LATEX_COMMAND = re.compile(r"\\([A-Za-z]+|.)\s?", re.S)
 _LATEX = {
-    "times": "×", "cdot": "·", "div": "/", "pm": "±", "le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥", "geq": "≥",
-    "geqslant": "≥", "lt": "<", "gt": ">", "approx": "≈", "simeq": "≈", "cong": "≈", "sim": "~", "mu": "μ",
-    "micro": "μ", "upmu": "μ", "textmu": "μ", "milli": "m", "kilo": "k", "nano": "n", "pico": "p", "deci": "d",
-    "centi": "c", "gram": "g", "litre": "L", "liter": "L", "metre": "m", "meter": "m", "second": "s", "minute": "min",
-    "hour": "h", "day": "d", "mole": "mol", "per": "/", "percent": "%", "celsius": "°C", "degreeCelsius": "°C",
-    "to": "→", "rightarrow": "→", "Rightarrow": "→", "implies": "→", "sqrt": "√", "Omega": "Ω", "!": "",
-    "%": "%", "quad": " ", "qquad": " ", ",": " ", ";": " ", ":": " ", " ": " ", "(": "", ")": "", "[": "", "]": "",
-    "{": "", "}": "", "\\": " ", "$": "", "&": " ", "_": "_", "#": "#",
-}  # fmt: skip
+    "times": "×",
+    "cdot": "·",
+    "div": "/",
+    "pm": "±",
+    "le": "≤",
+    "leq": "≤",
+    "leqslant": "≤",
+    "ge": "≥",
+    "geq": "≥",
+    "geqslant": "≥",
+    "lt": "<",
+    "gt": ">",
+    "approx": "≈",
+    "simeq": "≈",
+    "cong": "≈",
+    "sim": "~",
+    "mu": "μ",
+    "micro": "μ",
+    "upmu": "μ",
+    "textmu": "μ",
+    "milli": "m",
+    "kilo": "k",
+    "nano": "n",
+    "pico": "p",
+    "deci": "d",
+    "centi": "c",
+    "gram": "g",
+    "litre": "L",
+    "liter": "L",
+    "metre": "m",
+    "meter": "m",
+    "second": "s",
+    "minute": "min",
+    "hour": "h",
+    "day": "d",
+    "mole": "mol",
+    "per": "/",
+    "percent": "%",
+    "celsius": "°C",
+    "degreeCelsius": "°C",
+    "to": "→",
+    "rightarrow": "→",
+    "Rightarrow": "→",
+    "implies": "→",
+    "sqrt": "√",
+    "Omega": "Ω",
+    "!": "",
+    "%": "%",
+    "quad": " ",
+    "qquad": " ",
+    ",": " ",
+    ";": " ",
+    ":": " ",
+    " ": " ",
+    "(": "",
+    ")": "",
+    "[": "",
+    "]": "",
+    "{": "",
+    "}": "",
+    "\\": " ",
+    "$": "",
+    "&": " ",
+    "_": "_",
+    "#": "#",
+}
 
 _RUN = re.compile(r"\d+(?:[.,]\d+|'\d{3}(?!\d))*|\.\d+")
 _SPACED_GROUPS = re.compile(r"\d{1,3}(?: \d{3})+(?!\d)(?:[.,]\d+)?(?![.,']?\d)")
@@ -220,13 +278,37 @@ def _powered(value: float, power: re.Match[str], text: str) -> Literal | None:
 
 
 _ONES = {
-    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
-    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
-    "seventeen": 17, "eighteen": 18, "nineteen": 19,
-}  # fmt: skip
+    "zero": 0,
+    "one": 1,
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "eleven": 11,
+    "twelve": 12,
+    "thirteen": 13,
+    "fourteen": 14,
+    "fifteen": 15,
+    "sixteen": 16,
+    "seventeen": 17,
+    "eighteen": 18,
+    "nineteen": 19,
+}
 _TENS = {
-    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
-}  # fmt: skip
+    "twenty": 20,
+    "thirty": 30,
+    "forty": 40,
+    "fifty": 50,
+    "sixty": 60,
+    "seventy": 70,
+    "eighty": 80,
+    "ninety": 90,
+}
 _WORDS = "|".join([*_TENS, *sorted(_ONES, key=len, reverse=True)])
 _WORD_RUN = re.compile(
     rf"\b(?:{_WORDS})(?:(?:[ -]|(?<=hundred) and )(?:{_WORDS}|hundred|thousand))*\b",

@@ -16,10 +16,9 @@ from rewards.reading import read
 from rewards.symbolic import parse
 from rewards.units import ONE, Unit, convert, parse_unit
 
-KINDS = (
-    "scalar", "range", "interval", "inequality", "pair", "ratio", "score", "date", "duration", "temperature",
-    "temperature_delta", "symbolic",
-)  # fmt: skip
+KINDS = tuple(
+    "scalar range interval inequality pair ratio score date duration temperature temperature_delta symbolic".split()
+)
 UNIT_POLICIES = ("require", "assume_if_missing", "ignore")
 DEFAULT_TOLERANCE = {"rel": 0.01}
 EXACT_KINDS = ("inequality", "ratio", "score", "date")

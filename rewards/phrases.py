@@ -72,7 +72,8 @@ _STRONG = re.compile(r"\s*[.):,;\-–—=>→|/]+\s*")
 _PLAIN_END = re.compile(r"[\s.,;:!)\]}>*\"'”’」。、]*")
 _NUMBER = re.compile(r"[-−–+<>≤≥=~.]{0,3}\d")
 _CONFIDENCE_END = re.compile(
-    r"\s*[(\[,]\s?(?:(?:with|very|high|medium|low|my|is) ){0,2}(?:confidence|certainty|probability)?(?: (?:is|of))?\s?:?\s?"
+    r"\s*[(\[,]\s?(?:(?:with|very|high|medium|low|my|is) ){0,2}(?:confidence|certainty|probability)?(?: (?:is"
+    r"|of))?\s?:?\s?"
     r"(?:high|medium|low|\d(?:[\d.]{0,4})\s?%?)?(?:\s?(?:confidence|certainty|sure|certain|confident))?[\s)\].!]+",
     re.IGNORECASE,
 )
@@ -100,7 +101,8 @@ _LONG_CLAUSE = 6  # words
 class _Named(NamedTuple):
     """A letter or an option's text at the beginning of a phrase, and the rest of the phrase behind it.
 
-    raw: the letter as written, "" for a text. closed: a bracket closed behind it, so it cannot be an article or a pronoun.
+    raw: the letter as written, "" for a text. closed: a bracket closed behind it, so it cannot be an article or a
+    pronoun.
     """
 
     letter: str
@@ -153,7 +155,8 @@ class Phrases:
         return conflict("an alternative is left open", offered.parsed) if offered.value else offered
 
     def _read(self, text: str, depth: int) -> Reading:
-        """Take leading words off ("the answer is probably option"); the whole phrase may be the choice at every point."""
+        """Take leading words off ("the answer is probably option"); the whole phrase may be the choice at every
+        point."""
         for form in without_leads(text, self._text_end):
             whole = self._whole(form if form is text else strip_quotes(form))
             if whole is not None:

@@ -29,7 +29,8 @@ _OF_A_PLACE = re.compile(r"\b(?:in|on|of|at|within)\b", re.IGNORECASE)
 # Where the speaker looks, which both sides may leave out: "in this image", "based on the scan".
 _ON_THE_IMAGE = re.compile(
     r",?\s*\b(?:based on|according to|in|on|from|within|of) (?:this|the|these|that|your|given) (?:[\w-]+ ){0,3}?"
-    r"(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|pictures?|stud(?:y|ies)|ct|mri|views?|slices?|patient(?!['’]))\b,?",
+    r"(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|pictures?|stud(?:y|ies)|ct|mri|views?|slices?"
+    r"|patient(?!['’]))\b,?",
     re.IGNORECASE,
 )
 _PICTURE = re.compile(
@@ -37,8 +38,10 @@ _PICTURE = re.compile(
 )
 # "This chest X-ray" before what it shows.
 _PICTURE_SHOWS = re.compile(
-    r"^(?:(?:the|this|that|an?|your) )?((?:[\w-]+ ){0,3}?)(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|ct|mri|ultrasound|sonogram)"
-    r"(?: (?:scan|image|above|below|provided|given))?(?= (?:do|show|demonstrat|reveal|depict|display|illustrat|exhibit|indicat|confirm|contain|ha[sd]|is|was))",
+    r"^(?:(?:the|this|that|an?|your) )?((?:[\w-]+ ){0,3}?)(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|ct"
+    r"|mri|ultrasound|sonogram)"
+    r"(?: (?:scan|image|above|below|provided|given))?(?= (?:do|show|demonstrat|reveal|depict|display|illustrat|exhibit"
+    r"|indicat|confirm|contain|ha[sd]|is|was))",
     re.IGNORECASE,
 )
 _SPELT_OUT = (
@@ -55,7 +58,8 @@ _SPELT_OUT = (
 )
 _ANSWER_WORD = re.compile(r"^\W*(?:yes|no)\s*,\s+", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"\s*(?:[;:]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b|,?\s*\b(?:but|however|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
+    r"\s*(?:[;:]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b|,?\s*\b(?:but|however"
+    r"|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
     re.IGNORECASE,
 )
 _JOIN = re.compile(r",\s+(?:and\s+)?|\s+and\s+", re.IGNORECASE)
@@ -91,8 +95,8 @@ def is_neutral(word: str) -> bool:
 class Question:
     """words: the words a sentence may share with the question. asked: those of a yes or no question in order, without
     neutral ones; () where it is no such question, or not known. head: those before a preposition. orders: the orders in
-    which a sentence may say them ("fracture of the clavicle", "clavicle fracture"). exists: it asks whether something is
-    there, so that a narrower thing is a yes. by_do: it asks with "does", so that an answer may have any verb ("The
+    which a sentence may say them ("fracture of the clavicle", "clavicle fracture"). exists: it asks whether something
+    is there, so that a narrower thing is a yes. by_do: it asks with "does", so that an answer may have any verb ("The
     lesion enhances."). roots: from the root of an asked word to the word. plain: from the word without "ab" or "un".
     unsure: words that leave a sentence open.
     """
@@ -165,7 +169,8 @@ class Question:
         return all(self._narrows(said, at) for at in range(last)) and _may_end(said[last + 1 :])
 
     def _narrows(self, said: Sequence[str], at: int) -> bool:
-        """Whether a word among those that are asked is neutral, one of them, a degree, or describes the next of them."""
+        """Whether a word among those that are asked is neutral, one of them, a degree, or describes the next of
+        them."""
         word = said[at]
         if word in self.asked or is_neutral(word) or _is_degree(word):
             return True

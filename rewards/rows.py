@@ -23,32 +23,11 @@ TOLERANCES = ("rel", "abs", "lower", "upper", "exact")
 # What other projects call the fields of a row.
 OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("qid", "question_id", "uid", "index", "idx"),
-    "images": (
-        "image",
-        "img",
-        "imgs",
-        "image_path",
-        "image_paths",
-        "img_path",
-        "image_name",
-        "image_file",
-        "file_name",
-    ),
+    "images": tuple("image img imgs image_path image_paths img_path image_name image_file file_name".split()),
     "question": ("prompt", "query", "problem", "instruction", "input", "text"),
     "messages": ("conversations", "conversation", "dialogue", "dialog", "turns"),
     "options": ("choices", "choice", "candidates"),
-    "answer": (
-        "label",
-        "labels",
-        "gold",
-        "target",
-        "solution",
-        "ground_truth",
-        "gt_answer",
-        "gt",
-        "response",
-        "output",
-    ),
+    "answer": tuple("label labels gold target solution ground_truth gt_answer gt response output".split()),
     "kind": ("type", "question_type", "answer_type", "task"),
     "unit": ("units",),
     "tolerance": ("tol", "margin"),
@@ -67,9 +46,9 @@ class RowError(ValueError):
 class Row:
     """A usable row. images: as the row has them. options: without letters. gold: as rewards get it. kind: its name.
 
-    meta: the row's meta, with `unit` and `tolerance`. `gold` is a letter for option rows ("A,C" with `meta.multi`), "yes"
-    or "no" for yesno rows, the answer as given for the others. turns: the conversation, {"role", "content"} each, content
-    a list of text and image parts; question: the text of its last turn.
+    meta: the row's meta, with `unit` and `tolerance`. `gold` is a letter for option rows ("A,C" with `meta.multi`),
+    "yes" or "no" for yesno rows, the answer as given for the others. turns: the conversation, {"role", "content"} each,
+    content a list of text and image parts; question: the text of its last turn.
     """
 
     id: str
@@ -84,9 +63,7 @@ class Row:
     @property
     def sample(self) -> RewardInput:
         """What a reward sees of it before there is a completion."""
-        return RewardInput(
-            "", self.gold, self.options, self.question, self.images, kind=self.kind, meta=self.meta
-        )  # fmt: skip
+        return RewardInput("", self.gold, self.options, self.question, self.images, kind=self.kind, meta=self.meta)
 
 
 def read_row(row: Mapping[str, Any], check: LabelCheck | None = None) -> Row:
@@ -122,10 +99,10 @@ def read_row(row: Mapping[str, Any], check: LabelCheck | None = None) -> Row:
 def _turns(row: Mapping[str, Any], images: int) -> tuple[Mapping[str, Any], ...]:
     """The turns of a row's question or messages, each content a list of parts.
 
-    `messages` is a list of {"role", "content"}: at most one system turn, which comes first, then user and assistant turns
-    by turns, the last of them the user's. Content is a text, or a list of {"type": "text", "text": ...} and
-    {"type": "image"}, the images in the order of the row's `images`. Images that no turn places come before the text
-    of the last turn, where a `question` has them.
+    `messages` is a list of {"role", "content"}: at most one system turn, which comes first, then user and assistant
+    turns by turns, the last of them the user's. Content is a text, or a list of {"type": "text", "text": ...} and
+    {"type": "image"}, the images in the order of the row's `images`. Images that no turn places come before the text of
+    the last turn, where a `question` has them.
     """
     if "question" in row and "messages" in row:
         raise RowError("a row has either a question or messages, this one has both")
@@ -142,7 +119,8 @@ def _turns(row: Mapping[str, Any], images: int) -> tuple[Mapping[str, Any], ...]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
     if spoken != ["user", "assistant"] * (len(spoken) // 2) + ["user"]:
         raise RowError(
-            f"messages are an optional system turn, then user and assistant by turns, ending with user; got {', '.join(roles)}"
+            f"messages are an optional system turn, then user and assistant by turns, ending with user; got "
+            f"{', '.join(roles)}"
         )
     placed = sum(part["type"] == "image" for m in messages for part in m["content"])
     last = messages[-1]["content"]
@@ -186,8 +164,8 @@ def _part(part: Any, where: str) -> dict[str, Any]:
 
 
 def _check_image(image: Any) -> None:
-    """A path, encoded bytes, a PIL image, the {"bytes", "path"} of a Hugging Face image column, or the {"volume": path, ...}
-    of slices; not what it holds.
+    """A path, encoded bytes, a PIL image, the {"bytes", "path"} of a Hugging Face image column, or the {"volume": path,
+    ...} of slices; not what it holds.
     """
     held = (
         next(filter(None, map(image.get, ("bytes", "path", "volume"))), None) if isinstance(image, Mapping) else image
@@ -330,6 +308,7 @@ def _check_letters(options: tuple[str, ...], answer: Any) -> None:
         named = letter.strip(" ().:").upper() if isinstance(letter, str) else ""
         if named in LETTERS and named in own and own.index(named) != LETTERS.index(named):
             raise RowError(
-                f"answer {letter!r} is the option at that place or {options[own.index(named)]!r}, whose own letter it is: "
+                f"answer {letter!r} is the option at that place or {options[own.index(named)]!r}, whose own letter it "
+                f"is: "
                 "write the options without letters, or the answer as a text"
             )

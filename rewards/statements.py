@@ -198,7 +198,8 @@ def _after_soft_cue(plain: str, cue: re.Match[str], phrases: Phrases) -> Iterato
 
 
 _COUNTERFACTUAL = re.compile(
-    r"would be (?:\w+ ){0,3}?(?:correct|right|answer|choice|option) (?:in|if|for|with|when|only|had|were)\b(?! (?:this|the|our)\b)",
+    r"would be (?:\w+ ){0,3}?(?:correct|right|answer|choice|option) (?:in|if|for|with|when|only|had|were)\b(?! (?:this"
+    r"|the|our)\b)",
     re.IGNORECASE,
 )
 

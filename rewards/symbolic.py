@@ -32,9 +32,19 @@ MEMORY_MB = 1024
 Tree = tuple[Any, ...]
 
 _FUNCTIONS: dict[str, Callable[[float], float]] = {
-    "sqrt": math.sqrt, "exp": math.exp, "ln": math.log, "log": math.log10, "log10": math.log10, "log2": math.log2,
-    "sin": math.sin, "cos": math.cos, "tan": math.tan, "arcsin": math.asin, "arccos": math.acos, "arctan": math.atan,
-}  # fmt: skip
+    "sqrt": math.sqrt,
+    "exp": math.exp,
+    "ln": math.log,
+    "log": math.log10,
+    "log10": math.log10,
+    "log2": math.log2,
+    "sin": math.sin,
+    "cos": math.cos,
+    "tan": math.tan,
+    "arcsin": math.asin,
+    "arccos": math.acos,
+    "arctan": math.atan,
+}
 _CONSTANTS = {"pi": math.pi, "e": math.e}
 _ALIASES = {"π": "pi", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log10"}
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹⁺⁻]+")

@@ -41,7 +41,8 @@ _NUMBER = re.compile(r"\s*(?:\d|[A-Z]\b)")  # "No. 5", "No. C"
 # After a label: another label that begins a sentence of its own ("B. Option C describes ...", "B. A (fracture) ...").
 _NEXT_SUBJECT = re.compile(
     r"\s+(?:(?:Option|Choice|Answer)s? \(?[A-Z]\b|[A-Z] \(|[B-HJ-Z] (?!and\b|or\b)[a-z]"
-    r"|[AI] (?:is|was|would|will|can|could|does|did|has|should|may|might|cannot)\b|Let me know\b|(?:Actually|Wait|Hmm+)\b)"
+    r"|[AI] (?:is|was|would|will|can|could|does|did|has|should|may|might|cannot)\b|Let me know\b|(?:Actually|Wait"
+    r"|Hmm+)\b)"
 )
 ARTICLE = re.compile(r"(?:a|(?i:an|the)|A(?! [A-Z][a-z])) +")
 

@@ -34,7 +34,8 @@ class Token:
 
 _AT_LEAST = (
     r"at least|(?:no|not) (?:less|fewer|lower|younger|smaller|shorter) than|not (?:under|below)"
-    r"|equal to or (?:greater|more|higher|above)(?: than)?|(?:greater|more|higher|larger|older|longer) than or equal(?: to)?|(?:a )?min(?:imum)?(?: of|(?= \d))"
+    r"|equal to or (?:greater|more|higher|above)(?: than)?|(?:greater|more|higher|larger|older"
+    r"|longer) than or equal(?: to)?|(?:a )?min(?:imum)?(?: of|(?= \d))"
 )
 _AT_MOST = (
     r"at most|(?:no|not) (?:more|greater|higher|older|larger|longer) than|not (?:over|above|exceeding|to exceed|exceed)"
@@ -58,8 +59,10 @@ _PREMISE = r"based|given|using|for|with|assuming|because|since|from|calculated|i
 _PHRASE = re.compile(
     rf"(?P<ge>{_AT_LEAST})|(?P<le>{_AT_MOST})|(?P<gt>{_ABOVE})|(?P<lt>{_BELOW})"
     rf"|(?P<more>{_AFTER_MORE})|(?P<less>{_AFTER_LESS})"
-    rf"|(?P<call>{_CALCULATION})|(?P<not>{_NEGATIVE})|(?P<reset>but|instead|(?<=[,;] )(?:it's|it is|rather(?! than)))|(?P<wrong>incorrect|wrong|false)|(?P<between>between)|(?P<to>to|through"
-    r"|until)|(?P<of>out of(?: a| the)?(?: (?:possible|maximum|total)){0,2}(?: of)?|of)|(?P<and>and)|(?P<minus>minus|negative)|(?P<plus>plus)"
+    rf"|(?P<call>{_CALCULATION})|(?P<not>{_NEGATIVE})|(?P<reset>but|instead|(?<=[,;] )(?:it's|it is|rather(?! than)))"
+    rf"|(?P<wrong>incorrect|wrong|false)|(?P<between>between)|(?P<to>to|through"
+    r"|until)|(?P<of>out of(?: a| the)?(?: (?:possible|maximum|total)){0,2}(?: of)?|of)|(?P<and>and)|(?P<minus>minus"
+    r"|negative)|(?P<plus>plus)"
     rf"|(?P<so>so|therefore|thus|hence|giving)|(?P<is>is|are|was|equals)|(?P<lead>{_PREMISE})",
     re.I,
 )

@@ -43,7 +43,8 @@ _PER = re.compile(r"\s?/\s?|\s?\bper\s(?!cent|mil(?:le)?s?\b)(?:each\s)?", re.I)
 _PRODUCT = re.compile(r"\s?[·⋅∙•*×]\s?(?=[^\W\d_]|[°(]|1[.,]73)|\.(?=[^\W\d_])|-(?=[^\W\d_])")
 _SPACED = re.compile(r"\s(?=[^\W\d_]{1,5}\s?\^?\s?\(?-\d)")
 _EXPONENT = re.compile(
-    r"\s?(?:\^|\*\*)\s?\(?([+-]?\d)\)?(?![\d.]\d|\w)|([2-6])(?![\w.]\w|\w)|(-[1235])(?![\w.]\w|\w)|(\ssquared)\b|(\scubed)\b"
+    r"\s?(?:\^|\*\*)\s?\(?([+-]?\d)\)?(?![\d.]\d|\w)|([2-6])(?![\w.]\w|\w)|(-[1235])(?![\w.]\w|\w)|(\ssquared)\b"
+    r"|(\scubed)\b"
 )
 _POWER_WORD = re.compile(r"(sq(?:uare)?\.?|cubic|cu\.?)\s(?=\w)", re.I)
 _SURFACE = r"1[.,]73\s?_?(?:m\s?\^?\s?2|m\*\*2|sq(?:uare)?\.?\s?m(?:et(?:er|re)s?)?)"

@@ -14,7 +14,8 @@ from rewards.text import normalise, text_key
 
 # "a" is a letter of a name at its end and behind words such as "hepatitis"; "A" is one anywhere but at the start.
 _ARTICLE = re.compile(
-    r"(?:^(?:a|an|the)|(?<!\w)(?-i:an|the|a)(?<!\bvitamin a)(?<!\bhepatitis a)(?<!\binfluenza a)(?<!\bgroup a)(?<!\btype a)"
+    r"(?:^(?:a|an|the)|(?<!\w)(?-i:an|the"
+    r"|a)(?<!\bvitamin a)(?<!\bhepatitis a)(?<!\binfluenza a)(?<!\bgroup a)(?<!\btype a)"
     r"(?<!\bblood a)(?<!\bstage a)(?<!\bgrade a)(?<!\bclass a)(?<!\bprotein a))(?=\s+\w)\s+",
     re.IGNORECASE,
 )

@@ -36,7 +36,8 @@ class Words:
         option = alternatives("option_words", "option_marks")
         self.lead = Folded(
             rf"\s*(?:(?:{alternatives('leads', 'lead_marks')}|{alternatives('text_cues')})[\s:,]*"
-            rf"|(?:(?<!\w)(?:a|o|la|el|le|die|der|the|na|l['’])\s*)?{option}(?:\s?(?:is|no\.?|number|ist|est|es|é|è|là|adalah|ni)(?!\w))?\s*[:=]?\s*)"
+            rf"|(?:(?<!\w)(?:a|o|la|el|le|die|der|the|na|l['’])\s*)?{option}(?:\s?(?:is|no\.?|number|ist|est|es|é|è|là"
+            rf"|adalah|ni)(?!\w))?\s*[:=]?\s*)"
         )
         self.describing = Folded(rf"\s*{alternatives('describing')}")
         self.option_word = Folded(rf"\s+{option}")

@@ -41,7 +41,8 @@ _AHEAD = 120  # characters before an answer word
 # goes on with a subject: "no" before a noun is a determiner.
 _TOKEN = re.compile(r"[^\s.,;:!?()\[\]{}\"'*<>/|。、，؛،।=→—–-]+")
 _BEFORE = re.compile(
-    r"(?:^|[.;:!?,\n(>→—–/]|\s-|(?:\b(?:and|or|but|is|are|be|say|answer|so|thus|therefore|hence|definitely|probably|clearly|likely)|['’]s)"
+    r"(?:^|[.;:!?,\n(>→—–/]|\s-|(?:\b(?:and|or|but|is|are|be|say|answer|so|thus|therefore|hence|definitely|probably"
+    r"|clearly|likely)|['’]s)"
     r"(?: a(?: clear| definite)?)?)[\s\"'*]*$",
     re.IGNORECASE,
 )

@@ -38,11 +38,9 @@ def functions():
 
 def branched(most):
     """The functions over a complexity, by file and name."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "C901", "--output-format", "json"]
-        + ["--config", f"lint.mccabe.max-complexity={most}", "lingshu_rl", "rewards"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    command = "-m ruff check --isolated --select C901 --output-format json lingshu_rl rewards --config".split()
+    limit = f"lint.mccabe.max-complexity={most}"
+    done = subprocess.run([sys.executable, *command, limit], cwd=ROOT, capture_output=True, text=True)
     found = json.loads(done.stdout)
     return {f"{name(Path(one['filename']))} {one['message'].split('`')[1]}" for one in found}
 

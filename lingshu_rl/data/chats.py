@@ -1,4 +1,5 @@
-"""Conversations and images by their form: LLaVA's, ShareGPT's, OpenAI's and TRL's turns as questions or messages of rows."""
+"""Conversations and images by their form: LLaVA's, ShareGPT's, OpenAI's and TRL's turns as questions or messages of
+rows."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from lingshu_rl.data.rows import RowError
 from lingshu_rl.volumes import is_volume
 from rewards.rows import plain
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}  # fmt: skip
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "system": "system",
+}
 _PLACE = re.compile(r"\s*(?:<image>|<image_\d+>|<\|image_\d+\|>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>)\s*")
 
 
@@ -105,7 +114,8 @@ def _question_of(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def placed(question: str, images: int) -> dict[str, Any]:
-    """A question without placeholders where they stand in front, as a turn with its images in place where they do not."""
+    """A question without placeholders where they stand in front, as a turn with its images in place where they do
+    not."""
     parts = _parts(question, [], own=False)
     if sum(part["type"] == "image" for part in parts) not in (0, images) or not parts:
         return {"question": question}
@@ -116,8 +126,8 @@ def placed(question: str, images: int) -> dict[str, Any]:
 
 
 def images_of(value: Any) -> list[Any]:
-    """A list of paths, bytes and volumes from a path, bytes, base64, {bytes, path}, {volume, ...}, {placeholder: path}, or
-    lists of these.
+    """A list of paths, bytes and volumes from a path, bytes, base64, {bytes, path}, {volume, ...}, {placeholder: path},
+    or lists of these.
     """
     value = plain(value)
     if isinstance(value, str):

@@ -1,4 +1,5 @@
-"""Columns of other people's records: paths into them, what a mapping makes of their values, and which records are meant."""
+"""Columns of other people's records: paths into them, what a mapping makes of their values, and which records are
+meant."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def is_missing(value: Any) -> bool:
 
 
 def at_path(value: Any, path: str) -> Any:
-    """What stands at "column", "column.key.0" or "column.*.key" (all of a list), or None. JSON in a cell is looked into."""
+    """What stands at "column", "column.key.0" or "column.*.key" (all of a list), or None. JSON in a cell is looked
+    into."""
     if isinstance(value, dict) and path in value:
         return value[path]
     head, _, rest = path.partition(".")
@@ -61,7 +63,8 @@ _HOLE = re.compile(r"\{([^{}]+)\}")
 
 def expression(given: Any, key: str) -> Expression:
     """What `map` says of a field: a path, paths between "|" of which the first that has something counts, a text with
-    {path} in it, a list of those (their values together), or {from: one of these, as, else, base, split, names}: see `changed`.
+    {path} in it, a list of those (their values together), or {from: one of these, as, else, base, split, names}: see
+    `changed`.
     """
     if isinstance(given, str) and given.strip():
         return _first([_one(part.strip()) for part in given.split("|")])
@@ -72,7 +75,8 @@ def expression(given: Any, key: str) -> Expression:
             raise MappingError(f"{key}: unknown {min(unknown)!r}; beside `from` stand {', '.join(CHANGES[1:])}")
         return _changed(expression(given["from"], key), given)
     raise MappingError(
-        f"{key}: {given!r} is neither a column, a list of columns, nor {{from: column, ...}}; constants belong under values"
+        f"{key}: {given!r} is neither a column, a list of columns, nor {{from: column, ...}}; constants belong under "
+        f"values"
     )
 
 
@@ -111,7 +115,8 @@ def _together(parts: Sequence[Expression]) -> Expression:
 
 
 def _changed(source: Expression, change: Mapping[str, Any]) -> Expression:
-    """as: what a value stands for, by the value; else: what any other does. split: the text's parts between these. base: from where an index counts.
+    """as: what a value stands for, by the value; else: what any other does. split: the text's parts between these.
+    base: from where an index counts.
 
     names: true for {name: truth} columns, of which the true ones' names are meant.
     """

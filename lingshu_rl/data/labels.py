@@ -35,7 +35,8 @@ def labelled(row: dict[str, Any], base: int | None) -> dict[str, Any]:
         )
     elif "kind" not in row and isinstance(answer, str) and re.fullmatch(r"[A-H]", answer):
         raise RowError(
-            f"answer {answer!r} looks like the letter of an option, but the row has none: map.options says where they are, "
+            f"answer {answer!r} looks like the letter of an option, but the row has none: map.options says where they "
+            f"are, "
             "for example options: [A, B, C, D]; or give the kind under values"
         )
     if isinstance(answer, int | float) and not isinstance(answer, bool) and kind != "numeric":
@@ -108,7 +109,8 @@ def _by_letters(options: Any) -> bool:
 def at_own_letters(options: list[str], answer: Any) -> tuple[list[str], Any]:
     """Options whose texts are letters ("which of the marked is it?") at those letters, the answer with them.
 
-    In {"A": "D", "D": "B"} a reply "D" is one option's letter and another's text; where both are one, there is no doubt.
+    In {"A": "D", "D": "B"} a reply "D" is one option's letter and another's text; where both are one, there is no
+    doubt.
     """
     letters = LETTERS[: len(options)]
     own = {text: place for place, text in enumerate(options) if len(text) == 1 and text in letters}
@@ -176,7 +178,8 @@ _ASKS = re.compile(r"\s*(?:answer\s+)?(?:choices|options|选项)\s*[:：]?\s*$",
 def inline_options(question: str) -> tuple[str, list[str]]:
     """A question and the options written into its text ("Which? A) x, B) y"); no options where there are no such marks.
 
-    What stands on lines after the last option tells how to answer, and is left out: the run's own instruction does that.
+    What stands on lines after the last option tells how to answer, and is left out: the run's own instruction does
+    that.
     """
     marks = list(_STARTS.finditer(question))
     for first in (n for n in reversed(range(len(marks))) if marks[n][1] == "A"):

@@ -146,7 +146,8 @@ class Loaded:
 
 
 class Measure(Protocol):
-    """Which prompts are too long, asked batch by batch: `lingshu_rl.model.lengths.Lengths`. advice: what to do about them."""
+    """Which prompts are too long, asked batch by batch: `lingshu_rl.model.lengths.Lengths`. advice: what to do about
+    them."""
 
     advice: str
 
@@ -180,12 +181,13 @@ def load(
 ) -> Loaded:
     """Prompts of a source, of several, or of rows in memory; see `sources.Source` for what a source may be.
 
-    base_dir: where relative image paths start, by default the file's folder. instruction: see `rows.instruction_text`. system: see `rows.row_to_prompt`.
+    base_dir: where relative image paths start, by default the file's folder. instruction: see `rows.instruction_text`.
+    system: see `rows.row_to_prompt`.
     fault: why the model cannot be asked a prompt, or None (`PromptEncoder.fault`). check: the `check_gold` of the
-    reward that will judge, by default that of each row's kind. budget: see `Picture`. lengths: what finds prompts that are too long; they are
-    refused like other rows, or left out with drop_long. Every row is checked, and every image's header; up to
-    DECODED_AT_LOAD images are decoded as well.
-    Raises DataError with up to 20 bad rows and their total; with `skip_bad_rows` they are logged and returned instead.
+    reward that will judge, by default that of each row's kind. budget: see `Picture`. lengths: what finds prompts that
+    are too long; they are refused like other rows, or left out with drop_long. Every row is checked, and every image's
+    header; up to DECODED_AT_LOAD images are decoded as well. Raises DataError with up to 20 bad rows and their total;
+    with `skip_bad_rows` they are logged and returned instead.
     """
     name, sources, rows = _open(source, base_dir)
     make = partial(row_to_prompt, base_dir=base_dir, instruction=instruction, system=system, check=check, budget=budget)
@@ -206,7 +208,8 @@ def load(
 
 @dataclass(frozen=True)
 class Checked:
-    """What one reading of all rows found. ids: the usable ones' numbers. bad, long: refused rows and too long ones, by number."""
+    """What one reading of all rows found. ids: the usable ones' numbers. bad, long: refused rows and too long ones, by
+    number."""
 
     ids: Mapping[str, int]
     total: int

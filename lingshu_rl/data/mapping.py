@@ -1,7 +1,7 @@
 """Records of other people's layouts as data rows: one language for every file that holds questions.
 
-A layout says which column (or path into one) holds which field of a row (`columns`); what a value then means is read by its
-form, the same for every layout: `labels` for options and answers, `chats` for conversations and images.
+A layout says which column (or path into one) holds which field of a row (`columns`); what a value then means is read by
+its form, the same for every layout: `labels` for options and answers, `chats` for conversations and images.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ IMAGE_ENDINGS = ("", ".jpg", ".png", ".jpeg")
 class Layout:
     """How records become rows.
 
-    map: a row's field ("question", "meta.modality") -> what holds it, see `expression`. A field that it does not name is
-    taken from the column of that name. values: field -> constant, where the record has nothing. where: see `condition`.
+    map: a row's field ("question", "meta.modality") -> what holds it, see `expression`. A field that it does not name
+    is taken from the column of that name. values: field -> constant, where the record has nothing. where: see
+    `condition`.
     each: paths of lists, a row for each of their items (several lists go side by side). turns: of a conversation, a row
     for `each` answer in it or for the `last`.
     """
@@ -48,7 +49,8 @@ class Layout:
             for name in names:
                 if name not in FIELDS and not str(name).startswith(GROUPS):
                     raise MappingError(
-                        f"{key}: {name!r} is no field of a row{hint(str(name), FIELDS)}; fields are {', '.join(FIELDS)} and meta.NAME"
+                        f"{key}: {name!r} is no field of a row{hint(str(name), FIELDS)}; fields are "
+                        f"{', '.join(FIELDS)} and meta.NAME"
                     )
         if self.turns not in TURNS:
             raise MappingError(f"turns: {self.turns!r} is not one of {', '.join(TURNS)}")
@@ -178,7 +180,9 @@ class ImageFinder:
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        self.places = [(folder / inner, ending) for folder in folders for inner in IMAGE_FOLDERS for ending in IMAGE_ENDINGS]  # fmt: skip
+        self.places = [
+            (folder / inner, ending) for folder in folders for inner in IMAGE_FOLDERS for ending in IMAGE_ENDINGS
+        ]
         self.first = folders[0] if folders else Path()
 
     def __call__(self, name: str) -> str:

@@ -1,7 +1,7 @@
 """Sources of rows: what `data.train`, a stage's data or a look names, opened as rows that lie where they are.
 
-A source is a text (`demo:train`, a file, a folder, a pattern of files, a Hub id, each with :SPLIT) or a mapping with `path`
-and how its records become rows. Several make a mixture.
+A source is a text (`demo:train`, a file, a folder, a pattern of files, a Hub id, each with :SPLIT) or a mapping with
+`path` and how its records become rows. Several make a mixture.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ PRESETS_FILE = Path(__file__).with_name("presets.yaml")
 # How a file is read is said by its ending; of a folder's files those of the first of these are its records.
 DATA_ENDINGS = (".parquet", ".tar", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".txt")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-FORMS = "demo:train, a .jsonl, .json, .parquet, .csv, .tsv, .txt or .tar file (also packed as .gz), a folder of them or one made by save_to_disk, or a Hub id such as org/name:train"  # fmt: skip
+FORMS = (
+    "demo:train, a .jsonl, .json, .parquet, .csv, .tsv, .txt or .tar file (also packed as .gz), a folder of them or "
+    "one made by save_to_disk, or a Hub id such as org/name:train"
+)
 
 
 Check = Callable[[int, int], None]
@@ -111,7 +114,8 @@ class Source(Reading):
 
 @dataclass(frozen=True)
 class Preset:
-    """about: whose layout it is. signs: columns by which a file of it is known. columns, delimiter: of a table without a header."""
+    """about: whose layout it is. signs: columns by which a file of it is known. columns, delimiter: of a table without
+    a header."""
 
     about: str
     signs: Sequence[str]
@@ -366,7 +370,8 @@ def check_mapping(source: Reading, mapper: Mapper, records: int, rows: int) -> N
     absent = [name for name in _dotted(source.map) if name not in mapper.seen]
     if rows and absent:
         raise SourceError(
-            f"{source.path}: map.{absent[0]}: {_dotted(source.map)[absent[0]]!r} stands in no record; `lingshu-rl data look` shows "
+            f"{source.path}: map.{absent[0]}: {_dotted(source.map)[absent[0]]!r} stands in no record; `lingshu-rl data "
+            f"look` shows "
             "the columns that there are"
         )
 
@@ -375,7 +380,8 @@ def check_mapping(source: Reading, mapper: Mapper, records: int, rows: int) -> N
 
 
 def open_records(source: Reading) -> tuple[Rows, list[Path]]:
-    """A source's records as the publisher has them, and the folders its images' names may start from. Raises SourceError."""
+    """A source's records as the publisher has them, and the folders its images' names may start from. Raises
+    SourceError."""
     try:
         if source.path.startswith("demo:"):
             return _demo(source.path)
@@ -439,7 +445,8 @@ def _chain(files: Sequence[Path], source: Reading, root: Path) -> Rows:
 
 
 def _folder(path: Path, source: Reading) -> tuple[Rows, list[Path]]:
-    """What a folder holds: a saved data set, an image folder with its table, files of one split, or pictures by class."""
+    """What a folder holds: a saved data set, an image folder with its table, files of one split, or pictures by
+    class."""
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return _saved(path, source), [path]
     inner = path / source.split if source.split and (path / source.split).is_dir() else path

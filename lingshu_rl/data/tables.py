@@ -1,6 +1,7 @@
 """Records where they lie: each source can be read through once and asked for a single record later, by its number.
 
-Text that has no lines to jump to (JSON arrays, tables, what is packed) is laid out as JSON lines in a temporary file first.
+Text that has no lines to jump to (JSON arrays, tables, what is packed) is laid out as JSON lines in a temporary file
+first.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class UnreadableSource(ValueError):
 
 
 class Rows(Protocol):
-    """Numbers count from 1. Iterating gives them with what stands there: a record, or the RowError of an unreadable one."""
+    """Numbers count from 1. Iterating gives them with what stands there: a record, or the RowError of an unreadable
+    one."""
 
     def __iter__(self) -> Iterator[tuple[int, Any]]: ...
 

@@ -2,8 +2,9 @@
 
     python -m lingshu_rl.demo.base --out DIR
 
-DIR/model          the embedded policy before any question was answered (`policy.build_base`): what stands in for a download
-DIR/texts.jsonl    the training questions without their images, for a first text-only stage: how questions are answered
+DIR/model          the embedded policy before any question was answered (`policy.build_base`): what stands in for a
+download DIR/texts.jsonl    the training questions without their images, for a first text-only stage: how questions are
+answered
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def slices(rng: np.random.Generator, counts: Mapping[str, int] = COUNTS) -> Iter
 
 
 def draw_slice(plane: str, split: str, area_cm2: np.ndarray, origin_mm: int, rng: np.random.Generator) -> int:
-    """The number of a slice of this split with enough brain. area_cm2: brain by slice. origin_mm: where slice 0 lies."""
+    """The number of a slice of this split with enough brain. area_cm2: brain by slice. origin_mm: where slice 0
+    lies."""
     mm = np.arange(len(area_cm2)) + origin_mm
     along = np.abs(mm) if plane == "sagittal" else mm
     inside = np.any([(along >= low) & (along < high) for low, high in SLABS_MM[plane][split]], axis=0)

@@ -72,7 +72,8 @@ def apart(found: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def rows() -> dict[str, list[dict[str, Any]]]:
-    """The rows of both splits: as many impressions that state a finding as others, most of which say "no acute disease"."""
+    """The rows of both splits: as many impressions that state a finding as others, most of which say "no acute
+    disease"."""
     reward = ReportEntities()
     split: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     stating: dict[bool, list[dict[str, Any]]] = {True: [], False: []}

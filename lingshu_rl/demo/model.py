@@ -23,14 +23,8 @@ IMAGE_SIDE = 112  # pixels; 14-pixel patches merged 2 x 2 make 16 image tokens
 PATCH = 14
 MERGE = 2
 
-CONTROL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+CONTROL = tuple(
+    "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>".split()
 )
 # A word and a letter must be the same token in the question's option list (" coronal", "B") and in the answer, or
 # looking the word up in the list would need a second spelling table. So the blanks beside these tags are swallowed.
@@ -48,7 +42,8 @@ CHAT_TEMPLATE = """\
 {%- if message['content'] is string -%}{{- message['content'] -}}
 {%- else -%}
 {%- for part in message['content'] -%}
-{%- if part['type'] in ('image', 'image_url') or 'image' in part -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+{%- if part['type'] in ('image', 'image_url') or 'image' in part -%}\
+{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
 {%- elif 'text' in part -%}{{- part['text'] -}}
 {%- endif -%}
 {%- endfor -%}
@@ -114,7 +109,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalG
             "max_position_embeddings": 2048,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
             "tie_word_embeddings": True,
-            # Wider than the usual 0.02: at this width 0.02 leaves attention flat, and look-ups start to form much later.
+            # Wider than the usual 0.02: at this width 0.02 leaves attention flat, and look-ups start to form much
+            # later.
             "initializer_range": 0.08,
             "bos_token_id": None,
             "eos_token_id": token("<|im_end|>"),

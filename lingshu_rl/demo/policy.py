@@ -58,7 +58,8 @@ def rebuild(out: Path, recipe: Recipe) -> None:
 
 
 def build_base(recipe: Recipe) -> tuple[Any, Any]:
-    """(model, processor) before any question is answered: it finds options by their words and sees, but cannot speak."""
+    """(model, processor) before any question is answered: it finds options by their words and sees, but cannot
+    speak."""
     rows, folder = training_rows()
     prompts = [row_to_prompt(row, base_dir=folder, instruction="short") for row in rows]
     texts = [f"{p.text}\nuser\nassistant\n{sft_text(row)}" for p, row in zip(prompts, rows, strict=True)]

@@ -1,4 +1,5 @@
-"""How the demo's reports are scored: "Modality: MRI. Plane: axial." is a set of fields. Also an example of an own reward."""
+"""How the demo's reports are scored: "Modality: MRI. Plane: axial." is a set of fields. Also an example of an own
+reward."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Pretraining of the vision tower: every image token tells what its image shows, by a linear head for each task.
 
-Through the language model a tower of this size needs many epochs to see a shape; with the answer one linear step away it
-takes minutes. The images are further slices and crops of the training regions, never of held-out ones; the heads are
+Through the language model a tower of this size needs many epochs to see a shape; with the answer one linear step away
+it takes minutes. The images are further slices and crops of the training regions, never of held-out ones; the heads are
 thrown away.
 """
 
@@ -38,7 +38,8 @@ class Picture:
 
 
 def training_pool(draws: int, seed: int) -> list[Picture]:
-    """`draws` times as many images as the demo's training questions use; one that several questions use is there as often.
+    """`draws` times as many images as the demo's training questions use; one that several questions use is there as
+    often.
 
     Images that resemble a held-out one (images.APART_BITS) are left out. Uses all cores.
     """
@@ -81,7 +82,8 @@ def pretrain(
     batch: int = 64,
     lr: float = 1.5e-3,
 ) -> float:
-    """Train the vision tower in place, on the model's device; returns the share of right answers over the last 20 batches."""
+    """Train the vision tower in place, on the model's device; returns the share of right answers over the last 20
+    batches."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     tower, device = model.model.visual, model.device

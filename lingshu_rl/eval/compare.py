@@ -1,4 +1,5 @@
-"""Two evaluations of the same questions, benchmark by benchmark: difference, interval, test, corrected for many tests."""
+"""Two evaluations of the same questions, benchmark by benchmark: difference, interval, test, corrected for many
+tests."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ FLIPS = 10_000
 # What makes two scores of one benchmark two different measurements.
 SAME = ("data_hash", "prompt_hash", "images", "max_tokens", "temperature")
 LEGEND = (
-    "Difference in points, second minus first, over the questions that both answered; interval: paired bootstrap over images. "
+    "Difference in points, second minus first, over the questions that both answered; interval: paired bootstrap over "
+    "images. "
     "p: exact McNemar test, or a sign-flip test over whole images where questions share one or scores are not right or "
     "wrong; in brackets corrected by Holm's method for all benchmarks of the table."
 )
@@ -34,7 +36,12 @@ def compare(one: Path, two: Path) -> dict[str, Any]:
     shared = [name for name in first if name in second]
     if not shared:
         raise EvalError(f"{one} ({', '.join(first)}) and {two} ({', '.join(second)}) share no benchmark")
-    warnings = [f"{name} is only in {where}" for found, other, where in ((first, second, one), (second, first, two)) for name in found if name not in other]  # fmt: skip
+    warnings = [
+        f"{name} is only in {where}"
+        for found, other, where in ((first, second, one), (second, first, two))
+        for name in found
+        if name not in other
+    ]
     results = {}
     for name in shared:
         results[name] = compare_rows(first[name], second[name])
@@ -112,7 +119,8 @@ def read_run(path: Path) -> dict[str, list[Row]]:
         found = {"held_out": _rows(path / "eval" / "after.jsonl")}
     if not found:
         raise EvalError(
-            f"{path} holds no finished evaluation (no BENCHMARK/results.jsonl, no eval/after.jsonl); give the --out folder "
+            f"{path} holds no finished evaluation (no BENCHMARK/results.jsonl, no eval/after.jsonl); give the --out "
+            f"folder "
             "of `lingshu-rl eval`, the folder of a training run, or a file of graded rows"
         )
     return found
@@ -141,9 +149,20 @@ def cells(result: Mapping[str, Any]) -> Cells:
     lines = [["benchmark", "n", "first", "second", "difference", "p (Holm)", "test"]]
     for name, r in result["benchmarks"].items():
         gain = r["difference"]
-        points = "–" if gain["points"] is None else f"{gain['points']:+.1f} [{gain['ci95'][0]:+.1f}, {gain['ci95'][1]:+.1f}]"  # fmt: skip
-        lines.append([name, str(gain["n"]), percent(r["first"]), percent(r["second"]), points,
-                      f"{_p(r['p'])} ({_p(r['p_holm'])})", r["test"]])  # fmt: skip
+        points = (
+            "–" if gain["points"] is None else f"{gain['points']:+.1f} [{gain['ci95'][0]:+.1f}, {gain['ci95'][1]:+.1f}]"
+        )
+        lines.append(
+            [
+                name,
+                str(gain["n"]),
+                percent(r["first"]),
+                percent(r["second"]),
+                points,
+                f"{_p(r['p'])} ({_p(r['p_holm'])})",
+                r["test"],
+            ]
+        )
     return lines
 
 

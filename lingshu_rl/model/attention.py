@@ -1,10 +1,10 @@
 """Attention of shared rows: who may attend to whom, and how it is computed without the parts that are masked anyway.
 
 A row's mask is mostly False: groups do not see each other, nor do completions. It is never built whole (S x S bytes and
-the temporaries of building it are gigabytes in a long row). Each layer runs a few dense blocks instead (prompt on itself;
-some completions on prompt and themselves), most of them without a mask, or flex attention with a block mask on CUDA.
-Both are one attention function, registered with transformers under the name below. Models carry the blocks to it in a
-`RowMask`; an ordinary forward's mask gets transformers' own SDPA function, so the name can stay set on the model.
+the temporaries of building it are gigabytes in a long row). Each layer runs a few dense blocks instead (prompt on
+itself; some completions on prompt and themselves), most of them without a mask, or flex attention with a block mask on
+CUDA. Both are one attention function, registered with transformers under the name below. Models carry the blocks to it
+in a `RowMask`; an ordinary forward's mask gets transformers' own SDPA function, so the name can stay set on the model.
 """
 
 from __future__ import annotations
@@ -69,14 +69,18 @@ class RowMask(Tensor):
 
     @staticmethod
     def of(blocks: Blocks, tokens: int, device: torch.device) -> RowMask:
-        mask = Tensor._make_wrapper_subclass(RowMask, (1, 1, tokens, tokens), dtype=torch.bool, device=device)  # type: ignore[attr-defined]
+        wrap: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+        mask: RowMask = wrap(RowMask, (1, 1, tokens, tokens), dtype=torch.bool, device=device)
         mask.blocks = blocks
         return mask
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise TypeError(
-            f"the model computes with the attention mask of a shared row ({func}) instead of handing it to its attention; "
+            f"the model computes with the attention mask of a shared row ({func}) instead of handing it to its "
+            f"attention; "
             "packing.layout=dense trains it with ordinary masks"
         )
 
@@ -89,8 +93,8 @@ class Sight:
     """Whom a token may attend to, by what it is: the one rule behind blocks and flex masks.
 
     block_S: tokens of one number >= 0 see each other both ways; None where a model has no such tokens.
-    window: in tokens of the unshared sequence, not of the row; None where it reaches over the longest one. beyond_S: the
-    last place there that is out of it (a tensor, as flex attention compiles again for another number).
+    window: in tokens of the unshared sequence, not of the row; None where it reaches over the longest one. beyond_S:
+    the last place there that is out of it (a tensor, as flex attention compiles again for another number).
     """
 
     group_S: Tensor
@@ -188,7 +192,8 @@ def _prompt_block(sight: Sight, prompt: Range, queries: Range) -> Block:
 def _completion_ranges(span: Span, causal: bool) -> Iterator[Range]:
     """Whole completions, about half as many tokens as the prompt has: they see each other's keys only to mask them.
 
-    A long one stands alone. Longer than its prompt, it is cheaper as causal attention from the prompt on, without a mask.
+    A long one stands alone. Longer than its prompt, it is cheaper as causal attention from the prompt on, without a
+    mask.
     """
     enough = min(max(span.prompt // 2, _SMALLEST_BLOCK), _LARGEST_BLOCK)
     long = max(span.prompt, _SMALLEST_BLOCK) if causal else _LARGEST_BLOCK
@@ -259,9 +264,12 @@ def _flex_mask(sight: Sight, tokens: int) -> Any:
         full.append(seen.all(-1).all(1))
     full_QK = torch.cat(full)
     return BlockMask.from_kv_blocks(
-        *_ordered(torch.cat(some) & ~full_QK), *_ordered(full_QK),
-        BLOCK_SIZE=_FLEX_BLOCK, mask_mod=may, seq_lengths=(tokens, tokens),
-    )  # fmt: skip
+        *_ordered(torch.cat(some) & ~full_QK),
+        *_ordered(full_QK),
+        BLOCK_SIZE=_FLEX_BLOCK,
+        mask_mod=may,
+        seq_lengths=(tokens, tokens),
+    )
 
 
 def _ordered(blocks_QK: Tensor) -> tuple[Tensor, Tensor]:
@@ -309,9 +317,15 @@ def shared_attention(
             keys, values = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (keys, values))
             grouped = False
         output = scaled_dot_product_attention(
-            queries, keys, values, attn_mask=block.mask, is_causal=block.mask is None,
-            dropout_p=dropout, scale=scaling, enable_gqa=grouped,
-        )  # fmt: skip
+            queries,
+            keys,
+            values,
+            attn_mask=block.mask,
+            is_causal=block.mask is None,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
         outputs.append(output[:, :, block.start - block.stop :].transpose(1, 2))
         place = block.stop
     return torch.cat(outputs, dim=1), None

@@ -1,4 +1,5 @@
-"""A prompt as tokens and pixels: the model's own chat template and processor, alike in trainer, reference and engine."""
+"""A prompt as tokens and pixels: the model's own chat template and processor, alike in trainer, reference and
+engine."""
 
 from __future__ import annotations
 
@@ -53,14 +54,16 @@ class PromptEncoder:
         self.special = special_texts(self.processor, self.tokenizer)
 
     def render(self, prompt: Prompt) -> str:
-        """The prompt as the model's template writes it, one placeholder an image. Raises TemplateError, naming the row."""
+        """The prompt as the model's template writes it, one placeholder an image. Raises TemplateError, naming the
+        row."""
         messages = [{**m, "content": self._content(m["content"])} for m in prompt.messages]
         try:
             return self._apply(messages)
         except Exception as error:  # templates refuse by raise_exception, and fail in any way that Jinja can
             roles = ", ".join(str(m["role"]) for m in messages)
             raise TemplateError(
-                f"prompt {prompt.id!r}: the model's chat template refuses turns of {roles}: {error}; leave out data.system or "
+                f"prompt {prompt.id!r}: the model's chat template refuses turns of {roles}: {error}; leave out "
+                f"data.system or "
                 "the turns that it does not know, or give the model's folder another chat_template.jinja"
             ) from error
 
@@ -119,7 +122,8 @@ class PromptEncoder:
         return [len(ids) for ids in found["input_ids"]]
 
     def end_of_turn(self) -> str:
-        """The text that ends an answer: what the template writes after one, to the first token that ends a completion."""
+        """The text that ends an answer: what the template writes after one, to the first token that ends a
+        completion."""
         turns = [{"role": role, "content": self._content(PROBE)} for role in ("user", "assistant")]
         try:
             written = self._apply(turns, answered=True).rpartition(PROBE)[2]
@@ -159,7 +163,8 @@ class PromptEncoder:
         return PROBE in rendered and "'text'" not in rendered and '"text"' not in rendered
 
     def _content(self, content: Any) -> Any:
-        """The content in the template's form, as vLLM gives it: in a string, image placeholders stand before the text."""
+        """The content in the template's form, as vLLM gives it: in a string, image placeholders stand before the
+        text."""
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else [dict(part) for part in content]
         if self.takes_parts:
             return parts
@@ -182,7 +187,8 @@ def template_of(name: str, processor: Any, tokenizer: Any) -> str:
         found = found.get("default")
     if not found:
         raise TemplateError(
-            f"model={name} has no chat template, so a question cannot be put to it: train an instruction-tuned model, or "
+            f"model={name} has no chat template, so a question cannot be put to it: train an instruction-tuned model, "
+            f"or "
             "write the template as chat_template.jinja into the model's folder"
         )
     return str(found)
@@ -209,7 +215,8 @@ def end_tokens(path: str, tokenizer: Any) -> frozenset[int]:
 
 
 def special_texts(processor: Any, tokenizer: Any) -> re.Pattern[str]:
-    """What finds a text that would become a control token: the tokenizer's special ones and the processor's placeholders."""
+    """What finds a text that would become a control token: the tokenizer's special ones and the processor's
+    placeholders."""
     texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     texts |= {str(token) for token in tokenizer.all_special_tokens}
     texts |= {v for k, v in vars(processor or object).items() if k.endswith("_token") and isinstance(v, str)}

@@ -141,7 +141,8 @@ def supports_sharing(config: Any) -> tuple[bool, str]:
 
 @functools.cache
 def cpu_options(model: str) -> dict[str, Any]:
-    """vLLM options that its CPU build asks of this model: linear attention is there in bfloat16 alone, prompts in pieces.
+    """vLLM options that its CPU build asks of this model: linear attention is there in bfloat16 alone, prompts in
+    pieces.
 
     Nothing for a model whose config is not on this machine: vLLM says then what it misses.
     """

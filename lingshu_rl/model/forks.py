@@ -1,8 +1,9 @@
-"""Layers that carry state along a row (linear attention, short convolutions): the prompt once, its state for each completion.
+"""Layers that carry state along a row (linear attention, short convolutions): the prompt once, its state for each
+completion.
 
 No mask keeps completions apart in such a layer. It is run on the prompts of a row, and then on the completions from the
-state that their prompt ended in, as a batch. Both are the layer's own forward: transformers hands it a cache to leave its
-state in and to go on from. The cache here keeps every tensor, so that gradients reach the prompt through its state.
+state that their prompt ended in, as a batch. Both are the layer's own forward: transformers hands it a cache to leave
+its state in and to go on from. The cache here keeps every tensor, so that gradients reach the prompt through its state.
 """
 
 from __future__ import annotations
@@ -110,8 +111,8 @@ def _taken(x: Tensor, places: Tensor) -> Tensor:
 class State:
     """Stands for transformers' cache of one layer. That one writes in place, this one only ever takes a new tensor.
 
-    conv: (B, channels, kernel) what the convolution saw last. recurrent: (B, heads, keys, values). None where a layer has
-    no such state, or none yet. record_past keeps layers from the way of a single token that writes into `conv`.
+    conv: (B, channels, kernel) what the convolution saw last. recurrent: (B, heads, keys, values). None where a layer
+    has no such state, or none yet. record_past keeps layers from the way of a single token that writes into `conv`.
     """
 
     record_past = True
@@ -156,7 +157,8 @@ class State:
 
 
 def use_forks(base: nn.Module) -> None:
-    """Let the model's layers that carry state read `Forks` where they are given a mask; any other mask does as before."""
+    """Let the model's layers that carry state read `Forks` where they are given a mask; any other mask does as
+    before."""
     for kind in {type(module) for module in base.modules() if _carries_state(module)}:
         if not hasattr(kind.forward, "reads_forks"):
             kind.forward = _with_forks(kind.forward)  # type: ignore[method-assign]

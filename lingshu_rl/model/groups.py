@@ -28,7 +28,8 @@ def group_logprobs(
 ) -> list[tuple[Tensor, ...]]:
     """Per group, per completion, a float32 CPU tensor of its length, in nats.
 
-    features: hand the model encoded images instead of pixels, as an update of several steps does; alike but for rounding.
+    features: hand the model encoded images instead of pixels, as an update of several steps does; alike but for
+    rounding.
     vision: where a group's image tensors come from.
     """
     found: dict[tuple[int, int], Tensor] = {}

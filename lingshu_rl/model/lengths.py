@@ -19,8 +19,8 @@ from lingshu_rl.types import Prompt
 
 Size = tuple[int, int]  # width, height
 
-# Texts of each set that are read in full when no limit asks for it, those of most bytes: some seconds' work. No token is
-# shorter than a byte, so the others are known to have at most so many tokens.
+# Texts of each set that are read in full when no limit asks for it, those of most bytes: some seconds' work. No token
+# is shorter than a byte, so the others are known to have at most so many tokens.
 KEPT = 20_000
 AT_ONCE = 512  # texts in the tokenizer's hands
 SLACK = 8  # tokens over a text's bytes: a vocabulary may put a space before the text, or spell a character longer
@@ -41,8 +41,9 @@ class StandIn:
 class PictureTokens:
     """Stand-ins of pictures by size, from the processor's own arithmetic (`_get_num_multimodal_tokens`).
 
-    The arithmetic is held against the processor on blank pictures of every size that is the largest, smallest, widest or
-    tallest so far. Where it is off (crops that it does not count), or there is none, a blank of each size is encoded.
+    The arithmetic is held against the processor on blank pictures of every size that is the largest, smallest, widest
+    or tallest so far. Where it is off (crops that it does not count), or there is none, a blank of each size is
+    encoded.
     """
 
     def __init__(self, encoder: PromptEncoder) -> None:
@@ -86,7 +87,8 @@ class PictureTokens:
         return list(dict.fromkeys(found))
 
     def _counted(self, size: Size) -> tuple[int, int] | None:
-        """Tokens and patches of a picture by the processor's arithmetic; None where it has none, or none for this size."""
+        """Tokens and patches of a picture by the processor's arithmetic; None where it has none, or none for this
+        size."""
         width, height = size
         try:
             found = self.encoder.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
@@ -245,7 +247,8 @@ class Lengths:
         return self._faults.get(prompt.id)
 
     def longest(self) -> Length | None:
-        """The longest prompt within the limit that was read; None without a prompt. `bound` says what others may have."""
+        """The longest prompt within the limit that was read; None without a prompt. `bound` says what others may
+        have."""
         for length in self._read([counted for _, _, counted in self._kept]):
             self._note(length)
         self._kept = []

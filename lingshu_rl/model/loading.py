@@ -21,8 +21,8 @@ def model_path(name: str) -> str:
 
 @contextmanager
 def reading_model(name: str) -> Iterator[None]:
-    """Around what transformers reads of a model's files. Raises ConfigError where they are not there, not such files, or
-    need a package that is not installed (num2words for SmolVLM)."""
+    """Around what transformers reads of a model's files. Raises ConfigError where they are not there, not such files,
+    or need a package that is not installed (num2words for SmolVLM)."""
     from lingshu_rl.config import ConfigError  # here: what computes log-probs needs torch and transformers alone
 
     try:
@@ -31,7 +31,8 @@ def reading_model(name: str) -> Iterator[None]:
         raise ConfigError(f"model {name!r} needs a package that is not installed: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model {name!r} cannot be read: {error}\nGive a folder with config.json, weights and tokenizer, or a Hub id that can "
+            f"model {name!r} cannot be read: {error}\nGive a folder with config.json, weights and tokenizer, or a Hub "
+            f"id that can "
             "be fetched (with HF_HUB_OFFLINE=1: one that was)"
         ) from error
 
@@ -55,10 +56,12 @@ def load_model(name: str, dtype: torch.dtype, tensor_parallel: int = 1, quantize
 
 
 def undoable(conversions: list[Any]) -> list[Any]:
-    """What transformers changed at loading, so that undoing it gives the published tensors; `weights` does when they leave.
+    """What transformers changed at loading, so that undoing it gives the published tensors; `weights` does when they
+    leave.
 
-    Only those that were used: under ZeRO-3 transformers notes what could have been, too. A transposition that looks at the
-    shape first (experts of Qwen3-VL-MoE) finds the model's own one right on the way out, and would leave it as it is.
+    Only those that were used: under ZeRO-3 transformers notes what could have been, too. A transposition that looks at
+    the shape first (experts of Qwen3-VL-MoE) finds the model's own one right on the way out, and would leave it as it
+    is.
     """
     from transformers.core_model_loading import Transpose
 
@@ -130,7 +133,8 @@ def loader_of(config: Any) -> Any:
 
 
 def _sharding(loader: Any, config: Any, size: int) -> Any:
-    """Attention and MLP are sharded; embedding and head stay whole, because log-probs are taken from the head's weights."""
+    """Attention and MLP are sharded; embedding and head stay whole, because log-probs are taken from the head's
+    weights."""
     import torch
     from transformers.distributed.configuration_utils import DistributedConfig
 

@@ -67,9 +67,15 @@ def completion_logprobs(
 
     def score(hidden_BLH: Tensor) -> tuple[Tensor, Tensor | None]:
         return logprobs_of(
-            hidden_BLH.flatten(0, 1)[keep_U], head.weight, head.bias, **where,
-            transform=transform, banned=banned, entropy=entropy, chunk=chunk,
-        )  # fmt: skip
+            hidden_BLH.flatten(0, 1)[keep_U],
+            head.weight,
+            head.bias,
+            **where,
+            transform=transform,
+            banned=banned,
+            entropy=entropy,
+            chunk=chunk,
+        )
 
     inputs = model_inputs(row, spec, device, attention, last_layer=-1 if last is None else last.self_attn.layer_idx)
     with _scoring_head(head, score) as result, _narrowed(last, keep_U), _flat_patches(base):

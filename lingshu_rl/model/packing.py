@@ -1,7 +1,8 @@
 """Groups -> rows. A shared row is `[prompt, completion 1, ..., completion G]`, the prompt and its images once; several
-groups fill a row up to a token budget. A dense row is a batch of ordinary sequences, each with its prompt and images, as
-the model's processor would make it. Completions of a group that are alike, as short answers often are, stand in a row
-once. Tensors here stay on the CPU, one sequence after another; what fills up a batch and masks come where they are used.
+groups fill a row up to a token budget. A dense row is a batch of ordinary sequences, each with its prompt and images,
+as the model's processor would make it. Completions of a group that are alike, as short answers often are, stand in a
+row once. Tensors here stay on the CPU, one sequence after another; what fills up a batch and masks come where they are
+used.
 
 Shapes: S tokens in a row, T completion tokens scored by it, U places of the row whose output predicts a token (U <= T:
 the last prompt token predicts the first token of all G completions). The last token of a completion predicts
@@ -78,7 +79,8 @@ class PackedRow:
         return max(span.end - span.start for span in self.spans)
 
     def batched(self, x_S: Tensor, fill: int = 0) -> Tensor:
-        """What there is of each token, as the model reads it: (1, S), or (B, longest) of a dense row, filled up behind."""
+        """What there is of each token, as the model reads it: (1, S), or (B, longest) of a dense row, filled up
+        behind."""
         if not self.dense:
             return x_S[None]
         return pad_sequence([x_S[span.start : span.end] for span in self.spans], batch_first=True, padding_value=fill)

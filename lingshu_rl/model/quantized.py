@@ -1,7 +1,7 @@
 """A frozen base in 4 bits under LoRA adapters (QLoRA, Dettmers 2023), by bitsandbytes.
 
-The policy computes with what the 4 bits stand for, so that is what leaves it as well: engines, the reference and checkpoints
-get the weights written out ("dense"), never the ones that were rounded.
+The policy computes with what the 4 bits stand for, so that is what leaves it as well: engines, the reference and
+checkpoints get the weights written out ("dense"), never the ones that were rounded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 def quantization(name: str, dtype: torch.dtype) -> Any:
-    """transformers' settings for linear layers in nf4 or fp4, all but the output head. Raises ConfigError without the package.
+    """transformers' settings for linear layers in nf4 or fp4, all but the output head. Raises ConfigError without the
+    package.
 
     dtype: of the products. Products of the head stay in the model's own; log-probs are taken from its weights.
     """
@@ -34,7 +35,8 @@ def quantization(name: str, dtype: torch.dtype) -> Any:
 
 
 def as_unquantized(model: Any) -> Any:
-    """The model without transformers' marks of quantisation, which forbid casts and would be written into checkpoints."""
+    """The model without transformers' marks of quantisation, which forbid casts and would be written into
+    checkpoints."""
     base = model.get_base_model()
     base.hf_quantizer, base.is_quantized = None, False
     del base.config.quantization_config

@@ -1,8 +1,8 @@
 """Servers on the nodes of a Ray cluster (`cluster: ray`): thin actors that hold the same processes as `workers`.
 
-The policy stays with `accelerate launch`; Ray only decides where the rollout and reference servers run. `rollout.ray` and
-`reference.ray` are Ray's own actor options ({num_cpus: 8, resources: {big: 1}}); num_gpus is filled in. A server whose
-node is lost is started again where Ray finds room, under another address.
+The policy stays with `accelerate launch`; Ray only decides where the rollout and reference servers run. `rollout.ray`
+and `reference.ray` are Ray's own actor options ({num_cpus: 8, resources: {big: 1}}); num_gpus is filled in. A server
+whose node is lost is started again where Ray finds room, under another address.
 """
 
 from __future__ import annotations

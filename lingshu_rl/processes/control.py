@@ -1,7 +1,8 @@
-"""What the policy's ranks tell each other beside the update: over CPU connections of their own, for as long as it takes.
+"""What the policy's ranks tell each other beside the update: over CPU connections of their own, for as long as it
+takes.
 
-Collectives on the devices have a limit (NCCL: 10 minutes), which finds a rank that hangs. A rank that waits there while the
-main one samples, evaluates or writes to a slow disk would run into it, so it waits here. One that dies closes its
+Collectives on the devices have a limit (NCCL: 10 minutes), which finds a rank that hangs. A rank that waits there while
+the main one samples, evaluates or writes to a slow disk would run into it, so it waits here. One that dies closes its
 connections, which ends the others' wait at once.
 """
 
@@ -20,7 +21,8 @@ PATIENCE = timedelta(days=7)  # for what the main rank does alone
 
 
 class Control:
-    """Messages between `count` ranks; alone, it passes values through. All ranks call the same methods in the same order."""
+    """Messages between `count` ranks; alone, it passes values through. All ranks call the same methods in the same
+    order."""
 
     def __init__(self, rank: int, count: int) -> None:
         import torch.distributed as dist
@@ -116,7 +118,8 @@ class _Unpickler(pickle.Unpickler):
 def use_route_to_main() -> None:
     """Let gloo use the network interface over which this rank reaches MASTER_ADDR, unless GLOO_SOCKET_IFNAME names one.
 
-    By itself gloo takes the address that the host's own name resolves to, on many machines one that others cannot reach.
+    By itself gloo takes the address that the host's own name resolves to, on many machines one that others cannot
+    reach.
     """
     import psutil
 

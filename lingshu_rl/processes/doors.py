@@ -1,7 +1,8 @@
 """How a server of ours treats those who connect: whoever says nothing is shown out, so that nobody is kept out.
 
-A connection on which no request is under way is idle: nothing has come, a part of a header, or all is answered. One that is
-idle for IDLE_S is closed. Of one peer's idle connections over PER_PEER, and of all over IDLE, the one idle longest makes room.
+A connection on which no request is under way is idle: nothing has come, a part of a header, or all is answered. One
+that is idle for IDLE_S is closed. Of one peer's idle connections over PER_PEER, and of all over IDLE, the one idle
+longest makes room.
 """
 
 from __future__ import annotations

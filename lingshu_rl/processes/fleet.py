@@ -1,4 +1,5 @@
-"""The servers that a run starts, by role: started together, watched, started again, stopped; and their place in the pools."""
+"""The servers that a run starts, by role: started together, watched, started again, stopped; and their place in the
+pools."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ class Fleet:
             self.pools[worker.role].mark(self.servers[worker.name], alive=False, up=False)
 
     def _revive(self, worker: Worker) -> None:
-        """A rollout server comes up with the weights of the start: it takes no requests until it got the present ones."""
+        """A rollout server comes up with the weights of the start: it takes no requests until it got the present
+        ones."""
         if worker.role not in self.pools:
             self.moved(worker)
             return

@@ -1,8 +1,8 @@
 """A server that several runs could reach is one run's at a time: two that send it weights would wreck its engine.
 
-The server keeps who holds it and until when; the run renews its hold from a thread of its own, because an update keeps its
-event loop busy. Whoever else asks for work, or for a change, is told the holder's name. A hold that is not renewed ends
-by itself, so a run that was killed leaves none behind; the same run, started again, goes on with it at once.
+The server keeps who holds it and until when; the run renews its hold from a thread of its own, because an update keeps
+its event loop busy. Whoever else asks for work, or for a change, is told the holder's name. A hold that is not renewed
+ends by itself, so a run that was killed leaves none behind; the same run, started again, goes on with it at once.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Taken(RunStopped):
 
 
 class OneRun:
-    """ASGI middleware. PUT /lease {"run", "holder"} takes or renews the hold, DELETE gives it back; a request says whose it
-    is by the header x-lingshu-run. While a run holds the server, other runs may read and not more.
+    """ASGI middleware. PUT /lease {"run", "holder"} takes or renews the hold, DELETE gives it back; a request says
+    whose it is by the header x-lingshu-run. While a run holds the server, other runs may read and not more.
     """
 
     def __init__(self, app: Any) -> None:
@@ -69,7 +69,8 @@ class OneRun:
 
 
 class Lease:
-    """A run's hold on servers that it did not start. run: the same whenever this run is started again. holder: in words."""
+    """A run's hold on servers that it did not start. run: the same whenever this run is started again. holder: in
+    words."""
 
     def __init__(self, urls: Sequence[str], *, run: str, holder: str, token: str) -> None:
         self.urls = [url.rstrip("/") for url in urls]
@@ -96,7 +97,8 @@ class Lease:
             self.http.close()
 
     def _take(self, url: str) -> bool:
-        """Whether this server keeps leases; one that cannot be asked is left to the first request, which can say more."""
+        """Whether this server keeps leases; one that cannot be asked is left to the first request, which can say
+        more."""
         last_s = float("inf")
         while (answer := self._ask("PUT", url)) is not None and answer.status_code == TAKEN:
             told = answer.json()

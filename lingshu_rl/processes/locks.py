@@ -1,7 +1,7 @@
 """A GPU is held by one command at a time: a lock file for each card, which the kernel frees with the process.
 
-The lock lies with the open file, so a command that replaces this process (`serve`) keeps it. Locks are those of one user
-on one host, in LOCKS; two users are kept apart by whoever shares out the machine.
+The lock lies with the open file, so a command that replaces this process (`serve`) keeps it. Locks are those of one
+user on one host, in LOCKS; two users are kept apart by whoever shares out the machine.
 """
 
 from __future__ import annotations

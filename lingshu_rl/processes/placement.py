@@ -20,7 +20,8 @@ from lingshu_rl.config import Config, ConfigError
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 GIB = 2**30
 MOST_CORES = 4096  # that a range of `devices.*` may name
-# A CUDA process fixes its list of devices when it first looks, so another one looks and this one can still narrow its own.
+# A CUDA process fixes its list of devices when it first looks, so another one looks and this one can still narrow its
+# own.
 _PROBE = """
 import torch
 for i in range(torch.cuda.device_count()):
@@ -31,7 +32,8 @@ for i in range(torch.cuda.device_count()):
 
 @dataclass(frozen=True)
 class Gpu:
-    """index: its number in `devices.*`. name: the entry of CUDA_VISIBLE_DEVICES that means it to a child. gb: 2^30 bytes.
+    """index: its number in `devices.*`. name: the entry of CUDA_VISIBLE_DEVICES that means it to a child. gb: 2^30
+    bytes.
 
     uuid: of the card, however it is named; "" when unknown.
     """
@@ -135,7 +137,8 @@ class DeviceSet:
         return {VISIBLE: "", "OMP_NUM_THREADS": str(threads)}
 
     def split(self, parts: int) -> tuple[DeviceSet, ...]:
-        """Equal shares in order; CPU without named cores is shared by all. Raises ValueError when it does not divide."""
+        """Equal shares in order; CPU without named cores is shared by all. Raises ValueError when it does not
+        divide."""
         whole: tuple[Any, ...] = self.gpus or self.cores
         if len(whole) % parts:
             raise ValueError(f"{self} cannot be divided among {parts}")
@@ -254,10 +257,10 @@ def place(config: Config, machine: Machine, ranks: int = 1, engine_gpus: int = 1
 
     ranks: policy processes that accelerate started on this node. engine_gpus: GPUs over which one engine's weights have
     to be spread, unless rollout.vllm.tensor_parallel_size says so; judge_gpus: of the judge's server.
-    Of what is not named, the policy takes a GPU a rank and the judge its own; the rest goes to rollout servers, but for a reference replica
-    when there is room for both, else the reference shares the policy's GPUs. When too few GPUs are left for a server,
-    every rank samples in its own process.
-    Raises ConfigError when groups overlap on a GPU, or there are too few.
+    Of what is not named, the policy takes a GPU a rank and the judge its own; the rest goes to rollout servers, but for
+    a reference replica when there is room for both, else the reference shares the policy's GPUs. When too few GPUs are
+    left for a server, every rank samples in its own process. Raises ConfigError when groups overlap on a GPU, or there
+    are too few.
     """
     engine_gpus = server_size(config) or engine_gpus
     groups = [group for group, needed in _started(config).items() if needed]

@@ -2,8 +2,8 @@
 
 Requests wait here, not in the servers: one is built when a server has room for it and freed when it is answered. It is
 waited for as long as its server makes progress (`pulse`). A request that failed because its server died is sent again
-elsewhere, or when the server is back; it does not count as a retry. The request itself holds the seed, so that whichever
-server answers gives the same answer.
+elsewhere, or when the server is back; it does not count as a retry. The request itself holds the seed, so that
+whichever server answers gives the same answer.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Server:
 
 @dataclass(frozen=True, eq=False)
 class Ticket:
-    """A request in the queue. cost: its load. places: of a server's. failed_at: where it is not sent again if avoidable."""
+    """A request in the queue. cost: its load. places: of a server's. failed_at: where it is not sent again if
+    avoidable."""
 
     cost: int
     places: int
@@ -77,8 +78,8 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
 def way() -> httpx.AsyncHTTPTransport:
     """A connection for each call.
 
-    Servers close one that was idle for 5 seconds, and right after an error that their handlers did not foresee; a call that
-    takes it up at that moment is lost, and nobody knows whether it was carried out.
+    Servers close one that was idle for 5 seconds, and right after an error that their handlers did not foresee; a call
+    that takes it up at that moment is lost, and nobody knows whether it was carried out.
     """
     return httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
 
@@ -98,7 +99,8 @@ class Pool:
         examine: Examine = unwatched,
         run: str = "",
     ) -> None:
-        """role: for messages. error: what is raised when a request fails for good. most: places of a server, None = no end.
+        """role: for messages. error: what is raised when a request fails for good. most: places of a server, None = no
+        end.
 
         timeout_s: how long a server may make no progress before a request there is given up, and the limit of one
         control call. counter: shows progress; without one only answers do. run: as whose requests they are sent, where
@@ -128,7 +130,8 @@ class Pool:
         self._admit()
 
     async def take(self, cost: int, places: int = 1, failed_at: Collection[Server] = ()) -> Server:
-        """The least loaded server that is up and has `places` free (or is idle), first come first served. `give` it back."""
+        """The least loaded server that is up and has `places` free (or is idle), first come first served. `give` it
+        back."""
         ticket = Ticket(cost, places, failed_at, asyncio.get_running_loop().create_future())
         self._queue.append(ticket)
         self._admit()
@@ -175,9 +178,10 @@ class Pool:
     ) -> tuple[T, int]:
         """What any server answers, and the version of the weights that gave it.
 
-        make: builds the body once a server has room for it. read: takes the content of a 200 answer, or raises BadAnswer,
-        which is a failed try. Both in threads. kind: the body's media type. A server that answers 429 is waited for, as
-        long as one without progress. Raises PromptRefused when the server refuses this prompt, else `error`.
+        make: builds the body once a server has room for it. read: takes the content of a 200 answer, or raises
+        BadAnswer, which is a failed try. Both in threads. kind: the body's media type. A server that answers 429 is
+        waited for, as long as one without progress. Raises PromptRefused when the server refuses this prompt, else
+        `error`.
         """
         failed_at: list[Server] = []
         told_to_wait_s = 0.0
@@ -249,8 +253,8 @@ class Pool:
     ) -> dict[Server, httpx.Response]:
         """A control call to each of these at once; their answers. One that died is left out; others raise `error`.
 
-        timeout_s: its limit, where the pool's does not fit. repeat: it may be made twice, so one that failed is tried again
-        as often as a request is.
+        timeout_s: its limit, where the pool's does not fit. repeat: it may be made twice, so one that failed is tried
+        again as often as a request is.
         """
         answers: dict[Server, httpx.Response] = {}
 
@@ -283,7 +287,8 @@ class Pool:
     async def _answer(
         self, server: Server, path: str, sending: Awaitable[httpx.Response], *, last: bool
     ) -> httpx.Response | None:
-        """A 200, or None where there was another answer or none. On the last try of a server that lives, raises `error`."""
+        """A 200, or None where there was another answer or none. On the last try of a server that lives, raises
+        `error`."""
         try:
             response = await sending
         except httpx.HTTPError as error:

@@ -1,4 +1,5 @@
-"""Whether a server gets on with its work, by a count of its own that moves. No clock tells a busy server from a stuck one."""
+"""Whether a server gets on with its work, by a count of its own that moves. No clock tells a busy server from a stuck
+one."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Pulse:
         self._turn, self._looked, self._answered = asyncio.Lock(), -1.0, False
 
     async def wait(self, sending: Coroutine[Any, Any, T]) -> T:
-        """The answer to a request, however long it takes while the server makes progress. Raises Stalled after `limit_s`."""
+        """The answer to a request, however long it takes while the server makes progress. Raises Stalled after
+        `limit_s`."""
         answer, stall = asyncio.create_task(sending), asyncio.create_task(self._stall())
         try:
             await asyncio.wait({answer, stall}, return_when=asyncio.FIRST_COMPLETED)
@@ -68,7 +70,8 @@ class Pulse:
         return f"no progress for {self.limit_s:g} s: {self.seen}"
 
     async def _look(self) -> bool:
-        """Whether a count was seen. One look for all that wait: who comes while another looks takes what that one saw."""
+        """Whether a count was seen. One look for all that wait: who comes while another looks takes what that one
+        saw."""
         clock = asyncio.get_running_loop().time
         asked = clock()
         async with self._turn:

@@ -68,7 +68,8 @@ class Worker:
             )
 
     def wait_healthy(self, timeout_s: float | None = None) -> None:
-        """Block until /health answers 200. Raises WorkerError when the process ends or the time (start_timeout_s) is over."""
+        """Block until /health answers 200. Raises WorkerError when the process ends or the time (start_timeout_s) is
+        over."""
         timeout_s = self.start_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -239,8 +240,8 @@ def die_with_launcher() -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now, below the range from which systems draw ports for outgoing connections: a server binds it
-    seconds later, and until then nobody else picks it by chance."""
+    """A port that is free now, below the range from which systems draw ports for outgoing connections: a server binds
+    it seconds later, and until then nobody else picks it by chance."""
     while True:
         port = secrets.choice(range(20_000, 32_000))
         with socket.socket() as probe, contextlib.suppress(OSError):

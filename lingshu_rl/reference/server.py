@@ -2,12 +2,12 @@
 
     python -m lingshu_rl.reference.server --model M --port P
 
-Routes: GET /health {"progress": a count that moves while it works}; POST /logprobs (safetensors in and out, see wire.py);
-POST /refresh {"folder": name} loads another model from below --refresh-dir. Every route but /health needs the run's
-token, before its body is read.
-One request is computed at a time. ADMITTED bodies are held in memory (body, its copy as tensors, the answer); others wait
-with their bodies unread, and above MAX_CONNECTIONS they get 503 at once. Idle connections hold nobody up (see `doors`). The largest body is what the model's longest
-sequence could need, so no study that the model can read is refused for its size.
+Routes: GET /health {"progress": a count that moves while it works}; POST /logprobs (safetensors in and out, see
+wire.py); POST /refresh {"folder": name} loads another model from below --refresh-dir. Every route but /health needs the
+run's token, before its body is read. One request is computed at a time. ADMITTED bodies are held in memory (body, its
+copy as tensors, the answer); others wait with their bodies unread, and above MAX_CONNECTIONS they get 503 at once. Idle
+connections hold nobody up (see `doors`). The largest body is what the model's longest sequence could need, so no study
+that the model can read is refused for its size.
 """
 
 from __future__ import annotations
@@ -255,7 +255,8 @@ def build_app(reference: ReferenceModel, refresh_dir: Path | None = None) -> Any
                 except WireError as error:
                     return PlainTextResponse(str(error), status_code=400)
                 except Exception as error:
-                    # What the model refuses (image tensors that do not fit the tokens) is the request's fault, not ours.
+                    # What the model refuses (image tensors that do not fit the tokens) is the request's fault, not
+                    # ours.
                     return PlainTextResponse(f"{type(error).__name__}: {error}", status_code=422)
         return Response(answer, media_type="application/octet-stream")
 

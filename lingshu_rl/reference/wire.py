@@ -1,7 +1,7 @@
 """The reference group's messages: token groups in, log-probs out, as safetensors. Never pickle.
 
-Images come as the files that the engine got, with the text that they belong to, and are processed where they are used; a
-group may also hold the processor's tensors.
+Images come as the files that the engine got, with the text that they belong to, and are processed where they are used;
+a group may also hold the processor's tensors.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def decode_groups(
 ) -> list[TokenGroup]:
     """Raises WireError for anything but what encode_groups makes, before any tensor reaches the model.
 
-    images: what the model takes; None leaves that to it. max_sequence: tokens of a prompt with one completion (attention
-    needs their square). max_tokens: of the whole body. reader: makes image tensors of files, once all else is known to be
-    right; None refuses them.
+    images: what the model takes; None leaves that to it. max_sequence: tokens of a prompt with one completion
+    (attention needs their square). max_tokens: of the whole body. reader: makes image tensors of files, once all else
+    is known to be right; None refuses them.
     """
     tensors, keys = _load(body)
     groups = []
@@ -185,7 +185,8 @@ def _read(i: int, inputs: ProcessorInputs, group: TokenGroup, reader: Reader | N
         raise WireError(f"group {i}: {error}") from None
     if ids != group.prompt_ids:
         raise WireError(
-            f"group {i}: {len(group.prompt_ids)} tokens came, and this server's processor makes {len(ids)}, or others; both "
+            f"group {i}: {len(group.prompt_ids)} tokens came, and this server's processor makes {len(ids)}, or others; "
+            f"both "
             "must use the same processor files and pixel limits"
         )
     return dict(vision)

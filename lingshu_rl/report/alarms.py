@@ -152,7 +152,8 @@ def _kl_spikes(metrics: Sequence[Row]) -> list[Alarm]:
 
 
 def _rubric(metrics: Sequence[Row]) -> list[Alarm]:
-    """The criteria of a rubric that are paid rise, those that were held out do not (see `rewards.judge.RubricReward`)."""
+    """The criteria of a rubric that are paid rise, those that were held out do not (see
+    `rewards.judge.RubricReward`)."""
     found = []
     for key in sorted({key for m in metrics for key in m if key.endswith("/held_out")}):
         paid, other = _values(metrics, key.removesuffix("held_out") + "paid"), _values(metrics, key)

@@ -21,9 +21,13 @@ CONTROLS = {
     "majority_answer": "the most frequent answer",
 }
 # What only says where a run took place, and what must not leave the machine.
-PRIVATE = ("run", "resume", "model", "data.train", "data.test", "devices", "cluster", "rollout.urls", "rollout.env",
-           "rollout.servers", "reference.urls", "reference.model", "rewards.spec")  # fmt: skip
-LIMITS = """This model is a research artefact and no medical device. It must not be used for diagnosis or treatment. The scores are of one
+PRIVATE = tuple(
+    "run resume model data.train data.test devices cluster rollout.urls rollout.env rollout.servers reference.urls "
+    "reference.model rewards.spec".split()
+)
+LIMITS = """\
+This model is a research artefact and no medical device. It must not be used for diagnosis or treatment. \
+The scores are of one
 held-out set; where a control comes near them, the questions can be answered without the image."""
 
 
@@ -32,7 +36,8 @@ class CardError(LingshuError, ValueError):
 
 
 def write_card(run: Path) -> Path:
-    """Write README.md into the Hugging Face folder of the run's newest checkpoint; returns that folder. Raises CardError."""
+    """Write README.md into the Hugging Face folder of the run's newest checkpoint; returns that folder. Raises
+    CardError."""
     try:
         data = load_run(run)
     except FileNotFoundError as error:
@@ -45,7 +50,8 @@ def write_card(run: Path) -> Path:
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
-    """Upload the folder as ORG/NAME on the Hub; returns its address. With the token of `hf auth login`. Needs the network."""
+    """Upload the folder as ORG/NAME on the Hub; returns its address. With the token of `hf auth login`. Needs the
+    network."""
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -80,7 +86,11 @@ def _parts(data: RunData) -> Iterator[str]:
         f"* {name}: {', '.join(Path(path).name or path for path in paths)}" for name, paths in sources.items()
     )
     spec = (config.get("rewards") or {}).get("spec")
-    yield "## Rewards\n" + (f"```json\n{json.dumps(spec, indent=1, ensure_ascii=False)}\n```" if spec else "The default of each kind of question.")  # fmt: skip
+    yield "## Rewards\n" + (
+        f"```json\n{json.dumps(spec, indent=1, ensure_ascii=False)}\n```"
+        if spec
+        else "The default of each kind of question."
+    )
     yield "## Settings\nThose that differ from the library's defaults.\n\n" + "\n".join(_changed(config))
     seconds = summary.get("seconds_total")
     versions = ", ".join(f"{name} {version}" for name, version in sorted(data.versions.items()) if name != "platform")

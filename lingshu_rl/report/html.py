@@ -39,23 +39,15 @@ BATCH = 512  # completions that are held with their texts
 # Columns of the rollouts. Those with texts are many times larger, and read for the questions that are shown alone.
 TASK = ("task", "kind")
 CONTRAST = ("prompt_id", "value", *TASK)
-BRIEF = (
-    "step",
-    "prompt_id",
-    "kind",
-    "gold",
-    "value",
-    "status",
-    "reason",
-    "parsed",
-    "components",
-    "tokens",
-    "completion",
-)
+BRIEF = tuple("step prompt_id kind gold value status reason parsed components tokens completion".split())
 SAME_SHOWN = 4  # questions shown with their early and late completions
 FINDINGS_SHOWN = 10
-SCORES = (("Before", "before", "before"), ("After", "after", "after"), ("After, blank image", "blank", "blank_image"),
-          ("After, shuffled image", "shuffled", "shuffled_image"))  # fmt: skip
+SCORES = (
+    ("Before", "before", "before"),
+    ("After", "after", "after"),
+    ("After, blank image", "blank", "blank_image"),
+    ("After, shuffled image", "shuffled", "shuffled_image"),
+)
 # Title, metric key by label (a key that ends in "/" stands for all that start so), options of the chart.
 CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
     ("Mean reward", {"mean": "reward/mean"}, {}),
@@ -65,19 +57,27 @@ CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
     ("Entropy (nats a token)", {"entropy": "policy/entropy"}, {}),
     ("Completion length (tokens)", {"mean": "completion/tokens_mean"}, {}),
     ("Gradient norm", {"norm": "policy/grad_norm"}, {"log": True}),
-    ("Log-prob gap, trainer to engine", {"largest": "policy/rollout_gap_max", "mean": "policy/rollout_gap"},
-     {"log": True}),
-    ("Truncated completions, flat groups", {"truncated": "completion/truncated_share",
-                                            "groups of equal rewards": "groups/zero_variance"}, {"percent": True}),
+    (
+        "Log-prob gap, trainer to engine",
+        {"largest": "policy/rollout_gap_max", "mean": "policy/rollout_gap"},
+        {"log": True},
+    ),
+    (
+        "Truncated completions, flat groups",
+        {"truncated": "completion/truncated_share", "groups of equal rewards": "groups/zero_variance"},
+        {"percent": True},
+    ),
     ("Clipped tokens", {"from below": "policy/clip_low", "from above": "policy/clip_high"}, {"percent": True}),
-)  # fmt: skip
-START_CHECKS = {"kl_first_step": "KL to the reference",
-                "mean_logprob_gap_first_step": "trainer to engine gap, mean",
-                "p99_logprob_gap_first_step": "trainer to engine gap, 99th percentile",
-                "max_logprob_gap_first_step": "trainer to engine gap, largest",
-                "dense_gap_first_step": "shared to dense gap, largest",
-                "seeing_gap_first_step": "trainer to engine gap with images, mean",
-                "blank_gap_first_step": "the same with blank images, mean"}  # fmt: skip
+)
+START_CHECKS = {
+    "kl_first_step": "KL to the reference",
+    "mean_logprob_gap_first_step": "trainer to engine gap, mean",
+    "p99_logprob_gap_first_step": "trainer to engine gap, 99th percentile",
+    "max_logprob_gap_first_step": "trainer to engine gap, largest",
+    "dense_gap_first_step": "shared to dense gap, largest",
+    "seeing_gap_first_step": "trainer to engine gap with images, mean",
+    "blank_gap_first_step": "the same with blank images, mean",
+}
 
 
 @dataclass
@@ -238,7 +238,10 @@ def headline(run: RunData) -> dict[str, Any]:
         if before and None not in (before["accuracy"], old.get("accuracy")):
             text[-1] += f", {signed(100 * (before['accuracy'] - old['accuracy'])).lstrip('+')} before training"
         text[-1] += "."
-    for key, told in (("text_only", "Without any image"), ("majority_answer", "The most frequent label, given to all questions,")):  # fmt: skip
+    for key, told in (
+        ("text_only", "Without any image"),
+        ("majority_answer", "The most frequent label, given to all questions,"),
+    ):
         if (s.get(key) or {}).get("accuracy") is not None:
             verb = "the trained policy scores" if key == "text_only" else "scores"
             text.append(f"{told} {verb} {percent(s[key]['accuracy'])}.")
@@ -336,7 +339,8 @@ def phase_rows(run: RunData) -> list[dict[str, Any]]:
 def timeline(metrics: Sequence[Row], colours: Mapping[str, int]) -> dict[str, Any] | None:
     """When each phase of a step began and ended, for the step of median length; None when no step says so.
 
-    A step says so by `timeline` {phase: [start_s, end_s] or a list of such}, or by `time/start/PHASE`, `time/end/PHASE`.
+    A step says so by `timeline` {phase: [start_s, end_s] or a list of such}, or by `time/start/PHASE`,
+    `time/end/PHASE`.
     """
     told = [(m, spans) for m in metrics[1:] or metrics if (spans := _spans(m))]
     if not told:
@@ -379,7 +383,8 @@ def played(history: Mapping[int, Mapping[str, float]]) -> list[dict[str, Any]]:
 
 
 def early_and_late(run: RunData) -> list[dict[str, Any]]:
-    """Questions that came up in the first and in the last third of the steps, at most one a task, in the order of hashes.
+    """Questions that came up in the first and in the last third of the steps, at most one a task, in the order of
+    hashes.
 
     Of each the completions of the first time and of the last.
     """
@@ -633,7 +638,8 @@ def read_groups(path: Path, notes: list[str], names: Sequence[str]) -> list[list
 def read_rollouts(
     path: Path, notes: list[str], columns: Sequence[str] = (), of: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """A step's completions; none of a file that cannot be read. columns, of: those and the questions wanted; () = all."""
+    """A step's completions; none of a file that cannot be read. columns, of: those and the questions wanted; () =
+    all."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq

@@ -143,7 +143,10 @@ def span_chart(spans: Mapping[str, Sequence[tuple[float, float]]], colours: Mapp
     for mark in marks:
         x = left + mark * scale
         out.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
-        out.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="{"end" if mark == marks[-1] else "middle"}">{mark:g}</text>')  # fmt: skip
+        out.append(
+            f'<text x="{x:.1f}" y="{bottom + 14}" '
+            f'text-anchor="{"end" if mark == marks[-1] else "middle"}">{mark:g}</text>'
+        )
     for n, (name, pairs) in enumerate(lanes):
         y = top + n * lane
         out.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(name.replace("_", " "))}</text>')
@@ -191,7 +194,10 @@ def axis_plot(labels: Sequence[str], scores: Mapping[str, Sequence[Sequence[floa
         shift = (n - (len(scores) - 1) / 2) * min(9.0, 0.5 * width / max(1, len(scores)))
         across = [LEFT + (i + 0.5) * width + shift for i in range(len(labels))]
         for x, values in zip(across, lists, strict=True):
-            out += [f'<circle class="seed" style="fill:var(--s{n % COLOURS})" cx="{x:.1f}" cy="{height(v):.1f}" r="2.6"/>' for v in values]  # fmt: skip
+            out += [
+                f'<circle class="seed" style="fill:var(--s{n % COLOURS})" cx="{x:.1f}" cy="{height(v):.1f}" r="2.6"/>'
+                for v in values
+            ]
         means = [sum(values) / len(values) if values else None for values in lists]
         out.append(_path(across, means, height, "mean", f"stroke:var(--s{n % COLOURS})"))
     for i, label in enumerate(labels):
@@ -262,7 +268,8 @@ def _grid(marks: Sequence[float], height: Any, percent: bool) -> str:
 
 
 def _chart(
-    parts: Sequence[str], steps: Sequence[float], across: Sequence[float], series: Mapping[str, Values], percent: bool) -> Markup:  # fmt: skip
+    parts: Sequence[str], steps: Sequence[float], across: Sequence[float], series: Mapping[str, Values], percent: bool
+) -> Markup:
     """The figure with what report.js reads under the pointer."""
     data = escape(json.dumps({"x": list(steps), "px": [round(x, 1) for x in across], "y": series, "percent": percent}))
     return Markup(

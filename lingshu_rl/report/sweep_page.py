@@ -11,16 +11,13 @@ from lingshu_rl.report.page import render as render_page
 
 Answer = Mapping[str, Any]
 
-LATE = {"kl": ("KL", "short"), "tokens": ("Tokens", "short"), "truncated": ("Truncated", "pct"),
-        "flat_groups": ("Flat groups", "pct")}  # fmt: skip
-SHOWN_RATES = (
-    "unparsed",
-    "conflict",
-    "format_right_answer_wrong",
-    "duplicates",
-    "letter_entropy",
-    "length_correlation",
-)
+LATE = {
+    "kl": ("KL", "short"),
+    "tokens": ("Tokens", "short"),
+    "truncated": ("Truncated", "pct"),
+    "flat_groups": ("Flat groups", "pct"),
+}
+SHOWN_RATES = tuple("unparsed conflict format_right_answer_wrong duplicates letter_entropy length_correlation".split())
 PERCENT = ("groups/zero_variance", "completion/truncated_share")
 MOST_CURVES = 8  # more lines than colours cannot be told apart
 
@@ -31,7 +28,14 @@ def render(answer: Answer) -> str:
     from lingshu_rl.sweep.words import VERDICTS, p_text
 
     differences = [row[key] for row in answer["rows"] for key in ("difference", "own_difference") if row[key]]
-    reach = max((abs(v) for d in [*differences, *answer["axis_effects"]] for v in (d["low"], d["high"], *d["by_seed"].values())), default=1.0)  # fmt: skip
+    reach = max(
+        (
+            abs(v)
+            for d in [*differences, *answer["axis_effects"]]
+            for v in (d["low"], d["high"], *d["by_seed"].values())
+        ),
+        default=1.0,
+    )
     return render_page(
         "sweep.html",
         answer=answer,
@@ -85,7 +89,9 @@ def axis_figures(answer: Answer) -> list[dict[str, Any]]:
             lists[labels.index(row["point"][axis])] += [v for v in row["score_by_seed"].values() if v is not None]
         if any(values for lists in series.values() for values in lists):
             legend: Sequence[str] = list(series) if len(series) > 1 else []
-            figures.append({"title": f"Final accuracy over {axis}", "legend": legend, "svg": plots.axis_plot(labels, series)})  # fmt: skip
+            figures.append(
+                {"title": f"Final accuracy over {axis}", "legend": legend, "svg": plots.axis_plot(labels, series)}
+            )
     return figures
 
 

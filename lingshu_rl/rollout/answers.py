@@ -11,7 +11,8 @@ from lingshu_rl.processes.pool import BadAnswer
 SLACK = 1e-3  # nats that rounding may put a log-prob above 0
 
 
-# gc=False: nothing here can hold itself, and a step's answers have millions of tokens, which each collection would visit.
+# gc=False: nothing here can hold itself, and a step's answers have millions of tokens, which each collection would
+# visit.
 class Token(msgspec.Struct, gc=False):
     logprob: float
 

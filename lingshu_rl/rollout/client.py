@@ -192,7 +192,8 @@ def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
 
 
 def readable_messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """`chat_messages`; a prompt whose image file cannot be read any more is refused like one that the engine refuses."""
+    """`chat_messages`; a prompt whose image file cannot be read any more is refused like one that the engine
+    refuses."""
     try:
         return chat_messages(prompt)
     except OSError as error:

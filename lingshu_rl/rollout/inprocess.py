@@ -4,8 +4,8 @@ Each rank's engine answers on the routes of vLLM's own server that a run uses, s
 ask N servers, and groups land one by one. Weights go from the policy into the engine of the same process. The device is
 the engine's or the policy's, never both's: on CUDA the engine sleeps while the policy computes (weights and cache leave
 the device, level 2). Sleeping was not run on this project's CPU machines, where nothing is given up.
-With rollout.vllm.tensor_parallel_size=k, k neighbouring ranks hold one engine together: its first rank has the routes and
-tells the others which requests to add before each step, as vLLM's external launcher wants it.
+With rollout.vllm.tensor_parallel_size=k, k neighbouring ranks hold one engine together: its first rank has the routes
+and tells the others which requests to add before each step, as vLLM's external launcher wants it.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ class InProcessEngine:
                     self.waiting.pop(output.request_id)(200, answer_of(output))
 
     def _arrivals(self, wait: bool) -> list[Body] | None:
-        """What came since the last step (None: the end); with `wait`, at least one. Keeps their replies in `replies`."""
+        """What came since the last step (None: the end); with `wait`, at least one. Keeps their replies in
+        `replies`."""
         if not self.group.leads:
             return []
         came = [self.arrived.get()] if wait else []

@@ -1,4 +1,5 @@
-"""What samples for the run, whichever engine does it: prompts go in, groups of completions with tokens and log-probs come out.
+"""What samples for the run, whichever engine does it: prompts go in, groups of completions with tokens and log-probs
+come out.
 
 A new engine subclasses `Sampler` and says how one request is answered; the run knows no more of it than this class.
 """
@@ -57,7 +58,8 @@ class Sampler(ABC):
 
     @abstractmethod
     async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Answer, int]:
-        """The answer (`read_answer`) to a request for body["n"] completions, and the version of the weights that gave it.
+        """The answer (`read_answer`) to a request for body["n"] completions, and the version of the weights that gave
+        it.
 
         body: the request but its messages, which are made of the prompt (`chat_messages`) when its turn has come.
         """

@@ -42,7 +42,8 @@ def vllm_options(
         chosen["enforce_eager"] = True
         # A prompt prefilled in pieces makes vLLM rewind the request's seeded generator, which CPU generators cannot do.
         chosen["enable_chunked_prefill"] = False
-        # A group's samples share their prompt in whole blocks; vLLM's 128 tokens on a CPU are longer than many a prompt.
+        # A group's samples share their prompt in whole blocks; vLLM's 128 tokens on a CPU are longer than many a
+        # prompt.
         chosen["block_size"] = 32
         chosen |= cpu_options(model)
     if transfer == "adapter":
@@ -94,7 +95,8 @@ def vllm_env(
     env = {
         **devices.env(),
         "VLLM_SERVER_DEV_MODE": "1",  # the weight-transfer routes
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # the adapter routes, which exist with enable_lora; the token guards both
+        # the adapter routes, which exist with enable_lora; the token guards both
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
         TOKEN_ENV: token,
         TRANSFER_DIR_ENV: str(transfer_dir),

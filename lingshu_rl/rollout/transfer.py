@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 START, UPDATE, FINISH = "/start_weight_update", "/update_weights", "/finish_weight_update"
 PREFIX_CACHE, IMAGE_CACHES = "/reset_prefix_cache", ("/reset_mm_cache", "/reset_encoder_cache")
 FILE_BYTES = 1 << 30  # weights are sent in files of about this size, so that no second full copy is made
-# vLLM's two buffers, on either side, come on top of what the engine reserved: 8 % of a 24 GB card are free then. A tensor
-# larger than a buffer (the embedding) gets one of its own.
+# vLLM's two buffers, on either side, come on top of what the engine reserved: 8 % of a 24 GB card are free then. A
+# tensor larger than a buffer (the embedding) gets one of its own.
 PACKED_BUFFER_BYTES = 128 << 20
 RESET_S = 60.0  # in which a server must let go of the cache; aborted requests hold it for a step or two
 
@@ -47,13 +47,15 @@ class Transfer(Protocol):
         """Make the servers (default: all) ready to receive. Only the main rank does anything."""
 
     async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
-        """To every server that is up, or to the one of this URL whatever its state. One that dies meanwhile is left out."""
+        """To every server that is up, or to the one of this URL whatever its state. One that dies meanwhile is left
+        out."""
 
 
 def weight_transfer_kind(
     config: Config, *, policy_on_gpu: bool, servers_on_gpu: bool, ours: bool, colocated: bool = False
 ) -> str:
-    """How weights reach the servers: what rollout.weight_transfer names; with `auto`, the adapters alone where they can.
+    """How weights reach the servers: what rollout.weight_transfer names; with `auto`, the adapters alone where they
+    can.
 
     ours: the servers are started by this run on this host, with the run's model. Whoever starts a server and whoever
     sends to it must ask with the same arguments. colocated: each rank loads its own engine ("in_process").
@@ -108,7 +110,8 @@ def make_transfer(
 
 
 class HttpTransfer(ABC):
-    """Weights that every server is told to fetch. A transfer that failed is begun anew, whole, as often as a request is.
+    """Weights that every server is told to fetch. A transfer that failed is begun anew, whole, as often as a request
+    is.
 
     What a failed one left behind is cleared before: it may have been carried out although its answer was lost, or have
     ended in the middle, after which an engine would go on with some of the old tensors and some of the new.
@@ -193,8 +196,8 @@ class FileTransfer(HttpTransfer):
 class AdapterTransfer(HttpTransfer):
     """The adapters of a LoRA policy alone, through vLLM's own adapter routes: megabytes in place of the model.
 
-    For servers that were started with the run's model and see `folder`. Each sending has a name of its own, under which it
-    is sampled, so that nothing computed with an older one, of this run or of one before it, can be mistaken for it.
+    For servers that were started with the run's model and see `folder`. Each sending has a name of its own, under which
+    it is sampled, so that nothing computed with an older one, of this run or of one before it, can be mistaken for it.
     """
 
     def __init__(self, client: RolloutClient | None, folder: Path | None, restart: Restart = never) -> None:
@@ -256,8 +259,8 @@ class NcclTransfer:
     """vLLM's `nccl` back end: one communicator of the main rank and every server, one broadcast for all of them.
 
     Under ZeRO-3 each tensor is gathered, sent and freed before the next. A server that joins again gets the weights
-    over a communicator of its own, so that the others go on generating; the next send joins all anew. Runs on CUDA only;
-    on CPU, vLLM's two ends of it were run against each other with a stand-in for the communicator.
+    over a communicator of its own, so that the others go on generating; the next send joins all anew. Runs on CUDA
+    only; on CPU, vLLM's two ends of it were run against each other with a stand-in for the communicator.
     """
 
     def __init__(
@@ -274,8 +277,8 @@ class NcclTransfer:
         self.joined: set[str] = set()  # servers that hold a communicator, the present one or an older one
 
     async def start(self, servers: Sequence[Server] | None = None) -> None:
-        """Finish what a run that was killed may have left open, with which no communicator can be opened; that is opened
-        at the first `send`, when the policy exists on every rank."""
+        """Finish what a run that was killed may have left open, with which no communicator can be opened; that is
+        opened at the first `send`, when the policy exists on every rank."""
         if self.pool is None:
             return
         for one in servers or self.pool.servers:
@@ -283,8 +286,8 @@ class NcclTransfer:
                 await self.pool.post_to([one], FINISH, json={})
 
     async def send(self, policy: Policy, version: int, server: str | None = None) -> None:
-        """Ranks that wait in a broadcast cannot be called back, so it is not begun anew: its servers are put in order, or
-        started again, and the run ends with a checkpoint."""
+        """Ranks that wait in a broadcast cannot be called back, so it is not begun anew: its servers are put in order,
+        or started again, and the run ends with a checkpoint."""
         urls = policy.share(([server] if server else [s.url for s in self.pool.up]) if self.pool else [])
         if not urls:  # all are down; they get the weights when they are back
             for _ in policy.weights():
@@ -339,7 +342,8 @@ class NcclTransfer:
 
 
 class FanOut:
-    """vLLM's weight-sync client protocol for several servers at once: the same call to each, with its own rank offset."""
+    """vLLM's weight-sync client protocol for several servers at once: the same call to each, with its own rank
+    offset."""
 
     def __init__(self, urls: Sequence[str], headers: Mapping[str, str], timeout_s: float) -> None:
         import httpx
@@ -440,8 +444,8 @@ def local_address(url: str) -> str:
 async def reset_caches(pool: Pool, servers: Sequence[Server], version: int) -> None:
     """Without this, prompts and images would be served from what the old weights made of them.
 
-    vLLM keeps a prefix cache, and answers so, as long as a request holds blocks of it; those that were given up end soon.
-    Raises RolloutError for a server that keeps it for RESET_S.
+    vLLM keeps a prefix cache, and answers so, as long as a request holds blocks of it; those that were given up end
+    soon. Raises RolloutError for a server that keeps it for RESET_S.
     """
     holding, wait, began = list(servers), 0.02, time.monotonic()
     while holding:
@@ -449,7 +453,8 @@ async def reset_caches(pool: Pool, servers: Sequence[Server], version: int) -> N
         holding = [server for server, answer in answers.items() if answer.json().get("success") is False]
         if holding and time.monotonic() - began > RESET_S:
             raise RolloutError(
-                f"{holding[0].url} still keeps its prefix cache {RESET_S:.0f} s after new weights: a request holds it; who "
+                f"{holding[0].url} still keeps its prefix cache {RESET_S:.0f} s after new weights: a request holds it; "
+                f"who "
                 "else uses this server?"
             )
         await asyncio.sleep(wait if holding else 0)

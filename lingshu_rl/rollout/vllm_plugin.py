@@ -1,7 +1,8 @@
 """What vLLM loads into its own processes: a weight-transfer engine for hosts without NCCL.
 
-`register` is the entry point of the group `vllm.general_plugins`; vLLM calls it in every process it starts, also in those of
-a server that has nothing to do with this library but shares the environment: there it leaves everything as it is.
+`register` is the entry point of the group `vllm.general_plugins`; vLLM calls it in every process it starts, also in
+those of a server that has nothing to do with this library but shares the environment: there it leaves everything as it
+is.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def file_engine_class() -> Any:
 
 
 def finish_reload(model: torch.nn.Module) -> None:
-    """What a layer-wise reload of all weights leaves undone in vLLM, after which it would sample from others, without an error."""
+    """What a layer-wise reload of all weights leaves undone in vLLM, after which it would sample from others, without
+    an error."""
     retie_heads(model)
     pack_experts(model)
 
@@ -141,7 +143,8 @@ def retie_heads(model: torch.nn.Module) -> None:
         ]
         if len(embeddings) != 1:
             raise RuntimeError(
-                f"a tied head needs exactly one embedding of its sizes {_sizes(head)} beside it, found {len(embeddings)}"
+                f"a tied head needs exactly one embedding of its sizes {_sizes(head)} beside it, found "
+                f"{len(embeddings)}"
             )
         head.weight = embeddings[0].weight
         head.quant_method.process_weights_after_loading(head)  # type: ignore[operator]

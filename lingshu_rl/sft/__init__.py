@@ -2,8 +2,9 @@
 
     shallow alignment -> deep alignment -> instruction tuning, then RL (train.py)
 
-A stage trains the parts that its `lr` names (vision, projector, language); the others are frozen. It starts from the model
-of the stage before, ends with an ordinary Hugging Face folder, and is measured on held-out questions by the rewards.
+A stage trains the parts that its `lr` names (vision, projector, language); the others are frozen. It starts from the
+model of the stage before, ends with an ordinary Hugging Face folder, and is measured on held-out questions by the
+rewards.
 
     DIR/<stage>/model/          the model after the stage          DIR/<stage>/metrics.jsonl   TRL's log
     DIR/<stage>/checkpoints/    while it runs                      DIR/eval/<stage>.jsonl      graded questions

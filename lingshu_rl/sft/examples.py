@@ -1,7 +1,7 @@
 """Rows as supervised examples: the prompt that a run would ask, and the ideal completion of it.
 
-The prompt is the run's own (`PromptEncoder.render`: system prompt, history, the model's template), so a stage teaches the
-question in the form in which RL, evaluation and the engine put it. Rows are made when a batch asks for them.
+The prompt is the run's own (`PromptEncoder.render`: system prompt, history, the model's template), so a stage teaches
+the question in the form in which RL, evaluation and the engine put it. Rows are made when a batch asks for them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Examples(Sequence[Mapping[str, Any]]):
         return {"input_ids": asked + answered, "labels": [UNTRAINED] * len(asked) + answered}
 
     def as_dataset(self, packed_in: Path | None = None) -> Any:
-        """As TRL wants it: rows by their numbers. packed_in: a folder for the tokens of rows that TRL packs beforehand."""
+        """As TRL wants it: rows by their numbers. packed_in: a folder for the tokens of rows that TRL packs
+        beforehand."""
         import datasets
 
         if packed_in is not None:

@@ -1,4 +1,5 @@
-"""Did it matter? Every variant against the baseline, paired over seeds and test questions, in one structure and in words.
+"""Did it matter? Every variant against the baseline, paired over seeds and test questions, in one structure and in
+words.
 
 `compare` reads run folders and returns plain data (the content of sweep.json); `write_answers` also writes the table as
 markdown, CSV and HTML. Points are hundredths of accuracy.
@@ -28,9 +29,14 @@ from lingshu_rl.sweep.search import all_variants
 from lingshu_rl.sweep.status import Status
 from lingshu_rl.sweep.words import ALPHA, LATE_MEANS, markdown, table_csv, title, visible, words
 
-CURVES = {"reward/mean": "Mean training reward", "policy/kl": "KL to the reference (nats a token)",
-          "policy/entropy": "Entropy (nats a token)", "completion/tokens_mean": "Completion length (tokens)",
-          "groups/zero_variance": "Groups of equal rewards", "completion/truncated_share": "Truncated completions"}  # fmt: skip
+CURVES = {
+    "reward/mean": "Mean training reward",
+    "policy/kl": "KL to the reference (nats a token)",
+    "policy/entropy": "Entropy (nats a token)",
+    "completion/tokens_mean": "Completion length (tokens)",
+    "groups/zero_variance": "Groups of equal rewards",
+    "completion/truncated_share": "Truncated completions",
+}
 Values = dict[str, float | None]  # by question
 
 
@@ -60,14 +66,27 @@ def write_answers(sweep: Sweep) -> dict[str, Any]:
         Member(v, run.seed, run.folder, states.read(sweep.folder, run)) for v in variants for run in sweep.runs_of(v)
     ]
     return write_comparison(
-        members, sweep.baseline, sweep.folder, name=sweep.name, question=sweep.question, axes=sweep.axes,
+        members,
+        sweep.baseline,
+        sweep.folder,
+        name=sweep.name,
+        question=sweep.question,
+        axes=sweep.axes,
         searched=sweep.search is not None,
-    )  # fmt: skip
+    )
 
 
-def write_comparison(members: Sequence[Member], baseline: str, folder: Path, *, name: str, question: str = "",
-                     axes: Mapping[str, Sequence[str]] | None = None, searched: bool = False,
-                     stem: str = "sweep") -> dict[str, Any]:  # fmt: skip
+def write_comparison(
+    members: Sequence[Member],
+    baseline: str,
+    folder: Path,
+    *,
+    name: str,
+    question: str = "",
+    axes: Mapping[str, Sequence[str]] | None = None,
+    searched: bool = False,
+    stem: str = "sweep",
+) -> dict[str, Any]:
     from lingshu_rl.report.sweep_page import render
 
     answer = compare(members, baseline, name=name, question=question, axes=axes or {}, searched=searched)
@@ -79,8 +98,15 @@ def write_comparison(members: Sequence[Member], baseline: str, folder: Path, *, 
     return answer
 
 
-def compare(members: Sequence[Member], baseline: str, *, name: str = "", question: str = "",
-            axes: Mapping[str, Sequence[str]] | None = None, searched: bool = False) -> dict[str, Any]:  # fmt: skip
+def compare(
+    members: Sequence[Member],
+    baseline: str,
+    *,
+    name: str = "",
+    question: str = "",
+    axes: Mapping[str, Sequence[str]] | None = None,
+    searched: bool = False,
+) -> dict[str, Any]:
     """Everything a reader wants of these runs. `baseline`: the variant that the others are held against."""
     for member in members:
         _read(member)
@@ -131,8 +157,9 @@ def _read(member: Member) -> None:
     member.rates = monitors(data.late)
 
 
-def _row(group: Sequence[Member], base: Sequence[Member], images: Mapping[str, Any], regraded: bool, *,
-         is_base: bool) -> dict[str, Any]:  # fmt: skip
+def _row(
+    group: Sequence[Member], base: Sequence[Member], images: Mapping[str, Any], regraded: bool, *, is_base: bool
+) -> dict[str, Any]:
     done = [m for m in group if m.done]
     scores = [score for m in done if (score := _mean(m.values.values())) is not None]
     own = [score for m in done if (score := _mean(m.own.values())) is not None]
@@ -167,13 +194,17 @@ def _row(group: Sequence[Member], base: Sequence[Member], images: Mapping[str, A
     }
 
 
-def _difference(base: Sequence[Member], group: Sequence[Member], images: Mapping[str, Any], which: str) -> dict[str, Any] | None:  # fmt: skip
+def _difference(
+    base: Sequence[Member], group: Sequence[Member], images: Mapping[str, Any], which: str
+) -> dict[str, Any] | None:
     """Variant minus baseline over the seeds and questions that both have; None when there are none."""
     one, other = ({m.seed: getattr(m, which) for m in side if m.done} for side in (base, group))
     return _measured(one, other, images)
 
 
-def _measured(one: Mapping[int, Values], other: Mapping[int, Values], images: Mapping[str, Any]) -> dict[str, Any] | None:  # fmt: skip
+def _measured(
+    one: Mapping[int, Values], other: Mapping[int, Values], images: Mapping[str, Any]
+) -> dict[str, Any] | None:
     seeds, items, d, left_out = aligned(one, other)
     if not d.size:
         return None
@@ -216,9 +247,14 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return "same" if found["identical"] else "noise"
 
 
-def _axis_effects(by_variant: Mapping[str, Sequence[Member]], axes: Mapping[str, Sequence[str]], base: Variant,
-                  images: Mapping[str, Any]) -> list[dict[str, Any]]:  # fmt: skip
-    """Each value of an axis against the baseline's, averaged over all places of the other axes (grids of two or more)."""
+def _axis_effects(
+    by_variant: Mapping[str, Sequence[Member]],
+    axes: Mapping[str, Sequence[str]],
+    base: Variant,
+    images: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Each value of an axis against the baseline's, averaged over all places of the other axes (grids of two or
+    more)."""
     if len(axes) < 2:
         return []
     place = {tuple(group[0].variant.point.values()): group for group in by_variant.values()}
@@ -269,7 +305,10 @@ def _grade_alike(members: Sequence[Member], base: Sequence[Member]) -> tuple[lis
     except Exception as error:
         for member in members:
             member.values = member.own
-        return [f"The rewards differ between variants, and grading all answers alike failed ({type(error).__name__}: {error}); accuracies here are each by its own reward."], False  # fmt: skip
+        return [
+            f"The rewards differ between variants, and grading all answers alike failed ({type(error).__name__}: "
+            f"{error}); accuracies here are each by its own reward."
+        ], False
     return ["Variants were trained with different rewards; accuracies are by the baseline's reward for all."], True
 
 
@@ -278,7 +317,9 @@ def regrade(data: RunData, config: Mapping[str, Any]) -> Values:
     from lingshu_rl.config import load_config
     from lingshu_rl.rewarding import instruction_of, read_of, reward_of
 
-    theirs = load_config(None, [f"{key}={json.dumps(config[key])}" for key in ("model", "data", "rewards") if key in config])  # fmt: skip
+    theirs = load_config(
+        None, [f"{key}={json.dumps(config[key])}" for key in ("model", "data", "rewards") if key in config]
+    )
     prompts = _prompts(theirs.data.test, instruction_of(theirs), theirs.data.skip_bad_rows)
     answered = data.evals.get("after", [])
     rows = [row for row in answered if row["id"] in prompts]

@@ -20,8 +20,14 @@ from lingshu_rl.sweep.search import all_variants
 from lingshu_rl.sweep.words import VERDICTS, p_text
 
 
-def sweep_main(path: str, *, dry_run: bool = False, only: Sequence[str] = (), retry_failed: bool = False,
-               settings: Sequence[str] = ()) -> int:  # fmt: skip
+def sweep_main(
+    path: str,
+    *,
+    dry_run: bool = False,
+    only: Sequence[str] = (),
+    retry_failed: bool = False,
+    settings: Sequence[str] = (),
+) -> int:
     """Exit code 0: all runs are done; 1: some failed; 2: the file cannot be used; 130: stopped."""
     console = Terminal(highlight=False, width=None if sys.stdout.isatty() else 140)
     try:
@@ -30,7 +36,13 @@ def sweep_main(path: str, *, dry_run: bool = False, only: Sequence[str] = (), re
             show_plan(sweep, only, retry_failed, console)
             return 0
         tables = _Tables()
-        outcome = run_sweep(sweep, only=only, retry_failed=retry_failed, progress=Progress(quiet=False), after_run=lambda: tables.write(sweep))  # fmt: skip
+        outcome = run_sweep(
+            sweep,
+            only=only,
+            retry_failed=retry_failed,
+            progress=Progress(quiet=False),
+            after_run=lambda: tables.write(sweep),
+        )
         answer = write_answers(sweep)
     except (SweepError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -47,7 +59,8 @@ def sweep_main(path: str, *, dry_run: bool = False, only: Sequence[str] = (), re
 
 
 class _Tables:
-    """Writes the tables while the sweep runs, so that they can be read early; at most a tenth of the time goes there."""
+    """Writes the tables while the sweep runs, so that they can be read early; at most a tenth of the time goes
+    there."""
 
     def __init__(self) -> None:
         self.next = 0.0
@@ -83,7 +96,11 @@ def show_plan(sweep: Sweep, only: Sequence[str], retry_failed: bool, console: Co
     if sweep.search:
         left = max(0, sweep.search.trials - len(variants) + 1)
         todo += left * len(sweep.seeds)
-        console.print(f"and up to {left} more trials by {sweep.search.method}, each with {len(sweep.seeds)} seed(s), over {', '.join(sweep.search.space)}", soft_wrap=True)  # fmt: skip
+        console.print(
+            f"and up to {left} more trials by {sweep.search.method}, each with {len(sweep.seeds)} seed(s), over "
+            f"{', '.join(sweep.search.space)}",
+            soft_wrap=True,
+        )
     sets = len(sweep.devices)
     if seconds is None:
         told = "no time estimate: no run has been timed here; set seconds_per_run, or look again after the first run"
@@ -91,7 +108,10 @@ def show_plan(sweep: Sweep, only: Sequence[str], retry_failed: bool, console: Co
         how = (
             "median of this sweep's runs" if states.usual_seconds(sweep.folder, runs) else "the file's seconds_per_run"
         )
-        told = f"about {duration(seconds * -(-todo // sets))}: {todo} runs of {duration(seconds)} ({how}) on {sets} device set(s)"
+        told = (
+            f"about {duration(seconds * -(-todo // sets))}: {todo} runs of {duration(seconds)} ({how}) on {sets} "
+            f"device set(s)"
+        )
     console.print(told, soft_wrap=True)
 
 
@@ -105,13 +125,14 @@ def show_answer(answer: dict, console: Console) -> None:
     for row in answer["rows"]:
         found = row["difference"] or {}
         table.add_row(
-            row["name"], f"{row['seeds_done']}/{row['seeds_planned']}",
+            row["name"],
+            f"{row['seeds_done']}/{row['seeds_planned']}",
             "–" if row["score"] is None else f"{100 * row['score']:.1f}",
             signed(found["points"]) if found else "",
             f"{signed(found['low'])} to {signed(found['high'])}" if found else "",
             p_text(found["p_corrected"]) if found else "",
             "failed" if row["errors"] else VERDICTS[row["verdict"]],
-        )  # fmt: skip
+        )
     console.print(table)
 
 

@@ -19,8 +19,10 @@ from lingshu_rl.failures import LingshuError
 
 Settings = dict[str, Any]  # dotted key -> value
 
-KEYS = ("name", "question", "dir", "config", "base", "seeds", "axes", "variants", "search", "baseline", "devices",
-        "processes", "command", "timeout_s", "seconds_per_run")  # fmt: skip
+KEYS = tuple(
+    "name question dir config base seeds axes variants search baseline devices processes command timeout_s "
+    "seconds_per_run".split()
+)
 SEARCH_KEYS = ("method", "trials", "seed", "space", "prune")
 PRUNE_KEYS = ("metric", "after", "startup")
 METHODS = ("random", "tpe")
@@ -136,7 +138,10 @@ def load_sweep(path: str | Path, settings: Sequence[str] = ()) -> Sweep:
     for word in settings:
         if "=" not in word:
             raise SweepError(f"{word!r} is not of the form key=value, for example train.steps=5")
-    over = {word.split("=", 1)[0]: OmegaConf.to_container(OmegaConf.from_dotlist([f"x={word.split('=', 1)[1]}"]))["x"] for word in settings}  # type: ignore[index,call-overload]  # fmt: skip
+    over = {
+        word.split("=", 1)[0]: OmegaConf.to_container(OmegaConf.from_dotlist([f"x={word.split('=', 1)[1]}"]))["x"]
+        for word in settings
+    }  # type: ignore[index,call-overload]
     if over:
         content["base"] = {**flat(_mapping("base", content.get("base"))), **flat(over)}
     return parse_sweep(content, default_name=path.stem)
@@ -147,8 +152,18 @@ def reread(folder: Path) -> Sweep:
     plan = json.loads((folder / "plan.json").read_text())
     variants = tuple(Variant(v["name"], v["settings"], v["point"]) for v in plan["variants"])
     search = SearchSpec({}, 0) if plan["searched"] else None
-    return Sweep(plan["name"], folder, plan["base"], tuple(plan["seeds"]), variants, plan["baseline"], plan["axes"],
-                 plan["question"], plan["config"], search)  # fmt: skip
+    return Sweep(
+        plan["name"],
+        folder,
+        plan["base"],
+        tuple(plan["seeds"]),
+        variants,
+        plan["baseline"],
+        plan["axes"],
+        plan["question"],
+        plan["config"],
+        search,
+    )
 
 
 def parse_sweep(raw: Mapping[str, Any], default_name: str = "sweep") -> Sweep:
@@ -242,7 +257,8 @@ def _text(value: Any) -> str:
 
 
 def _axes(raw: Mapping[str, Any]) -> dict[str, list[tuple[str, Settings]]]:
-    """Axis name -> (label, settings). An axis is a list of values of a key, or named settings; variants are one more."""
+    """Axis name -> (label, settings). An axis is a list of values of a key, or named settings; variants are one
+    more."""
     axes: dict[str, list[tuple[str, Settings]]] = {}
     for axis, values in _mapping("axes", raw.get("axes")).items():
         where = f"axes.{axis}"
@@ -284,7 +300,8 @@ def _grid(axes: Mapping[str, Sequence[tuple[str, Settings]]]) -> list[Variant]:
 
 
 def _baseline(given: Any, variants: Sequence[Variant]) -> str:
-    """The first variant, the one of that name, or the one at that place of the grid (keys left out: the first value)."""
+    """The first variant, the one of that name, or the one at that place of the grid (keys left out: the first
+    value)."""
     if given is None:
         return variants[0].name
     if isinstance(given, Mapping):
@@ -365,7 +382,10 @@ def _known(where: str, given: Mapping[str, Any], keys: Sequence[str]) -> None:
     for key in given:
         if key not in keys:
             near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-            raise SweepError(f"unknown key {key!r} in {where}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(keys)}"))  # fmt: skip
+            raise SweepError(
+                f"unknown key {key!r} in {where}"
+                + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(keys)}")
+            )
 
 
 def _refuse_own(where: str, settings: Settings) -> None:

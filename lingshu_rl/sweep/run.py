@@ -29,8 +29,10 @@ from lingshu_rl.sweep import status as states
 from lingshu_rl.sweep.plan import PlannedRun, Sweep, SweepError, select
 from lingshu_rl.sweep.status import Status
 
-LAUNCH = ("{python}", "-m", "accelerate.commands.launch", "--num_processes", "{processes}",
-          "--main_process_port", "{port}", "-m", "lingshu_rl.cli", "train")  # fmt: skip
+LAUNCH = tuple(
+    "{python} -m accelerate.commands.launch --num_processes {processes} --main_process_port {port} -m lingshu_rl.cli "
+    "train".split()
+)
 STOP_TIMEOUT_S = 60.0  # a run that is asked to stop first stops its servers
 POLL_S = 0.2
 
@@ -65,8 +67,14 @@ class Source:
         return None
 
 
-def run_sweep(sweep: Sweep, *, only: Sequence[str] = (), retry_failed: bool = False, progress: Progress | None = None,
-              after_run: Callable[[], None] = lambda: None) -> Outcome:  # fmt: skip
+def run_sweep(
+    sweep: Sweep,
+    *,
+    only: Sequence[str] = (),
+    retry_failed: bool = False,
+    progress: Progress | None = None,
+    after_run: Callable[[], None] = lambda: None,
+) -> Outcome:
     """Run what is not done yet; `after_run` is called after each run (to write the tables anew).
 
     Raises SweepError when a run on disk has other settings, InUse when another process works on this sweep.
@@ -141,8 +149,15 @@ def write_plan(sweep: Sweep) -> None:
 class _Pool:
     """One thread a device set, each with at most one child process."""
 
-    def __init__(self, sweep: Sweep, source: Source, progress: Progress, stop: threading.Event,
-                 after_run: Callable[[], None], retry_failed: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        sweep: Sweep,
+        source: Source,
+        progress: Progress,
+        stop: threading.Event,
+        after_run: Callable[[], None],
+        retry_failed: bool,
+    ) -> None:
         self.sweep, self.source, self.progress, self.stop = sweep, source, progress, stop
         self.after_run, self.retry_failed = after_run, retry_failed
         self.outcome = Outcome()
@@ -213,7 +228,8 @@ class _Pool:
         return status
 
     def _child(self, run: PlannedRun, devices: DeviceSet | None, log: Path) -> tuple[str, int, str]:
-        """Start the run's command and wait: how it ended (itself, pruned, stopped, timeout), its exit code, why pruned."""
+        """Start the run's command and wait: how it ended (itself, pruned, stopped, timeout), its exit code, why
+        pruned."""
         log.parent.mkdir(parents=True, exist_ok=True)
         prefix, env = (devices.command_prefix(), devices.env()) if devices else ([], {})
         with open(log, "ab") as out:

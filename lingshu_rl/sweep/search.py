@@ -106,7 +106,9 @@ class SearchSource(Source):
         make = self.optuna.trial.create_trial
         curve = _curve(self.sweep.runs_of(variant)[0].folder, self.spec.prune.metric) if self.spec.prune else {}
         params = self._params(variant)
-        self.study.add_trial(make(state=state, value=value, params=params, distributions=self.space, intermediate_values=curve))  # fmt: skip
+        self.study.add_trial(
+            make(state=state, value=value, params=params, distributions=self.space, intermediate_values=curve)
+        )
 
     def _result(self, variant: Variant) -> tuple[Any, float | None]:
         """Optuna's state and the value of a trial that is over; (None, None) for one that is not."""

@@ -5,17 +5,29 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lingshu_rl.markup import as_markdown, table_line
 from lingshu_rl.report.text import NBSP, percent, signed
 
 ALPHA = 0.05
-LATE_MEANS = {"train_reward": "reward/mean", "kl": "policy/kl", "tokens": "completion/tokens_mean",
-              "truncated": "completion/truncated_share", "flat_groups": "groups/zero_variance"}  # fmt: skip
-VERDICTS = {"better": "better", "worse": "worse", "other reward": "different by its own reward",
-            "noise": "not told from noise", "same": "same answers", "none": "not compared", "baseline": "baseline"}  # fmt: skip
+LATE_MEANS = {
+    "train_reward": "reward/mean",
+    "kl": "policy/kl",
+    "tokens": "completion/tokens_mean",
+    "truncated": "completion/truncated_share",
+    "flat_groups": "groups/zero_variance",
+}
+VERDICTS = {
+    "better": "better",
+    "worse": "worse",
+    "other reward": "different by its own reward",
+    "noise": "not told from noise",
+    "same": "same answers",
+    "none": "not compared",
+    "baseline": "baseline",
+}
 
 
 def title(answer: Mapping[str, Any]) -> str:
@@ -42,9 +54,15 @@ def words(answer: Mapping[str, Any]) -> list[str]:
     compared = [row for row in rows if row["difference"]]
     base = next(row for row in answer["rows"] if row["is_baseline"])
     if base["score"] is not None:
-        out.append(f"The baseline, {_quoted(base)}, scores {percent(base['score'])} on the held-out questions, {_seeds(base['seeds_done'])}.")  # fmt: skip
+        out.append(
+            f"The baseline, {_quoted(base)}, scores {percent(base['score'])} on the held-out questions, "
+            f"{_seeds(base['seeds_done'])}."
+        )
     if answer["searched"] and compared:
-        out.append(f"The best of {len(compared)} trials looks better than it is, because it was picked; its corrected p-value allows for that, its score does not.")  # fmt: skip
+        out.append(
+            f"The best of {len(compared)} trials looks better than it is, because it was picked; its corrected p-value "
+            f"allows for that, its score does not."
+        )
     for row in rows:
         if row["verdict"] in ("better", "worse"):
             found = row["difference"]
@@ -52,17 +70,26 @@ def words(answer: Mapping[str, Any]) -> list[str]:
     for row in rows:
         own = row["own_difference"]
         if own and visible(own):
-            alike = "its answers graded by the baseline's reward differ too" if row["verdict"] in ("better", "worse") else "its answers graded by the baseline's reward cannot be told apart"  # fmt: skip
+            alike = (
+                "its answers graded by the baseline's reward differ too"
+                if row["verdict"] in ("better", "worse")
+                else "its answers graded by the baseline's reward cannot be told apart"
+            )
             out.append(f"{_quoted(row)} is different by its own reward: {_points(own)}; {alike}.")
     for row in compared:
         if row["verdict"] == "noise":
-            out.append(f"{_quoted(row)} cannot be told from noise: {_points(row['difference'])}. {_needs(row['difference'])}")  # fmt: skip
+            out.append(
+                f"{_quoted(row)} cannot be told from noise: {_points(row['difference'])}. {_needs(row['difference'])}"
+            )
         elif row["verdict"] == "same":
-            out.append(f"{_quoted(row)} gave the same answers as the baseline to every question with every seed.")  # fmt: skip
+            out.append(f"{_quoted(row)} gave the same answers as the baseline to every question with every seed.")
     if len(compared) > 1 or (compared and compared[0]["difference"]["seeds"] > 1):
         found = [row["difference"]["smallest_visible"] for row in compared if row["difference"]["smallest_visible"]]
         if found:
-            out.append(f"With these seeds and questions a true difference of about {statistics.median(found):.1f} points would be seen four times in five.")  # fmt: skip
+            out.append(
+                f"With these seeds and questions a true difference of about {statistics.median(found):.1f} points "
+                f"would be seen four times in five."
+            )
     for row in answer["rows"]:
         if row["alarms"]:
             said = ", ".join(f"{alarm} ({_of(n, row['seeds_read'])})" for alarm, n in row["alarms"].items())
@@ -78,7 +105,19 @@ def words(answer: Mapping[str, Any]) -> list[str]:
 
 def markdown(answer: Mapping[str, Any]) -> str:
     """The words and the table, for a README or an issue."""
-    head = ["variant", "seeds", "accuracy", "difference", "95 % interval", "p (Holm)", "verdict", "train reward", "GPU-s" if _gpus(answer) else "wall s", "tokens", "alarms"]  # fmt: skip
+    head = [
+        "variant",
+        "seeds",
+        "accuracy",
+        "difference",
+        "95 % interval",
+        "p (Holm)",
+        "verdict",
+        "train reward",
+        "GPU-s" if _gpus(answer) else "wall s",
+        "tokens",
+        "alarms",
+    ]
     lines = [as_markdown(f"# {answer['name']}: {answer['title']}"), ""]
     lines += [as_markdown(answer["question"]), ""] if answer["question"] else []
     lines += [f"* {as_markdown(sentence)}" for sentence in answer["words"]] + [""]
@@ -105,22 +144,41 @@ def markdown(answer: Mapping[str, Any]) -> str:
 def table_csv(answer: Mapping[str, Any]) -> str:
     """One line a variant; shares and rates as numbers, points as numbers."""
     rates = sorted({key for row in answer["rows"] for key in row["rates"]})
-    head = ["variant", "seeds_done", "seeds_planned", "accuracy", "accuracy_sd", "points", "ci95_low", "ci95_high", "p",
-            "p_corrected", "verdict", "seeds_needed", "own_points", "own_ci95_low", "own_ci95_high", "own_p_corrected",
-            *LATE_MEANS, *rates, "wall_seconds", "device_seconds", "generated_tokens", "alarms", "errors"]  # fmt: skip
+    lines = [_csv_line(row, rates) for row in answer["rows"]]
     out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(head)
-    for row in answer["rows"]:
-        found, own = row["difference"] or {}, row["own_difference"] or {}
-        writer.writerow(
-            [row["name"], row["seeds_done"], row["seeds_planned"], row["score"], row["score_sd"], found.get("points"),
-             found.get("low"), found.get("high"), found.get("p"), found.get("p_corrected"), row["verdict"],
-             found.get("seeds_needed"), own.get("points"), own.get("low"), own.get("high"), own.get("p_corrected"),
-             *(row[key] for key in LATE_MEANS), *(row["rates"].get(key) for key in rates), row["seconds"],
-             row["device_seconds"], row["generated_tokens"], "; ".join(row["alarms"]), "; ".join(row["errors"].values())]
-        )  # fmt: skip
+    writer = csv.DictWriter(out, list(lines[0]) if lines else [])
+    writer.writeheader()
+    writer.writerows(lines)
     return out.getvalue()
+
+
+def _csv_line(row: Mapping[str, Any], rates: Sequence[str]) -> dict[str, Any]:
+    found, own = row["difference"] or {}, row["own_difference"] or {}
+    return {
+        "variant": row["name"],
+        "seeds_done": row["seeds_done"],
+        "seeds_planned": row["seeds_planned"],
+        "accuracy": row["score"],
+        "accuracy_sd": row["score_sd"],
+        "points": found.get("points"),
+        "ci95_low": found.get("low"),
+        "ci95_high": found.get("high"),
+        "p": found.get("p"),
+        "p_corrected": found.get("p_corrected"),
+        "verdict": row["verdict"],
+        "seeds_needed": found.get("seeds_needed"),
+        "own_points": own.get("points"),
+        "own_ci95_low": own.get("low"),
+        "own_ci95_high": own.get("high"),
+        "own_p_corrected": own.get("p_corrected"),
+        **{key: row[key] for key in LATE_MEANS},
+        **{key: row["rates"].get(key) for key in rates},
+        "wall_seconds": row["seconds"],
+        "device_seconds": row["device_seconds"],
+        "generated_tokens": row["generated_tokens"],
+        "alarms": "; ".join(row["alarms"]),
+        "errors": "; ".join(row["errors"].values()),
+    }
 
 
 def p_text(p: float) -> str:
@@ -128,15 +186,19 @@ def p_text(p: float) -> str:
 
 
 def _points(found: Mapping[str, Any]) -> str:
+    p = p_text(found["p_corrected"])
     return (
         f"{signed(found['points'])} points (95{NBSP}% interval {signed(found['low'])} to {signed(found['high'])}, "
-        f"p{NBSP}{p_text(found['p_corrected']) if found['p_corrected'] < 0.001 else '= ' + p_text(found['p_corrected'])}, "
+        f"p{NBSP}{p if found['p_corrected'] < 0.001 else '= ' + p}, "
         f"{_seeds(found['seeds'])}, {found['items']} questions)"
     )
 
 
 ONE_SEED = "One seed cannot tell a setting's doing from a seed's: run at least three."
-ONE_IMAGE = "All questions are about one image, and nobody knows how it is with others: more seeds do not tell, other images do."  # fmt: skip
+ONE_IMAGE = (
+    "All questions are about one image, and nobody knows how it is with others: more seeds do not tell, other images "
+    "do."
+)
 
 
 def _unknown(found: Mapping[str, Any]) -> list[str]:
@@ -150,9 +212,15 @@ def _needs(found: Mapping[str, Any]) -> str:
     if found["points"] == 0:
         return "No number of seeds shows a difference of zero."
     if found["seeds_needed"]:
-        return f"If the difference is as large as measured, {found['seeds_needed']} seeds would show it (four times in five)."
+        return (
+            f"If the difference is as large as measured, {found['seeds_needed']} seeds would show it (four times in "
+            f"five)."
+        )
     if found["items_needed"]:
-        return f"If the difference is as large as measured, more seeds alone would not show it: it takes about {found['items_needed']:,} test questions."  # fmt: skip
+        return (
+            f"If the difference is as large as measured, more seeds alone would not show it: it takes about "
+            f"{found['items_needed']:,} test questions."
+        )
     return "A difference as small as measured would need more than 100 seeds."
 
 

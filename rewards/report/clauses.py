@@ -1,4 +1,5 @@
-"""Where the clauses of a sentence begin: at contrast words, exceptions, and where a new subject gets its own predicate."""
+"""Where the clauses of a sentence begin: at contrast words, exceptions, and where a new subject gets its own
+predicate."""
 
 from __future__ import annotations
 

@@ -46,7 +46,8 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
 
 
 def _add(sentence: Sentence, number: int, found: list[tuple[int, Entity]], lexicon: Lexicon) -> None:
-    """What a sentence says after those before it: "It is small." and "none on the right" speak of the finding before."""
+    """What a sentence says after those before it: "It is small." and "none on the right" speak of the finding
+    before."""
     words = sentence.words
     if sentence.question and words[0] in lexicon.grammar["asks"]:
         return

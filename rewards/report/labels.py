@@ -1,4 +1,5 @@
-"""Labels of a named scheme for a report: CheXpert-14, CT-RATE-18, NIH-14. Schemes are data: JSON files in `schemes/`."""
+"""Labels of a named scheme for a report: CheXpert-14, CT-RATE-18, NIH-14. Schemes are data: JSON files in
+`schemes/`."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _STRONGEST = (PRESENT, UNCERTAIN, ABSENT)
 class Label:
     """What makes a label: any of `findings` or of the findings in `groups`.
 
-    `site`: groups of organs; a finding placed only in other organs does not count. `unless`: qualifiers that rule it out.
+    `site`: groups of organs; a finding placed only in other organs does not count. `unless`: qualifiers that rule it
+    out.
     """
 
     name: str

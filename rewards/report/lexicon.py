@@ -23,19 +23,7 @@ DEFAULT_PACKS = ("general", "chest_xray", "skeleton", "head_ct", "abdomen", "che
 TERMS = ""  # trie key of what ends at a node; no word is empty
 PACK_KEYS = frozenset(
     {
-        *(
-            "name",
-            "about",
-            "source",
-            "licence",
-            "needs",
-            "irregular",
-            "abbreviations",
-            "sections",
-            "answers",
-            "cues",
-            "sides",
-        ),
+        *("name about source licence needs irregular abbreviations sections answers cues sides".split()),
         *("severity", "change", "qualifiers", "normal", "abnormal", "abnormal_states", "states", "open_states"),
         *("open_suffixes", "not_findings", "grammar", "groups", "mains", "anatomy", "findings", "pairs"),
     }
@@ -53,8 +41,9 @@ class Finding:
     """`weight`: what missing it costs, 1 for an ordinary one. `related`: how much of it another finding may stand for.
 
     `home`: groups in whose organs its bare word means this finding; elsewhere ("effusion of the testis") it is another.
-    `grows`: the finding it is from so many millimetres on. `means`: the findings its word stands for ("hydropneumothorax").
-    `evidence_of`: findings that it shows, beside which it costs nothing (blunting beside an effusion).
+    `grows`: the finding it is from so many millimetres on. `means`: the findings its word stands for
+    ("hydropneumothorax"). `evidence_of`: findings that it shows, beside which it costs nothing (blunting beside an
+    effusion).
     """
 
     id: str

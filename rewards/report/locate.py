@@ -18,8 +18,9 @@ Place = tuple[int, int]
 def locate(sentences: Sequence[Sequence[str]], completion: str, lexicon: Lexicon) -> list[Place | None]:
     """(start, end) of each sentence in the completion, from its first to its last word found; None where none was.
 
-    Both run backwards: what a thought drafts and the answer repeats is placed in the answer. In a long text the commonest
-    words alone find nothing (`difflib`'s autojunk), which bounds the work on one that says the same over and over.
+    Both run backwards: what a thought drafts and the answer repeats is placed in the answer. In a long text the
+    commonest words alone find nothing (`difflib`'s autojunk), which bounds the work on one that says the same over and
+    over.
     """
     words = [(lexicon.stem(match[0].lower()), match.span()) for match in TOKEN.finditer(completion)][::-1]
     read = [(word, number) for number, sentence in enumerate(sentences) for word in sentence][::-1]

@@ -46,7 +46,8 @@ class _Side:
 
 @dataclass
 class _Tally:
-    """Sums of finding weights: earned of each report's positives, what each answers for, and what contradictions lose."""
+    """Sums of finding weights: earned of each report's positives, what each answers for, and what contradictions
+    lose."""
 
     earned_gold: float
     earned_said: float
@@ -444,7 +445,8 @@ def _pay(
 
 
 def _order(tally: _Tally, asked: float, stated: float, negatives: float) -> float:
-    """How near a report is to the reference, in [0, 1], also where it earns nothing: 1 only if nothing is wrong with it."""
+    """How near a report is to the reference, in [0, 1], also where it earns nothing: 1 only if nothing is wrong with
+    it."""
     earned = tally.earned_gold + tally.earned_said + 2.0 * negatives
     share = earned / (asked + stated + 2.0 * tally.lost) if asked + stated else 0.0
     wrong = max(0.0, tally.asked + tally.stated - tally.earned_gold - tally.earned_said) + 2.0 * tally.lost

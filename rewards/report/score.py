@@ -17,8 +17,14 @@ from rewards.report.locate import Place, locate
 from rewards.report.match import compare
 from rewards.report.sentences import MAX_WORDS
 
-_NOT_ABLE = r"can\s?not|can['’]t|could not|unable to|not able to|do not have|don['’]t have|am not (?:able|qualified) to|won['’]t"
-_DECLINED = r"interpret|analy[sz]e|view|read|provide|diagnose|assist|help|access|process|ability|capability|open|comply|the image"
+_NOT_ABLE = (
+    r"can\s?not|can['’]t|could not|unable to|not able to|do not have|don['’]t have|am not (?:able|qualified) to"
+    r"|won['’]t"
+)
+_DECLINED = (
+    r"interpret|analy[sz]e|view|read|provide|diagnose|assist|help|access|process|ability|capability|open|comply"
+    r"|the image"
+)
 _REFUSAL = re.compile(
     r"\b(?:i|we)(?:\s+am|['’]m|\s+are|['’]re)?\s+"
     rf"(?:(?:really |very |so )?sorry\b|apologi[sz]e\b|(?:{_NOT_ABLE})\s+(?:\w+\s+){{0,3}}?(?:{_DECLINED})\b)"
@@ -37,10 +43,10 @@ class ReportEntities(Reward):
     """Pays the findings a report gets right: assertion, side, place, grade, change, size.
 
     `gold` is the text of the reference report; nothing else of the sample is used. Missed, invented, denied and
-    wrong-sided findings cost; a copied normal report, repetition and lists of findings do not pay. `parsed` is a list of
-    rows, one for each finding of the completion and each unmatched one of the reference; `components` has precision,
-    recall, f1, negative_recall, contradiction_rate (shares), repeated (share of words) and findings (a count);
-    `spans` has the sentences that state each finding, rightly or wrongly, or deny one that is there.
+    wrong-sided findings cost; a copied normal report, repetition and lists of findings do not pay. `parsed` is a list
+    of rows, one for each finding of the completion and each unmatched one of the reference; `components` has precision,
+    recall, f1, negative_recall, contradiction_rate (shares), repeated (share of words) and findings (a count); `spans`
+    has the sentences that state each finding, rightly or wrongly, or deny one that is there.
     packs: names of the packs that ship with the library, or paths of JSON files; see docs/report_packs.md.
     """
 

@@ -205,7 +205,8 @@ def _namers(frame: Frame, head: Head) -> Iterator[tuple[float, Mention, str]]:
 
 
 def _spread(frame: Frame, head: Head, organ: Mention, general: str) -> None:
-    """ "plaques in the aortic arch, the aorta and the coronary arteries": a list of organs makes one finding in each."""
+    """ "plaques in the aortic arch, the aorta and the coronary arteries": a list of organs makes one finding in
+    each."""
     made = {head.finding}
     last = organ
     for other in (o for o in frame.organs if o.begin >= organ.end):

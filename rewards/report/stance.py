@@ -220,7 +220,8 @@ def _backward(clause: _Clause, hi: int) -> int:
 
 
 def _stands_alone(marks: Marks, begin: int, end: int) -> bool:
-    """Whether the list item before a comma is told of as seen: with a verb, an article, a place, a grade or a change."""
+    """Whether the list item before a comma is told of as seen: with a verb, an article, a place, a grade or a
+    change."""
     words = marks.words
     begin = max((i + 1 for i in range(begin, end) if words[i] == ","), default=begin)
     if any(words[i] in _ARTICLES or i in marks.verbs for i in range(begin, end)):

@@ -16,20 +16,7 @@ _UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0, "cms": 1
 _ORDINAL_WORDS = {
     word: str(i)
     for i, word in enumerate(
-        (
-            "first",
-            "second",
-            "third",
-            "fourth",
-            "fifth",
-            "sixth",
-            "seventh",
-            "eighth",
-            "ninth",
-            "tenth",
-            "eleventh",
-            "twelfth",
-        ),
+        tuple("first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()),
         start=1,
     )
 }
@@ -75,7 +62,8 @@ class Marks:
 
 
 def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
-    """All terms, longest first from the left; besides them sizes, vertebral levels and words that end like a disease."""
+    """All terms, longest first from the left; besides them sizes, vertebral levels and words that end like a
+    disease."""
     marks = Marks(words, lexicon)
     lists = {"finding": marks.heads, "anatomy": marks.organs, "state": marks.states, "cue": marks.cues}
     lists |= {"normal": marks.normals, "abnormal": marks.abnormals}
@@ -104,7 +92,8 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
 def _longest_term(
     words: Sequence[str], i: int, node: Mapping[str, Any] | None
 ) -> tuple[int, tuple[tuple[str, Any], ...]]:
-    """(its end, its meanings) of the longest term at i, of which `node` is the first word; (i + 1, nothing) for none."""
+    """(its end, its meanings) of the longest term at i, of which `node` is the first word; (i + 1, nothing) for
+    none."""
     best, meanings = i + 1, ()
     j, count = i + 1, len(words)
     while node is not None:
