@@ -28,7 +28,7 @@ PROGRAMS = "lingshu-rl|accelerate|python|make|pip|sbatch|ray"
 # What stands for something of the reader's. The workspace has files of these names.
 MEANT = {"FILE": "my.jsonl", "FILE.yaml": "recipes/pipelines/miniature.yaml", "REPORTS.csv": "reports.csv", "A": "my.jsonl", "B": "held_out.jsonl", "M": "demo",
          "URL": "http://127.0.0.1:8000/v1", "CONFIG": "recipes/configs/sft_demo.yaml", "STEP": "thoughts", "RUN": "runs/mine",
-         "SWEEP_FOLDER": "runs/sweeps/s", "FOLDER_OR_HUB_ID": "demo", "$RANK": "0", "...": "", "&": "", "key=value": "", "name=value": ""}  # fmt: skip
+         "SWEEP_FOLDER": "runs/sweeps/s", "FOLDER_OR_HUB_ID": "demo", "Qwen/Qwen2.5-VL-3B-Instruct": "demo", "$RANK": "0", "...": "", "&": "", "key=value": "", "name=value": ""}  # fmt: skip
 
 
 def commands() -> list[str]:
