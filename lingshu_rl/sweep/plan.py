@@ -135,13 +135,13 @@ def load_sweep(path: str | Path, settings: Sequence[str] = ()) -> Sweep:
     if not isinstance(raw, dict):
         raise SweepError(f"sweep file {path} must hold keys and values at its top level")
     content = {str(k): v for k, v in raw.items()}
+    over: dict[str, Any] = {}
     for word in settings:
-        if "=" not in word:
+        key, equals, value = word.partition("=")
+        if not equals:
             raise SweepError(f"{word!r} is not of the form key=value, for example train.steps=5")
-    over = {
-        word.split("=", 1)[0]: OmegaConf.to_container(OmegaConf.from_dotlist([f"x={word.split('=', 1)[1]}"]))["x"]
-        for word in settings
-    }  # type: ignore[index,call-overload]
+        over[key] = OmegaConf.from_dotlist([f"x={value}"])["x"]
+    over = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in over.items()}
     if over:
         content["base"] = {**flat(_mapping("base", content.get("base"))), **flat(over)}
     return parse_sweep(content, default_name=path.stem)
