@@ -1,5 +1,5 @@
 # demo: install what is missing, train the embedded demo, show the result.   demo-text: the same for a real language
-# model on real reports (about an hour).   test: everything but the
+# model on real reports (not yet timed: an hour or so).   test: everything but the
 # endurance tests (tens of minutes, test-endurance).   lint: ruff and types.
 PYTHON ?= python3
 PIP_ARGS ?=

@@ -1,4 +1,6 @@
+import random
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +9,15 @@ import torch
 from PIL import Image
 
 from lingshu_rl.data.load import load
+from lingshu_rl.data.rows import row_to_prompt
 from lingshu_rl.demo import seeing
-from lingshu_rl.demo.policy import SHORT, rebuild
+from lingshu_rl.demo.careless import careless_text
+from lingshu_rl.demo.policy import SHORT, rebuild, training_rows
+from lingshu_rl.demo.reward import demo_spec
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import load_model, model_path
+from rewards.base import RewardInput
+from rewards.compose import build
 
 
 def test_the_shipped_policy_is_small_tied_and_answers_in_the_format():
@@ -58,3 +65,22 @@ def test_what_a_picture_tells_covers_tasks_and_report_fields():
     assert told["plane"] == told["is_plane"] == told["Plane"] == "axial" and told["inverted"] == "white"
     assert told["width"] == "120 mm" and told["Level"] == told["level"] == "high" and told["modality"] == "MRI"
     assert "window" not in told and "map" not in told
+
+
+def test_a_careless_annotator_is_consistent_and_off_by_a_class():
+    rows, _ = training_rows()
+    reward = build(demo_spec())
+    pays = defaultdict(list)
+    for row in rows:
+        prompt = row_to_prompt(row, base_dir="/", instruction="short")
+        for share in (0.0, 1.0):
+            text = careless_text(row, random.Random(row["id"]), share)
+            sample = RewardInput(text, gold=prompt.gold, options=prompt.options, kind=prompt.kind, meta=prompt.meta)
+            pays[row["kind"], share].append(reward.score(sample).value)
+            if row["kind"] == "option":  # the letter is that of the thought
+                think, letter = text.removeprefix("<think> ").removesuffix(" </answer>").split(" </think><answer> ")
+                assert prompt.options["ABCD".index(letter)] == think
+    assert all(min(pays[kind, 0.0]) == 1 for kind in ("option", "yesno", "numeric", "report"))
+    assert max(pays["option", 1.0]) == max(pays["report", 1.0]) == 0
+    assert sum(pays["numeric", 1.0]) < 0.05 * len(pays["numeric", 1.0])  # a volume may be rounded right again
+    assert sum(pays["yesno", 1.0]) < 0.4 * len(pays["yesno", 1.0])  # "no" stays right where the slip is no match either
