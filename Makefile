@@ -13,7 +13,7 @@ demo: .venv/.installed
 	$(BIN)/accelerate launch --num_processes 1 recipes/grpo_medvqa.py
 
 demo-text: .venv/.installed .venv/.text
-	$(BIN)/lingshu-rl pipeline recipes/text/impressions.yaml
+	$(BIN)/lingshu-rl pipeline recipes/pipelines/impressions.yaml
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -q -m "not slow and not endurance" -n 3

@@ -524,6 +524,7 @@ _AFTER_LETTER: tuple[_Rule, ...] = (
     _P._listed,
     _P._paired,
     _P._hedged_end,
+    _P._second_thought,
     _P._rejects,
     _P._offers,
     _P._called_right,

@@ -217,7 +217,7 @@ def test_a_batch_that_fails_ahead_of_its_step_fails_that_step(tmp_path):
 def test_staleness_needs_its_correction():
     with pytest.raises(ConfigError, match="importance_cap"):
         load_config(None, ["train.max_staleness=1", "loss.importance_cap=0"])
-    with pytest.raises(ConfigError, match="must be 0 or 1"):
+    with pytest.raises(ConfigError, match="not one of 0, 1"):
         load_config(None, ["train.max_staleness=2"])
 
 
