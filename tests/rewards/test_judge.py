@@ -426,3 +426,25 @@ def test_a_server_that_moved_is_asked_at_its_new_address(tmp_path):
         judge.serve_at(url, model="m", token="t")
         assert judge.score(answer("PET")).value == 0.0
         assert judge.score(answer("PE")).value == 1.0  # the same judge: its verdict is known
+
+
+def test_a_judge_behind_a_rule_goes_along_to_other_trainers(tmp_path):
+    """A verdict that fails is masked where the trainer can mask, and told where it cannot."""
+    torch = pytest.importorskip("torch")
+    from rewards.adapters import to_openrlhf, to_trl, to_verl
+
+    script = Script(lambda body: "no verdict" if texts_of(body)[2] == "sepsis" else same_first_letter(body))
+    gold = "pulmonary embolism"
+    texts = [f"<answer>{text}</answer>" for text in (gold, "pneumothorax", "sepsis")]
+    fields = {"kind": "open", "question": "What is shown?"}
+    with serving(script) as url:
+        reward = behind(url, tmp_path)
+        columns = {key: [value] * 3 for key, value in fields.items()}
+        assert to_trl(reward)(prompts=["?"] * 3, completions=texts, answer=[gold] * 3, **columns) == [1.0, 1.0, None]
+        verl = to_verl(reward, unjudged=0.0)
+        told = [verl("set", text, gold, fields) for text in texts]
+        assert [(one["score"], one["unjudged"]) for one in told] == [(1.0, 0.0), (1.0, 0.0), (0.0, 1.0)]
+        label = json.dumps({"answer": gold, **fields})
+        found = to_openrlhf(reward, unjudged=0.0)([f"? {text}" for text in texts], ["? "] * 3, [label] * 3)
+        assert torch.equal(found["rewards"], torch.tensor([1.0, 1.0, 0.0]))
+    assert {texts_of(body)[2] for body in script.bodies} == {"pneumothorax", "sepsis"}
