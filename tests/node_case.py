@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from lingshu_rl.config import load_config
 from lingshu_rl.policy import make_accelerator
 from lingshu_rl.processes.control import Control
@@ -19,3 +21,4 @@ if __name__ == "__main__":
     told["at"] = control.gather(os.environ["GLOO_SOCKET_IFNAME"])
     Path(sys.argv[1], f"{os.getpid()}.json").write_text(json.dumps(told))
     control.barrier()
+    torch.distributed.destroy_process_group()  # as a run ends; threads of a group that is left abort the process

@@ -165,15 +165,6 @@ def test_the_update_of_many_slices_against_trl(tmp_path):
     assert (few["images"], few["image_tokens"], many["image_tokens"]) == (3, 3 * 4, 6 * 4)
 
 
-@pytest.mark.slow
-def test_the_trainers_own_part_of_a_step(tmp_path):
-    bench("scale.py", "--quick", "--out", tmp_path / "scale.json")
-    few, many = json.loads((tmp_path / "scale.json").read_text())["points"]
-    assert (few["prompts"], many["prompts"]) == (4, 8)
-    assert all(p["cpu_s"] > 0 and p["peak_mb"] > 0 and p["in_mb"] > 0 for p in (few, many))
-    assert many["out_mb"] == pytest.approx(2 * few["out_mb"], rel=0.1)
-
-
 @pytest.mark.endurance
 def test_scaling(tmp_path):
     bench("scaling.py", "--quick", "--out", tmp_path / "scaling.json")

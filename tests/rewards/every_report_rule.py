@@ -93,7 +93,7 @@ def scored(row: Mapping[str, Any]) -> object:
     reward = ReportEntities(row.get("packs", ReportEntities().packs))
     sample = RewardInput(row["completion"] * row.get("times", 1), row["gold"], truncated=row.get("truncated", False))
     result = reward.score(sample)
-    return result.value, result.status, result.reason, repr(result.parsed), dict(result.components)
+    return result.value, result.status, result.reason, repr(result.parsed), dict(result.components), dict(result.spans)
 
 
 def read(row: Mapping[str, Any]) -> object:
