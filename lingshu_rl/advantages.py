@@ -55,8 +55,7 @@ def denoised(
     judged: whether a reward is a judge's; the others are certain. With a = false_pay, b = false_refusal, c = 1 - a - b:
 
         backward    (r - a) / c      its mean over the judge's errors is the true reward, so the gradient is unbiased
-        forward     r - (1 - b)      the weights b - 1 and b of the score functions of a refused and of a paid
-        completion;
+        forward     r - (1 - b)      the weights b - 1 and b of the score functions of a refused and of a paid one;
                                      certain ones get c (r - 1), the mean that a judged one of their reward has
 
     Cai et al., arXiv 2510.00915 (their rho_0 = a, rho_1 = b). The forward value is c times the backward one, less c:

@@ -328,7 +328,7 @@ def _prepared(picture: Picture) -> bytes:
 def _as_stored(image: Image, picture: Picture) -> bytes | None:
     """The file's own bytes where every decoder makes the prepared pixels of them, else None. Decodes nothing."""
     plain = (
-        image.format in ("PNG", "JPEG")
+        image.format in FORMATS_SENT
         and image.mode in ("L", "RGB")
         and not _DEEP.search(str(getattr(image, "tile", "")))
     )

@@ -60,8 +60,7 @@ class Run:
     """Everything a training step needs.
 
     Set by `open_run`: rollout, reference, rewards and lengths on the main rank alone (reference: None without a KL
-    term);
-    engine: this rank's own with rollout.placement=colocate, else None.
+    term); engine: this rank's own with rollout.placement=colocate, else None.
     """
 
     rollout: RolloutClient
@@ -113,8 +112,7 @@ class Run:
         if length.total != len(read) and self.encoder.read(inputs)[0] != read:
             raise RunStopped(
                 f"prompt {prompt.id!r}: the engine read {len(read)} tokens, the trainer's processor makes "
-                f"{length.total}; "
-                "both must use the same processor files and pixel limits"
+                f"{length.total}; both must use the same processor files and pixel limits"
             )
         return inputs
 

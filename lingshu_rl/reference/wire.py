@@ -186,8 +186,7 @@ def _read(i: int, inputs: ProcessorInputs, group: TokenGroup, reader: Reader | N
     if ids != group.prompt_ids:
         raise WireError(
             f"group {i}: {len(group.prompt_ids)} tokens came, and this server's processor makes {len(ids)}, or others; "
-            f"both "
-            "must use the same processor files and pixel limits"
+            "both must use the same processor files and pixel limits"
         )
     return dict(vision)
 
