@@ -97,8 +97,7 @@ def judge(found: Agreement, config: Config, dtype: torch.dtype, step: int) -> st
     if wrong and config.check.on_failure != "warn":
         raise CheckError(
             f"{text}. An engine holds other weights than the policy, or reads prompts differently; nothing was learnt "
-            f"from "
-            "this batch"
+            "from this batch"
         )
     return text
 

@@ -129,8 +129,8 @@ def _reference(measured: Measured, config: Config, exact: bool) -> str:
     else:
         beyond = measured.reference.beyond(limits(check, False, 0.0))
     return beyond and (
-        f"policy and reference differ at the first step, nats: {beyond}: the reference is not the model the run starts "
-        f"from"
+        f"policy and reference differ at the first step, nats: {beyond}: the reference is not the model the run "
+        "starts from"
     )
 
 
@@ -141,9 +141,8 @@ def _sight(measured: Measured, config: Config, exact: bool) -> str:
     if measured.blank.mean >= clear * measured.seeing.mean + SIGHT:
         return ""
     return (
-        f"with blank images the log-probs differ from the engine's by {measured.blank.mean:.3g} nats in the mean, with "
-        f"the "
-        f"real ones by {measured.seeing.mean:.3g} on the same tokens: the image is lost somewhere"
+        f"with blank images the log-probs differ from the engine's by {measured.blank.mean:.3g} nats in the mean, "
+        f"with the real ones by {measured.seeing.mean:.3g} on the same tokens: the image is lost somewhere"
     )
 
 

@@ -271,8 +271,7 @@ def _kind_fault(image: Image, told: str) -> str | None:
     if frames > 1 and image.format != PHONE:
         return (
             f"image {told} has {frames} frames ({image.format}): save the one that is meant, or each of them as an "
-            f"image "
-            "of the row"
+            "image of the row"
         )
     return None
 
@@ -282,8 +281,7 @@ def _aspect_fault(size: tuple[int, int], told: str) -> str | None:
         return None
     return (
         f"image {told} is a strip of {size[0]} x {size[1]} pixels (after data.max_pixels and data.min_pixels): sides "
-        f"over "
-        f"{MAX_ASPECT}:1 are refused by processors; cut it into pieces"
+        f"over {MAX_ASPECT}:1 are refused by processors; cut it into pieces"
     )
 
 

@@ -39,19 +39,16 @@ def check_sight(config: Config, placement: Placement, prompts: Iterable[Prompt])
     if spec.prefix_blocks:
         raise ConfigError(
             f"model={config.model}: in {spec.model_type} all tokens of a prompt see each other, and vLLM reads its "
-            f"text causally: "
-            "its samples would be another model's, log-probs off by nats. This family can be fine-tuned (lingshu-rl "
-            "sft), not "
-            "trained with rollouts"
+            "text causally: its samples would be another model's, log-probs off by nats. This family can be "
+            "fine-tuned (lingshu-rl sft), not trained with rollouts"
         )
     on_cpu = not all(devices.on_gpu for devices in (*placement.engines, *placement.rollout_servers))
     if on_cpu and spec.image_blocks and any(p.images for p in prompts):
         raise ConfigError(
             f"model={config.model}: in {spec.model_type} tokens of an image see those after them, which vLLM's "
-            f"attention on a "
-            "CPU does not know: its samples would be another model's, log-probs off by tenths of nats. Rows with "
-            "images need "
-            "rollout devices with CUDA (devices.rollout, or servers by rollout.urls); rows of text alone train here"
+            "attention on a CPU does not know: its samples would be another model's, log-probs off by tenths of "
+            "nats. Rows with images need rollout devices with CUDA (devices.rollout, or servers by rollout.urls); "
+            "rows of text alone train here"
         )
 
 

@@ -73,8 +73,7 @@ class Noise:
         if self.signal <= 0:
             raise ValueError(
                 f"false_pay={self.false_pay} and false_refusal={self.false_refusal} sum up to 1 or more: such a judge "
-                f"pays "
-                "wrong answers as often as right ones, and no correction makes a reward of it"
+                "pays wrong answers as often as right ones, and no correction makes a reward of it"
             )
 
     @property

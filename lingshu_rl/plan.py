@@ -215,15 +215,14 @@ def rows_told(config: Config, longest: int) -> Iterator[str]:
     rows = math.ceil(group / max(1, (budget - longest) // completion))
     times = (rows * longest + group * completion) / (longest + group * completion)
     yield (
-        f"rows: up to {budget:,} tokens (packing.token_budget); {group} completions of {completion:,} tokens after the "
-        f"longest "
-        f"prompt fill {rows} of them, {times:.2f} times the tokens of one"
+        f"rows: up to {budget:,} tokens (packing.token_budget); {group} completions of {completion:,} tokens after "
+        f"the longest prompt fill {rows} of them, {times:.2f} times the tokens of one"
     )
     if times > 1 + 3 * REPEATED:
         yield (
             f"WARNING: packing.token_budget={budget} repeats a prompt of {longest:,} tokens for every "
             f"{math.ceil(group / rows)} of its completions; a larger one, or 0, which chooses by prompts and memory, "
-            f"is faster"
+            "is faster"
         )
 
 

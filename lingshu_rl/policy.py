@@ -164,8 +164,7 @@ class Policy:
         if prompt_ids != group.prompt_ids:
             raise RuntimeError(
                 f"prompt {group.key!r} has {len(prompt_ids)} tokens on rank {self.rank} and {len(group.prompt_ids)} "
-                f"where it "
-                "was sampled: the data or processor files differ between the nodes"
+                "where it was sampled: the data or processor files differ between the nodes"
             )
         return vision
 
@@ -462,8 +461,7 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
             raise
         raise ConfigError(
             "the accelerate config file sets mixed_precision or DeepSpeed settings, which would not be used; leave "
-            "them out "
-            "(`deepspeed_config: {}`) and give train.dtype and deepspeed.zero_optimization.stage to the run"
+            "them out (`deepspeed_config: {}`) and give train.dtype and deepspeed.zero_optimization.stage to the run"
         ) from None
     return Accelerator(
         deepspeed_plugin=plugin,
@@ -518,10 +516,8 @@ def require_ranks(state: Path, ranks: int) -> None:
     if saved != ranks:
         raise ConfigError(
             f"checkpoint {state.parent} was saved by {saved} policy rank(s) and this launch has {ranks}; ZeRO keeps a "
-            f"shard of the "
-            f"optimiser for each and cannot deal them anew. Launch with --num_processes {saved}, or start another run "
-            f"from its "
-            f"weights alone: model={state.parent / 'hf'} and a new run.dir"
+            f"shard of the optimiser for each and cannot deal them anew. Launch with --num_processes {saved}, or "
+            f"start another run from its weights alone: model={state.parent / 'hf'} and a new run.dir"
         )
 
 

@@ -88,9 +88,8 @@ def nothing_learnt(metrics: Mapping[str, Any]) -> str:
     unread = sum(metrics.get(f"reward/status/{status}", 0.0) for status in UNREAD)
     if unread > 0.5:
         return (
-            f"in {100 * unread:.0f} % of the completions no answer could be read: look at rollouts/, the prompt's last "
-            f"line "
-            "(data.instruction) and rollout.max_tokens"
+            f"in {100 * unread:.0f} % of the completions no answer could be read: look at rollouts/, the prompt's "
+            "last line (data.instruction) and rollout.max_tokens"
         )
     if sum(metrics.get(f"reward/status/{status}", 0.0) for status in UNJUDGED) > 0.5:
         return "most completions could not be judged: their reasons are in rollouts/"

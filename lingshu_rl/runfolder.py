@@ -92,9 +92,8 @@ class RunFolder:
             state = RunState.read(checkpoint)
             if state.step > config.train.steps:
                 raise ConfigError(
-                    f"train.steps={config.train.steps} is fewer than the {state.step} done in {checkpoint}; give more, "
-                    f"or "
-                    "resume= with an earlier checkpoint and another run.dir"
+                    f"train.steps={config.train.steps} is fewer than the {state.step} done in {checkpoint}; give "
+                    "more, or resume= with an earlier checkpoint and another run.dir"
                 )
             origin = checkpoint.parent.parent / "config.yaml" if self.forked else stored
             changed = _changed(origin, to_yaml(config)) if origin.exists() else []
@@ -229,7 +228,7 @@ class RunFolder:
             if bad:
                 raise RunFolderError(
                     f"line {bad} of {self.metrics} is not a step's metrics, but lines after it are; mend or delete "
-                    f"that line"
+                    "that line"
                 )
             if of <= step:
                 kept.append((of, line))
@@ -382,9 +381,8 @@ class RunFolder:
             still = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
             then = "there is room" if is_full(error) else "that is mended"
             raise RunFolderError(
-                f"{path} could not be written ({type(error).__name__}: {said(error, path)}); {still}. When {then}, the "
-                f"same "
-                "command goes on from it"
+                f"{path} could not be written ({type(error).__name__}: {said(error, path)}); {still}. When {then}, "
+                "the same command goes on from it"
             ) from error
 
 
@@ -397,7 +395,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError):
             raise RunFolderError(
                 f"line {number} of {file} is damaged; delete the file, and the same command goes on without that "
-                f"evaluation"
+                "evaluation"
             ) from None
     return found
 
@@ -473,8 +471,7 @@ def _changed(stored: Path, new_yaml: str) -> list[str]:
     except Exception as error:  # YAML's and OmegaConf's errors share no base class
         raise ConfigError(
             f"{stored} is damaged ({type(error).__name__}), so it does not show under which settings the run began: "
-            f"delete it "
-            "to go on without that check"
+            "delete it to go on without that check"
         ) from None
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"

@@ -29,10 +29,9 @@ AT_LEAST_1 = (
 )
 NOT_NEGATIVE = (
     "rollout.servers rollout.retries rollout.request_timeout_s rollout.start_timeout_s reference.replicas "
-    "reference.retries "
-    "reference.refresh_every reference.request_timeout_s reference.start_timeout_s run.max_restarts train.warmup_steps "
-    "packing.token_budget train.weight_decay train.max_grad_norm train.max_refills loss.kl_coef eval.every eval.limit "
-    "checkpoint.every "
+    "reference.retries reference.refresh_every reference.request_timeout_s reference.start_timeout_s "
+    "run.max_restarts train.warmup_steps packing.token_budget train.weight_decay train.max_grad_norm "
+    "train.max_refills loss.kl_coef eval.every eval.limit checkpoint.every "
     "rewards.timeout_s judge.start_timeout_s".split()
 )
 SHARES = "rewards.max_failed_share data.max_refused_share judge.max_false_pay judge.max_false_refusal".split()
@@ -146,8 +145,7 @@ def _data(c: Config) -> Iterator[Rule]:
     yield (
         drawn and c.train.max_staleness > 0,
         "data.curriculum follows each step's rewards, which a batch that runs ahead (train.max_staleness) may or may "
-        "not "
-        "have seen; unset one of them",
+        "not have seen; unset one of them",
     )
 
 
@@ -183,8 +181,7 @@ def _rollout(c: Config) -> Iterator[Rule]:
     yield (
         c.rollout.vllm.get("disable_log_stats"),
         "rollout.vllm.disable_log_stats takes away the counts by which a busy server is told from a stuck one; leave "
-        "it "
-        "out",
+        "it out",
     )
     yield (
         c.rollout.placement == "colocate"
@@ -231,8 +228,7 @@ def _servers(c: Config) -> Iterator[Rule]:
         yield (
             c.cluster == "ray" and devices not in ("auto", "cpu"),
             f"devices.{name}={devices!r}: with cluster=ray, Ray picks the devices; say auto (GPUs) or cpu, and how "
-            f"many "
-            "servers of which size by rollout.servers and rollout.vllm.tensor_parallel_size",
+            "many servers of which size by rollout.servers and rollout.vllm.tensor_parallel_size",
         )
     for key, value in c.devices.assume.items():
         yield _not_among("devices.assume", key, MOST_ASSUMED)

@@ -287,8 +287,7 @@ def add_adapters(model: Any, lora: dict[str, Any]) -> Any:
     if tied and any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in ends):
         raise ConfigError(
             "train.lora reaches the embedding or the output head, which are one tensor in this model and would drift "
-            "apart; "
-            "leave embed_tokens and lm_head out of train.lora.target_modules and modules_to_save"
+            "apart; leave embed_tokens and lm_head out of train.lora.target_modules and modules_to_save"
         )
     if any(isinstance(module, TrainableTokensWrapper) for module in adapted.modules()):
         raise ConfigError("train.lora.trainable_token_indices is not supported; use modules_to_save=[embed_tokens]")

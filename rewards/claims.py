@@ -339,7 +339,7 @@ def checked_read(read: str) -> str:
     if read not in (PROSE, CLOSED):
         raise ValueError(
             f"unknown read {read!r}; use {PROSE} (all of a completion) or {CLOSED} (tag, box, JSON or nothing but the "
-            f"answer)"
+            "answer)"
         )
     return read
 

@@ -233,9 +233,8 @@ class Pace:
             self.told, each = now, (now - self.began) / self.done
             left = each * max(0, self.expected - self.done)
             self.say(
-                f"trying {self.what}: {self.done:,} of about {max(self.done, self.expected):,} completions, {each:.3g} "
-                f"s each; "
-                f"about {left / 60:.1f} min left"
+                f"trying {self.what}: {self.done:,} of about {max(self.done, self.expected):,} completions, "
+                f"{each:.3g} s each; about {left / 60:.1f} min left"
             )
 
 

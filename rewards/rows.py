@@ -309,6 +309,5 @@ def _check_letters(options: tuple[str, ...], answer: Any) -> None:
         if named in LETTERS and named in own and own.index(named) != LETTERS.index(named):
             raise RowError(
                 f"answer {letter!r} is the option at that place or {options[own.index(named)]!r}, whose own letter it "
-                f"is: "
-                "write the options without letters, or the answer as a text"
+                "is: write the options without letters, or the answer as a text"
             )

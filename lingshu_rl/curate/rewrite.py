@@ -12,12 +12,10 @@ from rewards.chat import KEY_ENV, Answer, Endpoint, Refused
 
 INSTRUCTION = (
     "Rewrite the reply to a medical question as neutral, general information in the third person. Keep every medical "
-    "fact and "
-    "add none. Claim no identity (no doctor, no clinic, no name, no 'I'), greet nobody, and do not advertise. Where "
-    "the reply "
-    "states a diagnosis for the asker, say what the signs may suggest instead. Where it prescribes a drug or a dose, "
-    "say "
-    "what is commonly considered and that a clinician decides. Return the rewritten reply and nothing else."
+    "fact and add none. Claim no identity (no doctor, no clinic, no name, no 'I'), greet nobody, and do not "
+    "advertise. Where the reply states a diagnosis for the asker, say what the signs may suggest instead. Where it "
+    "prescribes a drug or a dose, say what is commonly considered and that a clinician decides. Return the rewritten "
+    "reply and nothing else."
 )
 # What must not be left, by name of the fault. Checked on every reply, whoever wrote it.
 FAULTS = {

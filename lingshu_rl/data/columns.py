@@ -76,7 +76,7 @@ def expression(given: Any, key: str) -> Expression:
         return _changed(expression(given["from"], key), given)
     raise MappingError(
         f"{key}: {given!r} is neither a column, a list of columns, nor {{from: column, ...}}; constants belong under "
-        f"values"
+        "values"
     )
 
 

@@ -36,8 +36,7 @@ def labelled(row: dict[str, Any], base: int | None) -> dict[str, Any]:
     elif "kind" not in row and isinstance(answer, str) and re.fullmatch(r"[A-H]", answer):
         raise RowError(
             f"answer {answer!r} looks like the letter of an option, but the row has none: map.options says where they "
-            f"are, "
-            "for example options: [A, B, C, D]; or give the kind under values"
+            "are, for example options: [A, B, C, D]; or give the kind under values"
         )
     if isinstance(answer, int | float) and not isinstance(answer, bool) and kind != "numeric":
         answer = f"{answer:g}" if isinstance(answer, float) else str(answer)

@@ -370,9 +370,8 @@ def check_mapping(source: Reading, mapper: Mapper, records: int, rows: int) -> N
     absent = [name for name in _dotted(source.map) if name not in mapper.seen]
     if rows and absent:
         raise SourceError(
-            f"{source.path}: map.{absent[0]}: {_dotted(source.map)[absent[0]]!r} stands in no record; `lingshu-rl data "
-            f"look` shows "
-            "the columns that there are"
+            f"{source.path}: map.{absent[0]}: {_dotted(source.map)[absent[0]]!r} stands in no record; `lingshu-rl "
+            "data look` shows the columns that there are"
         )
 
 

@@ -23,10 +23,9 @@ FLIPS = 10_000
 # What makes two scores of one benchmark two different measurements.
 SAME = ("data_hash", "prompt_hash", "images", "max_tokens", "temperature")
 LEGEND = (
-    "Difference in points, second minus first, over the questions that both answered; interval: paired bootstrap over "
-    "images. "
-    "p: exact McNemar test, or a sign-flip test over whole images where questions share one or scores are not right or "
-    "wrong; in brackets corrected by Holm's method for all benchmarks of the table."
+    "Difference in points, second minus first, over the questions that both answered; interval: paired bootstrap "
+    "over images. p: exact McNemar test, or a sign-flip test over whole images where questions share one or scores "
+    "are not right or wrong; in brackets corrected by Holm's method for all benchmarks of the table."
 )
 
 
@@ -120,8 +119,7 @@ def read_run(path: Path) -> dict[str, list[Row]]:
     if not found:
         raise EvalError(
             f"{path} holds no finished evaluation (no BENCHMARK/results.jsonl, no eval/after.jsonl); give the --out "
-            f"folder "
-            "of `lingshu-rl eval`, the folder of a training run, or a file of graded rows"
+            "folder of `lingshu-rl eval`, the folder of a training run, or a file of graded rows"
         )
     return found
 

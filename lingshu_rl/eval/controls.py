@@ -18,9 +18,8 @@ SHUFFLE_SEED = 0
 
 NORMAL_REPORT = (
     "The cardiac silhouette and mediastinum are within normal limits. The lungs are clear. There is no focal "
-    "consolidation. "
-    "There is no pleural effusion. There is no pneumothorax. The bones are unremarkable. No acute cardiopulmonary "
-    "abnormality."
+    "consolidation. There is no pleural effusion. There is no pneumothorax. The bones are unremarkable. No acute "
+    "cardiopulmonary abnormality."
 )
 
 

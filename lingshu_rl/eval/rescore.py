@@ -213,14 +213,13 @@ def render(result: Mapping[str, Any]) -> str:
     if result["compared"]:
         parts.append(
             f"stored verdicts say {100 * result['before']:.1f} %, these graders {100 * result['again']:.1f} % of the "
-            f"same "
-            f"{result['compared']}: {len(result['newly_right'])} newly right, {len(result['newly_wrong'])} newly wrong"
+            f"same {result['compared']}: {len(result['newly_right'])} newly right, {len(result['newly_wrong'])} newly "
+            "wrong"
         )
     if result["finish_unknown"]:
         parts.append(
             f"{result['finish_unknown']} rows do not say whether their output was cut (no {' or '.join(FINISH)}); a "
-            f"cut one counts as "
-            "a whole answer"
+            "cut one counts as a whole answer"
         )
     if result["unusable"]:
         parts.append(

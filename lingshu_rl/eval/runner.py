@@ -273,8 +273,8 @@ def check_settings(settings: Settings, model_is_there: bool = True) -> None:
     local = kind == "local" and model_is_there
     if local and settings.images and seeing and not takes_images(settings.model):
         raise EvalError(
-            f"{settings.model} takes no images, but {', '.join(seeing)} has them; leave it out, or ask without images: "
-            "--no-images"
+            f"{settings.model} takes no images, but {', '.join(seeing)} has them; leave it out, or ask without "
+            "images: --no-images"
         )
     if kind != "local" and settings.vllm:
         raise EvalError("--vllm sets options of a server that is started here; this model is served elsewhere")

@@ -23,10 +23,9 @@ MARK = "†"
 NOT_TRIED = "‡"
 LEGEND = (
     f"Scores in %, with 95 % intervals (bootstrap over images). {MARK} not above this control: the interval of the "
-    f"paired "
-    "difference reaches 0. Unread: answers that name nothing, several things, or were cut off; they count as wrong. "
-    "Errors: questions without an answer, out of the score. "
-    f"{NOT_TRIED} this benchmark's loader was written from its documentation and not tried on its own data."
+    "paired difference reaches 0. Unread: answers that name nothing, several things, or were cut off; they count as "
+    f"wrong. Errors: questions without an answer, out of the score. {NOT_TRIED} this benchmark's loader was written "
+    "from its documentation and not tried on its own data."
 )
 
 
@@ -146,10 +145,10 @@ def html_page(title: str, tables: Sequence[Cells], legend: str) -> str:
         )
         parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
     style = (
-        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem}"
-        "table{border-collapse:collapse;margin:1.5rem 0}th,td{padding:.3rem .8rem;text-align:right;border-bottom:1px "
-        "solid #ddd}"
-        "th:first-child,td:first-child{text-align:left}p{color:#555}"
+        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 "
+        "1rem}table{border-collapse:collapse;margin:1.5rem 0}th,td{padding:.3rem "
+        ".8rem;text-align:right;border-bottom:1px solid "
+        "#ddd}th:first-child,td:first-child{text-align:left}p{color:#555}"
     )
     return encodable(
         f'<!doctype html><html lang="en"><meta '

@@ -80,8 +80,7 @@ class RowMask(Tensor):
     ) -> Any:
         raise TypeError(
             f"the model computes with the attention mask of a shared row ({func}) instead of handing it to its "
-            f"attention; "
-            "packing.layout=dense trains it with ordinary masks"
+            "attention; packing.layout=dense trains it with ordinary masks"
         )
 
     def __repr__(self) -> str:  # type: ignore[override]

@@ -63,8 +63,8 @@ class PromptEncoder:
             roles = ", ".join(str(m["role"]) for m in messages)
             raise TemplateError(
                 f"prompt {prompt.id!r}: the model's chat template refuses turns of {roles}: {error}; leave out "
-                f"data.system or "
-                "the turns that it does not know, or give the model's folder another chat_template.jinja"
+                "data.system or the turns that it does not know, or give the model's folder another "
+                "chat_template.jinja"
             ) from error
 
     def inputs(self, prompt: Prompt) -> ProcessorInputs:
@@ -188,8 +188,7 @@ def template_of(name: str, processor: Any, tokenizer: Any) -> str:
     if not found:
         raise TemplateError(
             f"model={name} has no chat template, so a question cannot be put to it: train an instruction-tuned model, "
-            f"or "
-            "write the template as chat_template.jinja into the model's folder"
+            "or write the template as chat_template.jinja into the model's folder"
         )
     return str(found)
 

@@ -453,9 +453,8 @@ async def reset_caches(pool: Pool, servers: Sequence[Server], version: int) -> N
         holding = [server for server, answer in answers.items() if answer.json().get("success") is False]
         if holding and time.monotonic() - began > RESET_S:
             raise RolloutError(
-                f"{holding[0].url} still keeps its prefix cache {RESET_S:.0f} s after new weights: a request holds it; "
-                f"who "
-                "else uses this server?"
+                f"{holding[0].url} still keeps its prefix cache {RESET_S:.0f} s after new weights: a request holds "
+                "it; who else uses this server?"
             )
         await asyncio.sleep(wait if holding else 0)
         wait = min(2 * wait, 1.0)

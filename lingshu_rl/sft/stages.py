@@ -94,8 +94,7 @@ def train_stage(
     if known is not None and known["key"] != key:
         raise ConfigError(
             f"{folder} holds this stage with another start, other data or other settings; give another dir, or "
-            f"resume=never "
-            "(the old folder is kept aside)"
+            "resume=never (the old folder is kept aside)"
         )
     if (folder / "done.json").exists():
         progress.say(f"{name}: done before, {final}")

@@ -214,7 +214,7 @@ def _needs(found: Mapping[str, Any]) -> str:
     if found["seeds_needed"]:
         return (
             f"If the difference is as large as measured, {found['seeds_needed']} seeds would show it (four times in "
-            f"five)."
+            "five)."
         )
     if found["items_needed"]:
         return (
