@@ -69,7 +69,8 @@ def validate(config: Config) -> None:
 
 def _values(c: Config) -> Iterator[Rule]:
     """Of each key alone."""
-    for key, value in flat(asdict(c)).items():
+    values = flat(asdict(c))
+    for key, value in values.items():
         unusable = isinstance(value, float) and not math.isfinite(value)
         yield unusable, f"{key}={value} is not a number that can be used"
         hidden = isinstance(value, str) and HIDDEN in value
@@ -77,21 +78,14 @@ def _values(c: Config) -> Iterator[Rule]:
             hidden,
             f"{key} was hidden where these settings were stored; give it again, for example as ${{oc.env:NAME}}",
         )
-    yield from ((_get(c, key) < 1, f"{key}={_get(c, key)} must be at least 1") for key in AT_LEAST_1)
-    yield from ((_get(c, key) < 0, f"{key}={_get(c, key)} must not be negative") for key in NOT_NEGATIVE)
-    yield from ((not 0 <= _get(c, key) <= 1, f"{key} must be in [0, 1]") for key in SHARES)
+    yield from ((values[key] < 1, f"{key}={values[key]} must be at least 1") for key in AT_LEAST_1)
+    yield from ((values[key] < 0, f"{key}={values[key]} must not be negative") for key in NOT_NEGATIVE)
+    yield from ((not 0 <= values[key] <= 1, f"{key} must be in [0, 1]") for key in SHARES)
     for key, allowed in CHOICES.items():
-        value = _get(c, key)
+        value = values[key]
         for one in value if isinstance(value, list) else [value]:
             yield _not_among(key, one, allowed)
     yield MISSING in (c.model, c.run.dir) or not c.model or not c.run.dir, "model and run.dir must be set"
-
-
-def _get(config: Config, key: str) -> Any:
-    node: Any = config
-    for name in key.split("."):
-        node = getattr(node, name)
-    return node
 
 
 def _not_among(key: str, value: Any, allowed: Iterable[Any]) -> Rule:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from lingshu_rl.curate.items import Context, Dropped, Item, rank
 from lingshu_rl.images import UnreadablePicture
-from rewards.chat import KEY_ENV, Answer, Endpoint, Refused
+from rewards.chat import KEY_ENV, Answer, Refused
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,7 @@ class Difficulty:
         from rewards.compose import DEFAULT_SPEC, build
 
         reward = build(self.rewards or DEFAULT_SPEC)
-        endpoint = Endpoint(
-            self.url,
-            context.cache / "answers.sqlite",
-            key_env=self.key_env,
-            timeout_s=self.timeout_s,
-            concurrency=self.concurrency,
-        )
+        endpoint = context.endpoint(self)
 
         def ask(item: Item) -> list[Answer] | str | UnreadablePicture:
             """The rollouts, or why the label cannot be judged or a picture not be read."""

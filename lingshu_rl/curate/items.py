@@ -11,6 +11,7 @@ from typing import Any
 
 from lingshu_rl.curate.image_index import FeatureStore
 from lingshu_rl.progress import Progress
+from rewards.chat import Endpoint
 
 # Every reason code and what it means; a step may use no other.
 REASONS: Mapping[str, str] = {
@@ -133,6 +134,16 @@ class Context:
     progress: Progress
     notes: dict[str, Any]
     looked: Callable[[Path | str], object] = lambda path: None
+
+    def endpoint(self, step: Any) -> Endpoint:
+        """The server that a step asks, by its url, key_env, timeout_s and concurrency; answers are kept over kills."""
+        return Endpoint(
+            step.url,
+            self.cache / "answers.sqlite",
+            key_env=step.key_env,
+            timeout_s=step.timeout_s,
+            concurrency=step.concurrency,
+        )
 
     def count(self, name: str, by: int = 1) -> None:
         self.notes[name] = self.notes.get(name, 0) + by

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lingshu_rl.curate.items import Context, Dropped, Item, rank
-from rewards.chat import KEY_ENV, Answer, Endpoint, Refused
+from rewards.chat import KEY_ENV, Answer, Refused
 
 INSTRUCTION = (
     "Rewrite the reply to a medical question as neutral, general information in the third person. Keep every medical "
@@ -72,13 +72,7 @@ class Rewrite:
             raise ValueError("rewrite needs url and model of an OpenAI-compatible server")
 
     def run(self, rows: Iterable[Item], context: Context) -> Iterator[Item | Dropped]:
-        endpoint = Endpoint(
-            self.url,
-            context.cache / "answers.sqlite",
-            key_env=self.key_env,
-            timeout_s=self.timeout_s,
-            concurrency=self.concurrency,
-        )
+        endpoint = context.endpoint(self)
 
         def ask(item: Item) -> Answer | None:
             answer = str(item.row["answer"])
