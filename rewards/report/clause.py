@@ -79,7 +79,7 @@ def _as_said(entity: Entity, lexicon: Lexicon) -> list[Entity]:
         if (entity.size_mm or 0.0) >= size:
             entity = replace(entity, finding=grown)
     meant = known.means[:1] if entity.assertion == "absent" else known.means
-    return [replace(entity, finding=part) for part in meant] or [entity]
+    return [replace(entity, finding=part) for part in meant] if meant else [entity]
 
 
 def _either_or(marks: Marks, heads: list[Head]) -> list[Head]:

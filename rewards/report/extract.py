@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 from rewards.report.clause import read_clause
 from rewards.report.clauses import clause_starts
@@ -16,6 +17,8 @@ from rewards.report.sentences import Sentence, read
 from rewards.report.terms import find
 from rewards.report.turned import turn
 
+Found = tuple[int, tuple[int, ...], Entity]  # section, the sentences that say it, what they say
+
 _MAX_ALIKE = 16  # differing mentions of one finding that a new one is compared with
 
 
@@ -24,7 +27,7 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
     parsed = read(text, lexicon)
     if parsed.too_long:
         return Reading((), sum(len(sentence.words) for sentence in parsed.sentences), too_long=True)
-    found: list[tuple[int, Entity]] = []
+    found: list[Found] = []
     seen: dict[tuple[int, tuple[str, ...]], int] = {}
     total = repeated = 0
     for number, sentence in enumerate(parsed.sentences):
@@ -45,25 +48,26 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
     return Reading(entities_only, total, share, extra, parsed.too_long, sentences)
 
 
-def _add(sentence: Sentence, number: int, found: list[tuple[int, Entity]], lexicon: Lexicon) -> None:
+def _add(sentence: Sentence, number: int, found: list[Found], lexicon: Lexicon) -> None:
     """What a sentence says after those before it: "It is small." and "none on the right" speak of the finding
     before."""
     words = sentence.words
     if sentence.question and words[0] in lexicon.grammar["asks"]:
         return
     if words[0] in lexicon.grammar["pronouns"] and found:
-        continued = _continued(words, lexicon, found[-1][1])
+        section, said, entity = found[-1]
+        continued = _continued(words, lexicon, entity)
         if continued is not None:
-            found[-1] = (found[-1][0], replace(continued, said=continued.said | {number}))
+            found[-1] = (section, (*said, number), continued)
             return
     entities = _read_sentence(words, sentence.lines, lexicon)
     if not entities and found and len(words) <= 9:
-        other = _other_side(words, lexicon, found[-1][1])
+        other = _other_side(words, lexicon, found[-1][2])
         entities = (other,) if other is not None else ()
     for entity in entities:
         if sentence.question and entity.assertion == "present":
             entity = replace(entity, assertion="uncertain")
-        found.append((sentence.section, replace(entity, said=frozenset((number,)))))
+        found.append((sentence.section, (number,), entity))
 
 
 @lru_cache(maxsize=16384)
@@ -128,12 +132,13 @@ def _other_side(words: Sequence[str], lexicon: Lexicon, last: Entity) -> Entity 
     return entity_of(head, "absent" if denied else "present", words, lexicon)
 
 
-def _merge(found: Iterable[tuple[int, Entity]]) -> tuple[tuple[Entity, ...], tuple[tuple[str, int], ...]]:
+def _merge(found: Iterable[Found]) -> tuple[tuple[Entity, ...], tuple[tuple[str, int], ...]]:
     """Join mentions of one finding that do not disagree; count those beyond two in one section."""
     kept: list[Entity] = []
+    said: list[list[int]] = []
     by_finding: dict[tuple[str, str], list[int]] = {}
     counts: dict[tuple[int, str, str, str], int] = {}
-    for section, entity in found:
+    for section, numbers, entity in found:
         count_key = (section, entity.finding, entity.assertion, entity.side)
         counts[count_key] = counts.get(count_key, 0) + 1
         slots = by_finding.setdefault((entity.finding, entity.assertion), [])
@@ -141,18 +146,20 @@ def _merge(found: Iterable[tuple[int, Entity]]) -> tuple[tuple[Entity, ...], tup
             joined = _joined(kept[slot], entity)
             if joined is not None:
                 kept[slot] = joined
+                said[slot] += numbers
                 break
         else:
             slots.append(len(kept))
             kept.append(entity)
+            said.append([*numbers])
     # A finding both stated and suspected is stated; the suspicion adds nothing.
     final = []
-    for entity in kept:
+    for entity, sentences in zip(kept, said, strict=True):
         if entity.assertion == "uncertain":
             stated = by_finding.get((entity.finding, "present"), ())[-_MAX_ALIKE:]
             if any(_joined(kept[slot], replace(entity, assertion="present")) for slot in stated):
                 continue
-        final.append(entity)
+        final.append(replace(entity, said=frozenset(sentences)))
     extra: dict[str, int] = {}
     for (_, finding, assertion, _), count in counts.items():
         if count > 2 and assertion != "absent":
@@ -167,7 +174,7 @@ def _joined(a: Entity, b: Entity) -> Entity | None:
     if a.assertion == "absent":
         # A denial with a limit ("no large effusion") says less than one without; the wider one stands.
         if (a.side, a.places, a.severity, a.qualifiers) == (b.side, b.places, b.severity, b.qualifiers):
-            return replace(a, said=a.said | b.said)
+            return a
         return None
     if a.places and b.places and not set(a.places) & set(b.places):
         return None
@@ -185,14 +192,14 @@ def _joined(a: Entity, b: Entity) -> Entity | None:
     for family, value in b.qualifiers:
         if qualifiers.setdefault(family, value) != value:
             return None
-    return replace(
-        a,
-        side=a.side or b.side,
-        places=tuple(sorted({*a.places, *b.places})),
-        severity=a.severity or b.severity,
-        change=a.change or b.change,
-        size_mm=a.size_mm or b.size_mm,
-        qualifiers=tuple(sorted(qualifiers.items())),
-        sites=a.sites | b.sites,
-        said=a.said | b.said,
-    )
+    joined: dict[str, Any] = {
+        "side": a.side or b.side,
+        "places": tuple(sorted({*a.places, *b.places})),
+        "severity": a.severity or b.severity,
+        "change": a.change or b.change,
+        "size_mm": a.size_mm or b.size_mm,
+        "qualifiers": tuple(sorted(qualifiers.items())),
+        "sites": a.sites | b.sites,
+    }
+    more = {name: value for name, value in joined.items() if value != getattr(a, name)}
+    return replace(a, **more) if more else a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rewards.report.terms import Marks, Mention
 
@@ -14,8 +15,7 @@ _SEEN_CHANGES = ("stable", "decreased", "increased")
 _SMALL = 2.5  # grade; "no pneumothorax, small effusion" tells of the effusion
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Span:
+class Span(NamedTuple):
     """words[begin:end]"""
 
     begin: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewards.report.lexicon import TERMS, Lexicon
 
@@ -22,8 +22,7 @@ _ORDINAL_WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Mention:
+class Mention(NamedTuple):
     """words[begin:end] is a term: `name` is its finding, organ, state or cue role; "" for normal and abnormal."""
 
     begin: int
@@ -31,8 +30,7 @@ class Mention:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Modifier:
+class Modifier(NamedTuple):
     """words[begin:end] is an attribute. `kind`: side, severity, change, qualifier, level, size (mm) or place."""
 
     begin: int
