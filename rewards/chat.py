@@ -79,6 +79,7 @@ class Attempts:
 
     def __init__(self, url: str, retries: int) -> None:
         self.url, self.retries = f"{api_url(url)}/chat/completions", retries
+        self.shown = address(self.url)
         self.trouble = ""
         self.unreachable = False
         self.usage: tuple[int, int] | None = None  # tokens in and out of the answer, where the server counts them
@@ -109,7 +110,7 @@ class Attempts:
             return answers or None
         self.trouble = f"HTTP {outcome.status_code}: {outcome.text[:300]}"
         if outcome.status_code in NEVER:
-            raise EndpointError(f"{self.url} answers {self.trouble}; check the url, the model's name and the key")
+            raise EndpointError(f"{self.shown} answers {self.trouble}; check the url, the model's name and the key")
         if outcome.status_code not in AGAIN:
             raise Refused(self.trouble)
         self._wait_s = seconds_to_wait(outcome)
@@ -118,8 +119,8 @@ class Attempts:
     def gave_up(self) -> Unreachable | Unanswered:
         tries = f"after {self.retries + 1} tries ({self.trouble})"
         if self.unreachable:
-            return Unreachable(f"{self.url} cannot be reached {tries}; the same command goes on later")
-        return Unanswered(f"{self.url} gave no answer {tries}")
+            return Unreachable(f"{self.shown} cannot be reached {tries}; the same command goes on later")
+        return Unanswered(f"{self.shown} gave no answer {tries}")
 
 
 class Patience:
@@ -160,6 +161,11 @@ def api_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise EndpointError(f"url is an address such as http://127.0.0.1:8000/v1, got {url!r}")
     return url.rstrip("/") if re.search(r"/v\d", url) else f"{url.rstrip('/')}/v1"
+
+
+def address(url: str) -> str:
+    """An address as messages and records may show it: without the user and password in it."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", url)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -279,11 +285,13 @@ class Endpoint:
         import httpx
 
         if self.max_cost and self.cost >= self.max_cost:
-            raise CostReached(f"{self.url}: {self.sent} answers cost {self.cost:.2f}, the limit is {self.max_cost:g}")
+            raise CostReached(
+                f"{address(self.url)}: {self.sent} answers cost {self.cost:.2f}, the limit is {self.max_cost:g}"
+            )
         attempts = Attempts(self.url, self.retries)
         for wait_s in attempts:
             if self.closed.wait(wait_s):
-                raise EndpointError(f"{self.url}: closed before it answered")
+                raise EndpointError(f"{attempts.shown}: closed before it answered")
             outcome: httpx.Response | httpx.HTTPError
             try:
                 outcome = self._send(attempts.url, body)
@@ -325,7 +333,7 @@ class Endpoint:
             return str(self.http.get(f"{self.url}/models").json()["data"][0]["id"])
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             raise EndpointError(
-                f"{self.url}/models names no model ({type(error).__name__}: {error}); give its name"
+                f"{address(self.url)}/models names no model ({type(error).__name__}: {error}); give its name"
             ) from None
 
     def each(self, things: Iterable[T], ask: Callable[[T], R]) -> Iterator[tuple[T, R | Refused]]:

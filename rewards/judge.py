@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from rewards.answer import CLOSED_CHANNELS, extract
 from rewards.base import Reward, RewardInput, RewardResult, as_float
-from rewards.chat import JUDGE_KEY_ENV, CostReached, Endpoint, EndpointError, Refused, count_tokens
+from rewards.chat import JUDGE_KEY_ENV, CostReached, Endpoint, EndpointError, Refused, address, count_tokens
 from rewards.claims import PROSE, checked_read, heard
 from rewards.compose import leaves
 from rewards.executor import RewardFailure
@@ -222,7 +222,7 @@ class Judge(Reward):
         return self._endpoint.cost if self._endpoint is not None else self.spent
 
     def __str__(self) -> str:
-        where = "this run" if self.own else self.url
+        where = "this run" if self.own else address(self.url)
         return f"{self.name} ({self.version}) of {self.model or 'the first model'} at {where}"
 
     # What a kind of judge says.

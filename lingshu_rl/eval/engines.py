@@ -15,7 +15,7 @@ from lingshu_rl.data.tables import UnreadableSource, json_rows
 from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.processes.pulse import Counter, Pulse
 from lingshu_rl.types import Prompt
-from rewards.chat import Attempts, Refused, api_url, bearer
+from rewards.chat import Attempts, Refused, address, api_url, bearer
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class ChatClient:
             return str(response.json()["data"][0]["id"])
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             raise EvalError(
-                f"{self.url}/models names no model ({type(error).__name__}: {error}); is it an OpenAI-compatible "
+                f"{address(self.url)}/models names no model ({type(error).__name__}: {error}); is it an OpenAI-compatible "
                 "server? Its model can be given by name (--served-model, --judge-model)"
             ) from None
 

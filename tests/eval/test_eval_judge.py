@@ -20,7 +20,7 @@ from lingshu_rl.eval.loading import load_benchmark
 from lingshu_rl.eval.runner import Settings, run_evaluation
 from lingshu_rl.progress import Progress
 from rewards import JudgeReward, RewardInput
-from rewards.chat import Endpoint
+from rewards.chat import Endpoint, EndpointError
 
 
 def judged(root, url, answers, name="vqa_rad", **options):
@@ -81,6 +81,26 @@ def test_the_models_key_and_the_judges_go_to_their_own_servers_alone(tmp_path, m
         JudgeReward(paying, model="m", cache=str(tmp_path / "v.sqlite")).score(open_answer)
         Endpoint(writer, ":memory:").sample({"model": "m", "messages": []}, 1, 0)
     assert models == writing == {"Bearer of-the-model"} and judges == rewarding == {"Bearer of-the-judge"}
+
+
+def test_a_password_in_an_address_is_used_and_neither_kept_nor_said(tmp_path, capsys):
+    SAMPLES["vqa_rad"](tmp_path, "vqa_rad")
+    sent, verdicts = set(), set()
+    with (
+        chat_server(lambda body: "<answer>axial</answer>", sent) as model,
+        chat_server(lambda body: '{"same": true}', verdicts) as url,
+    ):
+        model, url = (one.replace("://", "://someone:hu@sh@") for one in (model, url))
+        settings = Settings(model, (BENCHMARKS["vqa_rad"],), tmp_path / "run", data=str(tmp_path), controls=(), judge=JudgeSettings(url))  # fmt: skip
+        asyncio.run(run_evaluation(settings, Progress(quiet=False)))
+        judge = JudgeReward(url, model="m", cache=str(tmp_path / "v.sqlite"))
+    assert all(one.startswith("Basic ") for one in sent | verdicts)
+    with pytest.raises(EndpointError) as gone:
+        Endpoint(url, ":memory:", retries=0).sample({"model": "m", "messages": []}, 1, 0)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    shown = [*capsys.readouterr(), str(judge), str(gone.value), *(file.read_bytes().decode("latin1") for file in files)]
+    assert len(files) > 5 and not any("hu@sh" in one or "someone" in one for one in shown)
+    assert "127.0.0.1" in str(gone.value) and "127.0.0.1" in (tmp_path / "run" / "summary.json").read_text()
 
 
 def test_a_judge_that_prefers_a_place_is_found_out(tmp_path):
