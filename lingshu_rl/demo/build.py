@@ -17,6 +17,21 @@ from lingshu_rl.demo import brain, images, questions, read, studies
 SEED = 20240611
 
 
+def all_images(seed: int) -> list[images.DemoImage]:
+    """Every image of the demo in a fixed order. The two sources have random streams of their own."""
+    drawn = [
+        *brain.slices(np.random.default_rng([seed, 1])),
+        *studies.crops(np.random.default_rng([seed, 2])),
+    ]
+    training = np.stack([images.perceptual_hash(image.pixels) for image in drawn if image.split == "train"])
+    return [image for image in drawn if image.split == "train" or images.apart(image.pixels, training)]
+
+
+def held_out_hashes() -> np.ndarray:
+    """(n, 64): perceptual hashes of the demo's validation and test pictures."""
+    return np.stack([images.perceptual_hash(image.pixels) for image in all_images(SEED) if image.split != "train"])
+
+
 def default_cache() -> Path:
     """$XDG_CACHE_HOME/lingshu_rl, or ~/.cache/lingshu_rl."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lingshu_rl"
@@ -54,7 +69,7 @@ def build_demo(cache_dir: str | Path | None = None) -> Path:
 
 def _write(folder: Path) -> None:
     (folder / "images").mkdir()
-    pool = images.all_images(SEED)
+    pool = all_images(SEED)
     used: set[str] = set()
     for n, split in enumerate(images.SPLITS):
         rows = questions.make_rows(pool, split, np.random.default_rng([SEED, 100 + n]))

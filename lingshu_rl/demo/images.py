@@ -46,28 +46,9 @@ def vary(pixels: np.ndarray, rng: np.random.Generator, inverted: bool = False) -
     return np.rint(255 * (1 - x if inverted else x)).astype(np.uint8)
 
 
-def all_images(seed: int) -> list[DemoImage]:
-    """Every image of the demo in a fixed order. The two sources have random streams of their own."""
-    from lingshu_rl.demo import brain, studies
-
-    drawn = [
-        *brain.slices(np.random.default_rng([seed, 1])),
-        *studies.crops(np.random.default_rng([seed, 2])),
-    ]
-    training = np.stack([perceptual_hash(image.pixels) for image in drawn if image.split == "train"])
-    return [image for image in drawn if image.split == "train" or apart(image.pixels, training)]
-
-
 def apart(pixels: np.ndarray, hashes: np.ndarray) -> bool:
     """Whether a picture resembles none of those whose perceptual hashes (n, 64) are given."""
     return bool((perceptual_hash(pixels) != hashes).sum(-1).min() >= APART_BITS)
-
-
-def held_out_hashes() -> np.ndarray:
-    """(n, 64): perceptual hashes of the demo's validation and test pictures."""
-    from lingshu_rl.demo.build import SEED
-
-    return np.stack([perceptual_hash(image.pixels) for image in all_images(SEED) if image.split != "train"])
 
 
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from lingshu_rl.demo import brain, questions, studies
-from lingshu_rl.demo.images import apart, held_out_hashes
+from lingshu_rl.demo.build import held_out_hashes
+from lingshu_rl.demo.images import apart
 from lingshu_rl.demo.model import IMAGE_SIDE, MERGE, PATCH
 
 SHIFT = 5  # pixels an image is moved at most: as far as a person may lie off centre

@@ -24,8 +24,7 @@ MOST_CURVES = 8  # more lines than colours cannot be told apart
 
 def render(answer: Answer) -> str:
     """The HTML page."""
-    from lingshu_rl.sweep.answer import CURVES
-    from lingshu_rl.sweep.words import VERDICTS, p_text
+    from lingshu_rl.sweep.words import CURVES, VERDICTS, p_text
 
     differences = [row[key] for row in answer["rows"] for key in ("difference", "own_difference") if row[key]]
     reach = max(

@@ -27,16 +27,8 @@ from lingshu_rl.sweep import status as states
 from lingshu_rl.sweep.plan import Sweep, Variant, differences
 from lingshu_rl.sweep.search import all_variants
 from lingshu_rl.sweep.status import Status
-from lingshu_rl.sweep.words import ALPHA, LATE_MEANS, markdown, table_csv, title, visible, words
+from lingshu_rl.sweep.words import ALPHA, CURVES, LATE_MEANS, markdown, table_csv, title, visible, words
 
-CURVES = {
-    "reward/mean": "Mean training reward",
-    "policy/kl": "KL to the reference (nats a token)",
-    "policy/entropy": "Entropy (nats a token)",
-    "completion/tokens_mean": "Completion length (tokens)",
-    "groups/zero_variance": "Groups of equal rewards",
-    "completion/truncated_share": "Truncated completions",
-}
 Values = dict[str, float | None]  # by question
 
 

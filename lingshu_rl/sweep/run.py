@@ -26,7 +26,9 @@ from lingshu_rl.processes.workers import die_with_parent, free_port, group_exist
 from lingshu_rl.progress import Progress
 from lingshu_rl.report.text import duration
 from lingshu_rl.sweep import status as states
+from lingshu_rl.sweep.jobs import Source
 from lingshu_rl.sweep.plan import PlannedRun, Sweep, SweepError, select
+from lingshu_rl.sweep.search import SearchSource
 from lingshu_rl.sweep.status import Status
 
 LAUNCH = tuple(
@@ -36,7 +38,6 @@ LAUNCH = tuple(
 STOP_TIMEOUT_S = 60.0  # a run that is asked to stop first stops its servers
 POLL_S = 0.2
 
-Job = Sequence[PlannedRun]  # runs that one device set does one after another
 Prune = Callable[[PlannedRun], str | None]  # why a running run should be given up
 
 
@@ -46,25 +47,6 @@ class Outcome:
 
     counts: dict[str, int] = field(default_factory=dict)
     stopped: bool = False
-
-
-class Source:
-    """Hands out jobs. `finished` hears of every run that reached a final state in this call."""
-
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.jobs = list(jobs)
-        self.lock = threading.Lock()
-
-    def take(self) -> Job | None:
-        with self.lock:
-            return self.jobs.pop(0) if self.jobs else None
-
-    def finished(self, run: PlannedRun, status: Status) -> bool:
-        """Whether the rest of the run's job should go on."""
-        return True
-
-    def prune(self, run: PlannedRun) -> str | None:
-        return None
 
 
 def run_sweep(
@@ -84,8 +66,6 @@ def run_sweep(
     with own(sweep.folder, "a sweep", "dir"), stopping_on_signals(stop):
         write_plan(sweep)
         if sweep.search:
-            from lingshu_rl.sweep.search import SearchSource
-
             if only:
                 raise SweepError("--only does not go with search: a trial depends on the ones before it")
             source: Source = SearchSource(sweep, retry_failed)

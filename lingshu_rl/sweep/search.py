@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.sweep import status as states
+from lingshu_rl.sweep.jobs import Job, Source
 from lingshu_rl.sweep.plan import PlannedRun, SearchSpec, Sweep, SweepError, Variant, _label, check_settings
-from lingshu_rl.sweep.run import Job, Source
 from lingshu_rl.sweep.status import Status
 
 

@@ -12,6 +12,14 @@ from lingshu_rl.markup import as_markdown, table_line
 from lingshu_rl.report.text import NBSP, percent, signed
 
 ALPHA = 0.05
+CURVES = {
+    "reward/mean": "Mean training reward",
+    "policy/kl": "KL to the reference (nats a token)",
+    "policy/entropy": "Entropy (nats a token)",
+    "completion/tokens_mean": "Completion length (tokens)",
+    "groups/zero_variance": "Groups of equal rewards",
+    "completion/truncated_share": "Truncated completions",
+}
 LATE_MEANS = {
     "train_reward": "reward/mean",
     "kl": "policy/kl",

@@ -245,7 +245,7 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
     def broken(seed: int) -> None:
         raise FileNotFoundError("img2d.tif")
 
-    monkeypatch.setattr("lingshu_rl.demo.images.all_images", broken)
+    monkeypatch.setattr("lingshu_rl.demo.build.all_images", broken)
     with pytest.raises(FileNotFoundError, match=r"img2d\.tif"):
         build_demo(tmp_path)
     assert not list(tmp_path.iterdir())
