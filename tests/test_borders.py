@@ -100,6 +100,8 @@ CIRCLES_LEFT = {  # each through an import inside a function; this list may only
     ("lingshu_rl.rehearsal", "lingshu_rl.cli"),  # a rehearsal reads a command's words with the command's own parser
     ("lingshu_rl.config", "lingshu_rl.validation"),
     ("lingshu_rl.curate.decoding", "lingshu_rl.curate.dicom"),
+    ("lingshu_rl.curate.scans", "lingshu_rl.curate.dicom"),
+    ("lingshu_rl.curate.scans", "lingshu_rl.curate.nifti"),
     ("lingshu_rl.volumes", "lingshu_rl.data.rows"),
     ("lingshu_rl.volumes", "lingshu_rl.images"),
     ("lingshu_rl.volumes", "lingshu_rl.curate.dicom"),
