@@ -20,6 +20,7 @@ _ASKS = re.compile(
     r"(?:^|[.:,>\n?])\s*(?:so |then )?(is/are|is|are|was|were|do|does|did|has|have|had|can)\s+([^?\n]{2,200})\?",
     re.IGNORECASE,
 )
+_ASKS_WITHOUT_MARK = re.compile(r"^\s*(is|are|was|were|does|has|have|had)\s+([^?.\n]{2,200})\s*$", re.IGNORECASE | re.MULTILINE)
 _PREPOSITION = re.compile(
     r"\b(?:in|on|of|at|within|to|for|from|under|below|above|behind|near|along|through|between|around|over|into|with)\b",
     re.IGNORECASE,
@@ -30,7 +31,7 @@ _OF_A_PLACE = re.compile(r"\b(?:in|on|of|at|within)\b", re.IGNORECASE)
 _ON_THE_IMAGE = re.compile(
     r",?\s*\b(?:based on|according to|in|on|from|within|of) (?:this|the|these|that|your|given) (?:[\w-]+ ){0,3}?"
     r"(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|pictures?|stud(?:y|ies)|ct|mri|views?|slices?"
-    r"|patient(?!['’]))\b,?",
+    r"|patient(?!['’]))\b(?: of (?:the )?(?:head|brain|skull|neck|chest|thorax|abdomen|pelvis|spine|body)\b)?,?",
     re.IGNORECASE,
 )
 _PICTURE = re.compile(
@@ -49,6 +50,7 @@ _SPELT_OUT = (
     (re.compile(r"\b(?:free of|negative for|(?:absence|lack) of)\b", re.IGNORECASE), "without"),
     (re.compile(r"n['’]t\b", re.IGNORECASE), " not"),
     (re.compile(r"\bother than\b", re.IGNORECASE), "except"),
+    (re.compile(r"\bin view\b", re.IGNORECASE), "visible"),
     (
         re.compile(
             r"\bcan (?:\w+ly )?be (?=seen|identified|noted|observed|found|detected|visuali[sz]ed)", re.IGNORECASE
@@ -77,6 +79,11 @@ _PRONOUN = re.compile(r"(?:this|that|it|these|those)\b(?! \w+ (?:is|are|was|were
 _JOINT = re.compile(r"\b(?:and|than|by|to|from|for)\b", re.IGNORECASE)
 _THERE = re.compile(r"(?:there|any)\b", re.IGNORECASE)
 _ENDING = re.compile(r"(?<=\w{4})(?:ifi(?:ed|cation)|at(?:ed|ion)|e?ment|osity|ous|ity|ing|ed|ion|e)$")
+_MEANS = re.compile(
+    r"^.{3,120}?\b(?:indicat\w+|suggest\w*|confirm\w*|represents?|(?:consistent|compatible) with|suggestive of) "
+    r"(?:that |the presence of )?",
+    re.IGNORECASE,
+)
 _OPPOSITE = re.compile(r"(?:ab|un|non|in|im|a)(?=\w{5})")
 
 
@@ -136,7 +143,7 @@ class Question:
         turned = [self._plain(word) for word in said]
         negators = [word for word in said if word in role_words("denying")]
         if turned != said or not negators:
-            return ("yes" if turned == said else "no") if not negators and self._affirms(clause, turned) else ""
+            return ("yes" if turned == said else "no") if not negators and self._is_affirmed(clause, turned) else ""
         return "no" if len(negators) == 1 and self._denies(clause, negators[0], told) else ""
 
     def _words(self, text: str) -> list[str]:
@@ -150,7 +157,14 @@ class Question:
 
     def _plain(self, word: str) -> str:
         """The asked word of which a word is the opposite (abnormal, normal), else the word."""
-        return self.plain.get(_OPPOSITE.sub("", word, count=1), word)
+        return self.plain.get(word) or self.plain.get(_OPPOSITE.sub("", word, count=1), word)
+
+    def _is_affirmed(self, clause: str, said: Sequence[str]) -> bool:
+        """Whether a clause affirms what is asked, or says that a finding means it ("free air suggests ...")."""
+        if self._affirms(clause, said):
+            return True
+        means = _MEANS.match(clause) if self.exists else None
+        return means is not None and self._affirms(clause, ["is", *self._words(clause[means.end() :])])
 
     def _affirms(self, clause: str, said: Sequence[str]) -> bool:
         """Whether a clause says all that is asked, in one of its orders, and beside it only what narrows it."""
@@ -193,11 +207,15 @@ class Question:
         subject, members[first] = self._subject(members[first][:cut]), members[first][cut + 1 :]
         place = _content(clause[found.end() :]) if first + 1 < len(members) and (found := _last_place(clause)) else []
         for member in members[first:]:
-            named = [*subject, *(word for word in member if not is_neutral(word))]
+            named = [*subject, *(word for word in member if self._counts(word))]
             named += [word for word in place if word not in named]
             if self.head <= set(named) and any(_in_order(named, order) for order in self.orders):
                 return True
         return False
+
+    def _counts(self, word: str) -> bool:
+        """Whether a word of what is denied narrows it: "no obvious mass" is no mass."""
+        return word in self.asked or not (is_neutral(word) or word in role_words("plain"))
 
     def _subject(self, said: Sequence[str]) -> list[str]:
         """The words of a subject that count: of a definite one not those that narrow it ("the abdominal aorta")."""
@@ -243,10 +261,20 @@ def _last_place(clause: str) -> re.Match[str] | None:
     return last
 
 
+def _without_side(place: re.Match[str]) -> str:
+    """Nothing for the image, but what is left of it with a side: "in the right lung CT"."""
+    return " " if SIDES.isdisjoint(as_said(place.group())) else place.group()
+
+
+def _spelt_out(text: str) -> str:
+    for said, plain in _SPELT_OUT:
+        text = said.sub(plain, text)
+    return text
+
+
 def _clauses(sentence: str) -> list[str]:
     sentence = _ANSWER_WORD.sub("", sentence.strip())
-    for said, plain in _SPELT_OUT:
-        sentence = said.sub(plain, sentence)
+    sentence = _ON_THE_IMAGE.sub(_without_side, _spelt_out(sentence))
     found: list[str] = []
     for part in _CLAUSE.split(sentence):
         pieces = _JOIN.split(part)
@@ -255,11 +283,20 @@ def _clauses(sentence: str) -> list[str]:
         for joint, piece in zip(joints, pieces[1:], strict=True):
             if _has_verb(clause) and _has_verb(piece):
                 found.append(clause)
-                clause = piece
+                clause = _with_subject(piece, clause)
             else:
                 clause += joint + piece
         found.append(clause)
     return [clause.strip(" .!") for clause in found if clause.strip(" .!,")]
+
+
+def _with_subject(clause: str, former: str) -> str:
+    """A clause that begins with its verb has the subject of the one before it."""
+    if not _has_verb(clause.split(maxsplit=1)[0]):
+        return clause
+    words = former.split()
+    verb = next(at for at, word in enumerate(words) if _has_verb(word))
+    return " ".join([*words[:verb], clause])
 
 
 def _forms(clause: str) -> Iterator[str]:
@@ -316,17 +353,18 @@ def question_of(prompt: str) -> Question:
         if word == "or":  # "left or right?": either is an answer, not the question's own word
             left_out |= {*words[max(0, index - 2) : index], *words[index + 1 : index + 3]}
     shared = frozenset(words) - left_out - role_words("denying") - role_words("unsure")
-    asks = _ASKS.findall(text)
+    asks = _ASKS.findall(text) or _ASKS_WITHOUT_MARK.findall(text)
     if len(asks) != 1 or _ALTERNATIVE.search(asks[0][1]) or role_words("denying").intersection(as_said(asks[0][1])):
         return Question(shared)
     by_do = asks[0][0].lower() in ("do", "does", "did", "can")
-    body = _ON_THE_IMAGE.sub(" ", asks[0][1]).strip()
+    body = _spelt_out(_ON_THE_IMAGE.sub(" ", asks[0][1])).strip()
     asked = tuple(_content(body))
     is_there = _THERE.match(body) or role_words("seen").intersection(as_said(body)) or _shows(body, by_do)
     roots = {_root(word): word for word in asked} if len(asked) > 1 else {}
     plain = {_OPPOSITE.sub("", word, count=1): word for word in asked}
+    plain |= {other: word for pair in word_table()["opposites"] for word, other in (pair, pair[::-1]) if word in asked}
     head = frozenset(_content(_name(body)))
-    unsure = role_words("unsure").difference(asked, (asks[0][0].lower(),))  # "can" answers "can"
+    unsure = role_words("unsure").difference(as_said(" ".join(asks[0])))  # "can" answers "can"
     return Question(shared, asked, head, _orders(body), bool(is_there), by_do, roots, plain, unsure)
 
 
