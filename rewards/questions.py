@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 
 from rewards.fuzzy import SIDES
 from rewards.text import normalise
@@ -20,7 +20,9 @@ _ASKS = re.compile(
     r"(?:^|[.:,>\n?])\s*(?:so |then )?(is/are|is|are|was|were|do|does|did|has|have|had|can)\s+([^?\n]{2,200})\?",
     re.IGNORECASE,
 )
-_ASKS_WITHOUT_MARK = re.compile(r"^\s*(is|are|was|were|does|has|have|had)\s+([^?.\n]{2,200})\s*$", re.IGNORECASE | re.MULTILINE)
+_ASKS_WITHOUT_MARK = re.compile(
+    r"^\s*(is|are|was|were|does|has|have|had)\s+([^?.\n]{2,200})\s*$", re.IGNORECASE | re.MULTILINE
+)
 _PREPOSITION = re.compile(
     r"\b(?:in|on|of|at|within|to|for|from|under|below|above|behind|near|along|through|between|around|over|into|with)\b",
     re.IGNORECASE,
@@ -118,9 +120,24 @@ class Question:
     plain: Mapping[str, str] = field(default_factory=dict)
     unsure: frozenset[str] = frozenset()
 
+    @cached_property
+    def shared(self) -> frozenset[str]:
+        """The roots of its words."""
+        return frozenset(map(_root, self.words))
+
     def explains(self, rest: Iterable[str]) -> bool:
         """Whether words beside an answer say nothing that the question does not."""
-        return all(word in self.words or is_neutral(word) for word in rest)
+        return all(is_neutral(word) or self.leads_to_it(word) for word in rest)
+
+    def leads_to_it(self, word: str) -> bool:
+        """Whether a word of a sentence is one of the question, perhaps in another form ("described": describe)."""
+        return word in self.words or _root(word) in self.shared
+
+    def without_image(self, sentence: str) -> str:
+        """A sentence without the image in which it sees what it says."""
+        sentence = _ON_THE_IMAGE.sub(_without_place, sentence)
+        picture = _PICTURE_SHOWS.match(sentence)
+        return sentence if picture is None or self._is_another(picture.group(1)) else sentence[picture.end() :]
 
     def verdict(self, sentence: str) -> str:
         """ "yes", "no", or "" where the sentence does not restate the question."""
@@ -153,7 +170,7 @@ class Question:
     def _is_another(self, text: str) -> bool:
         """Whether a text names a side or a number that the prompt does not, or what is asked for."""
         said = set(as_said(text))
-        return not said.isdisjoint(self.asked) or any(map(_sets_apart, said - self.words))
+        return not said.isdisjoint(self.asked) or any(map(sets_apart, said - self.words))
 
     def _plain(self, word: str) -> str:
         """The asked word of which a word is the opposite (abnormal, normal), else the word."""
@@ -192,7 +209,7 @@ class Question:
         if self.exists:
             return following in self.asked or (following == "of" and at > 0 and "in" in said[:at])
         is_whole = not role_words("whole").isdisjoint(self.asked)
-        return following in self.asked and not (is_whole or _sets_apart(word) or word in role_words("parts"))
+        return following in self.asked and not (is_whole or sets_apart(word) or word in role_words("parts"))
 
     def _denies(self, clause: str, negator: str, told: frozenset[str]) -> bool:
         """Whether a clause denies what is asked, or something wider, perhaps as one of a list."""
@@ -236,7 +253,7 @@ def _root(word: str) -> str:
     return _ENDING.sub("", word)
 
 
-def _sets_apart(word: str) -> bool:
+def sets_apart(word: str) -> bool:
     """Whether a word names a side or a number, with which another thing is meant."""
     return word in SIDES or word.isdigit()
 
@@ -261,9 +278,9 @@ def _last_place(clause: str) -> re.Match[str] | None:
     return last
 
 
-def _without_side(place: re.Match[str]) -> str:
-    """Nothing for the image, but what is left of it with a side: "in the right lung CT"."""
-    return " " if SIDES.isdisjoint(as_said(place.group())) else place.group()
+def _without_place(place: re.Match[str]) -> str:
+    """Nothing for the image, unless it is one of a side or another one: "in the right lung CT", "in the prior film"."""
+    return " " if (SIDES | role_words("unsure")).isdisjoint(as_said(place.group())) else place.group()
 
 
 def _spelt_out(text: str) -> str:
@@ -274,7 +291,7 @@ def _spelt_out(text: str) -> str:
 
 def _clauses(sentence: str) -> list[str]:
     sentence = _ANSWER_WORD.sub("", sentence.strip())
-    sentence = _ON_THE_IMAGE.sub(_without_side, _spelt_out(sentence))
+    sentence = _ON_THE_IMAGE.sub(_without_place, _spelt_out(sentence))
     found: list[str] = []
     for part in _CLAUSE.split(sentence):
         pieces = _JOIN.split(part)
