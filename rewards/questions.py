@@ -17,11 +17,11 @@ from rewards.wording import as_said, word_table
 
 _LONGEST_SENTENCE = 300
 _ASKS = re.compile(
-    r"(?:^|[.:,>\n?])\s*(?:so |then )?(is/are|is|are|was|were|do|does|did|has|have|had|can)\s+([^?\n]{2,200})\?",
+    r"(?:^|[.:,>\n?])\s*(?:so |then )?(is/are|is|are|was|were|do|does|did|has|have|had|can|should|will)\s+([^?\n]{2,200})\?",
     re.IGNORECASE,
 )
 _ASKS_WITHOUT_MARK = re.compile(
-    r"^\s*(is|are|was|were|does|has|have|had)\s+([^?.\n]{2,200})\s*$", re.IGNORECASE | re.MULTILINE
+    r"^\s*(is|are|was|were|does|has|have|had|can)\s+([^?.\n]{2,200})\s*$", re.IGNORECASE | re.MULTILINE
 )
 _PREPOSITION = re.compile(
     r"\b(?:in|on|of|at|within|to|for|from|under|below|above|behind|near|along|through|between|around|over|into|with)\b",
@@ -51,6 +51,7 @@ _SPELT_OUT = (
     (re.compile(r"\([^()]*\)"), " "),
     (re.compile(r"\b(?:free of|negative for|(?:absence|lack) of)\b", re.IGNORECASE), "without"),
     (re.compile(r"n['’]t\b", re.IGNORECASE), " not"),
+    (re.compile(r"\bi['’]m\b", re.IGNORECASE), "I am"),
     (re.compile(r"\bother than\b", re.IGNORECASE), "except"),
     (re.compile(r"\bin view\b", re.IGNORECASE), "visible"),
     (
@@ -62,7 +63,7 @@ _SPELT_OUT = (
 )
 _ANSWER_WORD = re.compile(r"^\W*(?:yes|no)\s*,\s+", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"\s*(?:[;:]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b|,?\s*\b(?:but|however"
+    r"\s*(?:[;:]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b|,\s*as\b(?! well)|,?\s*\b(?:but|however"
     r"|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
     re.IGNORECASE,
 )
