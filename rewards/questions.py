@@ -52,6 +52,8 @@ _SPELT_OUT = (
     (re.compile(r"\b(?:free of|negative for|(?:absence|lack) of)\b", re.IGNORECASE), "without"),
     (re.compile(r"n['’]t\b", re.IGNORECASE), " not"),
     (re.compile(r"\bi['’]m\b", re.IGNORECASE), "I am"),
+    (re.compile(r"\b(there|it|that)['’]s\b", re.IGNORECASE), r"\1 is"),
+    (re.compile(r",\s*(?:also |commonly )?(?:known|referred to) as [^,.;]{1,60},", re.IGNORECASE), " "),
     (re.compile(r"\bother than\b", re.IGNORECASE), "except"),
     (re.compile(r"\bin view\b", re.IGNORECASE), "visible"),
     (
