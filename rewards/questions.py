@@ -17,7 +17,8 @@ from rewards.wording import as_said, word_table
 
 _LONGEST_SENTENCE = 300
 _ASKS = re.compile(
-    r"(?:^|[.:,>\n?])\s*(?:so |then )?(is/are|is|are|was|were|do|does|did|has|have|had|can|should|will)\s+([^?\n]{2,200})\?",
+    r"(?:^|[.:,>\n?])\s*(?:so |then )?(is/are|is|are|was|were|do|does|did|has|have|had|can|should"
+    r"|will)\s+([^?\n]{2,200})\?",
     re.IGNORECASE,
 )
 _ASKS_WITHOUT_MARK = re.compile(
@@ -33,7 +34,8 @@ _OF_A_PLACE = re.compile(r"\b(?:in|on|of|at|within)\b", re.IGNORECASE)
 _ON_THE_IMAGE = re.compile(
     r",?\s*\b(?:based on|according to|in|on|from|within|of) (?:this|the|these|that|your|given) (?:[\w-]+ ){0,3}?"
     r"(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|pictures?|stud(?:y|ies)|ct|mri|views?|slices?"
-    r"|patient(?!['’]))\b(?: of (?:the )?(?:head|brain|skull|neck|chest|thorax|abdomen|pelvis|spine|body)\b)?,?",
+    r"|patient(?!['’]))\b"
+    r"(?: of (?:the )?(?:head|brain|skull|neck|chest|thorax|abdomen|pelvis|spine|body)\b)?,?",
     re.IGNORECASE,
 )
 _PICTURE = re.compile(
