@@ -35,7 +35,8 @@ _ON_THE_IMAGE = re.compile(
     r",?\s*\b(?:based on|according to|in|on|from|within|of) (?:this|the|these|that|your|given) (?:[\w-]+ ){0,3}?"
     r"(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|pictures?|stud(?:y|ies)|ct|mri|views?|slices?"
     r"|patient(?!['’]))\b"
-    r"(?: of (?:the )?(?:head|brain|skull|neck|chest|thorax|abdomen|pelvis|spine|body)\b)?,?",
+    r"(?: of (?:the )?(?:head|brain|skull|neck|chest"
+    r"|thorax|abdomen|pelvis|spine|body)\b)?,?",
     re.IGNORECASE,
 )
 _PICTURE = re.compile(
