@@ -68,7 +68,8 @@ _SPELT_OUT = (
 )
 _ANSWER_WORD = re.compile(r"^\W*(?:yes|no)\s*,\s+", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"\s*(?:[;:]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b|,\s*as\b(?! well)|,?\s*\b(?:but|however"
+    r"\s*(?:[;:]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b"
+    r"|,\s*as\b(?! well)|,?\s*\b(?:but|however"
     r"|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
     re.IGNORECASE,
 )
