@@ -21,16 +21,20 @@ from rewards.claims import (
     stances,
     without_ends,
 )
-from rewards.questions import Question, is_neutral, question_of
+from rewards.questions import Question, is_neutral, question_of, role_words, sets_apart
 from rewards.short import ShortAnswer
 from rewards.text import lines, normalise
-from rewards.wording import abbreviates, answer_key, as_said
+from rewards.wording import abbreviates, answer_key, as_said, synonyms_of
 from rewards.words import clean_phrase, strip_leads
 
 SEPARATOR = re.compile(
     r"\s*(?:[,;/&+|\n、，؛،]|(?<!\w)(?:and|und|et|y|e|as well as|plus|with)(?!\w)|和|및|와|과|と|و)\s*", re.IGNORECASE
 )
 _SAME_THING = re.compile(r"\s*/\s*|\s+[-–—=]\s+|\s+also known as\s+|,?\s+(?:i\.e\.|aka),?\s+", re.IGNORECASE)
+_FURTHER = re.compile(
+    r"(?:(?:it|this|that) (?:may|might|could|can) be )?(?:(\w{3,}(?:al|ic|ous|ive|ar|ary))"
+    r"|(?:due|secondary|related) to .+|\w+ed by .+)"
+)
 _LONGEST_ANSWER = 500  # characters; what is cut off could not match anyway
 _PARENTHESIS = re.compile(r"\s*\(([^()]{1,80})\)\s*")
 
@@ -88,7 +92,17 @@ def _read(text: str, accepted: _Accepted, question: Question) -> Said:
     if _match(parsed, accepted) or _in_sentence(parsed, accepted, question):
         return Said(True, parsed)
     key = answer_key(parsed)
-    return Said(key, parsed, firm=len(text.split()) <= FIRM_WORDS) if key else Said()
+    firm = len(text.split()) <= FIRM_WORDS and not _adds(key, accepted)
+    return Said(key, parsed, firm=firm) if key else Said()
+
+
+def _adds(key: str, accepted: _Accepted) -> bool:
+    """Whether a sentence only doubts a further property of what the label names: "It may be viral." behind "pneumonia",
+    but not behind "bacterial pneumonia"."""
+    further = _FURTHER.fullmatch(key)
+    if further is None or further.group(1) in role_words("whole") | role_words("no"):
+        return False
+    return further.group(1) is None or not any(_FURTHER.fullmatch(word) for name in accepted.words for word in name)
 
 
 def texts_of(gold: Any) -> list[str]:
@@ -137,9 +151,9 @@ def _accept(texts: tuple[str, ...]) -> _Accepted:
     """An abbreviation given in brackets in the label is a right answer too."""
     forms = [form for text in texts for form in _forms(text)]
     keys = frozenset(answer_key(form) for form in forms) - {""}
-    said = sorted(
-        {tuple(key.split()) for key in keys} | {as_said(form) for form in forms} - {()}, key=len, reverse=True
-    )
+    words = {tuple(key.split()) for key in keys} | {as_said(form) for form in forms}
+    words |= {tuple(name.split()) for key in keys for name in synonyms_of(key)}
+    said = sorted(words | {turned for name in words if (turned := _turned(name))} - {()}, key=len, reverse=True)
     return _Accepted(
         texts[0],
         keys,
@@ -148,6 +162,13 @@ def _accept(texts: tuple[str, ...]) -> _Accepted:
         tuple(said),
         any(text.rstrip().endswith("?") for text in texts),
     )
+
+
+def _turned(name: tuple[str, ...]) -> tuple[str, ...]:
+    """ "head of pancreas" for "pancreas head" and the other way; () for other names."""
+    if len(name) == 2:
+        return name[1], "of", name[0]
+    return (name[2], name[0]) if len(name) == 3 and name[1] == "of" else ()
 
 
 def _forms(text: str) -> list[str]:
@@ -171,17 +192,27 @@ def _match(phrase: str, accepted: _Accepted) -> bool:
 
 def _in_sentence(phrase: str, accepted: _Accepted, question: Question) -> bool:
     """Whether a sentence says an accepted answer and beside it only words of its question and of any statement."""
-    plain = without_ends(phrase)
+    plain = _PARENTHESIS.sub(_without_short, without_ends(phrase))
     if stances().alternative.search(plain) or is_disowned(plain) or stances().doubts.search(plain):
         return False
-    said = as_said(plain)
+    return any(_holds(as_said(form), accepted, question) for form in {plain, question.without_image(plain)})
+
+
+def _without_short(bracket: re.Match[str]) -> str:
+    """Nothing for the short form of the words before it: "magnetic resonance imaging (MRI)"."""
+    short = bracket.group(1)
+    before = bracket.string[: bracket.start()].split()[-len(short) :]
+    return " " if abbreviates(short, " ".join(before)) else bracket.group()
+
+
+def _holds(said: tuple[str, ...], accepted: _Accepted, question: Question) -> bool:
     for answer in accepted.words:
         size = len(answer)
         for start in range(len(said) - size + 1):
             if said[start : start + size] != answer or not question.explains(said[:start] + said[start + size :]):
                 continue
-            if start == 0 or is_neutral(said[start - 1]):  # "the left kidney" is more than "kidney"
-                return True
+            if start == 0 or is_neutral(said[start - 1]) or not sets_apart(said[start - 1]):
+                return True  # but "the left kidney" is more than "kidney"
     return False
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 
 from rewards.fuzzy import SIDES
 from rewards.text import normalise
@@ -17,8 +17,12 @@ from rewards.wording import as_said, word_table
 
 _LONGEST_SENTENCE = 300
 _ASKS = re.compile(
-    r"(?:^|[.:,>\n?])\s*(?:so |then )?(is/are|is|are|was|were|do|does|did|has|have|had|can)\s+([^?\n]{2,200})\?",
+    r"(?:^|[.:,>\n?])\s*(?:so |then )?(is/are|is|are|was|were|do|does|did|has|have|had|can|should"
+    r"|will)\s+([^?\n]{2,200})\?",
     re.IGNORECASE,
+)
+_ASKS_WITHOUT_MARK = re.compile(
+    r"^\s*(is|are|was|were|does|has|have|had|can)\s+([^?.\n]{2,200})\s*$", re.IGNORECASE | re.MULTILINE
 )
 _PREPOSITION = re.compile(
     r"\b(?:in|on|of|at|within|to|for|from|under|below|above|behind|near|along|through|between|around|over|into|with)\b",
@@ -30,7 +34,9 @@ _OF_A_PLACE = re.compile(r"\b(?:in|on|of|at|within)\b", re.IGNORECASE)
 _ON_THE_IMAGE = re.compile(
     r",?\s*\b(?:based on|according to|in|on|from|within|of) (?:this|the|these|that|your|given) (?:[\w-]+ ){0,3}?"
     r"(?:images?|scans?|x-?rays?|x rays?|radiographs?|films?|pictures?|stud(?:y|ies)|ct|mri|views?|slices?"
-    r"|patient(?!['’]))\b,?",
+    r"|patient(?!['’]))\b"
+    r"(?: of (?:the )?(?:head|brain|skull|neck|chest"
+    r"|thorax|abdomen|pelvis|spine|body)\b)?,?",
     re.IGNORECASE,
 )
 _PICTURE = re.compile(
@@ -48,7 +54,11 @@ _SPELT_OUT = (
     (re.compile(r"\([^()]*\)"), " "),
     (re.compile(r"\b(?:free of|negative for|(?:absence|lack) of)\b", re.IGNORECASE), "without"),
     (re.compile(r"n['’]t\b", re.IGNORECASE), " not"),
+    (re.compile(r"\bi['’]m\b", re.IGNORECASE), "I am"),
+    (re.compile(r"\b(there|it|that)['’]s\b", re.IGNORECASE), r"\1 is"),
+    (re.compile(r",\s*(?:also |commonly )?(?:known|referred to) as [^,.;]{1,60},", re.IGNORECASE), " "),
     (re.compile(r"\bother than\b", re.IGNORECASE), "except"),
+    (re.compile(r"\bin view\b", re.IGNORECASE), "visible"),
     (
         re.compile(
             r"\bcan (?:\w+ly )?be (?=seen|identified|noted|observed|found|detected|visuali[sz]ed)", re.IGNORECASE
@@ -58,7 +68,8 @@ _SPELT_OUT = (
 )
 _ANSWER_WORD = re.compile(r"^\W*(?:yes|no)\s*,\s+", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"\s*(?:[;:]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b|,?\s*\b(?:but|however"
+    r"\s*(?:[;:]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b"
+    r"|,\s*as\b(?! well)|,?\s*\b(?:but|however"
     r"|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
     re.IGNORECASE,
 )
@@ -77,6 +88,11 @@ _PRONOUN = re.compile(r"(?:this|that|it|these|those)\b(?! \w+ (?:is|are|was|were
 _JOINT = re.compile(r"\b(?:and|than|by|to|from|for)\b", re.IGNORECASE)
 _THERE = re.compile(r"(?:there|any)\b", re.IGNORECASE)
 _ENDING = re.compile(r"(?<=\w{4})(?:ifi(?:ed|cation)|at(?:ed|ion)|e?ment|osity|ous|ity|ing|ed|ion|e)$")
+_MEANS = re.compile(
+    r"^.{3,120}?\b(?:indicat\w+|suggest\w*|confirm\w*|represents?|(?:consistent|compatible) with|suggestive of) "
+    r"(?:that |the presence of )?",
+    re.IGNORECASE,
+)
 _OPPOSITE = re.compile(r"(?:ab|un|non|in|im|a)(?=\w{5})")
 
 
@@ -111,9 +127,24 @@ class Question:
     plain: Mapping[str, str] = field(default_factory=dict)
     unsure: frozenset[str] = frozenset()
 
+    @cached_property
+    def shared(self) -> frozenset[str]:
+        """The roots of its words."""
+        return frozenset(map(_root, self.words))
+
     def explains(self, rest: Iterable[str]) -> bool:
         """Whether words beside an answer say nothing that the question does not."""
-        return all(word in self.words or is_neutral(word) for word in rest)
+        return all(is_neutral(word) or self.leads_to_it(word) for word in rest)
+
+    def leads_to_it(self, word: str) -> bool:
+        """Whether a word of a sentence is one of the question, perhaps in another form ("described": describe)."""
+        return word in self.words or _root(word) in self.shared
+
+    def without_image(self, sentence: str) -> str:
+        """A sentence without the image in which it sees what it says."""
+        sentence = _ON_THE_IMAGE.sub(_without_place, sentence)
+        picture = _PICTURE_SHOWS.match(sentence)
+        return sentence if picture is None or self._is_another(picture.group(1)) else sentence[picture.end() :]
 
     def verdict(self, sentence: str) -> str:
         """ "yes", "no", or "" where the sentence does not restate the question."""
@@ -136,7 +167,7 @@ class Question:
         turned = [self._plain(word) for word in said]
         negators = [word for word in said if word in role_words("denying")]
         if turned != said or not negators:
-            return ("yes" if turned == said else "no") if not negators and self._affirms(clause, turned) else ""
+            return ("yes" if turned == said else "no") if not negators and self._is_affirmed(clause, turned) else ""
         return "no" if len(negators) == 1 and self._denies(clause, negators[0], told) else ""
 
     def _words(self, text: str) -> list[str]:
@@ -146,11 +177,18 @@ class Question:
     def _is_another(self, text: str) -> bool:
         """Whether a text names a side or a number that the prompt does not, or what is asked for."""
         said = set(as_said(text))
-        return not said.isdisjoint(self.asked) or any(map(_sets_apart, said - self.words))
+        return not said.isdisjoint(self.asked) or any(map(sets_apart, said - self.words))
 
     def _plain(self, word: str) -> str:
         """The asked word of which a word is the opposite (abnormal, normal), else the word."""
-        return self.plain.get(_OPPOSITE.sub("", word, count=1), word)
+        return self.plain.get(word) or self.plain.get(_OPPOSITE.sub("", word, count=1), word)
+
+    def _is_affirmed(self, clause: str, said: Sequence[str]) -> bool:
+        """Whether a clause affirms what is asked, or says that a finding means it ("free air suggests ...")."""
+        if self._affirms(clause, said):
+            return True
+        means = _MEANS.match(clause) if self.exists else None
+        return means is not None and self._affirms(clause, ["is", *self._words(clause[means.end() :])])
 
     def _affirms(self, clause: str, said: Sequence[str]) -> bool:
         """Whether a clause says all that is asked, in one of its orders, and beside it only what narrows it."""
@@ -178,7 +216,7 @@ class Question:
         if self.exists:
             return following in self.asked or (following == "of" and at > 0 and "in" in said[:at])
         is_whole = not role_words("whole").isdisjoint(self.asked)
-        return following in self.asked and not (is_whole or _sets_apart(word) or word in role_words("parts"))
+        return following in self.asked and not (is_whole or sets_apart(word) or word in role_words("parts"))
 
     def _denies(self, clause: str, negator: str, told: frozenset[str]) -> bool:
         """Whether a clause denies what is asked, or something wider, perhaps as one of a list."""
@@ -193,11 +231,15 @@ class Question:
         subject, members[first] = self._subject(members[first][:cut]), members[first][cut + 1 :]
         place = _content(clause[found.end() :]) if first + 1 < len(members) and (found := _last_place(clause)) else []
         for member in members[first:]:
-            named = [*subject, *(word for word in member if not is_neutral(word))]
+            named = [*subject, *(word for word in member if self._counts(word))]
             named += [word for word in place if word not in named]
             if self.head <= set(named) and any(_in_order(named, order) for order in self.orders):
                 return True
         return False
+
+    def _counts(self, word: str) -> bool:
+        """Whether a word of what is denied narrows it: "no obvious mass" is no mass."""
+        return word in self.asked or not (is_neutral(word) or word in role_words("plain"))
 
     def _subject(self, said: Sequence[str]) -> list[str]:
         """The words of a subject that count: of a definite one not those that narrow it ("the abdominal aorta")."""
@@ -218,7 +260,7 @@ def _root(word: str) -> str:
     return _ENDING.sub("", word)
 
 
-def _sets_apart(word: str) -> bool:
+def sets_apart(word: str) -> bool:
     """Whether a word names a side or a number, with which another thing is meant."""
     return word in SIDES or word.isdigit()
 
@@ -243,10 +285,20 @@ def _last_place(clause: str) -> re.Match[str] | None:
     return last
 
 
+def _without_place(place: re.Match[str]) -> str:
+    """Nothing for the image, unless it is one of a side or another one: "in the right lung CT", "in the prior film"."""
+    return " " if (SIDES | role_words("unsure")).isdisjoint(as_said(place.group())) else place.group()
+
+
+def _spelt_out(text: str) -> str:
+    for said, plain in _SPELT_OUT:
+        text = said.sub(plain, text)
+    return text
+
+
 def _clauses(sentence: str) -> list[str]:
     sentence = _ANSWER_WORD.sub("", sentence.strip())
-    for said, plain in _SPELT_OUT:
-        sentence = said.sub(plain, sentence)
+    sentence = _ON_THE_IMAGE.sub(_without_place, _spelt_out(sentence))
     found: list[str] = []
     for part in _CLAUSE.split(sentence):
         pieces = _JOIN.split(part)
@@ -255,11 +307,20 @@ def _clauses(sentence: str) -> list[str]:
         for joint, piece in zip(joints, pieces[1:], strict=True):
             if _has_verb(clause) and _has_verb(piece):
                 found.append(clause)
-                clause = piece
+                clause = _with_subject(piece, clause)
             else:
                 clause += joint + piece
         found.append(clause)
     return [clause.strip(" .!") for clause in found if clause.strip(" .!,")]
+
+
+def _with_subject(clause: str, former: str) -> str:
+    """A clause that begins with its verb has the subject of the one before it."""
+    if not _has_verb(clause.split(maxsplit=1)[0]):
+        return clause
+    words = former.split()
+    verb = next(at for at, word in enumerate(words) if _has_verb(word))
+    return " ".join([*words[:verb], clause])
 
 
 def _forms(clause: str) -> Iterator[str]:
@@ -316,17 +377,18 @@ def question_of(prompt: str) -> Question:
         if word == "or":  # "left or right?": either is an answer, not the question's own word
             left_out |= {*words[max(0, index - 2) : index], *words[index + 1 : index + 3]}
     shared = frozenset(words) - left_out - role_words("denying") - role_words("unsure")
-    asks = _ASKS.findall(text)
+    asks = _ASKS.findall(text) or _ASKS_WITHOUT_MARK.findall(text)
     if len(asks) != 1 or _ALTERNATIVE.search(asks[0][1]) or role_words("denying").intersection(as_said(asks[0][1])):
         return Question(shared)
     by_do = asks[0][0].lower() in ("do", "does", "did", "can")
-    body = _ON_THE_IMAGE.sub(" ", asks[0][1]).strip()
+    body = _spelt_out(_ON_THE_IMAGE.sub(" ", asks[0][1])).strip()
     asked = tuple(_content(body))
     is_there = _THERE.match(body) or role_words("seen").intersection(as_said(body)) or _shows(body, by_do)
     roots = {_root(word): word for word in asked} if len(asked) > 1 else {}
     plain = {_OPPOSITE.sub("", word, count=1): word for word in asked}
+    plain |= {other: word for pair in word_table()["opposites"] for word, other in (pair, pair[::-1]) if word in asked}
     head = frozenset(_content(_name(body)))
-    unsure = role_words("unsure").difference(asked, (asks[0][0].lower(),))  # "can" answers "can"
+    unsure = role_words("unsure").difference(as_said(" ".join(asks[0])))  # "can" answers "can"
     return Question(shared, asked, head, _orders(body), bool(is_there), by_do, roots, plain, unsure)
 
 

@@ -74,6 +74,19 @@ def _synonyms() -> dict[str, str]:
     return found
 
 
+@cache
+def _groups() -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name, first in _synonyms().items():
+        groups.setdefault(first, []).append(name)
+    return groups
+
+
+def synonyms_of(key: str) -> list[str]:
+    """The keys of the other names of what a key from `answer_key` names."""
+    return _groups().get(key, [])
+
+
 def _spelt(token: str) -> str:
     for british, american in word_table()["spelling"]:
         if british in token:

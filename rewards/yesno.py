@@ -47,7 +47,7 @@ _BEFORE = re.compile(
     re.IGNORECASE,
 )
 _OR_ELSE = re.compile(r"[\s\"')*,]*(?:or|oder|ou|или|/)\s*(?!so\b)", re.IGNORECASE)
-_ELSE = re.compile(r"(\w+)[\s\"')*,]*(?:or|oder|ou|или|/)\s*$")
+_ELSE = re.compile(r"(\w+)[\s\"')*,]*(?:or|and|oder|ou|или|/)[\s\"']*$")
 _AFTER = re.compile(
     r"[\s\"')*]*(?:$|[.,;:!?—–。、，।/]|\s-\s|\n|(?:and|or|but|because|since|there|it|the|this|that|i|we|as)\b)",
     re.IGNORECASE,
