@@ -52,14 +52,15 @@ QUICK = [("3M", 2, "shared")]
 SQUARE = 1024  # side of the matrices of the yardstick
 
 
-def make_policy(size: str) -> policy.Policy:
+def make_policy(size: str, more: Sequence[str] = ()) -> policy.Policy:
+    """more: settings of the run over those here."""
     from accelerate.state import AcceleratorState
 
     with tempfile.TemporaryDirectory() as folder:
         build_model(SIZES[size]).save_pretrained(folder)
         AcceleratorState._reset_state()  # the next policy brings its own DeepSpeed settings
         settings = [f"model={folder}", f"packing.token_budget={BUDGET}", f"rollout.max_tokens={COMPLETION}"]
-        return policy.Policy(load_config(None, settings), on_gpu=torch.cuda.is_available())
+        return policy.Policy(load_config(None, [*settings, *more]), on_gpu=torch.cuda.is_available())
 
 
 def train_groups(group: int) -> list[TrainGroup]:
@@ -210,13 +211,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="one small point")
+    parser.add_argument("settings", nargs="*", help="of the run, as deepspeed.zero_optimization.stage=0")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     points: list[dict[str, Any]] = []
     built, trainer = "", None
     for size, group, layout in QUICK if options.quick else GRID:
         if size != built:
-            built, trainer = size, make_policy(size)  # only one in memory
+            built, trainer = size, make_policy(size, options.settings)  # only one in memory
         point = measure(trainer, group, layout, 1 if options.quick else options.repeats)
         points.append({"name": f"{size}, G = {group}, {layout}", **point})
         print(
