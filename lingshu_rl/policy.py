@@ -515,9 +515,9 @@ def finite(metrics: dict[str, float]) -> dict[str, float]:
 def forget_gradients(engine: Any) -> None:
     """Zero what DeepSpeed keeps of the last step's gradients. All ranks call this before a step's first row.
 
-    The parameters have theirs still where that step was given up. And its optimiser overwrites those it holds by the first row's
-    and adds the others', so a parameter that the first row does not reach (the vision tower, by a row of text) would
-    keep the last step's: under ZeRO-3, and with an offloaded optimiser.
+    The parameters have theirs still where that step was given up. And its optimiser overwrites those it holds by the
+    first row's and adds the others', so a parameter that the first row does not reach (the vision tower, by a row of
+    text) would keep the last step's: under ZeRO-3, and with an offloaded optimiser.
     """
     engine.zero_grad()
     optimizer = engine.optimizer
