@@ -4,11 +4,11 @@
 
 Random Qwen2.5-VL, two prompts of 144 image + 60 text tokens, 24 completion tokens; shared rows at several sizes, and
 padded rows once. A backward operation counts to the part whose forward made its node. `cpu_s` is time in the calling
-thread, so that the parts add up to the update as profiled; where there is a CUDA device, `cuda_s` is that of the kernels
-that a part started (the calling thread then mostly waits in `DeepSpeed`, which runs the backward pass). The update is
-also timed without the profiler, in turns with a large float32 matrix product, the yardstick of `peak_share`; on a machine
-with other work compare the processor time, with `--threads 1`. Writes a plot of stacked parts beside the JSON, that of
-`--before` among them. `--quick` is one small point, in seconds.
+thread, so that the parts add up to the update as profiled; where there is a CUDA device, `cuda_s` is that of the
+kernels that a part started (the calling thread then mostly waits in `DeepSpeed`, which runs the backward pass). The
+update is also timed without the profiler, in turns with a large float32 matrix product, the yardstick of `peak_share`;
+on a machine with other work compare the processor time, with `--threads 1`. Writes a plot of stacked parts beside the
+JSON, that of `--before` among them. `--quick` is one small point, in seconds.
 """
 
 from __future__ import annotations
