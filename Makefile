@@ -57,6 +57,7 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/update_vs_trl.py --slices --out benchmarks/baselines/update_slices.json
 	$(BIN)/python benchmarks/step_vs_trl.py --out benchmarks/baselines/step_vs_trl.json
 	$(BIN)/python benchmarks/scaling.py --out benchmarks/baselines/scaling.json
+	$(BIN)/python benchmarks/profile_step.py --out benchmarks/baselines/profile_step.json
 	$(BIN)/python benchmarks/scale.py --out benchmarks/baselines/scale.json
 	$(BIN)/python benchmarks/dedup.py --out benchmarks/baselines/dedup.json
 

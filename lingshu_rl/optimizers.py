@@ -74,7 +74,8 @@ class Optimizer:
 def _adamw(model: Any, groups: Groups, options: Mapping[str, Any]) -> Any:
     import torch
 
-    return torch.optim.AdamW(groups, **options)
+    fused = not {"foreach", "differentiable"} & options.keys()  # other ways of its own
+    return torch.optim.AdamW(groups, **{"fused": fused, **options})
 
 
 def _bitsandbytes(name: str) -> Build:

@@ -123,6 +123,8 @@ class Policy:
         model.train()
         self.barrier()  # a host may take long to read the model
         self.engine, self.optimizer = self.accelerator.prepare(model, make_optimizer(config, model, on_gpu))
+        if self.zero_stage == 0:
+            self.engine.enable_backward_allreduce = False  # it would copy all gradients to and fro, of one rank alone
         # A group keeps its relation to train.lr through the schedule (muon's `adam_lr`).
         self.lr_shares = [group["lr"] / config.train.lr for group in self.optimizer.param_groups]
         self.parameters = sum(math.prod(dense_kind(p)[1]) for p in self.module.parameters())
@@ -193,8 +195,7 @@ class Policy:
             if count == 1:
                 agreed = self._agree(scored.against_engine(), judge)
             self.steps_taken += 1
-            self.engine.step()
-            metrics["grad_norm"] = float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
+            metrics["grad_norm"] = self._step()
             for key, value in finite(metrics).items():
                 totals[key] = totals.get(key, 0.0) + value / count
         return {**totals, **agreed, "lr": lr}
@@ -286,7 +287,7 @@ class Policy:
         sequences = sum(len(g.tokens.completions) for g in batch.groups)
         sums: dict[str, torch.Tensor] = {}
         scored = []
-        forget_gradients(self.engine.optimizer)
+        forget_gradients(self.engine)
         for i, (share, row) in enumerate(zip(batch.shares, self._rows(batch), strict=True)):
             self.engine.set_gradient_accumulation_boundary(is_boundary=i == len(batch.shares) - 1)
             scores = completion_logprobs(self.engine, row, entropy=True, **self.scoring)
@@ -308,6 +309,20 @@ class Policy:
                 for key, value in metrics.items():
                     sums[key] = sums.get(key, 0) + value.detach().float()
         return replace(batch, shares=scored), {**self._sum(sums), "rows": float(batch.total_rows)}
+
+    def _step(self) -> float:
+        """The optimiser's step; the norm of its gradient, before that is clipped."""
+        import torch
+
+        norm = None
+        if self.zero_stage == 0:  # where DeepSpeed tells no norm, and the optimiser leaves out what no row reached
+            trained = [p for p in self.module.parameters() if p.requires_grad]
+            for parameter in trained:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+        self.engine.step()
+        return float(norm if norm is not None else self.engine.get_global_grad_norm() or 0.0)
 
     def _sum(self, sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """Over the ranks."""
@@ -421,9 +436,15 @@ def skip_shared_memory_build() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def deepspeed_settings(config: Config, on_gpu: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration: what the update relies on, and the run's own keys over it."""
+def deepspeed_settings(config: Config, on_gpu: bool, ranks: int) -> dict[str, Any]:
+    """DeepSpeed's configuration: what the update relies on, and the run's own keys over it.
+
+    One rank in float32 has nothing to divide: stages 1 and 2 would hold every weight twice and copy every gradient four
+    times. It gets stage 0, unless the optimiser is offloaded.
+    """
+    zero = config.deepspeed.get("zero_optimization") or {}
     bf16 = config.train.computes_in(on_gpu) == "bfloat16"
+    alone = ranks == 1 and not bf16 and zero.get("stage") in (1, 2) and "offload_optimizer" not in zero
     return {
         "gradient_clipping": config.train.max_grad_norm,
         "bf16": {"enabled": bf16},
@@ -435,6 +456,7 @@ def deepspeed_settings(config: Config, on_gpu: bool) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
         **config.deepspeed,
+        **({"zero_optimization": {**zero, "stage": 0}} if alone else {}),
     }
 
 
@@ -450,7 +472,7 @@ def make_accelerator(config: Config, on_gpu: bool) -> Any:
         os.environ.setdefault(name, default)
     os.environ.setdefault("MASTER_PORT", str(free_port()))
     use_route_to_main()
-    settings = deepspeed_settings(config, on_gpu)
+    settings = deepspeed_settings(config, on_gpu, int(os.environ["WORLD_SIZE"]))
     # Of the default group: ranks wait there for the main one to load data and check labels, and in DeepSpeed's saving
     # for the slowest disk. Training goes over groups that DeepSpeed makes, with the back end's own limit.
     waits = InitProcessGroupKwargs(backend="nccl" if on_gpu else "gloo", timeout=PATIENCE)
@@ -490,13 +512,15 @@ def finite(metrics: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-def forget_gradients(optimizer: Any) -> None:
-    """Zero what DeepSpeed's optimiser keeps of the last step's gradients. All ranks call this before a step's first
-    row.
+def forget_gradients(engine: Any) -> None:
+    """Zero what DeepSpeed keeps of the last step's gradients. All ranks call this before a step's first row.
 
-    It overwrites them by the first row's and adds the others', so a parameter that the first row does not reach (the
-    vision tower, by a row of text) would keep the last step's: under ZeRO-3, and with an offloaded optimiser.
+    The parameters have theirs still where that step was given up. And its optimiser overwrites those it holds by the
+    first row's and adds the others', so a parameter that the first row does not reach (the vision tower, by a row of
+    text) would keep the last step's: under ZeRO-3, and with an offloaded optimiser.
     """
+    engine.zero_grad()
+    optimizer = engine.optimizer
     kept = [
         getattr(optimizer, "grad_partitions_flat_buffer", None),
         *getattr(optimizer, "accumulated_grads_in_cpu", {}).values(),

@@ -3,12 +3,13 @@
 A case: `settings` of a run; `out`, where the tensors go; `kept`: "gradient" or, after the step, "weights", by the names of the model. Marks:
 `encode_always`: images go through the tower in every pass; `pixels`: they come with the groups, in place of being read by the
 rank that needs them; `late`: the main rank keeps the others waiting for twice as long as collectives may take; `again`: an
-update goes before; `text`: of the groups without images alone; `saved`: the state is, in a folder beside `out`.
+update goes before; `refused`: one that is given up before its step; `text`: of the groups without images alone; `saved`: the state is, in a folder beside `out`.
 The figures of each are printed as one JSON line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -22,6 +23,7 @@ from accelerate.state import AcceleratorState
 from deepspeed.utils import safe_get_full_grad
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from lingshu_rl.agreement import Agreement
 from lingshu_rl.config import load_config
 from lingshu_rl.data.load import load
 from lingshu_rl.model import logprobs
@@ -32,7 +34,7 @@ from lingshu_rl.weights import model_tensors
 
 PROMPTS = load("demo:validation", instruction="short").prompts[:5]
 LIMIT_S = 2.0
-MARKS = ("encode_always", "pixels", "late", "again", "text", "saved")
+MARKS = ("encode_always", "pixels", "late", "again", "refused", "text", "saved")
 
 
 def make_groups(encoder: PromptEncoder | None = None) -> list[TrainGroup]:
@@ -66,6 +68,14 @@ def keep_waiting(policy: Policy) -> None:
     _set_pg_timeout(limit)
 
 
+class Refused(Exception):
+    pass
+
+
+def refuse(agreement: Agreement) -> None:
+    raise Refused
+
+
 def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) -> None:
     case = {**dict.fromkeys(MARKS, False), **case}
     AcceleratorState._reset_state()  # the next Policy brings its own DeepSpeed settings
@@ -77,6 +87,9 @@ def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) 
         groups = [replace(g, tokens=replace(g.tokens, vision=None)) if g.tokens.vision else g for g in groups]
     if case["again"]:
         policy.update(groups, 0)
+    if case["refused"]:
+        with contextlib.suppress(Refused):
+            policy.update(groups, 0, refuse)
     if case["text"]:
         groups = [group for group in groups if group.tokens.vision == {}]
     message = len(policy.control.pack(groups))
@@ -107,7 +120,8 @@ def run(case: dict[str, Any], encoder: PromptEncoder, groups: list[TrainGroup]) 
         moved = max(float((tensor - before[name]).abs().max()) for name, tensor in found.items())
     if policy.rank == 0:
         torch.save(found, case["out"])
-        told = {key: metrics[key] for key in ("loss", "rows", "ratio") if key in metrics}
+        told = {key: metrics[key] for key in ("loss", "rows", "ratio", "grad_norm") if key in metrics}
+        told["zero_stage"] = policy.zero_stage
         print(
             json.dumps({"case": case["out"], "tower": len(tower_passes), "moved": moved, "message": message, **told}),
             flush=True,

@@ -173,6 +173,16 @@ def test_scaling(tmp_path):
     assert all(set(p) >= POINT and 0 < p["peak_share"] < 1.2 and p["trl_s"] is None for p in points)
 
 
+def test_the_parts_of_a_profiled_update_add_up_to_it(tmp_path):
+    bench("profile_step.py", "--quick", "--out", tmp_path / "profile.json")
+    (point,) = read(tmp_path / "profile.json")
+    took = {part: times["cpu_s"] for part, times in point["parts"].items()}
+    assert sum(took.values()) == pytest.approx(point["profiled_s"], rel=0.1)
+    small = {"loss", "packing", "log-softmax, gather", "head"}
+    assert min(took.values()) > 0 and all(took[part] < took["vision tower"] for part in small)
+    assert 0 < point["peak_share"] < 1.2 and point["update_s"] > 0
+
+
 @pytest.mark.endurance
 def test_the_whole_step_against_trl(tmp_path):
     bench("step_vs_trl.py", "--quick", "--out", tmp_path / "step.json")

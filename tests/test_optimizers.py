@@ -78,6 +78,19 @@ def built(name, model, options=None, place=CPU, lr=1e-2, weight_decay=0.1):
     return build_optimizer("train.optimizer", name, options or {}, place, model=model, groups=groups)
 
 
+def test_adamw_is_one_kernel_unless_its_arguments_ask_for_another_form():
+    steps = []
+    for options, fused in (({}, True), ({"fused": False}, False), ({"foreach": True}, False)):
+        model = build("llama")
+        optimizer = built("adamw", model, options)
+        assert all(group["fused"] is fused for group in optimizer.param_groups)
+        for parameter in parameters_of(model):
+            parameter.grad = parameter.detach().sin()
+        optimizer.step()
+        steps.append(torch.cat([p.detach().flatten() for p in parameters_of(model)]))
+    assert max((other - steps[0]).abs().max() for other in steps[1:]) < 1e-6
+
+
 def test_a_missing_package_or_device_is_told_with_what_to_do(monkeypatch):
     with pytest.raises(ConfigError, match="CUDA GPU only: use adamw or adamw_8bit there"):
         built("paged_adamw", build("llama"))

@@ -71,13 +71,29 @@ def test_a_steps_gradient_holds_nothing_of_the_step_before(tmp_path):
     """Rows of text come first or alone, so the vision tower's gradient is the one that DeepSpeed could leave standing."""
     still = ["train.lr=1e-12", "packing.token_budget=120"]
     three, two = "deepspeed.zero_optimization.stage=3", "deepspeed.zero_optimization.stage=2"
-    mixed = [[still], [[*still, three], "again"], [[*still, two, *OFFLOAD], "again"]]
-    text = [[still, "text"], [[*still, three], "text", "again"], [[*still, three, *OFFLOAD], "text", "again"]]
+    mixed = [[still], [[*still, three], "again"], [[*still, two, *OFFLOAD], "again"], [still, "refused"]]
+    text = [[still, "text"], [[*still, three], "text", "again"], [[*still, three, *OFFLOAD], "text", "again"],
+            [still, "text", "refused"]]  # fmt: skip
     found = updates(tmp_path, mixed + text, "gradient")
-    for kind, cases in ((found[:3], mixed), (found[3:], text)):
+    for kind, cases in ((found[:4], mixed), (found[4:], text)):
         assert any("visual" in name and g.any() for name, g in kind[0][0].items()) == (cases is mixed)
         for (settings, *_), (gradient, _) in zip(cases[1:], kind[1:], strict=True):
             assert_same_gradient(kind[0][0], gradient, settings)
+
+
+@pytest.mark.slow
+def test_one_rank_steps_as_two_do_also_where_no_row_reached(tmp_path):
+    """It has no ZeRO, which steps the vision tower on by its momentum after a batch of text; nor DeepSpeed's norm."""
+    import torch
+
+    case = [["train.lr=1e-4", "packing.token_budget=120"], "again", "text"]
+    ((one, told),) = updates(tmp_path, [case], "weights")
+    ((two, other),) = updates(tmp_path, [case], "weights", processes=2)
+    assert (told["zero_stage"], other["zero_stage"]) == (0, 2)
+    assert told["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    for part in ("visual", "language_model"):
+        apart = torch.cat([(one[name] - two[name]).flatten() for name in one if part in name])
+        assert apart.numel() > 1000 and apart.norm() < 0.05 * 1e-4 * apart.numel() ** 0.5, part
 
 
 class Row:

@@ -133,7 +133,7 @@ def bfloat16_sums(rank: int, ranks: int, cases: list[list[str]]) -> list[float]:
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
-            config=deepspeed_settings(config, on_gpu=False),
+            config=deepspeed_settings(config, on_gpu=False, ranks=ranks),
         )
         before = safe_get_full_fp32_param(model.weight).double()
         for i in range(rank, ROWS * ranks, ranks):
