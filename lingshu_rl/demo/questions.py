@@ -261,5 +261,14 @@ def sft_text(row: Mapping[str, Any]) -> str:
     return completion(row["meta"]["think"], row["answer"])
 
 
+def plain_text(row: Mapping[str, Any]) -> str:
+    """What the image shows, in plain words: the thought, and the answer where it is more than the thought."""
+    think, answer = row["meta"]["think"], row["answer"]
+    if row["kind"] == "report":
+        return str(answer)
+    more = row["kind"] == "yesno" or (row["kind"] == "numeric" and think != answer)
+    return f"{think}. {answer}." if more else f"{think}."
+
+
 def completion(think: str, answer: str) -> str:
     return f"<think> {think} </think><answer> {answer} </answer>"

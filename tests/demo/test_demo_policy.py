@@ -12,7 +12,7 @@ from lingshu_rl.data.load import load
 from lingshu_rl.data.rows import row_to_prompt
 from lingshu_rl.demo import seeing
 from lingshu_rl.demo.careless import careless_text
-from lingshu_rl.demo.policy import SHORT, rebuild, training_rows
+from lingshu_rl.demo.policy import RECIPES, _described, _unseen, rebuild, training_rows
 from lingshu_rl.demo.reward import demo_spec
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import load_model, model_path
@@ -47,7 +47,7 @@ def test_words_and_letters_are_the_same_tokens_in_options_and_answers():
 
 @pytest.mark.slow
 def test_the_rebuild_command_makes_a_folder_that_loads(tmp_path):
-    rebuild(tmp_path / "policy", SHORT)
+    rebuild(tmp_path / "policy", RECIPES["short"])
     model, encoder = load_model(str(tmp_path / "policy"), torch.float32), PromptEncoder(str(tmp_path / "policy"))
     ids, vision = encoder.encode(load("demo:validation", instruction="short").prompts[0])
     assert ids.count(model.config.image_token_id) == 16 and vision["pixel_values"].shape == (64, 1176)
@@ -65,6 +65,22 @@ def test_what_a_picture_tells_covers_tasks_and_report_fields():
     assert told["plane"] == told["is_plane"] == told["Plane"] == "axial" and told["inverted"] == "white"
     assert told["width"] == "120 mm" and told["Level"] == told["level"] == "high" and told["modality"] == "MRI"
     assert "window" not in told and "map" not in told
+
+
+def test_what_is_taught_apart_is_right_and_never_together():
+    """Of each row, its plain words hold the label and no tag; in the asked form its picture is one grey."""
+    rows, folder = training_rows()
+    reward = build(demo_spec())
+    for row in {row["meta"]["task"]: row for row in rows}.values():
+        told = _described(row, folder)
+        assert "<" not in told["completion"][0]["content"] and "answer" not in told["prompt"][0]["content"].lower()
+        label = row["meta"]["think"] if row["kind"] == "option" else row["answer"]
+        assert label in told["completion"][0]["content"] and len(told["image"].getcolors(20_000)) > 10
+        form = _unseen(row, folder, random.Random(0))
+        prompt = row_to_prompt(row, base_dir=folder, instruction="short")
+        assert form["prompt"][0]["content"] == prompt.text and len(form["image"].getcolors()) == 1
+        sample = RewardInput(form["completion"][0]["content"], prompt.gold, prompt.options, kind=prompt.kind, meta=prompt.meta)
+        assert reward.score(sample).value == 1
 
 
 def test_a_careless_annotator_is_consistent_and_off_by_a_class():
