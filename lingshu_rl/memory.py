@@ -37,6 +37,14 @@ def number_bytes(config: Config, on_gpu: bool) -> int:
     return 2 if config.train.computes_in(on_gpu) == "bfloat16" else 4
 
 
+def zero_settings(config: Config, ranks: int, on_gpu: bool) -> dict[str, Any]:
+    """The run's ZeRO settings. One rank in float32 has nothing to divide: stages 1 and 2 would hold every weight twice
+    and copy every gradient four times. It gets stage 0, unless the optimiser is offloaded."""
+    zero = dict(config.deepspeed.get("zero_optimization") or {})
+    alone = ranks == 1 and number_bytes(config, on_gpu) == 4 and "offload_optimizer" not in zero
+    return {**zero, "stage": 0} if alone and zero.get("stage") in (1, 2) else zero
+
+
 @dataclass(frozen=True)
 class PolicyMemory:
     """One policy rank by DeepSpeed's stages (ZeRO, arXiv:1910.02054, and DeepSpeed 0.19's own buffers).
@@ -52,7 +60,7 @@ class PolicyMemory:
 
     @property
     def zero(self) -> dict[str, Any]:
-        return dict(self.config.deepspeed.get("zero_optimization") or {})
+        return zero_settings(self.config, self.ranks, self.on_gpu)
 
     @property
     def stage(self) -> int:
@@ -82,7 +90,8 @@ class PolicyMemory:
     @property
     def optimizer_bytes(self) -> float:
         """Master weights and state of this rank, wherever they lie."""
-        return self.shape.trained * (MASTER + self.state_bytes) * self.share(1)
+        master = MASTER if self.stage else 0.0
+        return self.shape.trained * (master + self.state_bytes) * self.share(1)
 
     @property
     def gradient_number(self) -> int:
@@ -121,7 +130,7 @@ class PolicyMemory:
             stepped = min(stepped, int(self.zero.get("sub_group_size", 1e9)))
         again = 0.0 if self.gradient_number == 4 and self.stage < 3 else 4.0
         wide = (again + STEP_WORK) * stepped
-        flat = self.gradient_number * self.shape.trained * self.share(1) if self.stage < 3 else 0.0
+        flat = self.gradient_number * self.shape.trained * self.share(1) if self.stage in (1, 2) else 0.0
         step = 0.0 if self.offloads("optimizer") else wide + flat
         backward = {"gathered": self._gathered(), **self.activations()}
         fixed = self.resting() | in_gb(self._gradients())
@@ -130,7 +139,7 @@ class PolicyMemory:
 
     def _gradients(self) -> dict[str, float]:
         """Gradients, and the buffers in which they are reduced (two when communication overlaps, stage 3's default)."""
-        buffers = 2 if self.zero.get("overlap_comm", self.stage == 3) else 1
+        buffers = 0 if not self.stage else 2 if self.zero.get("overlap_comm", self.stage == 3) else 1
         bucket = int(self.zero.get("reduce_bucket_size", 5e8)) * self.number * buffers
         return {
             "gradients": 0.0 if self.offloads("optimizer") else self.gradient_bytes,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from lingshu_rl import weights
 from lingshu_rl.agreement import Agreement
 from lingshu_rl.config import Config, ConfigError
-from lingshu_rl.memory import row_tokens
+from lingshu_rl.memory import row_tokens, zero_settings
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import load_model, resolve_dtype
 from lingshu_rl.model.quantized import as_unquantized, dense_kind
@@ -437,14 +437,8 @@ def skip_shared_memory_build() -> None:
 
 
 def deepspeed_settings(config: Config, on_gpu: bool, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's configuration: what the update relies on, and the run's own keys over it.
-
-    One rank in float32 has nothing to divide: stages 1 and 2 would hold every weight twice and copy every gradient four
-    times. It gets stage 0, unless the optimiser is offloaded.
-    """
-    zero = config.deepspeed.get("zero_optimization") or {}
+    """DeepSpeed's configuration: what the update relies on, and the run's own keys over it."""
     bf16 = config.train.computes_in(on_gpu) == "bfloat16"
-    alone = ranks == 1 and not bf16 and zero.get("stage") in (1, 2) and "offload_optimizer" not in zero
     return {
         "gradient_clipping": config.train.max_grad_norm,
         "bf16": {"enabled": bf16},
@@ -456,7 +450,7 @@ def deepspeed_settings(config: Config, on_gpu: bool, ranks: int) -> dict[str, An
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
         **config.deepspeed,
-        **({"zero_optimization": {**zero, "stage": 0}} if alone else {}),
+        "zero_optimization": zero_settings(config, ranks, on_gpu),
     }
 
 

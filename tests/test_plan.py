@@ -102,6 +102,16 @@ def test_states_are_those_of_the_zero_paper():
         assert held / 1e9 == pytest.approx(expected, abs=0.05)
 
 
+def test_one_rank_in_float32_holds_nothing_twice():
+    """Weights, two moments and a gradient of 4 bytes each; with two ranks, or offloaded, ZeRO's own buffers as well."""
+    alone, pair = memory(ranks=1, on_gpu=False), memory(ranks=2, on_gpu=False)
+    parts, four = alone.updating(), 4 * alone.shape.trained / GIB
+    assert alone.stage == 0 and pair.stage == 2 and memory(*OFFLOAD, ranks=1, on_gpu=False).stage == 2
+    assert parts["optimiser"] == pytest.approx(2 * four) and parts["gradients"] == pytest.approx(four)
+    assert parts["buckets"] == 0 < pair.updating()["buckets"]
+    assert pair.resting()["optimiser"] == pytest.approx(3 * four / 2)
+
+
 def test_peaks_agree_with_deepspeeds_own_estimates():
     """Theirs is the states and the float32 gradients of the step; ours has also what the step puts together and takes."""
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
