@@ -79,7 +79,9 @@ def test_what_is_taught_apart_is_right_and_never_together():
         form = _unseen(row, folder, random.Random(0))
         prompt = row_to_prompt(row, base_dir=folder, instruction="short")
         assert form["prompt"][0]["content"] == prompt.text and len(form["image"].getcolors()) == 1
-        sample = RewardInput(form["completion"][0]["content"], prompt.gold, prompt.options, kind=prompt.kind, meta=prompt.meta)
+        sample = RewardInput(
+            form["completion"][0]["content"], prompt.gold, prompt.options, kind=prompt.kind, meta=prompt.meta
+        )
         assert reward.score(sample).value == 1
 
 
