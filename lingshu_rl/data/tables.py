@@ -7,7 +7,6 @@ first.
 from __future__ import annotations
 
 import bz2
-import csv
 import gzip
 import json
 import lzma
@@ -22,11 +21,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from lingshu_rl.data.rows import RowError, refusing
+from rewards.sheets import UTF16, records
 
 PACKED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what packed files raise as well
@@ -37,10 +37,7 @@ IN_MEMORY = (
     4 << 30
 )  # bytes of parquet, unpacked; more goes through the cache of `datasets`, which all ranks share on disk
 BATCH = 64 << 20  # bytes of parquet, as they are encoded, that are unfolded at once
-CELL = 1 << 30  # characters a cell of a table may hold: base64 images
 DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # of a header, the first that stands in it
-_EXCELS = re.compile(r'"?sep=(.)"?\s*')  # the line by which Excel is told the delimiter
-UTF16 = b"\xff\xfe", b"\xfe\xff"  # how such a file begins
 # Keys of a JSON object under which its records stand, beside the splits' names.
 CONTAINERS = ("data", "samples", "logs", "rows", "examples", "instances", "questions", "annotations")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
@@ -390,22 +387,20 @@ def table(path: Path, delimiter: str = "", columns: Sequence[str] = ()) -> JsonL
         raise UnreadableSource(
             f"{path}: name its columns, columns: [image, question, answer], and the delimiter if it is no tab"
         )
-    usual = DELIMITERS.get(ending, "\t")
-    csv.field_size_limit(CELL)
+    if delimiter and len(delimiter) != 1:
+        raise UnreadableSource(f"{path}: a delimiter is one character, not {delimiter!r}")
     with _text(path) as file:
-        start = _start(file)
-        if told := not columns and _EXCELS.fullmatch(start[-1]):
-            delimiter, start[-1] = delimiter or told[1], "\n"
-        delimiter = delimiter or (usual[0] if columns else _delimiter(start[-1], usual))
-        if len(delimiter) != 1:
-            raise UnreadableSource(f"{path}: a delimiter is one character, not {delimiter!r}")
-        return spooled(_cells(chain(start, file), path, delimiter, columns))
+        lines = records(file, DELIMITERS.get(ending, "\t"), delimiter, header=not columns)
+        try:
+            return spooled(_cells(lines, path, columns))
+        except UnreadableSource:
+            raise
+        except ValueError as error:
+            raise UnreadableSource(f"{path}: {error}") from error
 
 
-def _cells(file: Iterable[str], path: Path, delimiter: str, columns: Sequence[str]) -> Iterator[Any]:
-    quoting = csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL
-    lines = _records(csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True), path)
-    names = list(columns) or next(filter(None, lines), [])
+def _cells(lines: Iterator[list[str] | str], path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    names = list(columns) or next(lines, [])
     if isinstance(names, str):
         raise UnreadableSource(f"{path}: its header: {names}")
     if byte := _BYTE.search("".join(names)):
@@ -417,45 +412,9 @@ def _cells(file: Iterable[str], path: Path, delimiter: str, columns: Sequence[st
             yield cells
         elif len(cells) > len(names):
             yield f"it has {len(cells)} cells and the table {len(names)} columns, {', '.join(names)}"
-        elif cells:
+        else:
             told = {n: c.strip() for n, c in zip(names, cells, strict=False) if n.strip()}
             yield {n: c for n, c in told.items() if c.lower() not in ("", "nan")}
-
-
-def _records(lines: Any, path: Path) -> Iterator[list[str] | str]:
-    """The cells of each record of a csv.reader, or why there are none. Raises UnreadableSource where a quote never
-    closes: everything behind it would be one cell.
-    """
-    while True:
-        begin = lines.line_num + 1
-        try:
-            yield next(lines)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "unexpected end" in str(error):
-                raise UnreadableSource(
-                    f"{path}: a quote opens in the record of line {begin} and never closes; close it, or double it "
-                    "where it belongs to the text"
-                ) from error
-            where = f"line {begin}" + (f" to {lines.line_num}" if lines.line_num > begin else "")
-            yield f"{where}: {error}: a quote inside of a cell is written twice, and a cell that opens one closes it"
-
-
-def _start(file: Iterable[str]) -> list[str]:
-    """The lines up to the first that is not blank."""
-    lines = []
-    for line in file:
-        lines.append(line)
-        if line.strip():
-            return lines
-    return [*lines, ""]
-
-
-def _delimiter(header: str, usual: str) -> str:
-    """The first of the usual delimiters that stands in the header outside of quotes, else the first."""
-    bare = re.sub(r'"[^"]*"', "", header)
-    return next((sign for sign in usual if sign in bare), usual[0])
 
 
 def spooled(records: Iterable[Any]) -> JsonLines:
