@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 CELL = 1 << 30  # characters a cell may hold: base64 images
 UTF16 = b"\xff\xfe", b"\xfe\xff"  # how such a file begins
@@ -25,8 +26,8 @@ def records(file: Iterable[str], usual: str, delimiter: str = "", header: bool =
     if told := header and _EXCELS.fullmatch(start[-1]):
         delimiter, start[-1] = delimiter or told[1], "\n"
     delimiter = delimiter or (_delimiter(start[-1], usual) if header else usual[0])
-    quoting = csv.QUOTE_MINIMAL if header else csv.QUOTE_NONE
-    reader = csv.reader(chain(start, lines), delimiter=delimiter, quoting=quoting, strict=True)
+    quoted: Any = csv.QUOTE_MINIMAL if header else csv.QUOTE_NONE
+    reader = csv.reader(chain(start, lines), delimiter=delimiter, quoting=quoted, strict=True)
     while True:
         begin = reader.line_num + 1
         try:

@@ -414,7 +414,7 @@ def _look_alike(sources: Sequence[Source], rows: Rows, key: str) -> str:
     records = [record for _, record in islice(rows, 3) if isinstance(record, Mapping)]
     found = guess_preset(records)
     return (
-        f"They look like {found}: {key}={{path: {_told(sources[0])}, format: {found}}} reads such records; "
+        f"They look like {found}: {key}=[{{path: {_told(sources[0])}, format: {found}}}] reads such records; "
         f"`lingshu-rl data look {_told(sources[0])}` shows what becomes of them."
         if found
         else ""

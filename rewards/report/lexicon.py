@@ -433,12 +433,12 @@ def _check(
         if organ.finding and organ.finding not in findings:
             wrong.append(f"anatomy {organ.id}: unknown finding {organ.finding!r}")
     wrong += [f"main {g} = {f}: define both" for g, f in mains.items() if g not in groups or f not in findings]
-    for (organ, head), result in pairs.items():
+    for (place, head), result in pairs.items():
         unknown = [
-            *([] if organ in anatomy or organ == ROOT_GROUP else [f"organ {organ!r}"]),
+            *([] if place in anatomy or place == ROOT_GROUP else [f"organ {place!r}"]),
             *([] if head in states or head in findings else [f"state or finding {head!r}"]),
             *([] if result in findings else [f"finding {result!r}"]),
         ]
-        wrong += [f"pair {organ} + {head} = {result}: unknown {one}" for one in unknown]
+        wrong += [f"pair {place} + {head} = {result}: unknown {one}" for one in unknown]
     if wrong:
         raise ValueError(f"report packs {', '.join(names)}: " + "; ".join(wrong[:10]))

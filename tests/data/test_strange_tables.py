@@ -4,16 +4,18 @@ rows.
 
 import argparse
 import json
+import re
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from lingshu_rl import look
+from lingshu_rl.config import ConfigError
 from lingshu_rl.data import tables
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.sft.rows import _load
-from lingshu_rl.sft.settings import SftConfig
+from lingshu_rl.sft.settings import SftConfig, load_sft_config
 
 HEADER = "id,question,answer\n"
 ASKED = {"format": "usual"}
@@ -153,7 +155,7 @@ def test_stages_name_their_own_keys_for_bad_rows(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"image": "a.png", "question": "What?", "answer": "liver"}))
     with pytest.raises(DataError) as error:
         _load(SftConfig(), str(tmp_path / "a.jsonl"), "stages.a.data", "full", lambda prompt: None)
-    assert "or set skip_bad_rows=true" in str(error.value) and "stages.a.data={path:" in str(error.value)
+    assert "or set skip_bad_rows=true" in str(error.value) and "stages.a.data=[{path:" in str(error.value)
     assert "data.skip_bad_rows" not in str(error.value) and "data.train" not in str(error.value)
 
 
@@ -178,3 +180,16 @@ def test_look_names_an_empty_file(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(DataError, match=r"a\.csv: no rows"):
         looked(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("stages.a.data={path: a.jsonl}", "stages.a.data takes a list, not keys and values"),
+        ("stages=[]", "stages takes keys and values, not a list"),
+        ("trainer=[1]", "trainer takes keys and values, not a list"),
+    ],
+)
+def test_a_list_for_a_mapping_is_named_with_its_key(word, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_sft_config(None, ["stages.a.data=[a.jsonl]", word])

@@ -59,7 +59,7 @@ def test_a_wrong_call_says_what_to_do(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "reports"),
     [
-        ("a.csv", b"\xef\xbb\xbfid;Report Text\r\n1;\"Left effusion; small.\"\r\n2;Clear lungs.\r\n", 2),
+        ("a.csv", b'\xef\xbb\xbfid;Report Text\r\n1;"Left effusion; small."\r\n2;Clear lungs.\r\n', 2),
         ("a.csv", b"sep=;\r\nid;FINDINGS\r\n1;Left effusion.\r\n", 1),
         ("a.tsv", b"id\treport\n1\tLeft effusion, small.\n", 1),
         ("a.jsonl", b'{"report": "Left effusion."}\n\n{"report": null}\n{"id": 3, "impression": "Clear lungs."}\n', 2),
@@ -129,7 +129,10 @@ def changed(part, value):
         (changed("findings.loose_body.weight", True), "findings.loose_body.weight is a number, not True"),
         (changed("findings.loose_body.weight", -1), "findings.loose_body: -1 is no weight or share"),
         (changed("findings.loose_body.related", ["effusion"]), "findings.loose_body.related is a mapping"),
-        (changed("findings.loose_body.related", {"nodule": "high"}), "findings.loose_body: 'high' is no weight or share"),
+        (
+            changed("findings.loose_body.related", {"nodule": "high"}),
+            "findings.loose_body: 'high' is no weight or share",
+        ),
         (changed("anatomy.notch.broad", "no"), "anatomy.notch.broad is true or false, not 'no'"),
         (changed("anatomy.notch.group", ["menisci"]), "anatomy.notch.group is a text, not ['menisci']"),
         (changed("needs", "skeleton"), "needs is a list, not 'skeleton'"),
