@@ -412,12 +412,12 @@ def _merge(config: DictConfig, change: DictConfig, where: str) -> DictConfig:
 def _misshapen(config: Any, change: Any, key: str = "") -> str:
     """The first key that is given a list for a mapping or a mapping for a list, in words, or ""."""
     if isinstance(config, DictConfig) and isinstance(change, DictConfig):
-        both = [name for name in change if name in config]
+        both = [str(name) for name in change if name in config]
         found = (_misshapen(config._get_node(n), change._get_node(n), f"{key}.{n}".lstrip(".")) for n in both)
         return next(filter(None, found), "")
-    words = {DictConfig: "keys and values", ListConfig: "a list"}
-    kinds = [words.get(type(node)) for node in (config, change)]
-    return f"{key} takes {kinds[0]}, not {kinds[1]}" if None not in kinds and kinds[0] != kinds[1] else ""
+    words: dict[Any, str] = {DictConfig: "keys and values", ListConfig: "a list"}
+    takes, given = words.get(type(config)), words.get(type(change))
+    return f"{key} takes {takes}, not {given}" if takes and given and takes != given else ""
 
 
 OTHER_WORDS = dict.fromkeys(

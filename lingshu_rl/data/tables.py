@@ -400,7 +400,8 @@ def table(path: Path, delimiter: str = "", columns: Sequence[str] = ()) -> JsonL
 
 
 def _cells(lines: Iterator[list[str] | str], path: Path, columns: Sequence[str]) -> Iterator[Any]:
-    names = list(columns) or next(lines, [])
+    names: list[str] | str = list(columns)
+    names = names or next(lines, names)
     if isinstance(names, str):
         raise UnreadableSource(f"{path}: its header: {names}")
     if byte := _BYTE.search("".join(names)):
