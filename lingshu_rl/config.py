@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from lingshu_rl.data.sources import Source, SourceError, is_demo, paths_in, sources_of
@@ -400,11 +400,24 @@ def _merge(config: DictConfig, change: DictConfig, where: str) -> DictConfig:
         hint = next(filter(None, meant), "") or _nearest(unknown, config)
         raise ConfigError(f"unknown key {unknown!r} {where}{hint}") from None
     except OmegaConfBaseException as error:
+        if shapes := _misshapen(config, change):
+            raise ConfigError(f"{shapes} {where}") from None
         key = getattr(error, "full_key", None)
         told = shown_beside(str(error).splitlines()[0], OmegaConf.to_container(change))
         raise ConfigError(f"bad value for {key!r} {where}: {told}") from None
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _misshapen(config: Any, change: Any, key: str = "") -> str:
+    """The first key that is given a list for a mapping or a mapping for a list, in words, or ""."""
+    if isinstance(config, DictConfig) and isinstance(change, DictConfig):
+        both = [str(name) for name in change if name in config]
+        found = (_misshapen(config._get_node(n), change._get_node(n), f"{key}.{n}".lstrip(".")) for n in both)
+        return next(filter(None, found), "")
+    words: dict[Any, str] = {DictConfig: "keys and values", ListConfig: "a list"}
+    takes, given = words.get(type(config)), words.get(type(change))
+    return f"{key} takes {takes}, not {given}" if takes and given and takes != given else ""
 
 
 OTHER_WORDS = dict.fromkeys(

@@ -38,12 +38,11 @@ SAMPLE = 200  # records that are guessed by
 COUNTED = 100  # rows whose tokens are counted, evenly taken
 REASONS = 10  # of refusals that are shown
 WIDE = 160  # characters of a line
-# Columns that hold a report or a caption, and what then is the answer.
+# Columns, in small letters, that hold a report or a caption, and what then is the answer.
 REPORTS = {
     "report": "report",
     "report_text": "report_text",
     "caption": "caption",
-    "Caption": "Caption",
     "findings": "{findings}\n{impression}|findings|impression",
     "impression": "impression",
 }
@@ -84,11 +83,14 @@ def records_of(path: str, words: Sequence[str]) -> Iterator[tuple[str, Any]]:
 def look(source: Source, rows: int, limit: int, model: str, instruction: str) -> Iterator[str]:
     """The report line by line. Raises DataError where the source cannot be read, or no row of it be used."""
     try:
-        records = [r for _, r in islice(open_records(source)[0], SAMPLE) if isinstance(r, Mapping)]
+        found = [record for _, record in islice(open_records(source)[0], SAMPLE)]
     except SourceError as error:
         raise DataError(str(error)) from error
-    yield f"# {source.path}: columns of its first record"
-    yield from (f"  {name}: {_short(value)}" for name, value in (records[0] if records else {}).items())
+    if not found:
+        raise DataError(f"{source.path}: no rows: the source is empty")
+    records = [record for record in found if isinstance(record, Mapping)]
+    yield f"# {source.path}: its columns, each with the first value in it"
+    yield from (f"  {name}: {_short(value)}" for name, value in first_values(records).items())
     source = settled(source, records)
     yield from ("", "# how it is read; paste this, and change what is wrong", *pasted(source))
     encoder = None
@@ -123,7 +125,11 @@ def settled(source: Source, records: Sequence[Mapping[str, Any]]) -> Source:
         picture = _other_picture(records[0], read)
         return replace(source, format=found, map={"images": picture} if picture else {})
     columns = guessed_map(records)
-    report = next((text for column, text in REPORTS.items() if not is_missing(records[0].get(column))), "")
+    names = {
+        name.lower().replace(" ", "_"): name for name, value in first_values(records).items() if not is_missing(value)
+    }
+    wanted = next((text for column, text in REPORTS.items() if column in names), "")
+    report = re.sub(r"\w+", lambda column: names.get(column[0], column[0]), wanted)
     if report and "answer" not in columns:
         return replace(
             source,
@@ -133,21 +139,30 @@ def settled(source: Source, records: Sequence[Mapping[str, Any]]) -> Source:
     return replace(source, map=columns)
 
 
+def first_values(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each column the first value that is there, in the order in which columns turn up."""
+    found: dict[str, Any] = {}
+    for record in records:
+        found.update({name: value for name, value in record.items() if is_missing(found.get(name))})
+    return found
+
+
 def guessed_map(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A column for each field that has one of a usual name; options also from columns such as A, B, ... or option_a."""
-    columns = {name.lower().replace(" ", "_"): name for name, value in records[0].items() if not is_missing(value)}
+    first = first_values(records)
+    columns = {name.lower().replace(" ", "_"): name for name, value in first.items() if not is_missing(value)}
     usual = {name: (name, *others) for name, others in OTHER_NAMES.items() if name not in ("kind", "meta")}
     found: dict[str, Any] = {
         name: next(columns[other] for other in others if other in columns)
         for name, others in usual.items()
         if columns.keys() & set(others)
     }
-    if picture := _other_picture(records[0], at_path(records[0], str(found.get("images")))):
+    if picture := _other_picture(first, at_path(first, str(found.get("images")))):
         found["images"] = picture
     by_letter = {m[1].upper(): name for name in columns.values() if (m := _OPTION_COLUMN.fullmatch(name.strip()))}
     if "options" not in found and {"A", "B"} <= by_letter.keys():
         found["options"] = [by_letter[letter] for letter in LETTERS if letter in by_letter]
-    if "options" in found and isinstance(at_path(records[0], str(found.get("answer"))), int):
+    if "options" in found and isinstance(at_path(first, str(found.get("answer"))), int):
         found["answer"] = {"from": found["answer"], "base": guessed_base(records, found["answer"])}
     return found
 

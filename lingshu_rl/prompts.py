@@ -98,6 +98,7 @@ def load_prompts(
             budget=config.data.budget,
             lengths=counting,
             drop_long=config.data.too_long == "drop",
+            key=f"data.{name}",
         )
         if folder is not None and (left_out := [*one.refused, *one.too_long]):
             folder.write_eval(f"refused_{name}", [asdict(r) for r in left_out])

@@ -91,7 +91,9 @@ class PreflightReport:
         failed = [probe for probe in self.probes if not probe.ok]
         kinds = ", ".join(f"{count} {kind or 'without kind'}" for kind, count in self.rows.items()) or "no rows"
         left = f", {self.judged} of them left to a judge" if self.judged else ""
-        faults = [f"{len(self.bad)} bad label{'s' * (len(self.bad) > 1)}" if self.bad else "all labels earn 1"]
+        faults = ["all labels earn 1" if self.rows else "no label could be tried"]
+        if self.bad:
+            faults = [f"{len(self.bad)} bad label{'s' * (len(self.bad) > 1)}"]
         if self.refused:
             faults.append(f"{len(self.refused)} lines refused")
         for probe in failed:

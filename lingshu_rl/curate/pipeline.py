@@ -115,7 +115,8 @@ def parse_pipeline(found: Mapping[str, Any]) -> Pipeline:
         steps.append(_build(STEPS[name], settings or {}, f"{where} ({name})"))
     sources = found.get("sources") or []
     if not isinstance(sources, list) or not sources:
-        raise ConfigError("`sources` must list at least one source")
+        told = "it is a list, one source an entry beginning with -" if sources else _unknown(found)
+        raise ConfigError(f"`sources` must list at least one source; {told}")
     read = tuple(_build(Source, source, f"sources, number {i}") for i, source in enumerate(sources, start=1))
     labels = [source.label for source in read]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
@@ -124,6 +125,13 @@ def parse_pipeline(found: Mapping[str, Any]) -> Pipeline:
     if not rest.get("out"):
         raise ConfigError("`out` is missing: the folder to write")
     return _build(Pipeline, {**rest, "sources": read, "steps": tuple(steps)}, "the pipeline")
+
+
+def _unknown(found: Mapping[str, Any]) -> str:
+    """What stands in the file in place of its sources."""
+    keys = [field.name for field in dataclasses.fields(Pipeline)]
+    other = [f"unknown key {key!r}{_nearest(str(key), keys)}" for key in found if key not in keys]
+    return ", ".join(other) or f"the file has {', '.join(map(str, found)) or 'nothing in it'}"
 
 
 def _only_pair(entry: Any, where: str) -> tuple[str, Any]:

@@ -178,6 +178,8 @@ def load(
     budget: Budget = DEFAULT_BUDGET,
     lengths: Measure | None = None,
     drop_long: bool = False,
+    key: str = "data.train",
+    skip_key: str = "data.skip_bad_rows",
 ) -> Loaded:
     """Prompts of a source, of several, or of rows in memory; see `sources.Source` for what a source may be.
 
@@ -185,7 +187,8 @@ def load(
     system: see `rows.row_to_prompt`.
     fault: why the model cannot be asked a prompt, or None (`PromptEncoder.fault`). check: the `check_gold` of the
     reward that will judge, by default that of each row's kind. budget: see `Picture`. lengths: what finds prompts that
-    are too long; they are refused like other rows, or left out with drop_long. Every row is checked, and every image's
+    are too long; they are refused like other rows, or left out with drop_long. key, skip_key: the settings that hold
+    the source and `skip_bad_rows`, for messages. Every row is checked, and every image's
     header; up to DECODED_AT_LOAD images are decoded as well. Raises DataError with up to 20 bad rows and their total;
     with `skip_bad_rows` they are logged and returned instead.
     """
@@ -200,8 +203,8 @@ def load(
     dropped = in_order(read.long) if drop_long else ()
     advice = lengths.advice if lengths is not None and read.long and not drop_long else ""
     if not prompts and not read.long:
-        advice = "\n".join(filter(None, [advice, _look_alike(sources, rows)]))
-    _judge(name, read.total, len(prompts), refused, skip_bad_rows, advice)
+        advice = "\n".join(filter(None, [advice, _look_alike(sources, rows, key)]))
+    _judge(name, read.total, len(prompts), refused, "" if skip_bad_rows else skip_key, advice)
     _tell_dropped(name, read.total, len(prompts), dropped)
     return Loaded(prompts, refused, read.fingerprint, dropped, parts_of(sources, rows, prompts))
 
@@ -334,7 +337,8 @@ def _facts(prompt: Prompt) -> bytes:
     return repr((told, [picture.content for picture in prompt.images])).encode()
 
 
-def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], skip_bad_rows: bool, advice: str) -> None:
+def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], skip_key: str, advice: str) -> None:
+    """skip_key: the setting that would go on, "" where it is set."""
     if not total:
         raise DataError(f"{name}: no rows: the source is empty")
     if not refused:
@@ -342,12 +346,12 @@ def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], ski
     lines = [f"{name}: {len(refused)} of {total} rows cannot be used:", *_listed(refused)]
     if advice:
         lines.append(advice)
-    if not skip_bad_rows:
-        lines.append("Correct these rows, or set data.skip_bad_rows=true to go on without them.")
+    if skip_key:
+        lines.append(f"Correct these rows, or set {skip_key}=true to go on without them.")
     elif not usable:
         lines.append("No usable row is left.")
     message = "\n".join(lines)
-    if not skip_bad_rows or not usable:
+    if skip_key or not usable:
         raise DataError(message, refused)
     log.warning("%s", message)
 
@@ -403,14 +407,14 @@ def _told(source: Source) -> str:
     return f"{source.path}:{source.split}" if source.split else source.path
 
 
-def _look_alike(sources: Sequence[Source], rows: Rows) -> str:
+def _look_alike(sources: Sequence[Source], rows: Rows, key: str) -> str:
     """The preset that would read rows which are none of this library, in a sentence, or ""."""
     if len(sources) != 1 or sources[0].mapped:
         return ""
     records = [record for _, record in islice(rows, 3) if isinstance(record, Mapping)]
     found = guess_preset(records)
     return (
-        f"They look like {found}: data.train={{path: {_told(sources[0])}, format: {found}}} reads such records; "
+        f"They look like {found}: {key}=[{{path: {_told(sources[0])}, format: {found}}}] reads such records; "
         f"`lingshu-rl data look {_told(sources[0])}` shows what becomes of them."
         if found
         else ""

@@ -72,7 +72,7 @@ class Reading:
     image_dir: str = ""  # where names of images start; "" = the file's folder and the usual ones in it
     volume: dict[str, Any] = field(default_factory=dict)  # images are CT or MR volumes: {slices: 16, window: [40, 400]}
     columns: list[str] = field(default_factory=list)  # names for a table without a header
-    delimiter: str = ""  # of a table; "" = by the file's ending
+    delimiter: str = ""  # of a table; "" = as its header is split: comma, semicolon, tab or bar
 
     def check(self, more_formats: Sequence[str] = ()) -> None:
         """Raises SourceError naming the key."""

@@ -7,7 +7,6 @@ first.
 from __future__ import annotations
 
 import bz2
-import csv
 import gzip
 import json
 import lzma
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from lingshu_rl.data.rows import RowError, refusing
+from rewards.sheets import UTF16, records
 
 PACKED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what packed files raise as well
@@ -36,7 +36,8 @@ _INDEX = re.compile(r"__index_level_\d+__")  # pandas' names for an index withou
 IN_MEMORY = (
     4 << 30
 )  # bytes of parquet, unpacked; more goes through the cache of `datasets`, which all ranks share on disk
-CELL = 1 << 30  # characters a cell of a table may hold: base64 images
+BATCH = 64 << 20  # bytes of parquet, as they are encoded, that are unfolded at once
+DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # of a header, the first that stands in it
 # Keys of a JSON object under which its records stand, beside the splits' names.
 CONTAINERS = ("data", "samples", "logs", "rows", "examples", "instances", "questions", "annotations")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
@@ -86,12 +87,10 @@ class JsonLines:
 
 
 class ParquetTable:
-    """Columns in Arrow's memory, which is near the file's uncompressed size; images in bytes count in full."""
+    """Columns in Arrow's memory; what the file holds once for many rows is there once as well."""
 
     def __init__(self, path: Path) -> None:
-        import pyarrow.parquet
-
-        table = pyarrow.parquet.read_table(path, memory_map=True)
+        table = _read_parquet(path)
         self.table = table.drop_columns(index_columns(table.column_names))
         told = json.loads((self.table.schema.metadata or {}).get(b"huggingface", b"{}"))
         features = (told.get("info") or {}).get("features") or {}
@@ -123,6 +122,44 @@ class ParquetTable:
 
     def place(self, number: int) -> str:
         return f"row {number}"
+
+
+def _read_parquet(path: Path) -> Any:
+    """Its pyarrow.Table, in which a text that many rows share is held once. Raises ValueError where rows and lists
+    unfold to more than IN_MEMORY: a file of a few KB can say a value a million times.
+    """
+    import pyarrow.parquet
+
+    told = pyarrow.parquet.read_metadata(path)
+    columns = [told.row_group(n).column(c) for n in range(told.num_row_groups) for c in range(told.num_columns)]
+    leaves = [told.schema.column(n) for n in range(told.num_columns)]
+    flat = [leaf.name for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path == leaf.name]
+    size = sum(column.num_values for column in columns)  # a byte each at the least
+    rows = told.num_rows * BATCH // max(1, sum(column.total_uncompressed_size for column in columns))
+    file = pyarrow.parquet.ParquetFile(path, memory_map=True, read_dictionary=flat)
+    batches: list[Any] = []
+    for batch in file.iter_batches(min(max(rows, 16), 1 << 14)) if size <= IN_MEMORY else ():
+        batches.append(batch)
+        if (size := size + sum(map(_unfolded, batch.columns))) > IN_MEMORY:
+            break
+    if size > IN_MEMORY:
+        raise ValueError(f"it unfolds to more than {IN_MEMORY >> 20:,} MiB; write it as several files, or as .jsonl")
+    return pyarrow.Table.from_batches(batches, batches[0].schema if batches else file.schema_arrow)
+
+
+def _unfolded(array: Any) -> int:
+    """Bytes of an Arrow array when each of its values is held for itself."""
+    from pyarrow import compute, types
+
+    kind = array.type
+    if types.is_dictionary(kind):
+        lengths = compute.cast(compute.binary_length(array.dictionary), "int64")
+        return int(compute.sum(lengths.take(array.indices)).as_py() or 0)
+    if types.is_struct(kind):
+        return sum(map(_unfolded, array.flatten()))
+    if types.is_map(kind):
+        return _unfolded(array.keys) + _unfolded(array.items)
+    return _unfolded(array.flatten()) if types.is_nested(kind) else int(array.nbytes)
 
 
 class RowList:
@@ -293,7 +330,14 @@ def json_row(line: bytes) -> Any:
 
 
 def json_lines(path: Path) -> JsonLines:
-    return JsonLines(unpacked(path) if path.suffix in PACKED else path.open("rb"))
+    """Raises UnreadableSource for UTF-16 and for an array over several lines, which would give a fault a line."""
+    file = unpacked(path) if path.suffix in PACKED else path.open("rb")
+    start = file.readline(1 << 12)
+    if start[:2] in UTF16:
+        raise UnreadableSource(f"{path}: is UTF-16; write it anew: iconv -f utf-16 -t utf-8")
+    if start.decode("utf-8-sig", "replace").strip() == "[":
+        raise UnreadableSource(f"{path}: holds an array, not a record a line; name it .json")
+    return JsonLines(file)
 
 
 def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -334,37 +378,44 @@ def json_file(path: Path, split: str = "") -> JsonLines:
 def table(path: Path, delimiter: str = "", columns: Sequence[str] = ()) -> JsonLines:
     """A .csv, .tsv or .txt file. columns: of a file without a header, whose cells have no quotes around them then.
 
-    Empty cells are left out, and so are columns without a name: pandas writes its index so. A line with more cells than
-    columns is an unreadable record.
+    Empty cells and NaN are left out, and so are columns without a name: pandas writes its index so. A line with more
+    cells than columns, and one with text behind a closing quote, is an unreadable record. Without a delimiter it is
+    what Excel's line sep=; says, or the first of the ending's that stands in the header.
     """
     ending = path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
-    delimiter = delimiter or ("," if ending == ".csv" else "\t")
     if ending == ".txt" and not columns:
         raise UnreadableSource(
             f"{path}: name its columns, columns: [image, question, answer], and the delimiter if it is no tab"
         )
-    if len(delimiter) != 1:
+    if delimiter and len(delimiter) != 1:
         raise UnreadableSource(f"{path}: a delimiter is one character, not {delimiter!r}")
-    csv.field_size_limit(CELL)
     with _text(path) as file:
-        return spooled(_cells(file, path, delimiter, columns))
+        lines = records(file, DELIMITERS.get(ending, "\t"), delimiter, header=not columns)
+        try:
+            return spooled(_cells(lines, path, columns))
+        except UnreadableSource:
+            raise
+        except ValueError as error:
+            raise UnreadableSource(f"{path}: {error}") from error
 
 
-def _cells(file: Iterable[str], path: Path, delimiter: str, columns: Sequence[str]) -> Iterator[Any]:
-    lines = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL)
-    try:
-        names = list(columns) or next(lines, [])
-        if byte := _BYTE.search("".join(names)):
-            raise UnreadableSource(f"{path}: its header {NOT_UTF8.format(ord(byte[0]) & 0xFF)}")
-        if len(set(names)) < len(names):
-            raise UnreadableSource(f"{path}: two columns have one name; its header is {', '.join(names)}")
-        for cells in lines:
-            if len(cells) > len(names):
-                yield f"it has {len(cells)} cells and the table {len(names)} columns, {', '.join(names)}"
-            elif cells:
-                yield {n: c.strip() for n, c in zip(names, cells, strict=False) if n.strip() and c.strip()}
-    except csv.Error as error:
-        raise UnreadableSource(f"{path}: line {lines.line_num} is no line of a table: {error}") from error
+def _cells(lines: Iterator[list[str] | str], path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    names: list[str] | str = list(columns)
+    names = names or next(lines, names)
+    if isinstance(names, str):
+        raise UnreadableSource(f"{path}: its header: {names}")
+    if byte := _BYTE.search("".join(names)):
+        raise UnreadableSource(f"{path}: its header {NOT_UTF8.format(ord(byte[0]) & 0xFF)}")
+    if len(set(names)) < len(names):
+        raise UnreadableSource(f"{path}: two columns have one name; its header is {', '.join(names)}")
+    for cells in lines:
+        if isinstance(cells, str):
+            yield cells
+        elif len(cells) > len(names):
+            yield f"it has {len(cells)} cells and the table {len(names)} columns, {', '.join(names)}"
+        else:
+            told = {n: c.strip() for n, c in zip(names, cells, strict=False) if n.strip()}
+            yield {n: c for n, c in told.items() if c.lower() not in ("", "nan")}
 
 
 def spooled(records: Iterable[Any]) -> JsonLines:
@@ -408,9 +459,13 @@ def unpacked(path: Path) -> IO[bytes]:
 @contextmanager
 def _text(path: Path) -> Iterator[Any]:
     """The file's text; what is no UTF-8 costs the record where it stands. Raises UnreadableSource."""
-    options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    options: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
     try:
-        with PACKED.get(path.suffix, open)(path, "rt", **options) as file:
+        opened = PACKED.get(path.suffix, open)
+        with opened(path, "rb") as file:
+            if file.read(2) in UTF16:
+                raise UnreadableSource(f"{path}: is UTF-16; write it anew: iconv -f utf-16 -t utf-8")
+        with opened(path, "rt", **options) as file:
             yield file
     except UNREADABLE as error:
         raise UnreadableSource(f"{path}: cannot be read: {error}") from error
@@ -421,8 +476,11 @@ def _objects(file: Any, path: Path, split: str) -> Iterator[Any]:
     text = _Scanner(file, path)
     if (first := text.skip("")) == "[":
         text.at += 1
-        while text.skip(",") not in ("]", ""):
+        while (following := text.skip(",")) not in ("]", ""):
             yield _object(text.value())
+        text.at += 1
+        if not following or text.skip(""):
+            raise UnreadableSource(f"{path}: " + ("text follows its array" if following else "its array never closes"))
     elif first:
         whole = text.value()
         if not text.skip(""):

@@ -40,7 +40,8 @@ def stage_examples(
     loaded = []
     for source in sources:
         lengths = ExampleLengths(pictures, limit, stage.kinds, stage.target)
-        loaded.append((source, _load(config, source, stage.instruction, fault, lengths=lengths).prompts))
+        read = _load(config, source, f"stages.{name}.data", stage.instruction, fault, lengths=lengths)
+        loaded.append((source, read.prompts))
     examples = Examples(encoder, loaded, stage.kinds, stage.limit, stage.target, config.seed)
     if not examples:
         named = ", ".join(paths_in(stage.data))
@@ -63,6 +64,7 @@ def length_limit(config: SftConfig, stage: StageConfig, model: str, encoder: Pro
 def _load(
     config: SftConfig,
     source: Any,
+    key: str,
     instruction: str,
     fault: Fault,
     check: LabelCheck | None = None,
@@ -80,6 +82,8 @@ def _load(
         check=check,
         lengths=lengths,
         drop_long=config.too_long == "drop",
+        key=key,
+        skip_key="skip_bad_rows",
     )
 
 
@@ -92,6 +96,7 @@ def test_prompts(config: SftConfig) -> list[Prompt]:
     loaded = _load(
         config,
         test.data,
+        "test.data",
         test.instruction,
         PromptEncoder(config.model).fault,
         reward_of(test.rewards, test.data).check_gold,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from rewards.report.extract import extract
 from rewards.report.lexicon import DEFAULT_PACKS, Lexicon, load
 from rewards.report.sentences import read
 from rewards.report.terms import Marks, find
+from rewards.sheets import UTF16, records
 
 COLUMNS = ("findings", "impression", "report", "report_text", "text")
 _LONGEST = 3  # words of an unread phrase
@@ -120,15 +122,58 @@ def _longest(phrases: Counter[str], top: int) -> list[tuple[str, int]]:
 
 
 def load_texts(path: Path, columns: Sequence[str]) -> list[str]:
-    """The reports of a CSV or JSONL file. Raises ValueError where it has none of the columns."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(map(json.loads, file)) if path.suffix == ".jsonl" else list(csv.DictReader(file))
-    have = list(rows[0]) if rows else []
-    chosen = [c for c in have if c in columns] if columns else [c for c in have if c.lower() in COLUMNS]
+    """The reports of a CSV, TSV or JSONL file. Raises ValueError where it has none of the columns, naming the file and
+    the line of what cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(_READERS[path.suffix](file))
+    except KeyError:
+        raise ValueError(f"{path}: reports are read from {', '.join(_READERS)}, one a row") from None
+    except UnicodeDecodeError as error:
+        code = "utf-16" if path.read_bytes()[:2] in UTF16 else "latin1"
+        raise ValueError(f"{path}: is not UTF-8 text; write it anew, for example iconv -f {code} -t utf-8") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    have = list(dict.fromkeys(name for row in rows for name in row))
+    chosen = [c for c in have if (c in columns if columns else c.lower().replace(" ", "_") in COLUMNS)]
     if not chosen:
-        raise ValueError(f"{path}: no column {', '.join(columns or COLUMNS)}; it has {', '.join(have) or 'no rows'}")
+        told = f"it has {', '.join(have)}: name those of the text with --column" if have else "it has no rows"
+        raise ValueError(f"{path}: no column {', '.join(columns or COLUMNS)}; {told}")
     texts = ["\n\n".join(f"{c}: {row[c]}" for c in chosen if str(row.get(c) or "").strip()) for row in rows]
     return [text for text in texts if text]
+
+
+def _lines(file: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            raise ValueError(f"line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} holds a {type(row).__name__}, and one JSON object a line is read")
+        yield row
+
+
+def _table(file: Iterable[str], usual: str) -> Iterator[dict[str, Any]]:
+    lines = records(file, usual)
+    names = next(lines, [])
+    for number, cells in enumerate(chain([names], lines)):
+        if isinstance(cells, str):
+            raise ValueError(cells)
+        if len(cells) > len(names):
+            raise ValueError(
+                f"row {number} has {len(cells)} cells and the table {len(names)} columns, {', '.join(names)}"
+            )
+        if number:
+            yield dict(zip(names, cells, strict=False))
+
+
+_READERS: Mapping[str, Callable[[Iterable[str]], Iterator[dict[str, Any]]]] = {
+    ".csv": partial(_table, usual=",;\t|"),
+    ".tsv": partial(_table, usual="\t,;|"),
+    ".jsonl": _lines,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,7 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="lingshu-rl rewards coverage", description="Show what report packs do not read in reports of your own."
     )
-    parser.add_argument("reports", metavar="REPORTS", type=Path, help="a .csv or .jsonl file with one report a row")
+    parser.add_argument(
+        "reports", metavar="REPORTS", type=Path, help="a .csv, .tsv or .jsonl file with one report a row"
+    )
     parser.add_argument("--pack", metavar="P", action="append", help="a pack's name or JSON file; default: all shipped")
     parser.add_argument("--column", metavar="C", action="append", default=[], help=f"default: {', '.join(COLUMNS)}")
     parser.add_argument("--top", metavar="N", type=int, default=40, help="lines a list; default: %(default)s")

@@ -28,8 +28,19 @@ PACK_KEYS = frozenset(
         *("open_suffixes", "not_findings", "grammar", "groups", "mains", "anatomy", "findings", "pairs"),
     }
 )
-FINDING_KEYS = frozenset(("terms", "group", "weight", "sided", "related", "home", "grows", "means", "evidence_of"))
-ANATOMY_KEYS = frozenset(("terms", "group", "parent", "side", "same", "broad", "inside", "finding"))
+PACK_LISTS = frozenset("needs normal abnormal abnormal_states open_states open_suffixes not_findings pairs".split())
+PACK_TEXTS = frozenset(("name", "about", "source", "licence"))
+NUMBER = (int, float)
+FINDING_KEYS: Mapping[str, Any] = {
+    **{"terms": list, "group": str, "weight": NUMBER, "sided": bool, "related": dict},
+    **{"home": list, "grows": dict, "means": list, "evidence_of": list},
+}
+ANATOMY_KEYS: Mapping[str, Any] = {
+    **{"terms": list, "group": (str, type(None)), "parent": (str, type(None)), "side": str, "same": str},
+    **{"broad": bool, "inside": bool, "finding": str},
+}
+_WORDS = {list: "a list", dict: "a mapping", str: "a text", bool: "true or false", NUMBER: "a number"}
+_PAIR = re.compile(r"\S+ \+ \S+ = \S+")
 
 _SPINE = {"c": "c_spine", "t": "t_spine", "l": "l_spine", "s": "spine"}  # of a level such as "t12"
 _PLURAL_KEPT = ("ss", "us", "is")
@@ -184,16 +195,49 @@ def _read(name: str) -> dict[str, Any]:
         pack = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"report pack {path} is not valid JSON: {error}") from error
+    if not isinstance(pack, dict):
+        raise ValueError(f"report pack {path}: a pack is a mapping of its parts, not a {type(pack).__name__}")
     missing = [key for key in ("name", "source", "licence") if not pack.get(key)]
     unknown = sorted(set(pack) - PACK_KEYS)
     if missing or unknown:
         raise ValueError(f"report pack {path}: missing {missing or 'nothing'}, unknown keys {unknown or 'none'}")
+    if wrong := [*_wrong_parts(pack)] or [*_wrong_entries(pack)]:
+        raise ValueError(f"report pack {path}: " + "; ".join(wrong[:10]))
+    return pack
+
+
+def _wrong_parts(pack: Mapping[str, Any]) -> Iterator[str]:
+    """Parts of another type than theirs, and what is no term."""
+    for part, value in pack.items():
+        wanted = str if part in PACK_TEXTS else list if part in PACK_LISTS else dict
+        yield from _wrong_type(part, value, wanted)
+    for rule in pack.get("pairs", ()):
+        if not isinstance(rule, str) or not _PAIR.fullmatch(rule):
+            yield f"pairs: {rule!r} is not written 'organ + state = finding'"
+
+
+def _wrong_entries(pack: Mapping[str, Any]) -> Iterator[str]:
     for part, keys in (("findings", FINDING_KEYS), ("anatomy", ANATOMY_KEYS)):
         for id, entry in pack.get(part, {}).items():
-            bad = sorted(set(entry) - keys)
+            where = f"{part}.{id}"
+            bad = sorted(set(entry) - keys.keys()) if isinstance(entry, dict) else [repr(entry)]
             if bad or not entry.get("terms"):
-                raise ValueError(f"report pack {path}: {part}.{id} needs terms and knows {sorted(keys)}; found {bad}")
-    return pack
+                yield f"{where} needs terms and knows {sorted(keys)}; found {bad}"
+                continue
+            for key, value in entry.items():
+                yield from _wrong_type(f"{where}.{key}", value, keys[key])
+            if isinstance(entry["terms"], list):
+                yield from (
+                    f"{where}: {t!r} is no term" for t in entry["terms"] if not isinstance(t, str) or not any(expand(t))
+                )
+            shares = [*dict(entry.get("related") or {}).values()] if isinstance(entry.get("related"), dict) else []
+            shares += [entry["weight"]] if isinstance(entry.get("weight"), NUMBER) else []
+            yield from (f"{where}: {n!r} is no weight or share" for n in shares if not isinstance(n, NUMBER) or n < 0)
+
+
+def _wrong_type(where: str, value: Any, wanted: Any) -> Iterator[str]:
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        yield f"{where} is {_WORDS.get(wanted, 'a text')}, not {value!r}"
 
 
 def _with_needs(names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -375,6 +419,7 @@ def _check(
 ) -> None:
     wrong: list[str] = []
     known_groups = {"", *groups}
+    wrong += [f"group {g}: unknown group {holder!r}" for g, holder in groups.items() if holder not in known_groups]
     wrong += [f"group {g}: it holds itself" for g, holder in groups.items() if g in _holders(holder, groups)]
     for finding in findings.values():
         if finding.group not in known_groups:
@@ -388,12 +433,12 @@ def _check(
         if organ.finding and organ.finding not in findings:
             wrong.append(f"anatomy {organ.id}: unknown finding {organ.finding!r}")
     wrong += [f"main {g} = {f}: define both" for g, f in mains.items() if g not in groups or f not in findings]
-    for (organ_id, head), result in pairs.items():
-        if (
-            (organ_id not in anatomy and organ_id != ROOT_GROUP)
-            or result not in findings
-            or not (head in states or head in findings)
-        ):
-            wrong.append(f"pair {organ_id} + {head} = {result}: every part must be defined")
+    for (place, head), result in pairs.items():
+        unknown = [
+            *([] if place in anatomy or place == ROOT_GROUP else [f"organ {place!r}"]),
+            *([] if head in states or head in findings else [f"state or finding {head!r}"]),
+            *([] if result in findings else [f"finding {result!r}"]),
+        ]
+        wrong += [f"pair {place} + {head} = {result}: unknown {one}" for one in unknown]
     if wrong:
         raise ValueError(f"report packs {', '.join(names)}: " + "; ".join(wrong[:10]))

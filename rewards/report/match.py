@@ -151,7 +151,7 @@ def agreement(a: Entity, b: Entity, lexicon: Lexicon) -> float:
     return value
 
 
-_MILD_QUALIFIERS = ("extent", "number", "margin")
+_MILD_QUALIFIERS = ("extent", "number", "margin", "loculated")
 
 
 def _same_finding(a: Entity, b: Entity, lexicon: Lexicon) -> float:

@@ -126,7 +126,13 @@ def _next_behind(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
 
 
 def _all_before(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
-    return [Span(_backward(clause, cue.begin), cue.begin)]
+    """A doubt is that of the last item: "cavity, tuberculosis suspected" tells of the cavity."""
+    begin = _backward(clause, cue.begin)
+    words = clause.marks.words
+    comma = max((i for i in range(begin, cue.begin) if words[i] == ","), default=-1)
+    if act == "doubt" and comma >= 0 and {"and", "or"}.isdisjoint(words[comma : cue.begin]):
+        begin = comma + 1 if any(t.begin > comma for t in cue.before) else begin
+    return [Span(begin, cue.begin)]
 
 
 def _last_before(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
@@ -195,11 +201,16 @@ def _forward(clause: _Clause, cue: _Cue, act: str) -> int:
 
 
 def _item_asserts(marks: Marks, begin: int, hi: int) -> bool:
-    """Whether the list item at `begin` tells of something seen: a small or measured finding, in a list without "or"."""
+    """Whether the list item at `begin` tells of something seen, in a list without "or": a small or measured finding, or
+    an organ called normal ("no effusion, normal heart").
+    """
     words = marks.words
     end = next((i for i in range(begin, hi) if words[i] in _LISTED), hi)
     if any(word in ("or", "nor") for word in words[begin:hi]):
         return False
+    organs = any(begin <= organ.begin < end for organ in marks.organs)
+    if organs and not any(begin <= m.begin < end for m in (*marks.heads, *marks.states, *marks.abnormals)):
+        return any(normal.begin == begin for normal in marks.normals)
     own = [m for m in marks.modifiers if begin <= m.begin < end]
     kinds = {m.kind for m in own}
     small = any(m.kind == "severity" and isinstance(m.value, float) and m.value <= _SMALL for m in own)

@@ -386,3 +386,17 @@ def test_vqa_rad_nih_and_open_i_with_planted_duplicates(shared_data: Path, tmp_p
     assert len(test_names) == 203
     assert not {Path(image).name for row in kept for image in row["images"]} & test_names
     assert (out / "funnel.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("out: x\nsource: [{path: a.jsonl}]\n", "unknown key 'source'; did you mean 'sources'"),
+        ("out: x\nsources: {path: a.jsonl}\n", "it is a list, one source an entry beginning with -"),
+        ("out: x\nsteps: [quality]\n", "the file has out, steps"),
+    ],
+)
+def test_sources_that_are_missing_or_no_list_are_told_apart(tmp_path, text, reason):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        load_pipeline(tmp_path / "a.yaml")

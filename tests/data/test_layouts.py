@@ -252,7 +252,7 @@ def refusal(source: Any) -> str:
 
 def test_rows_of_a_known_layout_are_answered_with_its_preset(folder: Path) -> None:
     path = write(folder / "train.json", json.dumps([{"id": "a", "image": "p.png", "conversations": turns(Q, "liver")}]))
-    assert f"data.train={{path: {path}, format: llava}}" in refusal(str(path))
+    assert f"data.train=[{{path: {path}, format: llava}}]" in refusal(str(path))
 
 
 def test_a_column_that_no_record_has_is_an_error(folder: Path) -> None:

@@ -149,7 +149,7 @@ def covered(row: Mapping[str, Any]) -> object:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as out:
         path = Path(folder) / row["file"]
-        path.write_text(row["content"], encoding="utf-8")
+        path.write_text(row["content"], encoding=row.get("encoding", "utf-8"), newline="")
         with contextlib.redirect_stderr(out):
             kept = [f"--out={folder}/kept.json"] if row.get("out") else []
             code = main([str(path), *row.get("arguments", ()), *kept])

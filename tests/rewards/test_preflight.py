@@ -217,6 +217,8 @@ def test_the_command_checks_a_file_with_an_own_reward(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert main(["check", str(good), "--reward", "my_reward:Mine"]) == 0
     assert "2 rows (2 open): all labels earn 1" in capsys.readouterr().out
+    assert main(["check", str(write(tmp_path / "none.jsonl", "oops")), "--reward", "my_reward:Mine"]) == 1
+    assert "0 rows (no rows): no label could be tried; 1 lines refused" in capsys.readouterr().out
     assert main(["check", str(bad), "--reward", "my_reward:Mine", "--out", "report.json"]) == 1
     out = capsys.readouterr().out
     assert "bad: 7 (open)" in out and "refused: line 2" in out
