@@ -124,8 +124,8 @@ class ChatClient:
             return str(response.json()["data"][0]["id"])
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             raise EvalError(
-                f"{address(self.url)}/models names no model ({type(error).__name__}: {error}); is it an OpenAI-compatible "
-                "server? Its model can be given by name (--served-model, --judge-model)"
+                f"{address(self.url)}/models names no model ({type(error).__name__}: {error}); is it an "
+                "OpenAI-compatible server? Its model can be given by name (--served-model, --judge-model)"
             ) from None
 
     async def close(self) -> None:
