@@ -79,6 +79,10 @@ class _Choice:
     def _beside(self, answer: Answer) -> Iterator[Said]:
         found = list(statements(answer, self.phrases)) if answer.rest.strip() else []
         yield from (said for _, said in found)
+        if found and not answer.candidates:
+            *_, last = [None, *behind(answer.rest[max(start for start, _ in found) :])]
+            if last is not None and last.takes_back == RETRACTS and not self.phrases.read(last.text).value:
+                yield conflict("the answer is taken back", firm=True)
         if not answer.closed and not self.phrases.multi and len(self.options.mentions(answer.rest)) > 1:
             begin = min([start for start, _ in found] + [candidate.start for candidate in answer.candidates], default=0)
             for claim in behind(answer.rest[begin:]):

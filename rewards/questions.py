@@ -93,6 +93,15 @@ _MEANS = re.compile(
     r"(?:that |the presence of )?",
     re.IGNORECASE,
 )
+_TURNS = re.compile(
+    r"\b(?:but|however|although|though|yet)\b,?(?: \w+){0,3},? (?:in (?:reality|fact|truth)|actually|really)\b",
+    re.IGNORECASE,
+)
+_DENIES_IT = re.compile(
+    r"(?:^|.*\W)(?:it|this|that|they|these|those|there)(?: really| actually)?"
+    r" (?:is|are|was|were|do|does|did|has|have)(?:n['’]t| not| none)(?: really| actually| so| true| the case)?\W*",
+    re.IGNORECASE | re.DOTALL,
+)
 _OPPOSITE = re.compile(r"(?:ab|un|non|in|im|a)(?=\w{5})")
 
 
@@ -150,11 +159,19 @@ class Question:
         """ "yes", "no", or "" where the sentence does not restate the question."""
         if not self.asked or len(sentence) > _LONGEST_SENTENCE or sentence.rstrip(" \"'*)").endswith("?"):
             return ""
-        if not any(self._plain(word) in self.asked for word in self._words(sentence)):
+        denied = _DENIES_IT.fullmatch(sentence) is not None
+        if not denied and not any(self._plain(word) in self.asked for word in self._words(sentence)):
             return ""
         clauses = [form for clause in _clauses(sentence) for form in _forms(clause)]
-        found = {said for clause in clauses if (said := self._of_clause(clause))}
-        return found.pop() if len(found) == 1 else ""
+        found = {said for clause in clauses if (said := self._of_clause(clause))} | ({"no"} if denied else set())
+        return found.pop() if len(found) == 1 and not _TURNS.search(sentence) else ""
+
+    def may_deny(self, sentence: str) -> bool:
+        """Whether a sentence names all that is asked, some of it behind a denying word, and cannot be read."""
+        said = [self._plain(word) for word in self._words(_spelt_out(sentence))]
+        first = next((at for at, word in enumerate(said) if word in role_words("denying")), len(said))
+        behind = not set(self.asked).isdisjoint(said[first:])
+        return behind and set(self.asked) <= set(said) and not self.verdict(sentence)
 
     def _of_clause(self, clause: str) -> str:
         picture = _PICTURE_SHOWS.match(clause)

@@ -127,8 +127,10 @@ def _read(text: str, question: Question) -> Said:
     """The word, or what a sentence says to the question; they must agree."""
     said = {word} if (word := read_yes_no(text)) else set()
     if question.asked and len(text) <= _LONGEST_PROSE:
-        spans = sentence_spans(text)
-        said |= {verdict for start, end in spans if (verdict := _restated(text[start:end], question))}
+        sentences = [text[start:end] for start, end in sentence_spans(text)]
+        said |= {verdict for sentence in sentences if (verdict := _restated(sentence, question))}
+        if word == "yes" and any(question.may_deny(stances().sure.sub(" ", sentence)) for sentence in sentences):
+            said.add("no")
     return _YES_NO["both" if len(said) > 1 else said.pop() if said else ""]
 
 

@@ -60,7 +60,7 @@ GUARDS = frozenset(
         "text.isascii()",
         "character == ' '",
         "verdict",
-        "not any((self._plain(word) in self.asked for word in self._words(sentence)))",
+        "not denied and (not any((self._plain(word) in self.asked for word in self._words(sentence))))",
         "len(self._known) >= _MOST_KNOWN",
         "reading.firm",
         "kind.decides_beside",

@@ -37,6 +37,11 @@ TAKEN_BACK = {
     "should be": " That should be {y}.",
     "revised": "\nRevised answer: {y}.",
     "mistaken": " I was wrong, it is {y}.",
+    "called wrong, nothing else": "\nThat is wrong.",
+    "scratch, nothing else": " Scratch that.",
+    "mistaken, nothing else": "\nI was wrong.",
+    "denied": " However, it is not.",
+    "denied in short": "\nBut it isn't.",
 }
 LEFT_OPEN = {
     "alternatively": ", alternatively {y}",
