@@ -85,8 +85,8 @@ def shows_its_help(words: list[str], capsys) -> None:
 
 
 def has_the_option(words: list[str], capsys) -> None:
-    """A benchmark's own words, by its source: it would measure for minutes."""
-    script = next(w for w in words if w.endswith(".py"))
+    """The own words of a benchmark or a module, by its source: it would take minutes."""
+    script = f"{words[2].replace('.', '/')}.py" if words[1] == "-m" else next(w for w in words if w.endswith(".py"))
     source = (ROOT / script).read_text()
     assert [w for w in words if w.startswith("--") and f'"{w}"' not in source] == []
 
@@ -124,7 +124,7 @@ HOW: list[tuple[str, Callable[..., None], str]] = [
     (r"accelerate launch .*recipes/.*", reads_its_words, "trains, on GPUs or nodes that are not here"),
     (r"accelerate .*", is_of_others, "named without a script"),
     (r"python -c .*", run_python, ""),
-    (r"python .*", has_the_option, "measures for minutes; test_benchmarks runs them in small"),
+    (r"python .*", has_the_option, "takes minutes; test_benchmarks and test_demo_policy run them in small"),
     (r"make .*", is_a_target, "installs, and takes minutes"),
     (r"pip install (num2words|cyclonedx-bom)", is_of_others, "installs a package of others"),
     (r"pip .*", names_what_there_is, "installs"),
