@@ -9,7 +9,7 @@ from typing import Any
 from rewards.answer import Answer, extract
 from rewards.base import RewardInput, RewardResult
 from rewards.choices import OptionSet, by_letter, option_set
-from rewards.claims import PROSE, RETRACTS, Claim, Reader, Said, behind, settle
+from rewards.claims import PROSE, RETRACTS, Claim, Reader, Said, behind, claims_of, settle
 from rewards.fuzzy import nearest_option
 from rewards.phrases import Phrases, Reading, chosen, conflict, nothing
 from rewards.short import ShortAnswer
@@ -80,8 +80,8 @@ class _Choice:
         found = list(statements(answer, self.phrases)) if answer.rest.strip() else []
         yield from (said for _, said in found)
         if found and not answer.candidates:
-            *_, last = [None, *behind(answer.rest[max(start for start, _ in found) :])]
-            if last is not None and last.takes_back == RETRACTS and not self.phrases.read(last.text).value:
+            last = claims_of(answer.rest[max(start for start, _ in found) :])[-1]
+            if last.takes_back == RETRACTS and not last.text.strip(" .!"):  # "Sorry for so many words." takes nothing
                 yield conflict("the answer is taken back", firm=True)
         if not answer.closed and not self.phrases.multi and len(self.options.mentions(answer.rest)) > 1:
             begin = min([start for start, _ in found] + [candidate.start for candidate in answer.candidates], default=0)
