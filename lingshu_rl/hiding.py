@@ -14,7 +14,8 @@ from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
-HIDDEN = "(hidden)"
+from rewards.chat import HIDDEN, address
+
 ENVIRONMENTS = {"env", "env_vars", "environment", "environ"}  # mappings of a process's variables
 # Variables that tune engines; any other may hold anything.
 _TUNING = re.compile(r"(VLLM|OMP|MKL|KMP|CUDA|NCCL|GLOO|UCX|TORCH|PYTORCH|TRITON|RAY|TOKENIZERS|HF_HUB)_[A-Z0-9_]+")
@@ -75,7 +76,7 @@ def is_secret(name: str) -> bool:
 
 def shown(text: str) -> str:
     """A text with passwords and queries of URLs, and keys of known forms, hidden."""
-    return _FORMS.sub(HIDDEN, _URL.sub(lambda found: _shown_url(found[0]), text))
+    return _FORMS.sub(HIDDEN, _URL.sub(lambda found: address(found[0]), text))
 
 
 def setting_shown(word: str) -> str:
@@ -106,11 +107,3 @@ def url_fault(url: str) -> str:
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         return "holds a user, a password or a query, which would stand in logs and reports; leave them out"
     return ""
-
-
-def _shown_url(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    place, query, _ = rest.partition("?")
-    host, slash, path = place.partition("/")
-    user, at, host = host.rpartition("@")
-    return f"{scheme}://{HIDDEN + at if at else user}{host}{slash}{path}" + (f"?{HIDDEN}" if query else "")

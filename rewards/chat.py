@@ -151,6 +151,7 @@ def seconds_to_wait(response: httpx.Response) -> float:
     return min(LONGEST_WAIT_S, asked or float(response.status_code == 429))
 
 
+HIDDEN = "(hidden)"  # in place of a secret, wherever one is shown
 KEY_ENV = "LINGSHU_RL_API_KEY"  # sent as bearer token to the server that is asked for answers or texts
 JUDGE_KEY_ENV = "LINGSHU_RL_JUDGE_API_KEY"  # ... to a judge, which may be somebody else's
 
@@ -164,8 +165,12 @@ def api_url(url: str) -> str:
 
 
 def address(url: str) -> str:
-    """An address as messages and records may show it: without the user and password in it."""
-    return re.sub(r"(?<=://)[^/?#]*@", "", url)
+    """An address as messages and records may show it: without the user, password and query in it."""
+    scheme, _, rest = url.partition("://")
+    place, query, _ = rest.partition("?")
+    host, slash, path = place.partition("/")
+    _, at, host = host.rpartition("@")
+    return f"{scheme}://{HIDDEN + at if at else ''}{host}{slash}{path}" + (f"?{HIDDEN}" if query else "")
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from rewards.claims import (
     stances,
     without_ends,
 )
-from rewards.questions import Question, is_neutral, question_of, role_words, sets_apart
+from rewards.questions import Question, question_of, role_words, sets_apart
 from rewards.short import ShortAnswer
 from rewards.text import lines, normalise
 from rewards.wording import abbreviates, answer_key, as_said, synonyms_of
@@ -211,7 +211,7 @@ def _holds(said: tuple[str, ...], accepted: _Accepted, question: Question) -> bo
         for start in range(len(said) - size + 1):
             if said[start : start + size] != answer or not question.explains(said[:start] + said[start + size :]):
                 continue
-            if start == 0 or is_neutral(said[start - 1]) or not sets_apart(said[start - 1]):
+            if start == 0 or not sets_apart(said[start - 1]):
                 return True  # but "the left kidney" is more than "kidney"
     return False
 

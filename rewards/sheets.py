@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 CELL = 1 << 30  # characters a cell may hold: base64 images
+DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # of a header, the first that stands in it
 UTF16 = b"\xff\xfe", b"\xfe\xff"  # how such a file begins
 _EXCELS = re.compile(r'"?sep=(.)"?\s*')  # the line by which Excel is told the delimiter
 

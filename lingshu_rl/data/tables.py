@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from lingshu_rl.data.rows import RowError, refusing
-from rewards.sheets import UTF16, records
+from rewards.sheets import DELIMITERS, UTF16, records
 
 PACKED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what packed files raise as well
@@ -37,7 +37,6 @@ IN_MEMORY = (
     4 << 30
 )  # bytes of parquet, unpacked; more goes through the cache of `datasets`, which all ranks share on disk
 BATCH = 64 << 20  # bytes of parquet, as they are encoded, that are unfolded at once
-DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # of a header, the first that stands in it
 # Keys of a JSON object under which its records stand, beside the splits' names.
 CONTAINERS = ("data", "samples", "logs", "rows", "examples", "instances", "questions", "annotations")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
@@ -329,12 +328,16 @@ def json_row(line: bytes) -> Any:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
+def _refuse_utf16(path: Path, start: bytes) -> None:
+    if start[:2] in UTF16:
+        raise UnreadableSource(f"{path}: is UTF-16; write it anew: iconv -f utf-16 -t utf-8")
+
+
 def json_lines(path: Path) -> JsonLines:
     """Raises UnreadableSource for UTF-16 and for an array over several lines, which would give a fault a line."""
     file = unpacked(path) if path.suffix in PACKED else path.open("rb")
     start = file.readline(1 << 12)
-    if start[:2] in UTF16:
-        raise UnreadableSource(f"{path}: is UTF-16; write it anew: iconv -f utf-16 -t utf-8")
+    _refuse_utf16(path, start)
     if start.decode("utf-8-sig", "replace").strip() == "[":
         raise UnreadableSource(f"{path}: holds an array, not a record a line; name it .json")
     return JsonLines(file)
@@ -463,8 +466,7 @@ def _text(path: Path) -> Iterator[Any]:
     try:
         opened = PACKED.get(path.suffix, open)
         with opened(path, "rb") as file:
-            if file.read(2) in UTF16:
-                raise UnreadableSource(f"{path}: is UTF-16; write it anew: iconv -f utf-16 -t utf-8")
+            _refuse_utf16(path, file.read(2))
         with opened(path, "rt", **options) as file:
             yield file
     except UNREADABLE as error:

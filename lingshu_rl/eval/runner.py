@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lingshu_rl import hiding
 from lingshu_rl.eval.benchmarks import Benchmark, EvalError, prompt_hash
 from lingshu_rl.eval.controls import CONSTANT_CONTROLS, CONTROLS, ENGINE_CONTROLS, suits
 from lingshu_rl.eval.engines import (
@@ -53,7 +54,7 @@ from lingshu_rl.rollout.client import VLLM_COUNTER
 from lingshu_rl.runfolder import write_text
 from lingshu_rl.types import Prompt
 from rewards.base import RewardInput, RewardResult
-from rewards.chat import JUDGE_KEY_ENV, KEY_ENV, address
+from rewards.chat import JUDGE_KEY_ENV, KEY_ENV
 from rewards.compose import DEFAULT_SPEC
 from rewards.executor import Executor
 from rewards.labels import label_scores
@@ -197,7 +198,7 @@ async def run_evaluation(settings: Settings, progress: Progress) -> dict[str, An
         write_text(settings.out / name / "results.jsonl", text)
         write_text(settings.out / name / "scores.json", json.dumps(scores, indent=1))
         results[name] = scores
-    summary = {"model": address(settings.model), "benchmarks": results, "provenance": provenance}
+    summary = {"model": hiding.shown(settings.model), "benchmarks": results, "provenance": provenance}
     write_text(settings.out / "summary.json", json.dumps(summary, indent=1))
     write_tables(settings.out, summary)
     return summary
@@ -332,8 +333,8 @@ async def _provenance(settings: Settings, loaded: Mapping[str, Loaded], prompt: 
         out[benchmark.name] = {
             "inputs": inputs,
             "controls": list(settings.controls),
-            "url": address(settings.model) if kind == "url" else "",
-            "judge": {"url": address(judge.url), "model": judge.model} if judge else None,
+            "url": hiding.shown(settings.model) if kind == "url" else "",
+            "judge": {"url": hiding.shown(judge.url), "model": judge.model} if judge else None,
             **around,
         }
     return out

@@ -17,7 +17,7 @@ from rewards.report.extract import extract
 from rewards.report.lexicon import DEFAULT_PACKS, Lexicon, load
 from rewards.report.sentences import read
 from rewards.report.terms import Marks, find
-from rewards.sheets import UTF16, records
+from rewards.sheets import DELIMITERS, UTF16, records
 
 COLUMNS = ("findings", "impression", "report", "report_text", "text")
 _LONGEST = 3  # words of an unread phrase
@@ -170,8 +170,8 @@ def _table(file: Iterable[str], usual: str) -> Iterator[dict[str, Any]]:
 
 
 _READERS: Mapping[str, Callable[[Iterable[str]], Iterator[dict[str, Any]]]] = {
-    ".csv": partial(_table, usual=",;\t|"),
-    ".tsv": partial(_table, usual="\t,;|"),
+    ".csv": partial(_table, usual=DELIMITERS[".csv"]),
+    ".tsv": partial(_table, usual=DELIMITERS[".tsv"]),
     ".jsonl": _lines,
 }
 

@@ -32,12 +32,25 @@ PACK_LISTS = frozenset("needs normal abnormal abnormal_states open_states open_s
 PACK_TEXTS = frozenset(("name", "about", "source", "licence"))
 NUMBER = (int, float)
 FINDING_KEYS: Mapping[str, Any] = {
-    **{"terms": list, "group": str, "weight": NUMBER, "sided": bool, "related": dict},
-    **{"home": list, "grows": dict, "means": list, "evidence_of": list},
+    "terms": list,
+    "group": str,
+    "weight": NUMBER,
+    "sided": bool,
+    "related": dict,
+    "home": list,
+    "grows": dict,
+    "means": list,
+    "evidence_of": list,
 }
 ANATOMY_KEYS: Mapping[str, Any] = {
-    **{"terms": list, "group": (str, type(None)), "parent": (str, type(None)), "side": str, "same": str},
-    **{"broad": bool, "inside": bool, "finding": str},
+    "terms": list,
+    "group": (str, type(None)),
+    "parent": (str, type(None)),
+    "side": str,
+    "same": str,
+    "broad": bool,
+    "inside": bool,
+    "finding": str,
 }
 _WORDS = {list: "a list", dict: "a mapping", str: "a text", bool: "true or false", NUMBER: "a number"}
 _PAIR = re.compile(r"\S+ \+ \S+ = \S+")
@@ -230,7 +243,7 @@ def _wrong_entries(pack: Mapping[str, Any]) -> Iterator[str]:
                 yield from (
                     f"{where}: {t!r} is no term" for t in entry["terms"] if not isinstance(t, str) or not any(expand(t))
                 )
-            shares = [*dict(entry.get("related") or {}).values()] if isinstance(entry.get("related"), dict) else []
+            shares = [*entry["related"].values()] if isinstance(entry.get("related"), dict) else []
             shares += [entry["weight"]] if isinstance(entry.get("weight"), NUMBER) else []
             yield from (f"{where}: {n!r} is no weight or share" for n in shares if not isinstance(n, NUMBER) or n < 0)
 
