@@ -43,7 +43,7 @@ from tiny_models import TEXT_FAMILIES, VISION_FAMILIES, build, group, redraw
 from torch import Tensor
 from workload import as_loaded
 
-from lingshu_rl.gap import Gap
+from lingshu_rl.checks.gap import Gap
 from lingshu_rl.model.logprobs import completion_logprobs
 from lingshu_rl.model.packing import PackedRow, pack
 from lingshu_rl.types import TokenGroup

@@ -186,7 +186,7 @@ def make_rows(config: Any, encoder: Any, prompts: Any, batch: Any) -> int:
     from transformers import AutoConfig
 
     from lingshu_rl.model.loading import model_path
-    from lingshu_rl.plan import with_budget
+    from lingshu_rl.planning.plan import with_budget
     from lingshu_rl.policy import Policy
     from lingshu_rl.processes.placement import Machine, Ranks
 
@@ -226,7 +226,7 @@ async def steps(config: Any, encoder: Any, prompts: Any, url: str) -> Any:
     from lingshu_rl.rewarding import build_rewards
     from lingshu_rl.rollout.client import RolloutClient
     from lingshu_rl.run import Run
-    from lingshu_rl.runfolder import RunFolder
+    from lingshu_rl.storage.runfolder import RunFolder
     from lingshu_rl.timeline import Timeline
 
     rollout = RolloutClient(

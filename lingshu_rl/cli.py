@@ -168,7 +168,7 @@ def _sft_arguments(parser: argparse.ArgumentParser) -> None:
 def _sft(arguments: argparse.Namespace) -> int:
     from lingshu_rl.config import ConfigError, to_yaml
     from lingshu_rl.data.load import DataError
-    from lingshu_rl.rehearsal import rehearsed
+    from lingshu_rl.pipeline.rehearsal import rehearsed
     from lingshu_rl.sft.settings import load_sft_config
     from lingshu_rl.sft.stages import run_sft
 
@@ -197,7 +197,7 @@ def _pipeline(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from lingshu_rl.config import ConfigError
-    from lingshu_rl.pipeline import Pipeline, PipelineError, load_pipeline
+    from lingshu_rl.pipeline.steps import Pipeline, PipelineError, load_pipeline
     from lingshu_rl.progress import Progress
 
     def interrupt(*_: object) -> None:
@@ -230,7 +230,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from lingshu_rl.config import ConfigError, load_config, origins
-    from lingshu_rl.rehearsal import rehearsed
+    from lingshu_rl.pipeline.rehearsal import rehearsed
 
     def work() -> int:
         config = load_config(arguments.config, arguments.settings)
@@ -246,7 +246,7 @@ def _dry_run(config: Config, origins: Sequence[str]) -> int:
     from lingshu_rl.config import ConfigError, to_yaml
     from lingshu_rl.data.load import DataError
     from lingshu_rl.failures import KNOWN_FAILURES
-    from lingshu_rl.plan import report
+    from lingshu_rl.planning.plan import report
     from lingshu_rl.prompts import foreseen
 
     first = os.environ.get("RANK", "0") == "0"
@@ -271,7 +271,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     from lingshu_rl.config import ConfigError, load_config
     from lingshu_rl.model.loading import model_path
-    from lingshu_rl.plan import serving_devices
+    from lingshu_rl.planning.plan import serving_devices
     from lingshu_rl.processes.locks import hold, release
     from lingshu_rl.processes.token import TOKEN_ENV
     from lingshu_rl.reference.server import reference_command
@@ -318,11 +318,11 @@ def run_training(config: Config) -> int:
     config = settle(config)
     from lingshu_rl.config import ConfigError
     from lingshu_rl.data.load import DataError
-    from lingshu_rl.disk import said
     from lingshu_rl.failures import KNOWN_FAILURES
-    from lingshu_rl.folders import InUse
-    from lingshu_rl.mainrank import Preempted
-    from lingshu_rl.runfolder import RunFolderError
+    from lingshu_rl.processes.mainrank import Preempted
+    from lingshu_rl.storage.disk import said
+    from lingshu_rl.storage.folders import InUse
+    from lingshu_rl.storage.runfolder import RunFolderError
     from lingshu_rl.train import train
 
     known: tuple[type[Exception], ...] = (ConfigError, DataError, InUse, RunFolderError, *KNOWN_FAILURES)
@@ -358,7 +358,7 @@ def settle(config: Config) -> Config:
     os.environ.update(narrow(policy, machine))
     if not machine.gpus:
         return config
-    from lingshu_rl.plan import made_to_fit, plan_here
+    from lingshu_rl.planning.plan import made_to_fit, plan_here
     from lingshu_rl.processes.locks import hold
 
     plan = plan_here(config)
@@ -390,7 +390,7 @@ def _rewards(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from lingshu_rl.rehearsal import rehearsed
+    from lingshu_rl.pipeline.rehearsal import rehearsed
     from lingshu_rl.sweep.command import sweep_main
 
     code = sweep_main(
@@ -405,7 +405,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 def _curate(arguments: argparse.Namespace) -> int:
     from lingshu_rl.curate.pipeline import main as curate
-    from lingshu_rl.rehearsal import rehearsed
+    from lingshu_rl.pipeline.rehearsal import rehearsed
 
     code = curate(arguments.pipeline, out=arguments.out, dry_run=arguments.dry_run)
     return code or (rehearsed("curate", arguments) if arguments.dry_run else 0)
@@ -424,7 +424,7 @@ def _card(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from lingshu_rl.watch import watch
+    from lingshu_rl.report.watch import watch
 
     return watch(arguments.folder, once=arguments.once)
 

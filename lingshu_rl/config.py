@@ -18,10 +18,10 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from lingshu_rl.data.sources import Source, SourceError, is_demo, paths_in, sources_of
 from lingshu_rl.failures import ConfigError
-from lingshu_rl.hiding import setting_shown, shown_beside, without_secrets
-from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget
+from lingshu_rl.imaging.images import MAX_PIXELS, MIN_PIXELS, Budget
 from lingshu_rl.names import known_elsewhere
 from lingshu_rl.objective import AdvantageConfig, LossConfig, PackingConfig
+from lingshu_rl.text.hiding import setting_shown, shown_beside, without_secrets
 
 T = TypeVar("T")
 
@@ -251,7 +251,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     given = _given(changes)
     result = _built(Config, [Change(_nested(defaults_for(given)), "in the model's defaults"), *changes])
     _check_sources(given)
-    from lingshu_rl.validation import validate
+    from lingshu_rl.planning.validation import validate
 
     validate(result)
     return result

@@ -6,8 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from lingshu_rl.disk import said
-from lingshu_rl.folders import InUse
+from lingshu_rl.storage.disk import said
+from lingshu_rl.storage.folders import InUse
 
 WRONG, STOPPED, INTERRUPTED = 2, 1, 130
 

@@ -10,7 +10,7 @@ from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.model.families import model_spec
 from lingshu_rl.model.loading import model_path
 from lingshu_rl.model.shape import config_of
-from lingshu_rl.plan import judge_run
+from lingshu_rl.planning.plan import judge_run
 from lingshu_rl.processes.fleet import JUDGE, REFERENCE, ROLLOUT, Launch
 from lingshu_rl.processes.placement import DeviceSet, Placement
 from lingshu_rl.processes.token import TOKEN_ENV

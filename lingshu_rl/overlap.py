@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from lingshu_rl.mainrank import cancelled
+from lingshu_rl.processes.mainrank import cancelled
 
 if TYPE_CHECKING:
     from lingshu_rl.run import Run

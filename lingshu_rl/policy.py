@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from lingshu_rl import weights
-from lingshu_rl.agreement import Agreement
+from lingshu_rl.checks.agreement import Agreement
 from lingshu_rl.config import Config, ConfigError
-from lingshu_rl.memory import row_tokens, zero_settings
+from lingshu_rl.model import weights
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import load_model, resolve_dtype
+from lingshu_rl.model.optimizers import Place, build_optimizer, check_arguments
 from lingshu_rl.model.quantized import as_unquantized, dense_kind
-from lingshu_rl.optimizers import Place, build_optimizer, check_arguments
+from lingshu_rl.planning.memory import row_tokens, zero_settings
 from lingshu_rl.processes.control import PATIENCE, Control, use_route_to_main
 from lingshu_rl.types import Prompt, TrainGroup
 

@@ -18,14 +18,14 @@ from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.lengths import Length, Lengths, Limit, PictureTokens
 from lingshu_rl.model.loading import has_tokenizer, model_context
 from lingshu_rl.model.shape import UnknownModelError, is_published, read_shape
-from lingshu_rl.plan import planned_for, rows_told, with_budget
+from lingshu_rl.planning.plan import planned_for, rows_told, with_budget
 from lingshu_rl.policy import check_choices
 from lingshu_rl.processes.placement import this_machine
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.rewarding import instruction_of, read_of, reward_of
 from lingshu_rl.rollout.client import SilentServer, served_context
 from lingshu_rl.rollout.sampler import RolloutError
-from lingshu_rl.runfolder import RunFolder
+from lingshu_rl.storage.runfolder import RunFolder
 
 SETS = ("train", "test")
 NOTHING: Mapping[str, Lengths] = MappingProxyType({})

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from lingshu_rl.disk import writing
+from lingshu_rl.eval.heldout import evaluate
 from lingshu_rl.eval.stats import summarise
-from lingshu_rl.heldout import evaluate
 from lingshu_rl.progress import step_line
 from lingshu_rl.report import write_report
+from lingshu_rl.report.samples import show_samples, shows_samples
 from lingshu_rl.run import Run
-from lingshu_rl.runfolder import versions, write_text
-from lingshu_rl.samples import show_samples, shows_samples
+from lingshu_rl.storage.disk import writing
+from lingshu_rl.storage.runfolder import versions, write_text
 from lingshu_rl.types import Experience, Group
 
 

@@ -14,9 +14,9 @@ from lingshu_rl.data.rows import instruction_text
 from lingshu_rl.data.sources import is_demo
 from lingshu_rl.model.loading import DEMO_MODEL
 from lingshu_rl.objective import Noise
+from lingshu_rl.processes.threads import in_thread
 from lingshu_rl.progress import Progress
-from lingshu_rl.runfolder import write_text
-from lingshu_rl.threads import in_thread
+from lingshu_rl.storage.runfolder import write_text
 from lingshu_rl.types import Prompt
 from rewards import trust
 from rewards.base import Reward, RewardInput, RewardResult

@@ -16,23 +16,22 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from lingshu_rl.agreement import Agreement, judge
+from lingshu_rl.checks.agreement import Agreement, judge
 from lingshu_rl.config import Config, ConfigError
 from lingshu_rl.data.load import ById
-from lingshu_rl.disk import said
 from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused, RunStopped
-from lingshu_rl.folders import own, this_process
 from lingshu_rl.launches import check_sight, launches, transfer_kind
-from lingshu_rl.mainrank import MainRank, Stop
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.lengths import Lengths
 from lingshu_rl.model.loading import model_path
-from lingshu_rl.optimizers import OPTIMIZERS, check_package
-from lingshu_rl.plan import Plan, plan_here, rows_told, with_budget
+from lingshu_rl.model.optimizers import OPTIMIZERS, check_package
+from lingshu_rl.planning.plan import Plan, plan_here, rows_told, with_budget
 from lingshu_rl.policy import Policy, check_choices
 from lingshu_rl.processes.fleet import JUDGE, REFERENCE, ROLLOUT, Fleet
 from lingshu_rl.processes.lease import Lease
+from lingshu_rl.processes.mainrank import MainRank, Stop
 from lingshu_rl.processes.placement import Ranks
+from lingshu_rl.processes.threads import in_thread
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import Worker, address_towards
 from lingshu_rl.progress import Progress
@@ -44,10 +43,11 @@ from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.rollout.transfer import Transfer, make_transfer, remove_folder, transfer_folder
 from lingshu_rl.rollout.vllm_plugin import TRANSFER_DIR_ENV
-from lingshu_rl.runfolder import RunFolder, RunFolderError
 from lingshu_rl.state import RunState, data_changes, seen
+from lingshu_rl.storage.disk import said
+from lingshu_rl.storage.folders import own, this_process
+from lingshu_rl.storage.runfolder import RunFolder, RunFolderError
 from lingshu_rl.stream import PromptStream, make_stream
-from lingshu_rl.threads import in_thread
 from lingshu_rl.timeline import Timeline
 from lingshu_rl.types import Experience, ProcessorInputs, Prompt, TrainGroup
 

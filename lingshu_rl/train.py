@@ -12,17 +12,17 @@ from functools import partial
 from typing import Any
 
 from lingshu_rl.advantages import denoised, gdpo_advantages, group_advantages, overlong_penalty, span_credit
+from lingshu_rl.checks.firstbatch import check_first_batch
 from lingshu_rl.config import Config
 from lingshu_rl.credit import placed
+from lingshu_rl.eval.heldout import evaluate
 from lingshu_rl.failures import PromptRefused
-from lingshu_rl.firstbatch import check_first_batch
-from lingshu_rl.heldout import evaluate
 from lingshu_rl.model.encoder import TemplateError
 from lingshu_rl.objective import Noise
 from lingshu_rl.overlap import Ahead
+from lingshu_rl.processes.threads import in_thread, while_well
 from lingshu_rl.results import finish, log_step
 from lingshu_rl.run import Run, open_run
-from lingshu_rl.threads import in_thread, while_well
 from lingshu_rl.types import Experience, Group, Prompt, Rollout, Scored, TokenGroup, TrainGroup
 
 # The advantages of a group's members, and what the update needs of it: None when it has nothing to teach, why when the

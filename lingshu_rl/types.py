@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lingshu_rl.images import Picture
+from lingshu_rl.imaging.images import Picture
 from rewards.base import RewardInput, RewardResult
 from rewards.kinds import find_or_plain
 

@@ -18,11 +18,11 @@ from policy_cases import make_groups
 
 from lingshu_rl.config import load_config
 from lingshu_rl.model.groups import group_logprobs
+from lingshu_rl.model.weights import gathered
 from lingshu_rl.policy import Policy
 from lingshu_rl.rollout.client import RolloutClient
 from lingshu_rl.rollout.transfer import make_transfer
 from lingshu_rl.types import TokenGroup
-from lingshu_rl.weights import gathered
 
 SETTINGS = ["train.lora={r: 4, lora_alpha: 16, target_modules: [q_proj, v_proj]}", "train.lr=1e-2", "loss.kl_coef=0.01",
             "train.warmup_steps=0"]  # fmt: skip

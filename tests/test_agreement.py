@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lingshu_rl.agreement import Agreement, CheckError, judge
+from lingshu_rl.checks.agreement import Agreement, CheckError, judge
 from lingshu_rl.config import load_config
 
 TOKENS = 200

@@ -10,7 +10,7 @@ import pytest
 import torch
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
-from lingshu_rl import checkpoints
+from lingshu_rl.storage import checkpoints
 
 
 class Calls:

@@ -7,11 +7,11 @@ from omegaconf import OmegaConf
 
 from lingshu_rl.cli import train_main
 from lingshu_rl.config import REAL_RUN, Config, ConfigError, flat, load_config, read_config, to_yaml
-from lingshu_rl.engine_options import faults, vllm_options
 from lingshu_rl.names import TRL, VERL
+from lingshu_rl.planning.engine_options import faults, vllm_options
+from lingshu_rl.planning.validation import TRACKERS
 from lingshu_rl.processes.placement import parse_devices
 from lingshu_rl.sft.settings import load_sft_config
-from lingshu_rl.validation import TRACKERS
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 

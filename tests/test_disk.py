@@ -12,8 +12,8 @@ import pytest
 from launching import ROOT
 
 from lingshu_rl.config import ConfigError, load_config
-from lingshu_rl.disk import said
-from lingshu_rl.runfolder import RunFolder, RunFolderError
+from lingshu_rl.storage.disk import said
+from lingshu_rl.storage.runfolder import RunFolder, RunFolderError
 
 # A checkpoint and some steps; then the disk changes (sys.argv[2]); then everything that a run writes is tried.
 WRITES = """
@@ -21,10 +21,10 @@ import os, sys
 from pathlib import Path
 import torch
 from lingshu_rl.config import ConfigError, load_config
-from lingshu_rl.disk import DiskError
-from lingshu_rl.folders import own
+from lingshu_rl.storage.disk import DiskError
+from lingshu_rl.storage.folders import own
 from lingshu_rl.rollout.transfer import FileTransfer
-from lingshu_rl.runfolder import RunFolder, RunFolderError
+from lingshu_rl.storage.runfolder import RunFolder, RunFolderError
 from lingshu_rl.types import Group, Prompt, Rollout, Scored
 from rewards.base import RewardResult
 import asyncio

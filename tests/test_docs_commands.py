@@ -19,7 +19,7 @@ from launching import ROOT
 from report.test_run_report import make_run, questions
 
 from lingshu_rl.cli import main
-from lingshu_rl.rehearsal import faults
+from lingshu_rl.pipeline.rehearsal import faults
 from lingshu_rl.sweep.plan import parse_sweep
 from lingshu_rl.sweep.run import write_plan
 

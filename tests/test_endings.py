@@ -12,15 +12,14 @@ import pytest
 import torch
 
 from lingshu_rl import run as runs
-from lingshu_rl.agreement import CheckError
-from lingshu_rl.checkpoints import fault as fault_of
+from lingshu_rl.checks.agreement import CheckError
 from lingshu_rl.config import load_config
 from lingshu_rl.failures import PromptRefused
-from lingshu_rl.images import UnreadablePicture
-from lingshu_rl.mainrank import Preempted
+from lingshu_rl.imaging.images import UnreadablePicture
 from lingshu_rl.model.lengths import Length
 from lingshu_rl.processes.fleet import Fleet
 from lingshu_rl.processes.lease import Taken
+from lingshu_rl.processes.mainrank import Preempted
 from lingshu_rl.processes.workers import WorkerError
 from lingshu_rl.progress import Progress
 from lingshu_rl.reference.client import ReferenceRequestError
@@ -28,7 +27,8 @@ from lingshu_rl.rewarding import Rewards
 from lingshu_rl.rollout.answers import Answer, Choice, Token, Tokens
 from lingshu_rl.rollout.client import read_rollouts
 from lingshu_rl.rollout.sampler import RolloutError, Sampler
-from lingshu_rl.runfolder import RunFolder, RunFolderError
+from lingshu_rl.storage.checkpoints import fault as fault_of
+from lingshu_rl.storage.runfolder import RunFolder, RunFolderError
 from lingshu_rl.stream import PromptStream
 from lingshu_rl.types import ProcessorInputs, Prompt
 from rewards import Reward, RewardResult

@@ -10,19 +10,19 @@ import torch
 from safetensors.torch import save_file
 from stateful_engine import FAULTS
 
+from lingshu_rl.checks.firstbatch import blank_vision
+from lingshu_rl.checks.gap import Gap
 from lingshu_rl.data.load import load
-from lingshu_rl.firstbatch import blank_vision
-from lingshu_rl.gap import Gap
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.families import model_spec
 from lingshu_rl.model.groups import group_logprobs
 from lingshu_rl.model.loading import load_model
+from lingshu_rl.model.weights import weights
 from lingshu_rl.processes.pool import way
 from lingshu_rl.rollout.client import VLLM_COUNTER, RolloutClient
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.rollout.transfer import FINISH, START, UPDATE, FileTransfer
 from lingshu_rl.types import TokenGroup
-from lingshu_rl.weights import weights
 
 pytestmark = pytest.mark.slow
 TOKEN = "a-token-for-tests"

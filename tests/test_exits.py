@@ -10,8 +10,8 @@ from launching import ROOT
 
 from lingshu_rl.cli import main, sft_main, train_main
 from lingshu_rl.config import ConfigError
-from lingshu_rl.folders import own
-from lingshu_rl.runfolder import RunFolder
+from lingshu_rl.storage.folders import own
+from lingshu_rl.storage.runfolder import RunFolder
 
 COMMANDS = ("train", "serve", "rewards", "sweep", "report", "card", "watch", "eval", "curate", "synth", "sft", "pipeline", "data")  # fmt: skip
 SHOWN = [

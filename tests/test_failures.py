@@ -4,10 +4,10 @@ import importlib
 
 import pytest
 
+from lingshu_rl.checks.firstbatch import CheckError
 from lingshu_rl.cli import run_training
 from lingshu_rl.config import Config
 from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused
-from lingshu_rl.firstbatch import CheckError
 from lingshu_rl.processes.workers import WorkerError
 from lingshu_rl.reference.client import ReferenceRequestError
 from lingshu_rl.rollout.sampler import RolloutError

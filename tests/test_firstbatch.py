@@ -9,9 +9,18 @@ import pytest
 import torch
 from engine_stand_in import Trainer, nudged, sampled, with_vision
 
+from lingshu_rl.checks.firstbatch import (
+    GREY,
+    CheckError,
+    Measured,
+    blank_vision,
+    check_first_batch,
+    faults,
+    mean_kl,
+    measure,
+)
+from lingshu_rl.checks.gap import Gap
 from lingshu_rl.config import load_config
-from lingshu_rl.firstbatch import GREY, CheckError, Measured, blank_vision, check_first_batch, faults, mean_kl, measure
-from lingshu_rl.gap import Gap
 from lingshu_rl.state import RunState
 from lingshu_rl.types import TokenGroup, TrainGroup
 

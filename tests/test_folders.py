@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from lingshu_rl import folders
 from lingshu_rl.config import ConfigError
-from lingshu_rl.folders import InUse, own
+from lingshu_rl.storage import folders
+from lingshu_rl.storage.folders import InUse, own
 from lingshu_rl.synth.rows import write_outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
-HOLD = "import sys, time\nfrom pathlib import Path\nfrom lingshu_rl.folders import own\nwith own(Path(sys.argv[1]), 'a run', 'run.dir'):\n    print('held', flush=True)\n    time.sleep(600)\n"
+HOLD = "import sys, time\nfrom pathlib import Path\nfrom lingshu_rl.storage.folders import own\nwith own(Path(sys.argv[1]), 'a run', 'run.dir'):\n    print('held', flush=True)\n    time.sleep(600)\n"
 
 
 @pytest.fixture

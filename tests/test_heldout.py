@@ -3,7 +3,7 @@ import io
 from PIL import Image
 
 from lingshu_rl.eval.controls import blank, shuffled
-from lingshu_rl.images import Picture
+from lingshu_rl.imaging.images import Picture
 from lingshu_rl.types import Prompt
 
 

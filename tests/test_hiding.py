@@ -8,11 +8,11 @@ import pytest
 from launching import ROOT
 
 from lingshu_rl.config import ConfigError, load_config, to_yaml
-from lingshu_rl.hiding import HIDDEN, is_secret, setting_shown, shown, url_fault, without_secrets
 from lingshu_rl.processes.pool import Pool
 from lingshu_rl.report import write_report
 from lingshu_rl.rollout.client import served_context
-from lingshu_rl.runfolder import RunFolder
+from lingshu_rl.storage.runfolder import RunFolder
+from lingshu_rl.text.hiding import HIDDEN, is_secret, setting_shown, shown, url_fault, without_secrets
 
 S = "s3cr3t-Value"
 NAMES = ["HF_TOKEN", "hf_token", "api_key", "apiKey", "OPENAI_API_KEY", "password", "DB_PASSWD", "clientSecret", "X-Auth-Token",

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from lingshu_rl import images, png
 from lingshu_rl.data.load import DataError, load
-from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget, Picture, UnreadablePicture
+from lingshu_rl.imaging import images, png
+from lingshu_rl.imaging.images import MAX_PIXELS, MIN_PIXELS, Budget, Picture, UnreadablePicture
 from lingshu_rl.rollout.client import chat_messages
 
 FREE = Budget(min_pixels=1)

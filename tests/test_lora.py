@@ -10,7 +10,7 @@ from launching import ROOT, launch
 from lora_cases import SETTINGS, own
 from peft import PeftModel
 
-from lingshu_rl.gap import Gap
+from lingshu_rl.checks.gap import Gap
 from lingshu_rl.model.loading import load_model
 from lingshu_rl.processes.workers import Worker, free_port
 

@@ -11,10 +11,10 @@ from tiny_models import build
 
 from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.model.loading import load_model
-from lingshu_rl.optimizers import OPTIMIZERS, Place, build_optimizer, hidden_matrices
+from lingshu_rl.model.optimizers import OPTIMIZERS, Place, build_optimizer, hidden_matrices
+from lingshu_rl.model.weights import add_adapters
 from lingshu_rl.policy import Policy, make_optimizer
 from lingshu_rl.sft.settings import load_sft_config
-from lingshu_rl.weights import add_adapters
 
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
 needs_bitsandbytes = pytest.mark.skipif(not HAS_BITSANDBYTES, reason="bitsandbytes is not installed")

@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from lingshu_rl.config import ConfigError, load_config
-from lingshu_rl.mainrank import Preempted, Stop
 from lingshu_rl.model.lengths import Length
 from lingshu_rl.overlap import Ahead
 from lingshu_rl.processes.fleet import Fleet
+from lingshu_rl.processes.mainrank import Preempted, Stop
 from lingshu_rl.processes.pool import Pool
 from lingshu_rl.processes.workers import WorkerError
 from lingshu_rl.reference.client import ReferenceClient
 from lingshu_rl.reference.wire import decode_groups, encode_logprobs
 from lingshu_rl.run import Run, reference_model
-from lingshu_rl.runfolder import RunFolder
+from lingshu_rl.storage.runfolder import RunFolder
 from lingshu_rl.stream import PromptStream
 from lingshu_rl.train import collect
 from lingshu_rl.types import ProcessorInputs, Prompt, Rollout

@@ -12,9 +12,9 @@ import pytest
 
 from lingshu_rl.cli import main
 from lingshu_rl.config import ConfigError
-from lingshu_rl.folders import InUse, own
-from lingshu_rl.pipeline import Pipeline, load_pipeline
+from lingshu_rl.pipeline.steps import Pipeline, load_pipeline
 from lingshu_rl.progress import Progress
+from lingshu_rl.storage.folders import InUse, own
 
 ROOT = Path(__file__).resolve().parent.parent
 # Copies its inputs into the output, upper or lower case; leaves a line in `ran` each time it runs.

@@ -13,9 +13,9 @@ from machines import machine
 
 from lingshu_rl.cli import train_main
 from lingshu_rl.config import load_config
-from lingshu_rl.memory import PolicyMemory, vocabulary_bytes
 from lingshu_rl.model.shape import Stack, UnknownModelError, published, read_shape
-from lingshu_rl.plan import (
+from lingshu_rl.planning.memory import PolicyMemory, vocabulary_bytes
+from lingshu_rl.planning.plan import (
     OFFLOAD,
     gpus_for_weights,
     made_to_fit,
@@ -381,7 +381,7 @@ def test_a_colocated_engine_gets_what_the_policy_and_the_reference_leave():
 
 def test_a_plan_counts_the_ranks_that_the_launcher_started(monkeypatch, capsys):
     """The dry run of a launched command says what all ranks hold, once."""
-    monkeypatch.setattr("lingshu_rl.plan.this_machine", lambda: machine(8, "0,1,2,3,4,5,6,7"))
+    monkeypatch.setattr("lingshu_rl.planning.plan.this_machine", lambda: machine(8, "0,1,2,3,4,5,6,7"))
     for name, value in {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     lines, fits = report(load_config(None, [f"model={BIG}", "devices.assume={count: 1}"]))

@@ -24,7 +24,7 @@ from lingshu_rl.rollout.client import SilentServer, served_context
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.rollout.server import vllm_command
 from lingshu_rl.run import Run
-from lingshu_rl.runfolder import RunFolder
+from lingshu_rl.storage.runfolder import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from launching import launch
 from policy_cases import make_groups
 from short_runs import SHORT, metrics_of
 
-from lingshu_rl import weights
+from lingshu_rl.model import weights
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.groups import group_logprobs
 from lingshu_rl.model.loading import load_model

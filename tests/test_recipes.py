@@ -10,7 +10,7 @@ import pytest
 from launching import ROOT
 
 from lingshu_rl.config import load_config
-from lingshu_rl.plan import table
+from lingshu_rl.planning.plan import table
 from lingshu_rl.processes.placement import Machine, find_devices, place
 
 # srun runs its command once a node; the others say how they were called.

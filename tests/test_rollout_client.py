@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lingshu_rl.failures import PromptRefused
-from lingshu_rl.images import Picture
+from lingshu_rl.imaging.images import Picture
 from lingshu_rl.rollout.client import RolloutClient, chat_messages, read_rollouts, tokens_counted, write_rollouts
 from lingshu_rl.rollout.sampler import RolloutError, request_seed
 from lingshu_rl.types import Prompt

@@ -9,9 +9,9 @@ import pytest
 
 from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.data.load import load
-from lingshu_rl.folders import own
-from lingshu_rl.runfolder import RunFolder, RunFolderError, write_text
 from lingshu_rl.state import RunState, data_changes, seen
+from lingshu_rl.storage.folders import own
+from lingshu_rl.storage.runfolder import RunFolder, RunFolderError, write_text
 from lingshu_rl.types import Group, Prompt, Rollout, Scored
 from rewards.base import RewardResult
 
@@ -192,7 +192,7 @@ def test_writing_past_a_real_limit_keeps_what_was_there(tmp_path):
     script = """
 import resource, signal, sys
 sys.path.insert(0, sys.argv[2])
-from lingshu_rl.runfolder import RunFolder, RunFolderError
+from lingshu_rl.storage.runfolder import RunFolder, RunFolderError
 from lingshu_rl.state import data_changes, seen
 from lingshu_rl.config import load_config
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -296,7 +296,7 @@ def test_what_a_start_finds_out_is_not_asked_for_again_when_the_run_goes_on(tmp_
     from types import SimpleNamespace
 
     from lingshu_rl import run as runs
-    from lingshu_rl.mainrank import Stop
+    from lingshu_rl.processes.mainrank import Stop
 
     config, started = load_config(None, [f"run.dir={tmp_path}", "rewards.preflight=false"]), []
 

@@ -15,8 +15,8 @@ from launching import ROOT
 from machines import machine
 
 from lingshu_rl.config import ConfigError
-from lingshu_rl.folders import InUse, own
 from lingshu_rl.progress import Progress
+from lingshu_rl.storage.folders import InUse, own
 from lingshu_rl.sweep import status as states
 from lingshu_rl.sweep.answer import write_answers
 from lingshu_rl.sweep.command import sweep_main

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from lingshu_rl.threads import in_thread, while_well
+from lingshu_rl.processes.threads import in_thread, while_well
 
 
 def test_a_stop_iteration_in_a_thread_does_not_hang_the_one_who_waits():

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from lingshu_rl.config import ConfigError
-from lingshu_rl.images import Picture
+from lingshu_rl.imaging.images import Picture
 from lingshu_rl.policy import available_trackers
+from lingshu_rl.report.samples import show_samples, shows_samples
 from lingshu_rl.results import nothing_learnt
-from lingshu_rl.samples import show_samples, shows_samples
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):

@@ -14,13 +14,13 @@ from report.test_run_report import make_run, questions
 from rich.console import Console
 
 from lingshu_rl.cli import main
-from lingshu_rl.folders import own
 from lingshu_rl.progress import Progress
+from lingshu_rl.report.watch import sparkline, sweep_rows, view, watch
+from lingshu_rl.storage.folders import own
 from lingshu_rl.sweep import status as states
 from lingshu_rl.sweep.plan import parse_sweep
 from lingshu_rl.sweep.run import run_sweep, write_plan
 from lingshu_rl.sweep.status import Status
-from lingshu_rl.watch import sparkline, sweep_rows, view, watch
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_run_that_has_only_begun(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from lingshu_rl.folders import own
+from lingshu_rl.storage.folders import own
 with own(Path(sys.argv[1]), "a run", "run.dir"):
     print("holds", flush=True)
     time.sleep(600)
@@ -104,7 +104,7 @@ def test_runs_of_a_sweep_that_was_killed_are_not_called_running(tmp_path):
 
 
 def test_watching_ends_with_the_run(tmp_path, monkeypatch, run):
-    monkeypatch.setattr("lingshu_rl.watch.REFRESH_S", 0.05)
+    monkeypatch.setattr("lingshu_rl.report.watch.REFRESH_S", 0.05)
     console = Console(width=120, file=open(tmp_path / "out.txt", "w"), force_terminal=True)  # noqa: SIM115
     target, codes = tmp_path / "run", []
     thread = threading.Thread(target=lambda: codes.append(watch(target, console=console)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.curate.items import REASONS
-from lingshu_rl.markup import as_markdown, table_line
+from lingshu_rl.text.markup import as_markdown, table_line
 
 
 def funnel_table(steps: Sequence[Mapping[str, Any]]) -> str:

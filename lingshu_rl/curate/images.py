@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lingshu_rl.failures import LingshuError
-from lingshu_rl.images import opened
+from lingshu_rl.imaging.images import opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,9 +17,9 @@ from lingshu_rl.curate.image_index import FeatureStore, ImageIndex, open_databas
 from lingshu_rl.curate.images import SCORE, Features
 from lingshu_rl.curate.readers import Source, SourceError, read_rows
 from lingshu_rl.curate.texts import TextIndex, words
-from lingshu_rl.disk import replacing
 from lingshu_rl.progress import Progress
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.storage.disk import replacing
+from lingshu_rl.storage.runfolder import write_text
 
 SHOWN = 10  # examples a kind in the printed table
 MIN_WORDS = 4  # a text of fewer words ("What is this?") says nothing

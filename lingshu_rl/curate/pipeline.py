@@ -28,7 +28,6 @@ from lingshu_rl.curate.image_index import FeatureStore, open_database
 from lingshu_rl.curate.items import REASONS, SPLIT_KEY, SPLITS, Context, Dropped, Item, Stage
 from lingshu_rl.curate.readers import Source, SourceError, image_folder, read_rows
 from lingshu_rl.curate.rewrite import Rewrite
-from lingshu_rl.curate.scans import pseudonym
 from lingshu_rl.curate.shares import Balance, ShuffleOptions, Split
 from lingshu_rl.curate.steps import (
     CaptionLength,
@@ -44,9 +43,10 @@ from lingshu_rl.curate.steps import (
 from lingshu_rl.curate.watch import Watch, digest
 from lingshu_rl.data.rows import row_to_prompt
 from lingshu_rl.exits import exit_code
-from lingshu_rl.folders import own
+from lingshu_rl.imaging.scans import pseudonym
 from lingshu_rl.progress import Progress
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.storage.folders import own
+from lingshu_rl.storage.runfolder import write_text
 from rewards.chat import EndpointError
 
 VERSION = 2  # of the steps' behaviour: a change makes older stage files stale

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from lingshu_rl.curate.scans import ScanError, ScanOptions, encoded, read_scan, scan_files, scan_kind, windowed
 from lingshu_rl.data.chats import images_of
 from lingshu_rl.data.mapping import Mapper
 from lingshu_rl.data.rows import RowError, full_path, refusing, row_to_prompt
@@ -28,8 +27,9 @@ from lingshu_rl.data.sources import (
     source_path,
     usual_layout,
 )
-from lingshu_rl.markup import encodable
-from lingshu_rl.volumes import View, VolumeError, as_volumes, unfold
+from lingshu_rl.imaging.scans import ScanError, ScanOptions, encoded, read_scan, scan_files, scan_kind, windowed
+from lingshu_rl.imaging.volumes import View, VolumeError, as_volumes, unfold
+from lingshu_rl.text.markup import encodable
 
 SCANS = ("dicom", "nifti")
 ImageSink = Callable[[bytes], "str | bytes"]

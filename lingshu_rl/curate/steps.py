@@ -17,11 +17,11 @@ from lingshu_rl.curate.images import SCORE, Features, ImageError
 from lingshu_rl.curate.items import Context, Dropped, Item, group_of
 from lingshu_rl.curate.leaks import Limits, Reference, question_parts, row_text, with_features
 from lingshu_rl.curate.readers import Source, image_folder, read_rows
-from lingshu_rl.curate.scrub import PLACEHOLDER, scrub
 from lingshu_rl.curate.tags import modality_of, organ_of
 from lingshu_rl.curate.texts import TextIndex, asked, stated, words
 from lingshu_rl.data.rows import LETTERS
 from lingshu_rl.failures import LingshuError
+from lingshu_rl.text.scrub import PLACEHOLDER, scrub
 from rewards.rows import read_row
 
 Result = Item | Dropped

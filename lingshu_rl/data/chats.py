@@ -11,7 +11,7 @@ from typing import Any
 
 from lingshu_rl.data.columns import is_missing, literal
 from lingshu_rl.data.rows import RowError
-from lingshu_rl.volumes import is_volume
+from lingshu_rl.imaging.volumes import is_volume
 from rewards.rows import plain
 
 _ROLES = {

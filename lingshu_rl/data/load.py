@@ -19,7 +19,7 @@ from lingshu_rl.data.rows import RowError, refusing, row_to_prompt
 from lingshu_rl.data.sources import FORMS, Source, SourceError, guess_preset, open_rows, sources_of
 from lingshu_rl.data.tables import Chain, Head, RowList, Rows
 from lingshu_rl.failures import LingshuError
-from lingshu_rl.images import DEFAULT_BUDGET, Budget, Picture
+from lingshu_rl.imaging.images import DEFAULT_BUDGET, Budget, Picture
 from lingshu_rl.types import Prompt
 from rewards.rows import LabelCheck
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.images import DEFAULT_BUDGET, FORMATS, PHONE, Budget, Picture, upright
+from lingshu_rl.imaging.images import DEFAULT_BUDGET, FORMATS, PHONE, Budget, Picture, upright
+from lingshu_rl.imaging.volumes import VolumeError, unfold
 from lingshu_rl.types import Prompt
-from lingshu_rl.volumes import VolumeError, unfold
 from rewards.kinds import LETTERS, find
 from rewards.rows import FIELDS, LabelCheck, RowError, read_row
 

@@ -33,8 +33,8 @@ from lingshu_rl.data.tables import (
     table,
 )
 from lingshu_rl.failures import LingshuError
-from lingshu_rl.volumes import FILES as VOLUME_FILES
-from lingshu_rl.volumes import as_volumes, is_volume
+from lingshu_rl.imaging.volumes import FILES as VOLUME_FILES
+from lingshu_rl.imaging.volumes import as_volumes, is_volume
 from rewards.imports import hint
 
 DEMO_SPLITS = ("train", "validation", "test")

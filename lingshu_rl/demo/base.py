@@ -22,7 +22,7 @@ from typing import Any
 from lingshu_rl.demo.careless import careless_text
 from lingshu_rl.demo.model import save
 from lingshu_rl.demo.policy import Recipe, build_base, training_rows
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.storage.runfolder import write_text
 
 _COMPLETION = re.compile(r"<think> (.*) </think><answer> (.*) </answer>")
 

@@ -27,8 +27,8 @@ from lingshu_rl.data.tables import json_rows
 from lingshu_rl.demo.images import package_file
 from lingshu_rl.eval.metrics import label_f1, rouge_l
 from lingshu_rl.eval.stats import mean_ci, paired_gain
-from lingshu_rl.markup import table_line
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.storage.runfolder import write_text
+from lingshu_rl.text.markup import table_line
 from rewards.report import ReportEntities, extract
 
 SEED = 20261129

@@ -22,7 +22,7 @@ from PIL import Image
 from lingshu_rl.demo import brain, read
 from lingshu_rl.demo.images import SIZE, vary
 from lingshu_rl.demo.studies import CELLS
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.storage.runfolder import write_text
 
 GRID = 8  # cells a side; a cell is a patch of the policy, 14 pixels
 SEED = 20261129

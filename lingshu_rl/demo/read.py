@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lingshu_rl.demo.images import package_file
-from lingshu_rl.images import opened
+from lingshu_rl.imaging.images import opened
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the picture
 Views = list[tuple[np.ndarray, dict[str, Any]]]  # uint8 pictures of one study, each with facts of its own

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lingshu_rl.eval.benchmarks import BENCHMARKS, PROMPT_NAMES, EvalError, choose
 from lingshu_rl.exits import exit_code
-from lingshu_rl.folders import own
+from lingshu_rl.storage.folders import own
 
 if TYPE_CHECKING:
     from lingshu_rl.eval.runner import Settings

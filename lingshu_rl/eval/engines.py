@@ -206,7 +206,7 @@ def serve(
     """
     from lingshu_rl.config import Config
     from lingshu_rl.model.loading import model_path
-    from lingshu_rl.plan import server_layout
+    from lingshu_rl.planning.plan import server_layout
     from lingshu_rl.processes.placement import this_machine
     from lingshu_rl.processes.workers import Worker, free_port
     from lingshu_rl.rollout.server import vllm_command, vllm_env

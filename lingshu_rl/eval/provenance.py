@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.eval.benchmarks import EvalError
-from lingshu_rl.runfolder import versions
+from lingshu_rl.storage.runfolder import versions
 
 # What scores depend on beside the engine.
 GRADING = ("numpy", "sympy", "rapidfuzz", "rouge-score", "sacrebleu", "pycocoevalcap", "radeval")

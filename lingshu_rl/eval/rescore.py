@@ -16,7 +16,7 @@ from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.eval.engines import Reply
 from lingshu_rl.eval.scoring import Row, make_row, reward_input, score
 from lingshu_rl.eval.tables import percent, text
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.storage.runfolder import write_text
 from rewards import build
 from rewards.base import RewardResult
 from rewards.compose import DEFAULT_SPEC

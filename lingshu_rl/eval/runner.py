@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl import hiding
 from lingshu_rl.eval.benchmarks import Benchmark, EvalError, prompt_hash
 from lingshu_rl.eval.controls import CONSTANT_CONTROLS, CONTROLS, ENGINE_CONTROLS, suits
 from lingshu_rl.eval.engines import (
@@ -51,7 +50,8 @@ from lingshu_rl.eval.tables import percent, write_tables
 from lingshu_rl.model.loading import DEMO_MODEL
 from lingshu_rl.progress import Progress
 from lingshu_rl.rollout.client import VLLM_COUNTER
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.storage.runfolder import write_text
+from lingshu_rl.text import hiding
 from lingshu_rl.types import Prompt
 from rewards.base import RewardInput, RewardResult
 from rewards.chat import JUDGE_KEY_ENV, KEY_ENV

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.markup import as_latex, encodable, table_line
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.storage.runfolder import write_text
+from lingshu_rl.text.markup import as_latex, encodable, table_line
 
 Cells = list[list[str]]
 SHORT = {

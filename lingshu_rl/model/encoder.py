@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.failures import RunStopped
-from lingshu_rl.images import decoded
+from lingshu_rl.imaging.images import decoded
 from lingshu_rl.model.loading import model_path, reading_model
 from lingshu_rl.types import ProcessorInputs, Prompt
 

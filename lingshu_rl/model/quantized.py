@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lingshu_rl.optimizers import check_package
+from lingshu_rl.model.optimizers import check_package
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lingshu_rl.config import ConfigError
-from lingshu_rl.folders import InUse, take
 from lingshu_rl.processes.placement import DeviceSet, Gpu
+from lingshu_rl.storage.folders import InUse, take
 
 
 def lock_folder() -> Path:

@@ -20,7 +20,7 @@ import httpx
 from lingshu_rl.failures import PromptRefused
 from lingshu_rl.processes.lease import RUN, TAKEN, Taken, held_by
 from lingshu_rl.processes.pulse import Counter, Pulse
-from lingshu_rl.threads import in_thread
+from lingshu_rl.processes.threads import in_thread
 from rewards.chat import AGAIN, NEVER, bearer, seconds_to_wait
 
 T = TypeVar("T")

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.config import Config
-from lingshu_rl.memory import row_tokens
 from lingshu_rl.model.loading import model_path
+from lingshu_rl.planning.memory import row_tokens
 from lingshu_rl.processes.doors import serve
 from lingshu_rl.processes.placement import DeviceSet
+from lingshu_rl.processes.threads import in_thread
 from lingshu_rl.processes.token import RequireToken
 from lingshu_rl.processes.workers import python
-from lingshu_rl.runfolder import RunFolder
-from lingshu_rl.threads import in_thread
+from lingshu_rl.storage.runfolder import RunFolder
 from lingshu_rl.types import ProcessorInputs
 
 if TYPE_CHECKING:
@@ -188,8 +188,8 @@ def image_reader(model: str, most_bytes: int) -> Reader | None:
     """The model's own processor, as the policy's ranks use it; None for a model that reads text alone."""
     from PIL import Image
 
-    from lingshu_rl import png
-    from lingshu_rl.images import DEFAULT_BUDGET
+    from lingshu_rl.imaging import png
+    from lingshu_rl.imaging.images import DEFAULT_BUDGET
     from lingshu_rl.model.encoder import PromptEncoder
     from lingshu_rl.model.lengths import probe
     from lingshu_rl.reference.wire import Reader

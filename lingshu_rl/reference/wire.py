@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from lingshu_rl.images import FORMATS_SENT, UnreadablePicture, opened
+from lingshu_rl.imaging.images import FORMATS_SENT, UnreadablePicture, opened
 from lingshu_rl.processes.pool import BadAnswer
 from lingshu_rl.types import ProcessorInputs, TokenGroup
 

@@ -12,7 +12,7 @@ from lingshu_rl.data.sources import paths_in
 from lingshu_rl.failures import LingshuError
 from lingshu_rl.report.html import RunData, load_run
 from lingshu_rl.report.text import duration
-from lingshu_rl.runfolder import RunFolder
+from lingshu_rl.storage.runfolder import RunFolder
 
 CONTROLS = {
     "blank_image": "blank images",

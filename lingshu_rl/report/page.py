@@ -9,9 +9,9 @@ from typing import Any
 
 import jinja2
 
-from lingshu_rl.markup import encodable
 from lingshu_rl.report import plots
 from lingshu_rl.report.text import duration, percent, signed
+from lingshu_rl.text.markup import encodable
 
 HERE = Path(__file__).parent
 

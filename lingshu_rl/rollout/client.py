@@ -16,7 +16,7 @@ import httpx
 import msgspec
 
 from lingshu_rl.failures import PromptRefused
-from lingshu_rl.images import data_uri
+from lingshu_rl.imaging.images import data_uri
 from lingshu_rl.processes.pool import Examine, Pool, unwatched
 from lingshu_rl.processes.pulse import Counter
 from lingshu_rl.processes.token import TOKEN_ENV

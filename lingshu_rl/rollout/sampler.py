@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lingshu_rl.failures import PromptRefused, RunStopped
+from lingshu_rl.processes.threads import in_thread
 from lingshu_rl.rollout.answers import Answer
-from lingshu_rl.threads import in_thread
 from lingshu_rl.types import Prompt, Rollout
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lingshu_rl.config import LORA_RANKS, Config, lora_rank
 from lingshu_rl.model.families import cpu_options
-from lingshu_rl.plan import SERVER_SHARE
+from lingshu_rl.planning.plan import SERVER_SHARE
 from lingshu_rl.processes.placement import DeviceSet, available_cores
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.processes.workers import python

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from lingshu_rl.config import Config, ConfigError, more_than_adapters
-from lingshu_rl.disk import writing
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.pool import Pool, Server
 from lingshu_rl.processes.workers import address_towards, free_port
 from lingshu_rl.rollout.client import RolloutClient, RolloutError
+from lingshu_rl.storage.disk import writing
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ def weight_transfer_kind(
         raise ConfigError("rollout.weight_transfer=nccl needs policy and rollout on GPUs; use auto")
     alone = config.train.lora and not config.train.quantize and ours  # the servers' base is not in 4 bits
     if asked == "adapter" or (asked == "auto" and alone):
-        from lingshu_rl.weights import unfit_for_adapters_alone
+        from lingshu_rl.model.weights import unfit_for_adapters_alone
 
         unfit = more_than_adapters(config.train.lora) or unfit_for_adapters_alone(config.model, config.train.lora)
         if not unfit:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.data.tables import json_rows
 from lingshu_rl.eval.stats import gain_between, mean_ci
-from lingshu_rl.fingerprint import text_hash
-from lingshu_rl.markup import table_line
 from lingshu_rl.progress import Progress
 from lingshu_rl.rewarding import reward_of
-from lingshu_rl.runfolder import image_name, write_text
 from lingshu_rl.sft.settings import START, SftConfig
+from lingshu_rl.storage.fingerprint import text_hash
+from lingshu_rl.storage.runfolder import image_name, write_text
+from lingshu_rl.text.markup import table_line
 
 if TYPE_CHECKING:
     from lingshu_rl.model.encoder import PromptEncoder

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from lingshu_rl.config import ConfigError, checked_sources, read_config
-from lingshu_rl.images import MAX_PIXELS, MIN_PIXELS, Budget
+from lingshu_rl.imaging.images import MAX_PIXELS, MIN_PIXELS, Budget
 from lingshu_rl.sft.examples import TARGETS
 
 PARTS = ("vision", "projector", "language")

@@ -12,14 +12,14 @@ from typing import Any
 
 from lingshu_rl.config import ConfigError, to_yaml
 from lingshu_rl.data.sources import Source, is_demo, layout_of, sources_of
-from lingshu_rl.fingerprint import Fingerprints, text_hash
-from lingshu_rl.folders import own
 from lingshu_rl.progress import Progress
-from lingshu_rl.runfolder import write_text
 from lingshu_rl.sft.held_out import measure, summarise, table
 from lingshu_rl.sft.rows import blank, stage_examples, test_prompts
 from lingshu_rl.sft.settings import START, SftConfig, StageConfig
 from lingshu_rl.sft.trainer import build_trainer, newest_checkpoint, sft_arguments
+from lingshu_rl.storage.fingerprint import Fingerprints, text_hash
+from lingshu_rl.storage.folders import own
+from lingshu_rl.storage.runfolder import write_text
 
 
 def run_sft(config: SftConfig, only: str = "") -> dict[str, Any]:

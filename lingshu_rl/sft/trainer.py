@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingshu_rl.config import ConfigError
-from lingshu_rl.optimizers import Place, build_optimizer, check_optimizer
+from lingshu_rl.model.optimizers import Place, build_optimizer, check_optimizer
 from lingshu_rl.progress import Progress
 from lingshu_rl.sft.examples import Examples
 from lingshu_rl.sft.parts import parameter_groups, parameters_by_part

@@ -22,7 +22,7 @@ from lingshu_rl.report.alarms import find_alarms
 from lingshu_rl.report.html import RunData, load_run
 from lingshu_rl.report.monitor import monitors
 from lingshu_rl.report.plots import finite
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.storage.runfolder import write_text
 from lingshu_rl.sweep import status as states
 from lingshu_rl.sweep.plan import Sweep, Variant, differences
 from lingshu_rl.sweep.search import all_variants

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.folders import own
 from lingshu_rl.processes.placement import DeviceSet, find_devices, this_machine
 from lingshu_rl.processes.workers import die_with_parent, free_port, group_exists
 from lingshu_rl.progress import Progress
 from lingshu_rl.report.text import duration
+from lingshu_rl.storage.folders import own
 from lingshu_rl.sweep import status as states
 from lingshu_rl.sweep.jobs import Source
 from lingshu_rl.sweep.plan import PlannedRun, Sweep, SweepError, select
@@ -110,7 +110,7 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
 
 def write_plan(sweep: Sweep) -> None:
     """Leave beside the runs what was asked, for a reader and for `lingshu-rl report`."""
-    from lingshu_rl.runfolder import write_text
+    from lingshu_rl.storage.runfolder import write_text
 
     plan = {
         "name": sweep.name,

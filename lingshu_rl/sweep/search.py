@@ -176,7 +176,7 @@ def all_variants(sweep: Sweep) -> list[Variant]:
 
 
 def _write_trials(sweep: Sweep, variants: list[Variant]) -> None:
-    from lingshu_rl.runfolder import write_text
+    from lingshu_rl.storage.runfolder import write_text
 
     write_text(sweep.folder / "trials.json", json.dumps([v.settings for v in variants], indent=1))
 

@@ -49,7 +49,7 @@ def read(folder: Path, run: PlannedRun) -> Status:
 
 
 def write(folder: Path, run: PlannedRun, status: Status) -> None:
-    from lingshu_rl.runfolder import write_text
+    from lingshu_rl.storage.runfolder import write_text
 
     write_text(_path(folder, run), json.dumps(asdict(status), indent=1))
 

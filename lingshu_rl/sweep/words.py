@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lingshu_rl.markup import as_markdown, table_line
 from lingshu_rl.report.text import NBSP, percent, signed
+from lingshu_rl.text.markup import as_markdown, table_line
 
 ALPHA = 0.05
 CURVES = {

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lingshu_rl.data.rows import RowError
-from lingshu_rl.images import Picture
+from lingshu_rl.imaging.images import Picture
 from lingshu_rl.synth.captions import user
 from lingshu_rl.synth.rows import Dropped, Kept, Outcome, Record, as_prompt, provenance, training_row
 from lingshu_rl.synth.verify import Verifier, reason_of

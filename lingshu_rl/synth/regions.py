@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lingshu_rl.images import opened
+from lingshu_rl.imaging.images import opened
 from lingshu_rl.synth.rows import Record, SynthError
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import Any
 from lingshu_rl.data.rows import FIELDS, RowError, row_to_prompt
 from lingshu_rl.data.sources import Source, SourceError, open_records, open_rows
 from lingshu_rl.failures import LingshuError
-from lingshu_rl.folders import own
-from lingshu_rl.images import Picture
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.imaging.images import Picture
+from lingshu_rl.storage.folders import own
+from lingshu_rl.storage.runfolder import write_text
 from lingshu_rl.types import Prompt
 
 Record = Mapping[str, Any]

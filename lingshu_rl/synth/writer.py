@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lingshu_rl.images import data_uri, opened
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.imaging.images import data_uri, opened
+from lingshu_rl.storage.runfolder import write_text
 from rewards.chat import KEY_ENV, Answer, Attempts, EndpointError, Patience, api_url, bearer
 
 CHARACTERS_PER_TOKEN = 4  # of English; good for a cost estimate, not for a limit

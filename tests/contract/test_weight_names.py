@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_models import OTHER_FAMILIES, TEXT_FAMILIES, VISION_FAMILIES, build, publish
 
-from lingshu_rl import weights
+from lingshu_rl.model import weights
 from lingshu_rl.model.loading import load_model
 from lingshu_rl.rollout import vllm_plugin
 

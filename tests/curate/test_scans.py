@@ -24,11 +24,11 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from lingshu_rl.curate.decoding import DECODER, Decoder
-from lingshu_rl.curate.dicom import stream_sizes
-from lingshu_rl.curate.nifti import patient_of
 from lingshu_rl.curate.readers import Source, read_rows
-from lingshu_rl.curate.scans import PSEUDONYM_KEY_ENV, ScanError, ScanOptions, pseudonym, read_scan, scan_files
+from lingshu_rl.imaging.decoding import DECODER, Decoder
+from lingshu_rl.imaging.dicom import stream_sizes
+from lingshu_rl.imaging.nifti import patient_of
+from lingshu_rl.imaging.scans import PSEUDONYM_KEY_ENV, ScanError, ScanOptions, pseudonym, read_scan, scan_files
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -241,7 +241,7 @@ def test_a_compression_without_a_decoder_names_the_extra(tmp_path: Path, monkeyp
     path = get_testdata_file("MR_small_jpeg_ls_lossless.dcm", download=False)
     if path is None:
         pytest.skip("pydicom's JPEG-LS file is not here")
-    monkeypatch.setattr("lingshu_rl.curate.dicom._decodable", lambda syntax: False)
+    monkeypatch.setattr("lingshu_rl.imaging.dicom._decodable", lambda syntax: False)
     with pytest.raises(ScanError, match=r"JPEG-LS Lossless.*lingshu-rl\[dicom\]") as error:
         list(read_scan(Path(path), ScanOptions()))
     assert error.value.reason == "missing_codec"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lingshu_rl.curate.scrub import scrub
+from lingshu_rl.text.scrub import scrub
 
 
 def test_dates_numbers_phones_and_names_are_taken_out_and_medicine_is_left() -> None:

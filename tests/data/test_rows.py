@@ -18,7 +18,7 @@ from PIL import Image
 
 from lingshu_rl.data.load import SHOWN, ById, DataError, broken_rows, load
 from lingshu_rl.data.rows import FIELDS, RowError, instruction_text, row_to_prompt
-from lingshu_rl.images import Budget, Picture
+from lingshu_rl.imaging.images import Budget, Picture
 from rewards.kinds import KINDS
 
 

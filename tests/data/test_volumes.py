@@ -15,16 +15,16 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from lingshu_rl import volumes
 from lingshu_rl.curate.readers import Source as CurateSource
 from lingshu_rl.curate.readers import read_rows
-from lingshu_rl.curate.scans import ScanOptions, read_scan
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.eval.loading import _data_hash
 from lingshu_rl.eval.scoring import cluster_name
-from lingshu_rl.images import Picture
-from lingshu_rl.volumes import PLANES, View, VolumeError, grid_of, spread, views_of
+from lingshu_rl.imaging import volumes
+from lingshu_rl.imaging.images import Picture
+from lingshu_rl.imaging.scans import ScanOptions, read_scan
+from lingshu_rl.imaging.volumes import PLANES, View, VolumeError, grid_of, spread, views_of
 
 SPACING = (1.0, 1.5, 3.0)
 WINDOW = [40, 400]

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 from eval_samples import png, write_json
 
+from lingshu_rl.eval.heldout import evaluate
 from lingshu_rl.eval.scoring import make_row
 from lingshu_rl.eval.stats import summarise
 from lingshu_rl.failures import PromptRefused
-from lingshu_rl.heldout import evaluate
-from lingshu_rl.images import Picture
+from lingshu_rl.imaging.images import Picture
 from lingshu_rl.report import write_report
 from lingshu_rl.rollout.sampler import RolloutError
 from lingshu_rl.state import RunState

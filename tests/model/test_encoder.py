@@ -11,7 +11,7 @@ from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.model.encoder import PromptEncoder, TemplateError
 from lingshu_rl.model.loading import empty_model, load_model, model_path
-from lingshu_rl.threads import in_thread
+from lingshu_rl.processes.threads import in_thread
 
 CONCATENATES = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"  # fmt: skip
 PARTS_ALONE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for p in m['content'] %}{% if p['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ p['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"  # fmt: skip

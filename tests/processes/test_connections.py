@@ -121,7 +121,7 @@ def test_a_request_that_takes_long_is_never_idle(server):
 BUSY = """
 import asyncio, sys
 from lingshu_rl.processes.doors import serve
-from lingshu_rl.threads import in_thread
+from lingshu_rl.processes.threads import in_thread
 
 async def hold(how):
     print("computing", flush=True)

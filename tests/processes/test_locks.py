@@ -49,7 +49,8 @@ import os, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from machines import machine
-from lingshu_rl import cli, plan
+from lingshu_rl import cli
+from lingshu_rl.planning import plan
 from lingshu_rl.processes import locks
 locks.lock_folder = lambda: Path({folder!r})
 plan.this_machine = lambda: machine(2)

@@ -214,8 +214,8 @@ def narrow(policy, here):
     seen.append([name for name in ("transformers", "accelerate", "deepspeed", "vllm", "peft") if name in sys.modules])
     return real(policy, here)
 placement.narrow, placement.this_machine = narrow, lambda: machine(4, "4,5,6,7")
-import lingshu_rl.plan
-lingshu_rl.plan.this_machine = placement.this_machine
+import lingshu_rl.planning.plan
+lingshu_rl.planning.plan.this_machine = placement.this_machine
 os.environ |= {{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TMPDIR": {str(tmp_path)!r}}}
 cli.settle(load_config(None, ["devices.policy=[2,3]"]))
 assert seen == [[]], seen

@@ -9,9 +9,9 @@ import re
 import pytest
 import yaml
 
-from lingshu_rl import checkpoints
 from lingshu_rl.config import load_config, to_yaml
 from lingshu_rl.report.card import CardError, main, push, write_card
+from lingshu_rl.storage import checkpoints
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pytest
 
 from lingshu_rl.curate.funnel import report_text
 from lingshu_rl.eval.tables import html_page, latex, markdown
-from lingshu_rl.markup import as_latex, as_markdown, table_line
 from lingshu_rl.report import plots
 from lingshu_rl.report.html import write_report
 from lingshu_rl.report.page import render
 from lingshu_rl.sft.held_out import table
+from lingshu_rl.text.markup import as_latex, as_markdown, table_line
 
 NAMES = [
     "<script>alert(1)</script>",

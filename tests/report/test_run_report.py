@@ -569,8 +569,8 @@ def test_reports_load_no_torch():
 def test_answers_that_could_not_be_judged_leave_no_figure_and_no_error(run, unjudged):
     """A grader that gives nothing, before, after or both: summary line, report and watch come to their end."""
     from lingshu_rl.eval.stats import summarise
+    from lingshu_rl.report.watch import watch
     from lingshu_rl.results import result_line
-    from lingshu_rl.watch import watch
 
     for name in unjudged:
         path = run / "eval" / f"{name}.jsonl"

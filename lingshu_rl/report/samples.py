@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lingshu_rl.images import Picture, UnreadablePicture
-from lingshu_rl.markup import table_line
+from lingshu_rl.imaging.images import Picture, UnreadablePicture
 from lingshu_rl.report.html import widest
+from lingshu_rl.text.markup import table_line
 
 EVERY = 10  # steps
 PIXELS = 256  # longest side of an image

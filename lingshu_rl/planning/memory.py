@@ -12,8 +12,8 @@ from typing import Any
 
 from lingshu_rl.config import Config
 from lingshu_rl.model import quantized
+from lingshu_rl.model.optimizers import OPTIMIZERS
 from lingshu_rl.model.shape import Shape, Stack
-from lingshu_rl.optimizers import OPTIMIZERS
 from lingshu_rl.processes.placement import GIB, Placement
 
 STEP_WORK = 4.0  # bytes a trained parameter that an optimiser takes in a step: torch's AdamW over lists takes a root

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lingshu_rl.config import Config, ConfigError, load_config
-from lingshu_rl.memory import (
+from lingshu_rl.model.shape import Shape, UnknownModelError, read_shape
+from lingshu_rl.planning.memory import (
     LEAST_ROW,
     EngineMemory,
     PolicyMemory,
@@ -21,7 +22,7 @@ from lingshu_rl.memory import (
     row_tokens,
     sent_bytes,
 )
-from lingshu_rl.model.shape import Shape, UnknownModelError, read_shape
+from lingshu_rl.planning.validation import validate
 from lingshu_rl.processes.locks import unheld
 from lingshu_rl.processes.placement import (
     GIB,
@@ -35,7 +36,6 @@ from lingshu_rl.processes.placement import (
     server_size,
     this_machine,
 )
-from lingshu_rl.validation import validate
 
 CONTEXT_GB = 1.0  # of a process on a GPU: CUDA context, libraries, NCCL's buffers
 FRAGMENTS = 0.05  # share of a GPU that the allocator cannot hand out in one piece

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lingshu_rl.agreement import CheckError, bfloat16_limits, exact_engine
+from lingshu_rl.checks.agreement import CheckError, bfloat16_limits, exact_engine
+from lingshu_rl.checks.gap import Gap, flat
 from lingshu_rl.config import CheckConfig, Config
-from lingshu_rl.gap import Gap, flat
 from lingshu_rl.types import TrainGroup
 
 if TYPE_CHECKING:

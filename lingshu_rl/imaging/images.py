@@ -22,8 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lingshu_rl import png
-from lingshu_rl.volumes import View, content_size
+from lingshu_rl.imaging import png
+from lingshu_rl.imaging.volumes import View, content_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image

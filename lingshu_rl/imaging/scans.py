@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lingshu_rl.failures import LingshuError
-from lingshu_rl.images import UnreadablePicture, opened
+from lingshu_rl.imaging.images import UnreadablePicture, opened
 
 PSEUDONYM_KEY_ENV = "LINGSHU_RL_PSEUDONYM_KEY"  # secret of the keyed hashes; set it where ids must not be guessable
 PLANES = ("sagittal", "coronal", "axial")  # NIfTI axes in RAS+ order
@@ -123,8 +123,8 @@ def read_scan(file: Path, options: ScanOptions, place: str = "") -> Iterator[Pic
     Raises ScanError, whatever is wrong with the file: nothing of what it claims is reserved before it is known to be
     there.
     """
-    from lingshu_rl.curate.dicom import read_dicom
-    from lingshu_rl.curate.nifti import read_nifti
+    from lingshu_rl.imaging.dicom import read_dicom
+    from lingshu_rl.imaging.nifti import read_nifti
 
     read = read_nifti if scan_kind(file) == "nifti" else read_dicom
     try:

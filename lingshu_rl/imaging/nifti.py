@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lingshu_rl.curate.scans import (
+from lingshu_rl.imaging.scans import (
     PLANES,
     Picture,
     ScanError,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lingshu_rl.curate.scans import (
+from lingshu_rl.imaging.scans import (
     Picture,
     ScanError,
     ScanOptions,
@@ -22,7 +22,7 @@ from lingshu_rl.curate.scans import (
     scaled,
     square,
 )
-from lingshu_rl.curate.scrub import scrub
+from lingshu_rl.text.scrub import scrub
 
 # Attributes that may become text of a row; everything else stays in the file.
 TEXT_ATTRIBUTES = tuple(
@@ -93,7 +93,7 @@ def stored_pixels(file: Path, header: Any, number: int, data: Any = None) -> np.
     """
     from pydicom.pixels import pixel_array
 
-    from lingshu_rl.curate.decoding import DECODER
+    from lingshu_rl.imaging.decoding import DECODER
 
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is not None and syntax.is_encapsulated:

@@ -15,11 +15,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from lingshu_rl import engine_options
 from lingshu_rl.config import Config, checked_sources, flat, more_than_adapters
 from lingshu_rl.failures import ConfigError
-from lingshu_rl.hiding import HIDDEN, is_secret, url_fault
-from lingshu_rl.optimizers import Place, check_optimizer
+from lingshu_rl.model.optimizers import Place, check_optimizer
+from lingshu_rl.planning import engine_options
+from lingshu_rl.text.hiding import HIDDEN, is_secret, url_fault
 
 Rule = tuple[Any, str]  # whether it is broken, and what to tell then
 

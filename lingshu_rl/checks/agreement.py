@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lingshu_rl.checks.gap import Gap
 from lingshu_rl.config import CheckConfig, Config
 from lingshu_rl.failures import RunStopped
-from lingshu_rl.gap import Gap
 from lingshu_rl.model.families import cpu_options
 
 SHOWN = 3  # deviating prompts that a message names

@@ -33,14 +33,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl import rehearsal
 from lingshu_rl.config import ConfigError, read_config
 from lingshu_rl.data.tables import json_rows
 from lingshu_rl.failures import LingshuError
-from lingshu_rl.fingerprint import LENGTH, Fingerprints, text_hash
-from lingshu_rl.folders import own
+from lingshu_rl.pipeline import rehearsal
 from lingshu_rl.progress import Progress
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.storage.fingerprint import LENGTH, Fingerprints, text_hash
+from lingshu_rl.storage.folders import own
+from lingshu_rl.storage.runfolder import write_text
 
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 _OUTPUT = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}/([^\s,\]\[{}:]+)")  # {STEP}/FILE in a command

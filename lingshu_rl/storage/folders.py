@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lingshu_rl.config import ConfigError
-from lingshu_rl.disk import said
+from lingshu_rl.storage.disk import said
 
 LOCK = ".lock"
 PATIENCE_S = 5.0  # for a holder that is just ending: a killed run's children take seconds to go

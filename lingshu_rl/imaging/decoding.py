@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lingshu_rl.curate.scans import ScanError
+from lingshu_rl.imaging.scans import ScanError
 
 LIMIT_S = 120.0  # for one frame; then the decoder is stuck
 
@@ -36,7 +36,7 @@ class Decoder:
         """Stored values of one frame, colours as RGB. Raises ScanError, also where the decoder ended or is stuck."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
-                command = [sys.executable, "-m", "lingshu_rl.curate.decoding"]
+                command = [sys.executable, "-m", "lingshu_rl.imaging.decoding"]
                 self.process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
                 )
@@ -74,7 +74,7 @@ DECODER = Decoder()
 
 @lru_cache(maxsize=1)
 def _header(file: str, stamp: int) -> Any:
-    from lingshu_rl.curate.dicom import read_header
+    from lingshu_rl.imaging.dicom import read_header
 
     return read_header(Path(file))
 

@@ -19,12 +19,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lingshu_rl.folders import holder
 from lingshu_rl.progress import Terminal
 from lingshu_rl.report.alarms import find_alarms
 from lingshu_rl.report.html import RunData, load_run
 from lingshu_rl.report.plots import finite, short
 from lingshu_rl.report.text import duration, percent
+from lingshu_rl.storage.folders import holder
 
 REFRESH_S = 2.0
 BLOCKS = " ▁▂▃▄▅▆▇█"

@@ -107,7 +107,7 @@ class Grid:
 
     def slice_size(self, axis: int) -> tuple[int, int]:
         """Width and height of a slice across this axis, with square pixels of the smaller spacing."""
-        from lingshu_rl.curate.scans import square_size
+        from lingshu_rl.imaging.scans import square_size
 
         columns, rows = (n for n in range(3) if n != axis)
         return square_size(self.shape[columns], self.shape[rows], self.spacing[rows], self.spacing[columns])
@@ -281,7 +281,7 @@ class Stored:
 
 
 def _stored(file: str) -> Stored:
-    from lingshu_rl.curate.scans import ScanError, scan_kind
+    from lingshu_rl.imaging.scans import ScanError, scan_kind
 
     path = Path(file)
     kind = "dicom" if path.is_dir() else scan_kind(path)
@@ -309,7 +309,7 @@ def _nifti(file: str) -> Stored:
     import nibabel
     import numpy as np
 
-    from lingshu_rl.curate.nifti import check_size
+    from lingshu_rl.imaging.nifti import check_size
 
     found: Any = nibabel.load(file)
     check_size(Path(file), found)
@@ -381,7 +381,7 @@ class Section:
         import pydicom
         from pydicom.pixels import apply_modality_lut
 
-        from lingshu_rl.curate.dicom import frame_header, stored_pixels
+        from lingshu_rl.imaging.dicom import frame_header, stored_pixels
 
         _check_frames(self.file, _stamp(str(self.file)))
         header = pydicom.dcmread(self.file, stop_before_pixels=True)
@@ -392,7 +392,7 @@ class Section:
 def _sections(path: Path) -> list[Section]:
     import pydicom
 
-    from lingshu_rl.curate.scans import scan_files
+    from lingshu_rl.imaging.scans import scan_files
 
     found = []
     for file in scan_files(path, "dicom"):
@@ -476,7 +476,7 @@ def _voxels(file: str, stamp: tuple[int, int]) -> Voxels:
 @lru_cache(maxsize=4096)
 def _check_frames(file: Path, stamp: tuple[int, int]) -> None:
     """Before a decoder sees them: once a file, however many of its frames are read. Raises ScanError."""
-    from lingshu_rl.curate.dicom import frames_of, read_header
+    from lingshu_rl.imaging.dicom import frames_of, read_header
 
     frames_of(file, read_header(file))
 
@@ -488,7 +488,7 @@ def _read(file: str) -> Voxels:
 
 def _slice(file: str, plane: str, index: int, window: tuple[float, ...]) -> Image:
     """One slice, from the cache on disk or decoded. Raises VolumeError."""
-    from lingshu_rl.images import UnreadablePicture, opened
+    from lingshu_rl.imaging.images import UnreadablePicture, opened
 
     kept = _kept(file, plane, index, window)
     try:
@@ -520,7 +520,7 @@ def cache_folder() -> Path:
 def _decoded(file: str, plane: str, index: int, window: tuple[float, ...]) -> Image:
     from PIL import Image
 
-    from lingshu_rl.curate.scans import upright_slice
+    from lingshu_rl.imaging.scans import upright_slice
 
     volume, grid = _read(file), grid_of(file)
     shown = (window[0] - window[1] / 2, window[0] + window[1] / 2) if window else (volume.low, volume.high)

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.runfolder import write_text
+from lingshu_rl.storage.runfolder import write_text
 
 LENGTH = 16
 

