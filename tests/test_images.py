@@ -10,7 +10,8 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.imaging import images, png
-from lingshu_rl.imaging.images import MAX_PIXELS, MIN_PIXELS, Budget, Picture, UnreadablePicture
+from lingshu_rl.imaging.files import UnreadablePicture
+from lingshu_rl.imaging.images import MAX_PIXELS, MIN_PIXELS, Budget, Picture
 from lingshu_rl.rollout.client import chat_messages
 
 FREE = Budget(min_pixels=1)

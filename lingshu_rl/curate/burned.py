@@ -12,7 +12,8 @@ import numpy as np
 
 from lingshu_rl.curate.items import Context, Dropped, Item
 from lingshu_rl.curate.readers import image_folder
-from lingshu_rl.imaging.images import UnreadablePicture, opened
+from lingshu_rl.imaging.files import UnreadablePicture
+from lingshu_rl.imaging.images import opened
 
 CORNER = (0.18, 0.45)  # share of height and width that a corner takes
 MIN_GLYPHS = 5  # characters in one line

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lingshu_rl.curate.items import Context, Dropped, Item, rank
-from lingshu_rl.imaging.images import UnreadablePicture
+from lingshu_rl.imaging.files import UnreadablePicture
 from rewards.chat import KEY_ENV, Answer, Refused
 
 

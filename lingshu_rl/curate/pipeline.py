@@ -43,7 +43,7 @@ from lingshu_rl.curate.steps import (
 from lingshu_rl.curate.watch import Watch, digest
 from lingshu_rl.data.rows import row_to_prompt
 from lingshu_rl.exits import exit_code
-from lingshu_rl.imaging.scans import pseudonym
+from lingshu_rl.imaging.pixels import pseudonym
 from lingshu_rl.progress import Progress
 from lingshu_rl.storage.folders import own
 from lingshu_rl.storage.runfolder import write_text

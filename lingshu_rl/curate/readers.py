@@ -14,7 +14,7 @@ import numpy as np
 
 from lingshu_rl.data.chats import images_of
 from lingshu_rl.data.mapping import Mapper
-from lingshu_rl.data.rows import RowError, full_path, refusing, row_to_prompt
+from lingshu_rl.data.rows import RowError, refusing, row_to_prompt
 from lingshu_rl.data.sources import (
     DATA_ENDINGS,
     Reading,
@@ -27,7 +27,9 @@ from lingshu_rl.data.sources import (
     source_path,
     usual_layout,
 )
-from lingshu_rl.imaging.scans import ScanError, ScanOptions, encoded, read_scan, scan_files, scan_kind, windowed
+from lingshu_rl.imaging.files import full_path
+from lingshu_rl.imaging.pixels import ScanError, ScanOptions, encoded, scan_files, scan_kind, windowed
+from lingshu_rl.imaging.scans import read_scan
 from lingshu_rl.imaging.volumes import View, VolumeError, as_volumes, unfold
 from lingshu_rl.text.markup import encodable
 

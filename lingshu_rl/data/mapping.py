@@ -15,7 +15,8 @@ from typing import Any
 from lingshu_rl.data.chats import asked_of, images_of, placed
 from lingshu_rl.data.columns import MappingError, Record, as_text, at_path, condition, expression, is_missing
 from lingshu_rl.data.labels import labelled
-from lingshu_rl.data.rows import FIELDS, RowError, full_path
+from lingshu_rl.data.rows import FIELDS, RowError
+from lingshu_rl.imaging.files import full_path
 from lingshu_rl.imaging.volumes import FILES as VOLUME_FILES
 from lingshu_rl.imaging.volumes import is_volume
 from rewards.imports import hint

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.imaging.images import DEFAULT_BUDGET, FORMATS, PHONE, Budget, Picture, upright
+from lingshu_rl.imaging.files import FORMATS, full_path
+from lingshu_rl.imaging.images import DEFAULT_BUDGET, PHONE, Budget, Picture, upright
 from lingshu_rl.imaging.volumes import VolumeError, unfold
 from lingshu_rl.types import Prompt
 from rewards.kinds import LETTERS, find
@@ -134,16 +135,6 @@ def _image(image: Any, base_dir: str | Path | None) -> str | bytes:
     if hasattr(image, "save") and hasattr(image, "tobytes"):
         return _kept(image)
     raise RowError(f"an image must be a path, bytes or a PIL image, got {type(image).__name__}")
-
-
-def full_path(image: str | Path, folder: str | Path) -> str:
-    """Where an image's name leads from a folder. Raises RowError for what can be no name of a file."""
-    try:
-        path = str(Path(folder).joinpath(Path(image).expanduser()).resolve())
-        path.encode()
-    except (RuntimeError, ValueError, OSError) as error:  # no such user, a circle of links, a NUL, half a character
-        raise RowError(f"image path {str(image)[:80]!r} cannot be one: {error}") from None
-    return path
 
 
 def _kept(image: Any) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 
 from lingshu_rl.data.columns import MappingError, expression, is_missing
 from lingshu_rl.data.mapping import ImageFinder, Layout, Mapper
-from lingshu_rl.data.rows import FIELDS, RowError, full_path, refusing
+from lingshu_rl.data.rows import FIELDS, RowError, refusing
 from lingshu_rl.data.tables import (
     PACKED,
     SPLITS,
@@ -33,6 +33,7 @@ from lingshu_rl.data.tables import (
     table,
 )
 from lingshu_rl.failures import LingshuError
+from lingshu_rl.imaging.files import full_path
 from lingshu_rl.imaging.volumes import FILES as VOLUME_FILES
 from lingshu_rl.imaging.volumes import as_volumes, is_volume
 from rewards.imports import hint

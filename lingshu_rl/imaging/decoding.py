@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import struct
 import subprocess
 import sys
 import threading
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lingshu_rl.imaging.scans import ScanError
+from lingshu_rl.imaging.pixels import ScanError
 
 LIMIT_S = 120.0  # for one frame; then the decoder is stuck
 
@@ -36,7 +33,7 @@ class Decoder:
         """Stored values of one frame, colours as RGB. Raises ScanError, also where the decoder ended or is stuck."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
-                command = [sys.executable, "-m", "lingshu_rl.imaging.decoding"]
+                command = [sys.executable, "-m", "lingshu_rl.imaging.decoding_child"]
                 self.process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
                 )
@@ -70,35 +67,3 @@ class Decoder:
 
 
 DECODER = Decoder()
-
-
-@lru_cache(maxsize=1)
-def _header(file: str, stamp: int) -> Any:
-    from lingshu_rl.imaging.dicom import read_header
-
-    return read_header(Path(file))
-
-
-def _decoded(file: str, number: int) -> bytes:
-    from pydicom.pixels import pixel_array
-
-    out = io.BytesIO()
-    try:
-        pixels = pixel_array(_header(file, os.stat(file).st_mtime_ns), index=number)
-        np.save(out, pixels, allow_pickle=False)
-    except Exception as error:  # decoders raise their own kinds
-        return b"E" + " ".join(f"{type(error).__name__}: {error}".split())[:500].encode("utf-8", "backslashreplace")
-    return b"P" + out.getvalue()
-
-
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # decoders print where answers would be
-    for request in sys.stdin.buffer:
-        told = _decoded(*json.loads(request))
-        answers.write(struct.pack("<Q", len(told)) + told)
-        answers.flush()
-
-
-if __name__ == "__main__":
-    main()

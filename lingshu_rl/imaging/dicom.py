@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from lingshu_rl.imaging.scans import (
-    Picture,
+from lingshu_rl.imaging.decoding import DECODER
+from lingshu_rl.imaging.pixels import (
     ScanError,
     ScanOptions,
+    ScanPicture,
     begins_as_dicom,
     encoded,
     patient_by_pattern,
@@ -58,7 +59,7 @@ SIZED, SCAN = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}), 0xDA
 CENTIMETRES, TISSUE = 3, 1  # an ultrasound region's unit, and its spatial format "2D"
 
 
-def read_dicom(file: Path, options: ScanOptions, place: str) -> Iterator[Picture]:
+def read_dicom(file: Path, options: ScanOptions, place: str) -> Iterator[ScanPicture]:
     data = read_header(file)
     _check(file, data, options)
     count = frames_of(file, data)
@@ -73,7 +74,7 @@ def read_dicom(file: Path, options: ScanOptions, place: str) -> Iterator[Picture
         size = {"mm_per_pixel": round(min(rows_mm, columns_mm), 5)} if rows_mm else {}
         png = encoded(square(_eight_bits(frame, pixels, options.window), rows_mm, columns_mm))
         name = fields["id"] if count == 1 else f"{fields['id']}-{number}"
-        yield Picture("" if count == 1 else f":frame {number}", png, {**fields, "id": name}, {**facts, **size})
+        yield ScanPicture("" if count == 1 else f":frame {number}", png, {**fields, "id": name}, {**facts, **size})
 
 
 def read_header(file: Path) -> Any:
@@ -92,8 +93,6 @@ def stored_pixels(file: Path, header: Any, number: int, data: Any = None) -> np.
     Raises ScanError where it is compressed and cannot be decoded.
     """
     from pydicom.pixels import pixel_array
-
-    from lingshu_rl.imaging.decoding import DECODER
 
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is not None and syntax.is_encapsulated:

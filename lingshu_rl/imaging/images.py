@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import math
 import os
 import re
@@ -23,7 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lingshu_rl.imaging import png
-from lingshu_rl.imaging.volumes import View, content_size
+from lingshu_rl.imaging.files import FORMATS, UnreadablePicture, opened_file, told_as
+from lingshu_rl.imaging.volumes import View
+from lingshu_rl.imaging.voxels import content_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,8 +33,6 @@ MAX_PIXELS = 1 << 20
 MIN_PIXELS = 56 * 56
 MAX_ASPECT = 200  # longer over shorter side; processors of the Qwen family refuse more, and no patch shows much of it
 KEPT_BYTES = 512 << 20  # of pictures that were prepared: those of a step under way, or of a small set over all epochs
-# Pillow's names of the formats that are read, whatever a file is called. Others start programs (PostScript).
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 FORMATS_SENT = ("PNG", "JPEG")  # of `Picture.encoded`
 
 _GREY = {"1", "L", "LA"}
@@ -45,10 +44,6 @@ _XMP = ("XML:com.adobe.xmp", "xmp")
 _NOT_PLAIN = {"exif", "transparency", *_XMP}  # what changes how an image is seen
 _END_OF_JPEG = b"\xff\xd9"
 PHONE = "MPO"  # what Pillow calls several JPEGs in one file: the photo, then its preview or depth map
-
-
-class UnreadablePicture(OSError):
-    """An image that cannot be decoded, or no longer; the text names it."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +159,7 @@ class Picture:
     @property
     def told(self) -> str:
         """The image in a message."""
-        return _told(self.source)
+        return told_as(self.source)
 
     @cached_property
     def _header(self) -> Header:
@@ -173,34 +168,17 @@ class Picture:
 
 @contextmanager
 def opened(source: str | Path | bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image]:
-    """An image by its content, of one of `formats`; its pixels are decoded when they are asked for.
-
-    Everything in the library that reads an image file does so here. Raises UnreadablePicture for whatever is wrong with
-    the file, found out inside the `with` block as well.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    told = f"unreadable image {_told(source)}"
-    try:
-        if (view := _view(source)) is not None:
-            yield view.image()
-            return
-        if not isinstance(source, bytes) and not Path(source).is_file():  # nor a pipe, which would be waited for
-            raise UnreadablePicture(f"image file not found: {source}")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
+    """`opened_file`, or the slices that a name of a volume's view stands for. Raises UnreadablePicture."""
+    if (view := _view(source)) is None:
+        with opened_file(source, formats) as image:
             yield image
+        return
+    try:
+        yield view.image()
     except UnreadablePicture:
         raise
-    except UnidentifiedImageError as error:
-        raise UnreadablePicture(
-            f"{told}: it is no {', '.join(formats[:-1])} or {formats[-1]} file; save it as one"
-        ) from error
-    except Exception as error:  # damage shows as errors of Pillow, zlib, struct, a decoder or Python itself
-        raise UnreadablePicture(f"{told}: {str(error) or type(error).__name__}") from error
-
-
-def _told(source: str | Path | bytes) -> str:
-    return f"of {len(source)} bytes" if isinstance(source, bytes) else f"{source!s}"
+    except Exception as error:  # of a volume that changed, or of a reader of its kind of file
+        raise UnreadablePicture(f"unreadable image {source!s}: {str(error) or type(error).__name__}") from error
 
 
 def _read_header(source: str | bytes) -> Header:
@@ -208,7 +186,7 @@ def _read_header(source: str | bytes) -> Header:
         if (view := _view(source)) is not None:
             return Header(view.size)
         with opened(source) as image:
-            return Header(_upright_size(image), _kind_fault(image, _told(source)))
+            return Header(_upright_size(image), _kind_fault(image, told_as(source)))
     except UnreadablePicture as error:
         return Header(fault=str(error))
     except ValueError as error:  # of a volume

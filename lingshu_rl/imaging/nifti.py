@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from lingshu_rl.imaging.scans import (
+from lingshu_rl.imaging.pixels import (
     PLANES,
-    Picture,
     ScanError,
     ScanOptions,
+    ScanPicture,
     encoded,
     patient_by_pattern,
     pseudonym,
@@ -92,7 +92,7 @@ def check_size(file: Path, volume: Any) -> None:
         raise ScanError(f"{file}: a volume of over {MOST_VOXELS:,} voxels; cut it into parts or make them larger")
 
 
-def read_nifti(file: Path, options: ScanOptions, place: str) -> Iterator[Picture]:
+def read_nifti(file: Path, options: ScanOptions, place: str) -> Iterator[ScanPicture]:
     values, spacing = _upright(file)
     finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0, 0)
@@ -112,6 +112,6 @@ def read_nifti(file: Path, options: ScanOptions, place: str) -> Iterator[Picture
         picture = encoded(upright_slice(values, axis, index, (low, high), spacing))
         facts = {"patient_id": pseudonym(patient), "plane": options.plane, "position": index, "mm_per_pixel": mm}
         taken += 1
-        yield Picture(f":slice {index}", picture, {"id": f"{name}-{options.plane}-{index}"}, facts)
+        yield ScanPicture(f":slice {index}", picture, {"id": f"{name}-{options.plane}-{index}"}, facts)
     if not taken:
         raise ScanError(f"{file}: no slice has {options.min_foreground:.0%} of tissue", "empty_scan")

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from lingshu_rl.imaging.images import FORMATS_SENT, UnreadablePicture, opened
+from lingshu_rl.imaging.files import UnreadablePicture
+from lingshu_rl.imaging.images import FORMATS_SENT, opened
 from lingshu_rl.processes.pool import BadAnswer
 from lingshu_rl.types import ProcessorInputs, TokenGroup
 

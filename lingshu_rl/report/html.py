@@ -19,7 +19,8 @@ from typing import Any
 from lingshu_rl.data.sources import paths_in
 from lingshu_rl.eval.scoring import UNREAD
 from lingshu_rl.eval.stats import gain_between, mean_ci, split_by, summarise
-from lingshu_rl.imaging.images import Picture, UnreadablePicture
+from lingshu_rl.imaging.files import UnreadablePicture
+from lingshu_rl.imaging.images import Picture
 from lingshu_rl.report import plots
 from lingshu_rl.report.alarms import find_alarms
 from lingshu_rl.report.monitor import monitors, parsed_of, reward_by_length

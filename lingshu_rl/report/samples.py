@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lingshu_rl.imaging.images import Picture, UnreadablePicture
+from lingshu_rl.imaging.files import UnreadablePicture
+from lingshu_rl.imaging.images import Picture
 from lingshu_rl.report.html import widest
 from lingshu_rl.text.markup import table_line
 

@@ -24,7 +24,7 @@ from lingshu_rl.cli import main
 from lingshu_rl.config import ConfigError
 from lingshu_rl.curate.pipeline import STEPS, load_pipeline, parse_pipeline, run_pipeline
 from lingshu_rl.data.load import load
-from lingshu_rl.imaging.scans import PSEUDONYM_KEY_ENV
+from lingshu_rl.imaging.pixels import PSEUDONYM_KEY_ENV
 from lingshu_rl.progress import Progress
 from lingshu_rl.storage.folders import LOCK
 

@@ -28,7 +28,8 @@ from lingshu_rl.curate.readers import Source, read_rows
 from lingshu_rl.imaging.decoding import DECODER, Decoder
 from lingshu_rl.imaging.dicom import stream_sizes
 from lingshu_rl.imaging.nifti import patient_of
-from lingshu_rl.imaging.scans import PSEUDONYM_KEY_ENV, ScanError, ScanOptions, pseudonym, read_scan, scan_files
+from lingshu_rl.imaging.pixels import PSEUDONYM_KEY_ENV, ScanError, ScanOptions, pseudonym, scan_files
+from lingshu_rl.imaging.scans import read_scan
 
 
 def pixels(png: bytes) -> np.ndarray:

@@ -21,10 +21,12 @@ from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.eval.loading import _data_hash
 from lingshu_rl.eval.scoring import cluster_name
-from lingshu_rl.imaging import volumes
+from lingshu_rl.imaging import voxels
 from lingshu_rl.imaging.images import Picture
-from lingshu_rl.imaging.scans import ScanOptions, read_scan
-from lingshu_rl.imaging.volumes import PLANES, View, VolumeError, grid_of, spread, views_of
+from lingshu_rl.imaging.pixels import PLANES, ScanOptions
+from lingshu_rl.imaging.scans import read_scan
+from lingshu_rl.imaging.volumes import View, VolumeError, spread, views_of
+from lingshu_rl.imaging.voxels import grid_of
 
 SPACING = (1.0, 1.5, 3.0)
 WINDOW = [40, 400]
@@ -114,7 +116,7 @@ def enhanced(path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv(volumes.CACHE_ENV, str(tmp_path / "cache"))
+    monkeypatch.setenv(voxels.CACHE_ENV, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -343,10 +345,10 @@ def test_slices_are_decoded_once_and_again_when_the_file_changes(tmp_path, cache
     first = [image.tobytes() for image in pictures(file, "axial")]
     kept = sorted(cache.rglob("*.png"))
     assert len(kept) == 18
-    reading = volumes._read
-    monkeypatch.setattr(volumes, "_read", lambda file: pytest.fail("decoded again"))
+    reading = voxels.read_voxels
+    monkeypatch.setattr(voxels, "read_voxels", lambda file: pytest.fail("decoded again"))
     assert [image.tobytes() for image in pictures(file, "axial")] == first
-    monkeypatch.setattr(volumes, "_read", reading)
+    monkeypatch.setattr(voxels, "read_voxels", reading)
     for damaged in kept:
         damaged.write_bytes(damaged.read_bytes()[:40])
     assert [image.tobytes() for image in pictures(file, "axial")] == first
@@ -356,7 +358,7 @@ def test_slices_are_decoded_once_and_again_when_the_file_changes(tmp_path, cache
 
 def test_without_a_cache_to_write_to_it_goes_on(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv(volumes.CACHE_ENV, str(tmp_path / "file" / "slices"))
+    monkeypatch.setenv(voxels.CACHE_ENV, str(tmp_path / "file" / "slices"))
     assert len(pictures(nifti(tmp_path / "v.nii.gz"), "coronal")) == 20
 
 

@@ -99,7 +99,7 @@ SHARD = partial(loaded, map={name: f"json.{name}" for name in ("id", "question",
 
 def scanned(path: Path) -> Iterator[str]:
     from lingshu_rl.curate.readers import Source, read_rows
-    from lingshu_rl.imaging.scans import ScanOptions
+    from lingshu_rl.imaging.pixels import ScanOptions
 
     scan = ScanOptions(frames="all", burned_in=True)
     kind = "nifti" if ".nii" in path.name else "dicom"
