@@ -41,7 +41,8 @@ def test_rewards_do_not_import_the_trainer():
 def test_no_key_of_a_source_is_dead_or_untried():
     library = "\n".join(p.read_text() for p in (ROOT / "lingshu_rl").rglob("*.py"))
     tests = "\n".join(
-        (ROOT / "tests" / "data" / f"test_{name}.py").read_text() for name in ("layouts", "mixing", "volumes")
+        (ROOT / "tests" / f"{name}.py").read_text()
+        for name in ("data/test_layouts", "data/test_mixing", "imaging/test_volumes")
     )
     keys = [field.name for field in fields(Source)]
     assert [key for key in keys if not re.search(rf"(source|self|\bs)\.{key}\b", library)] == []

@@ -41,7 +41,7 @@ class Stack:
         numbers: bytes of a number in the compute dtype; singles: of the float32 copies that norms make.
         Kept are: of each norm the input in float32, the normalised and the scaled output; queries and keys before and
         after their rotation, values, the attention's output, and the pieces that a row's blocks put together; the MLP's
-        gate, its activation, the other half and their product. Measured in tests/test_plan.py.
+        gate, its activation, the other half and their product. Measured in tests/planning/test_plan.py.
         """
         heads = self.head_dim * (self.heads + self.kv_heads)
         norms = (2 * self.hidden + self.normed_heads * heads) * (singles + 2 * numbers)

@@ -15,7 +15,7 @@ from lingshu_rl.storage import folders
 from lingshu_rl.storage.folders import InUse, own
 from lingshu_rl.synth.rows import write_outcomes
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HOLD = "import sys, time\nfrom pathlib import Path\nfrom lingshu_rl.storage.folders import own\nwith own(Path(sys.argv[1]), 'a run', 'run.dir'):\n    print('held', flush=True)\n    time.sleep(600)\n"
 
 

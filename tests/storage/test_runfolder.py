@@ -209,7 +209,7 @@ for work in (lambda: save(2, 50_000), lambda: [folder.log_metrics({"step": i, "x
     except RunFolderError as error:
         print(error)
 """
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "run"), str(root)], capture_output=True, text=True
     )

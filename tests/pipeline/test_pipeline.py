@@ -16,7 +16,7 @@ from lingshu_rl.pipeline.steps import Pipeline, load_pipeline
 from lingshu_rl.progress import Progress
 from lingshu_rl.storage.folders import InUse, own
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Copies its inputs into the output, upper or lower case; leaves a line in `ran` each time it runs.
 COPY = """
 import pathlib, sys, time
