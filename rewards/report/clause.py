@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 
 from rewards.report.attributes import attach
@@ -77,9 +76,9 @@ def _as_said(entity: Entity, lexicon: Lexicon) -> list[Entity]:
     known = lexicon.finding(entity.finding)
     for grown, size in known.grows.items():
         if (entity.size_mm or 0.0) >= size:
-            entity = replace(entity, finding=grown)
+            entity = entity._replace(finding=grown)
     meant = known.means[:1] if entity.assertion == "absent" else known.means
-    return [replace(entity, finding=part) for part in meant] if meant else [entity]
+    return [entity._replace(finding=part) for part in meant] if meant else [entity]
 
 
 def _either_or(marks: Marks, heads: list[Head]) -> list[Head]:

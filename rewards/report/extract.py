@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -66,7 +65,7 @@ def _add(sentence: Sentence, number: int, found: list[Found], lexicon: Lexicon) 
         entities = (other,) if other is not None else ()
     for entity in entities:
         if sentence.question and entity.assertion == "present":
-            entity = replace(entity, assertion="uncertain")
+            entity = entity._replace(assertion="uncertain")
         found.append((sentence.section, (number,), entity))
 
 
@@ -104,8 +103,7 @@ def _continued(words: Sequence[str], lexicon: Lexicon, last: Entity) -> Entity |
     denied = any(cue.name.startswith("negate") for cue in marks.cues)
     doubted = any(cue.name.startswith("doubt") for cue in marks.cues)
     assertion = "absent" if denied else "uncertain" if doubted and last.assertion == "present" else last.assertion
-    return replace(
-        last,
+    return last._replace(
         assertion=assertion,
         side=more.side or last.side,
         severity=more.severity or last.severity,
@@ -157,9 +155,9 @@ def _merge(found: Iterable[Found]) -> tuple[tuple[Entity, ...], tuple[tuple[str,
     for entity, sentences in zip(kept, said, strict=True):
         if entity.assertion == "uncertain":
             stated = by_finding.get((entity.finding, "present"), ())[-_MAX_ALIKE:]
-            if any(_joined(kept[slot], replace(entity, assertion="present")) for slot in stated):
+            if any(_joined(kept[slot], entity._replace(assertion="present")) for slot in stated):
                 continue
-        final.append(replace(entity, said=frozenset(sentences)))
+        final.append(entity._replace(said=frozenset(sentences)))
     extra: dict[str, int] = {}
     for (_, finding, assertion, _), count in counts.items():
         if count > 2 and assertion != "absent":
@@ -202,4 +200,4 @@ def _joined(a: Entity, b: Entity) -> Entity | None:
         "sites": a.sites | b.sites,
     }
     more = {name: value for name, value in joined.items() if value != getattr(a, name)}
-    return replace(a, **more) if more else a
+    return a._replace(**more) if more else a
