@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rewards.report.lexicon import TERMS, Lexicon
@@ -39,20 +38,19 @@ class Modifier(NamedTuple):
     value: object
 
 
-@dataclass
 class Marks:
     """The mentions of one sentence by kind; positions are word indices, ends exclusive."""
 
-    words: Sequence[str]
-    lexicon: Lexicon
-    heads: list[Mention] = field(default_factory=list)  # findings
-    organs: list[Mention] = field(default_factory=list)
-    states: list[Mention] = field(default_factory=list)
-    normals: list[Mention] = field(default_factory=list)
-    abnormals: list[Mention] = field(default_factory=list)
-    modifiers: list[Modifier] = field(default_factory=list)
-    cues: list[Mention] = field(default_factory=list)
-    verbs: list[int] = field(default_factory=list)
+    def __init__(self, words: Sequence[str], lexicon: Lexicon) -> None:
+        self.words, self.lexicon = words, lexicon
+        self.heads: list[Mention] = []  # findings
+        self.organs: list[Mention] = []
+        self.states: list[Mention] = []
+        self.normals: list[Mention] = []
+        self.abnormals: list[Mention] = []
+        self.modifiers: list[Modifier] = []
+        self.cues: list[Mention] = []
+        self.verbs: list[int] = []
 
     def says_where(self, lo: int, hi: int) -> bool:
         """Whether a preposition stands in words[lo:hi]: what follows it places the finding before it."""
