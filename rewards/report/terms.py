@@ -6,19 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rewards.report.lexicon import TERMS, Lexicon
+from rewards.report.lexicon import ORDINALS, TERMS, Lexicon
 
-_LEVEL = re.compile(r"[ctls]\d{1,2}$")
-_NUMBER_STARTS = frozenset("0123456789.")
 _ORDINAL = re.compile(r"(\d{1,2})(?:st|nd|rd|th)$")
 _UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0, "cms": 10.0, "mms": 1.0}
-_ORDINAL_WORDS = {
-    word: str(i)
-    for i, word in enumerate(
-        tuple("first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()),
-        start=1,
-    )
-}
+_ORDINAL_WORDS = {word: str(i) for i, word in enumerate(ORDINALS, start=1)}
 
 
 class Mention(NamedTuple):
@@ -52,6 +44,16 @@ class Marks:
         self.cues: list[Mention] = []
         self.verbs: list[int] = []
 
+    def part(self, lo: int, hi: int) -> Marks:
+        """What begins in words[lo:hi], of the same words."""
+        if lo == 0 and hi == len(self.words):
+            return self
+        part = Marks(self.words, self.lexicon)
+        for kind in ("heads", "organs", "states", "normals", "abnormals", "modifiers", "cues"):
+            setattr(part, kind, [mention for mention in getattr(self, kind) if lo <= mention.begin < hi])
+        part.verbs = [verb for verb in self.verbs if lo <= verb < hi]
+        return part
+
     def says_where(self, lo: int, hi: int) -> bool:
         """Whether a preposition stands in words[lo:hi]: what follows it places the finding before it."""
         return not self.lexicon.grammar["prepositions"].isdisjoint(self.words[lo:hi])
@@ -63,10 +65,20 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
     marks = Marks(words, lexicon)
     lists = {"finding": marks.heads, "anatomy": marks.organs, "state": marks.states, "cue": marks.cues}
     lists |= {"normal": marks.normals, "abnormal": marks.abnormals}
-    i, count = 0, len(words)
-    while i < count:
-        node = lexicon.trie.get(words[i])
-        end, meanings = _longest_term(words, i, node) if node is not None else (i + 1, ())
+    trie, sort_of, ahead = lexicon.trie, lexicon.sort_of, (*words, None)
+    end = 0
+    for i, word in enumerate(words):
+        if i < end:
+            continue
+        meanings: tuple[tuple[str, Any], ...] = ()
+        end = behind = i + 1
+        node = trie.get(word)
+        while node is not None:
+            longer = node.get(TERMS)
+            if longer:
+                meanings, end = longer, behind
+            node = node.get(ahead[behind])
+            behind += 1
         for kind, value in meanings:
             if kind in lists:
                 lists[kind].append(Mention(i, end, value))
@@ -74,10 +86,9 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
                     _inner_sides(marks, i, end, kind, value)
             else:
                 marks.modifiers.append(Modifier(i, end, kind, value))
-        if not meanings:
-            _mark_word(marks, i, words[i])
-        i = end
-    if marks.organs:
+        if not meanings and (sort := sort_of(word)):
+            _mark_word(marks, i, word, sort)
+    if len(marks.organs) > 1 or "of" in words:
         vague = {
             _held_by(organ, marks) or _measured(organ, marks) for organ in marks.organs
         }  # and None, which no organ is
@@ -85,42 +96,10 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
     return marks
 
 
-def _longest_term(
-    words: Sequence[str], i: int, node: Mapping[str, Any] | None
-) -> tuple[int, tuple[tuple[str, Any], ...]]:
-    """(its end, its meanings) of the longest term at i, of which `node` is the first word; (i + 1, nothing) for
-    none."""
-    best, meanings = i + 1, ()
-    j, count = i + 1, len(words)
-    while node is not None:
-        ends = node.get(TERMS)
-        if ends:
-            best, meanings = j, ends
-        if j >= count:
-            break
-        node = node.get(words[j])
-        j += 1
-    return best, meanings
-
-
-def _mark_word(marks: Marks, i: int, word: str) -> None:
-    """A word that begins no term: a shared noun left out, a verb, a number, a level or the name of a disease."""
-    if word in marks.lexicon.grammar["predicates"]:
-        marks.verbs.append(i)
-    elif word in marks.lexicon.trie:
-        whole = _elided(marks.words, i, marks.lexicon.trie) if i + 3 < len(marks.words) else None
-        if whole is not None:
-            marks.organs.append(Mention(i, i + 1, whole))
-        else:
-            _other_word(marks, i, word, marks.lexicon)
-    elif word[0] in _NUMBER_STARTS or word in _ORDINAL_WORDS or word[0] in "ctls" or len(word) > 6:
-        _other_word(marks, i, word, marks.lexicon)
-
-
 def _elided(words: Sequence[str], i: int, root: Mapping[str, Any]) -> str | None:
     """The place that "upper" is in "upper and right lower lobe": the last word of a later term is shared."""
     node = root.get(words[i])
-    if node is None or words[i + 1] not in ("and", "or", ",", "to"):
+    if node is None or i + 3 >= len(words) or words[i + 1] not in ("and", "or", ",", "to"):
         return None
     for j in range(i + 2, min(i + 6, len(words))):
         ends = node.get(words[j], {}).get(TERMS, ())
@@ -137,26 +116,33 @@ def _inner_sides(marks: Marks, begin: int, end: int, kind: str, name: str) -> No
                 marks.modifiers.append(Modifier(i, i + 1, "side", marks.words[i]))
 
 
-def _other_word(marks: Marks, i: int, word: str, lexicon: Lexicon) -> None:
-    words = marks.words
-    if word[0].isdigit() or word[0] == ".":
-        ordinal = _ORDINAL.match(word)
-        if ordinal:
-            marks.modifiers.append(Modifier(i, i + 1, "level", ordinal[1]))
-            return
-        for j in range(i + 1, min(i + 5, len(words))):
-            scale = _UNITS.get(words[j])
-            if scale is not None:
-                marks.modifiers.append(Modifier(i, i + 1, "size", float(word) * scale * _bound(marks, i)))
-                return
-            if words[j] not in ("x", "by", "to", ",") and not words[j][0].isdigit():
-                return
-    elif word in _ORDINAL_WORDS:
-        marks.modifiers.append(Modifier(i, i + 1, "level", _ORDINAL_WORDS[word]))
-    elif _LEVEL.match(word):
+def _mark_word(marks: Marks, i: int, word: str, sort: str) -> None:
+    """A word that is no term, by its sort (see `lexicon.sort_of`)."""
+    if sort == "verb":
+        marks.verbs.append(i)
+    elif whole := _elided(marks.words, i, marks.lexicon.trie):
+        marks.organs.append(Mention(i, i + 1, whole))
+    elif sort == "number":
+        _mark_number(marks, i, word)
+    elif sort == "level":
         marks.organs.append(Mention(i, i + 1, word))
-    elif len(word) > 6 and word.endswith(lexicon.open_suffixes) and word not in lexicon.not_findings and word.isascii():
+    elif sort == "disease":
         marks.heads.append(Mention(i, i + 1, word))
+
+
+def _mark_number(marks: Marks, i: int, word: str) -> None:
+    ordinal = _ORDINAL.match(word)
+    if ordinal or word in _ORDINAL_WORDS:
+        marks.modifiers.append(Modifier(i, i + 1, "level", ordinal[1] if ordinal else _ORDINAL_WORDS[word]))
+        return
+    words = marks.words
+    for j in range(i + 1, min(i + 5, len(words))):
+        scale = _UNITS.get(words[j])
+        if scale is not None:
+            marks.modifiers.append(Modifier(i, i + 1, "size", float(word) * scale * _bound(marks, i)))
+            return
+        if words[j] not in ("x", "by", "to", ",") and not words[j][0].isdigit():
+            return
 
 
 def _measured(organ: Mention, marks: Marks) -> Mention | None:
