@@ -20,7 +20,7 @@ from rewards.report.sites import (
     share_noun,
     specialise,
 )
-from rewards.report.stance import Reach, reaches
+from rewards.report.stance import Reach, holds, reaches
 from rewards.report.systems import say_abnormal, say_normal
 from rewards.report.terms import Marks, Mention
 
@@ -46,14 +46,14 @@ def read_clause(marks: Marks, subject: Mention | None, lexicon: Lexicon, lo: int
     say_normal(frame)
     say_abnormal(frame, reach)
     say_things(frame)
-    heads = sorted(frame.heads, key=lambda h: (h.begin, h.end, h.finding))
+    heads = sorted(frame.heads, key=_order)
     if not heads:
         return []
     attach(frame, heads, reach)
     either_or = _either_or(marks, heads)
     entities = []
     for head in heads:
-        if any(span.holds(head.begin) for span in reach.unasserted):
+        if holds(reach.unasserted, head.begin):
             continue
         assertion = _assertion(head, frame, reach, doubted=head in either_or)
         for part in parts(head):
@@ -61,19 +61,25 @@ def read_clause(marks: Marks, subject: Mention | None, lexicon: Lexicon, lo: int
     return entities
 
 
+def _order(head: Head) -> tuple[int, int, str]:
+    return head.begin, head.end, head.finding
+
+
 def _assertion(head: Head, frame: Frame, reach: Reach, doubted: bool) -> str:
-    denied = any(span.holds(head.begin) for span in reach.denied)
+    denied = holds(reach.denied, head.begin)
     if head.group:
         # A normal organ is an absent group; "not clear" makes it present.
         return "absent" if (head in frame.normal_heads) != denied else "present"
     if denied:
         return "absent"
-    return "uncertain" if doubted or any(span.holds(head.begin) for span in reach.doubted) else "present"
+    return "uncertain" if doubted or holds(reach.doubted, head.begin) else "present"
 
 
 def _as_said(entity: Entity, lexicon: Lexicon) -> list[Entity]:
     """The finding by its size, or the findings that its word stands for; denied, the word speaks of the first."""
-    known = lexicon.finding(entity.finding)
+    known = lexicon.findings.get(entity.finding)
+    if known is None:
+        return [entity]
     for grown, size in known.grows.items():
         if (entity.size_mm or 0.0) >= size:
             entity = entity._replace(finding=grown)

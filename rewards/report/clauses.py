@@ -17,8 +17,12 @@ _GOES_ON = ("or", "nor", "which", "that", "who")  # after a comma: still the cla
 def clause_starts(marks: Marks, lines: Sequence[int]) -> list[int]:
     """Word positions at which a new clause begins, 0 first. `lines`: positions where a new line of the text began."""
     count = len(marks.words)
-    starts = {0, *_contrasts(marks), *_statements(marks), *_finished_lines(marks, lines)}
-    starts.update(_new_subjects(marks, starts))
+    borders = [i for i, word in enumerate(marks.words) if word in _BORDERS]
+    starts = {0, *_contrasts(marks), *_statements(marks, borders)}
+    if lines:
+        starts.update(_finished_lines(marks, lines))
+    if borders:
+        starts.update(_new_subjects(marks, starts, borders))
     return sorted(i for i in starts if i < count or i == 0)
 
 
@@ -33,13 +37,12 @@ def _contrasts(marks: Marks) -> Iterator[int]:
             yield next((i for i in range(cue.end, len(words)) if words[i] == ","), len(words)) + 1
 
 
-def _statements(marks: Marks) -> Iterator[int]:
+def _statements(marks: Marks, borders: Sequence[int]) -> Iterator[int]:
     """ "... and positive for", "... and shows", "..., none": words that begin a statement of their own."""
-    words, asserting = marks.words, marks.lexicon.grammar["asserting"]
-    for i in range(1, len(words)):
-        after_comma = words[i - 1] == "," and words[i] in ("none", "positive")
-        if after_comma or (words[i - 1] == "and" and words[i] in asserting):
-            yield i
+    for i in borders:
+        own = ("none", "positive") if marks.words[i] == "," else marks.lexicon.grammar["asserting"]
+        if i + 1 < len(marks.words) and marks.words[i + 1] in own:
+            yield i + 1
 
 
 def _finished_lines(marks: Marks, lines: Sequence[int]) -> Iterator[int]:
@@ -176,15 +179,12 @@ _Rule = Callable[[Marks, _Roles, _Behind, _Ahead], "bool | None"]
 _RULES: tuple[_Rule, ...] = (_opens_with_article, _shares_a_noun, _organ_has_a_predicate, _second_verb, _otherwise)
 
 
-def _new_subjects(marks: Marks, starts: set[int]) -> list[int]:
+def _new_subjects(marks: Marks, starts: set[int], borders: Sequence[int]) -> list[int]:
     words = marks.words
-    last = next((i for i in range(len(words) - 1, -1, -1) if words[i] in _BORDERS), -1)
-    if last < 0:
-        return []
     roles = _roles(marks)
     found: list[int] = []
     behind = _Behind()
-    for i, word in enumerate(words[: last + 1]):
+    for i, word in enumerate(words[: borders[-1] + 1]):
         behind.take(i, roles)
         if word not in _BORDERS or (i and words[i - 1] == ","):
             continue

@@ -25,6 +25,13 @@ class Span(NamedTuple):
         return self.begin <= i < self.end
 
 
+def holds(spans: Sequence[Span], i: int) -> bool:
+    for begin, end in spans:
+        if begin <= i < end:
+            return True
+    return False
+
+
 @dataclass(frozen=True)
 class Reach:
     """Word ranges of a clause. Doubt inside a denial is part of it: "no evidence of possible pneumonia" denies."""
@@ -64,8 +71,11 @@ class _Cue:
 
 def reaches(marks: Marks, lo: int, hi: int) -> Reach:
     """What the cues of the clause words[lo:hi] deny, doubt and leave unasserted."""
-    clause = _Clause(marks, lo, hi, [c for c in marks.cues if lo <= c.begin < hi], [], [], [], [], [])
-    if clause.cues:
+    cues = marks.part(lo, hi).cues
+    if not cues and not marks.normals:
+        return NOTHING
+    clause = _Clause(marks, lo, hi, cues, [], [], [], [], [])
+    if cues:
         targets = (*marks.heads, *marks.states, *marks.normals, *marks.abnormals)
         clause.targets = sorted(Span(t.begin, t.end) for t in targets if lo <= t.begin < hi)
     for number, cue in enumerate(clause.cues):
@@ -159,9 +169,11 @@ def _within_limits(clause: _Clause) -> None:
     """ "vascular engorgement appears within normal limits" denies the finding it is said of."""
     marks = clause.marks
     for normal in marks.normals:
+        if "limit" not in marks.words[normal.begin : normal.end]:
+            continue
         verb = max((v for v in marks.verbs if clause.lo <= v < normal.begin), default=-1)
         said_of = [t.begin for t in (*marks.heads, *marks.states) if t.end == verb]
-        if said_of and "limit" in marks.words[normal.begin : normal.end]:
+        if said_of:
             clause.denied.append(Span(max(said_of), verb))
 
 

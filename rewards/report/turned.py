@@ -22,6 +22,8 @@ def turn(marks: Marks) -> None:
 
 def _way_of_the_study(marks: Marks, cue: Mention) -> Modifier | None:
     """ "without oral or intravenous contrast": how it was done, not what was found."""
+    if marks.lexicon.grammar["technique"].isdisjoint(marks.words[cue.end : cue.end + _NEAR]):
+        return None
     named = (*marks.heads, *marks.states, *marks.abnormals)
     for i in range(cue.end, min(cue.end + _NEAR, len(marks.words))):
         if marks.words[i] in marks.lexicon.grammar["technique"]:
