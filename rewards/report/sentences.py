@@ -119,7 +119,7 @@ class _Splitter:
         lowered = text.lower()
         self.short = any(short in lowered for short in self.lexicon.abbreviations)
         for line, starts in _lines(text, self.shouted):
-            tokens = [self.lexicon.stem(word) for word in TOKEN.findall(self.plain(line))]
+            tokens = list(map(self.lexicon.stem, TOKEN.findall(self.plain(line))))
             if starts:
                 self.close()
             elif self.words:
@@ -127,12 +127,13 @@ class _Splitter:
             self.count += len(tokens)
             if self.count > MAX_WORDS:
                 break
-            last, words = len(tokens) - 1, self.words
+            begin, last = 0, len(tokens) - 1
             for i, token in enumerate(tokens):
-                if token[0] not in _SIGNS and len(words) < MAX_SENTENCE:
-                    words.append(token)
-                else:
+                if token[0] in _SIGNS:
+                    self.extend(tokens[begin:i])
                     self.add(token, last=i == last)
+                    begin = i + 1
+            self.extend(tokens[begin:])
         self.close()
 
     def plain(self, line: str) -> str:
@@ -166,9 +167,15 @@ class _Splitter:
         elif token in ("/", "|"):
             words.append(",")
         elif token[0] != "x" or not _REDACTED.match(token):
-            if len(words) >= MAX_SENTENCE:
-                self.close()
-            words.append(token)
+            self.extend([token])
+
+    def extend(self, tokens: list[str]) -> None:
+        room = max(0, MAX_SENTENCE - len(self.words))
+        while len(tokens) > room:
+            self.words += tokens[:room]
+            self.close()
+            tokens, room = tokens[room:], MAX_SENTENCE
+        self.words += tokens
 
     def close(self, question: bool = False) -> None:
         words = self.words
