@@ -20,7 +20,7 @@ from rewards.report.sites import (
     share_noun,
     specialise,
 )
-from rewards.report.stance import Reach, holds, reaches
+from rewards.report.stance import NOTHING, Reach, holds, reaches
 from rewards.report.systems import say_abnormal, say_normal
 from rewards.report.terms import Marks, Mention
 
@@ -43,17 +43,19 @@ def read_clause(marks: Marks, subject: Mention | None, lexicon: Lexicon, lo: int
     for step in SITE_STEPS:
         step(frame)
     reach = reaches(marks, lo, hi)
-    say_normal(frame)
-    say_abnormal(frame, reach)
+    if frame.normals:
+        say_normal(frame)
+    if frame.abnormals:
+        say_abnormal(frame, reach)
     say_things(frame)
-    heads = sorted(frame.heads, key=_order)
+    heads = sorted(frame.heads, key=_order) if len(frame.heads) > 1 else frame.heads
     if not heads:
         return []
     attach(frame, heads, reach)
     either_or = _either_or(marks, heads)
-    entities = []
+    entities: list[Entity] = []
     for head in heads:
-        if holds(reach.unasserted, head.begin):
+        if reach is not NOTHING and holds(reach.unasserted, head.begin):
             continue
         assertion = _assertion(head, frame, reach, doubted=head in either_or)
         for part in parts(head):
@@ -66,7 +68,7 @@ def _order(head: Head) -> tuple[int, int, str]:
 
 
 def _assertion(head: Head, frame: Frame, reach: Reach, doubted: bool) -> str:
-    denied = holds(reach.denied, head.begin)
+    denied = bool(reach.denied) and holds(reach.denied, head.begin)
     if head.group:
         # A normal organ is an absent group; "not clear" makes it present.
         return "absent" if (head in frame.normal_heads) != denied else "present"

@@ -133,7 +133,7 @@ def _other_side(words: Sequence[str], lexicon: Lexicon, last: Entity) -> Entity 
 def _merge(found: Iterable[Found]) -> tuple[tuple[Entity, ...], tuple[tuple[str, int], ...]]:
     """Join mentions of one finding that do not disagree; count those beyond two in one section."""
     kept: list[Entity] = []
-    said: list[list[int]] = []
+    said: list[tuple[int, ...]] = []
     by_finding: dict[tuple[str, str], list[int]] = {}
     counts: dict[tuple[int, str, str, str], int] = {}
     for section, numbers, entity in found:
@@ -149,7 +149,7 @@ def _merge(found: Iterable[Found]) -> tuple[tuple[Entity, ...], tuple[tuple[str,
         else:
             slots.append(len(kept))
             kept.append(entity)
-            said.append([*numbers])
+            said.append(numbers)
     # A finding both stated and suspected is stated; the suspicion adds nothing.
     final = []
     for entity, sentences in zip(kept, said, strict=True):

@@ -14,7 +14,7 @@ class Frame:
 
     def __init__(self, marks: Marks, subject: Mention | None, lexicon: Lexicon, lo: int, hi: int) -> None:
         self.marks, self.words, self.lexicon, self.lo, self.hi = marks, marks.words, lexicon, lo, hi
-        self.separators = lexicon.grammar["separators"]
+        self.separators, self.listing = lexicon.grammar["separators"], lexicon.grammar["listing"]
         own = marks.part(lo, hi)
         self.heads = [Head(*mention) for mention in own.heads]
         self.organs, self.states, self.modifiers = own.organs, own.states, own.modifiers
@@ -29,13 +29,14 @@ class Frame:
         self.cue_starts = {cue.begin: cue.name for cue in own.cues}
         self.used: set[Mention] = set()  # organs that are part of a finding, so no place of it
         self.where: set[Mention] = set()  # organs that only say where a thing is
-        self.listing = lexicon.grammar["listing"]
         self.normal_heads: list[Head] = []
         self.paired: list[Head] = []
         self.segment: list[int] = []  # of each word the number of its phrase; empty where all are one
         if self.cue_starts or not self.separators.isdisjoint(self.words[lo:hi]):
-            borders = [self.words[i] in self.separators or i in self.cue_starts for i in range(lo, hi)]
-            self.segment = list(accumulate((*borders, False)))
+            borders = [*map(self.separators.__contains__, self.words[lo:hi]), False]
+            for begin in self.cue_starts:
+                borders[begin - lo] = True
+            self.segment = list(accumulate(borders))
 
     def known(self, organ: Mention) -> Anatomy:
         return self.lexicon.organ(organ.name)
