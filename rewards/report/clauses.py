@@ -4,7 +4,8 @@ predicate."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from rewards.report.terms import Marks
 
@@ -53,8 +54,7 @@ def _finished_lines(marks: Marks, lines: Sequence[int]) -> Iterator[int]:
     return (i for i in lines if 0 < i < len(marks.words) and marks.words[i] not in joins and i in ends)
 
 
-@dataclass(frozen=True)
-class _Roles:
+class _Roles(NamedTuple):
     """What the words at these positions do."""
 
     verbs: set[int]
@@ -64,7 +64,7 @@ class _Roles:
     denials: set[int]
     organs: dict[int, int]  # begin -> end
     sides: dict[int, int]
-    organ_ends: set[int] = field(default_factory=set)
+    organ_ends: set[int]
 
 
 def _roles(marks: Marks) -> _Roles:

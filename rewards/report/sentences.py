@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from rewards.report.fields import spell_out
 from rewards.report.lexicon import Lexicon
@@ -42,8 +43,7 @@ _GOES_ON = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Sentence:
+class Sentence(NamedTuple):
     """`words`: stems, "," and ":" kept. `lines`: positions where a new line began. `section`: counts the headings."""
 
     words: tuple[str, ...]

@@ -32,8 +32,7 @@ def holds(spans: Sequence[Span], i: int) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class Reach:
+class Reach(NamedTuple):
     """Word ranges of a clause. Doubt inside a denial is part of it: "no evidence of possible pneumonia" denies."""
 
     denied: tuple[Span, ...] = ()
@@ -59,8 +58,7 @@ class _Clause:
     unasserted: list[Span]
 
 
-@dataclass(frozen=True)
-class _Cue:
+class _Cue(NamedTuple):
     begin: int
     end: int
     role: str
