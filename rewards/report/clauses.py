@@ -11,20 +11,23 @@ from rewards.report.terms import Marks
 
 _NOUN_ENDS = ("ing", "ment", "ion", "ence", "ity", "sia")  # of states: "blunting", "enlargement"
 _LOOK_AHEAD = 14  # words; a clause's own predicate is not further away
-_BORDERS = (",", "and")
+_BORDERS = frozenset((",", "and"))
 _GOES_ON = ("or", "nor", "which", "that", "who")  # after a comma: still the clause before it
 
 
 def clause_starts(marks: Marks, lines: Sequence[int]) -> list[int]:
     """Word positions at which a new clause begins, 0 first. `lines`: positions where a new line of the text began."""
-    count = len(marks.words)
-    borders = [i for i, word in enumerate(marks.words) if word in _BORDERS]
-    starts = {0, *_contrasts(marks), *_statements(marks, borders)}
+    words = marks.words
+    starts = {0}
+    if marks.cues:
+        starts.update(_contrasts(marks))
     if lines:
         starts.update(_finished_lines(marks, lines))
-    if borders:
+    if not _BORDERS.isdisjoint(words):
+        borders = [i for i, word in enumerate(words) if word in _BORDERS]
+        starts.update(_statements(marks, borders))
         starts.update(_new_subjects(marks, starts, borders))
-    return sorted(i for i in starts if i < count or i == 0)
+    return sorted(i for i in starts if i < len(words)) if len(starts) > 1 else [0]
 
 
 def _contrasts(marks: Marks) -> Iterator[int]:

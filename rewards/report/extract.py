@@ -33,7 +33,7 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
         words = sentence.words
         total += len(words)
         if len(set(words)) < len(words):
-            repeated += sum(a == b and a.isalpha() for a, b in pairwise(words))
+            repeated += sum(a.isalpha() for a, b in pairwise(words) if a == b)
         key = (sentence.section, words)
         seen[key] = seen.get(key, 0) + 1
         if seen[key] > 1:
@@ -79,7 +79,7 @@ def _read_sentence(words: tuple[str, ...], lines: tuple[int, ...], lexicon: Lexi
     starts = clause_starts(marks, lines)
     results: list[Entity] = []
     for lo, hi in zip(starts, [*starts[1:], len(words)], strict=True):
-        subject = next((organ for organ in reversed(marks.organs) if organ.end <= lo), None)
+        subject = next((organ for organ in reversed(marks.organs) if organ.end <= lo), None) if lo else None
         entities = read_clause(marks, subject, lexicon, lo, hi)
         if not entities and results:
             other = _other_side(words[lo:hi], lexicon, results[-1])

@@ -34,7 +34,7 @@ def locate(sentences: Sequence[Sequence[str]], completion: str, lexicon: Lexicon
     end = len(read)
     for sentence in sentences:
         begin = end - len(sentence)
-        found = [i for i in at[begin:end] if i >= 0]
+        found = list(filter((-1).__lt__, at[begin:end]))
         end = begin
         places.append((words[found[-1]].start(), words[found[0]].end()) if found else None)
     return places

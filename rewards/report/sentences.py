@@ -18,7 +18,7 @@ MAX_WORDS = 1500  # with punctuation; a long whole-body CT report has about 1,40
 MAX_CHARS = 12_000
 MAX_SENTENCE = 100  # words; a longer run is cut, which bounds the work on text without full stops
 
-TOKEN = re.compile(r"\d+(?:st|nd|rd|th)\b|\d+(?:\.\d+)?|(?<![\w.])\.\d+|[^\W\d_]+\d*|[.;:,!?/|]")
+TOKEN = re.compile(r"[^\W\d_]+\d*|\d+(?:st|nd|rd|th)\b|\d+(?:\.\d+)?|(?<![\w.])\.\d+|[.;:,!?/|]")
 _NOT = re.compile(r"\b(can|ca|wo|\w{1,12})n't\b")
 _INVISIBLE = re.compile(  # the category Cf
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
