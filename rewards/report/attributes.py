@@ -13,9 +13,11 @@ from rewards.report.terms import Modifier
 def attach(frame: Frame, heads: list[Head], reach: Reach) -> None:
     """Give every modifier and place to one finding: of its phrase, else the one before, else the one after."""
     own = [h for h in heads if not h.group]
+    if not own:
+        return
     things = list(frame.modifiers)
     things += [Modifier(o.begin, o.end, "place", o.name) for o in frame.organs if o not in frame.used]
-    if not own or not (things or any(head.side or head.places for head in own)):
+    if not (things or any(head.side or head.places for head in own)):
         return
     spoken_for = {frame.seg(h.begin) for h in heads if h.group}
     phrases: dict[int, list[Head]] = {}

@@ -27,7 +27,6 @@ from rewards.report.terms import Marks, Mention
 # In this order: each step leaves the frame to the next.
 SITE_STEPS: tuple[Callable[[Frame], None], ...] = (
     place_things,
-    drop_attributes,
     share_noun,
     pair_states,
     share_adjective,
@@ -40,19 +39,22 @@ def read_clause(marks: Marks, subject: Mention | None, lexicon: Lexicon, lo: int
     """The findings of words[lo:hi]. `subject`: the organ spoken of before, for a clause that names none."""
     words = marks.words
     frame = Frame(marks, subject, lexicon, lo, hi)
-    for step in SITE_STEPS:
-        step(frame)
+    drop_attributes(frame)
+    if frame.organs or frame.states:
+        for step in SITE_STEPS:
+            step(frame)
     reach = reaches(marks, lo, hi)
     if frame.normals:
         say_normal(frame)
     if frame.abnormals:
         say_abnormal(frame, reach)
-    say_things(frame)
+    if frame.organs:
+        say_things(frame)
     heads = sorted(frame.heads, key=_order) if len(frame.heads) > 1 else frame.heads
     if not heads:
         return []
     attach(frame, heads, reach)
-    either_or = _either_or(marks, heads)
+    either_or = _either_or(marks, heads) if "or" in words else []
     entities: list[Entity] = []
     for head in heads:
         if reach is not NOTHING and holds(reach.unasserted, head.begin):
@@ -95,7 +97,7 @@ def _either_or(marks: Marks, heads: list[Head]) -> list[Head]:
     After "no change in" and before "have not changed" the "or" only lists.
     """
     words, apart = marks.words, marks.lexicon.grammar["apart"]
-    if len(heads) < 2 or "or" not in words:
+    if len(heads) < 2:
         return []
     unchanged = min(
         (

@@ -38,7 +38,9 @@ def _patterns(answers: tuple[tuple[str, tuple[str, ...]], ...], none_of: tuple[s
     bare = "|".join(re.escape(listed[0]) for listed in lists.values())
     ends = r"(?=[\"']?[ \t]*(?:[,;.|}\]]|\n|$))"
     apart = r"(?:[:=|?→]|->|=>|\.{2,}|[-–—]+(?=[ \t]))"
-    begins = "".join(sorted({re.escape(listed[0][0]) for listed in lists.values()}))  # a look at one sign rules most out
+    begins = "".join(
+        sorted({re.escape(listed[0][0]) for listed in lists.values()})
+    )  # a look at one sign rules most out
     beside = rf"{apart}[ \t]*[\"'*]*({answer})(?![\w/]){ends}[\"']?[*]*"
     return _Patterns(
         re.compile(rf"(?=[:=|?→.(–—-])(?:{beside}|\([ \t]*({answer})[ \t]*\))", re.IGNORECASE),

@@ -75,7 +75,7 @@ def reaches(marks: Marks, lo: int, hi: int) -> Reach:
     clause = _Clause(marks, lo, hi, cues, [], [], [], [], [])
     if cues:
         targets = (*marks.heads, *marks.states, *marks.normals, *marks.abnormals)
-        clause.targets = sorted(Span(t.begin, t.end) for t in targets if lo <= t.begin < hi)
+        clause.targets = sorted([Span(t[0], t[1]) for t in targets if lo <= t[0] < hi])
     for number, cue in enumerate(clause.cues):
         before = [t for t in clause.targets if t.end <= cue.begin]
         after = [t for t in clause.targets if t.begin >= cue.end]

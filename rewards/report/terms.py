@@ -70,9 +70,9 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
     for i, word in enumerate(words):
         if i < end:
             continue
+        node = trie.get(word)
         meanings: tuple[tuple[str, Any], ...] = ()
         end = behind = i + 1
-        node = trie.get(word)
         while node is not None:
             longer = node.get(TERMS)
             if longer:
