@@ -97,8 +97,6 @@ def _either_or(marks: Marks, heads: list[Head]) -> list[Head]:
     After "no change in" and before "have not changed" the "or" only lists.
     """
     words, apart = marks.words, marks.lexicon.grammar["apart"]
-    if len(heads) < 2:
-        return []
     unchanged = min(
         (
             m.begin if m.begin - 1 not in marks.verbs else 0

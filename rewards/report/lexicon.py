@@ -56,8 +56,6 @@ _WORDS = {list: "a list", dict: "a mapping", str: "a text", bool: "true or false
 _PAIR = re.compile(r"\S+ \+ \S+ = \S+")
 
 _SPINE = {"c": "c_spine", "t": "t_spine", "l": "l_spine", "s": "spine"}  # of a level such as "t12"
-ORDINALS = tuple("first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split())
-_LEVEL = re.compile(r"[ctls]\d{1,2}$")
 _PLURAL_KEPT = ("ss", "us", "is")
 _ISE = re.compile(r"(?<!w)is(e|es|ed|ing|ation)$")  # not otherwise, likewise
 
@@ -116,7 +114,6 @@ class Lexicon:
     many_organs: frozenset[str]  # findings that pairs give to many organs, so that the organ still says where
     related: Mapping[tuple[str, str], float]  # both orders
     stem: Callable[[str], str]
-    sort_of: Callable[[str], str]  # of a word that ends no term: verb, number, level, disease, begin (of a term) or ""
     abbreviations: Mapping[str, str]
     headings: Mapping[str, str]  # phrase of stems -> skip, closing, findings or impression
     things: frozenset[str]  # organs that lie inside others
@@ -125,6 +122,8 @@ class Lexicon:
     none_of: tuple[str, ...]  # what heads a list of denied findings
     grammar: Mapping[str, frozenset[str]]  # small word classes: prepositions, separators, predicates ...
     open_states: frozenset[str]
+    open_suffixes: tuple[str, ...]
+    not_findings: frozenset[str]
     abnormal_states: frozenset[str]
 
     def finding(self, id: str) -> Finding:
@@ -191,18 +190,6 @@ def _regular_stem(word: str) -> str:
 def stem(word: str, irregular: Mapping[str, str]) -> str:
     """One form for singular and plural, British and American: the same for packs and for reports."""
     return _regular_stem(irregular.get(word, word))
-
-
-def _sort_of(word: str, build: _Builder, verbs: frozenset[str]) -> str:
-    if word in verbs:
-        return "verb"
-    if word[0].isdigit() or word[0] == "." or word in ORDINALS:
-        return "number"
-    if _LEVEL.match(word):
-        return "level"
-    if len(word) > 6 and word.endswith(build.open_suffixes) and word not in build.not_findings and word.isascii():
-        return "disease"
-    return "begin" if word in build.trie else ""
 
 
 def expand(template: str) -> Iterator[tuple[str, ...]]:
@@ -296,8 +283,6 @@ class _Builder:
     def __init__(self, packs: Sequence[Mapping[str, Any]]) -> None:
         self.packs = packs
         self.irregular: Mapping[str, str] = self.table("irregular")
-        self.open_suffixes = tuple(sorted(self.listed("open_suffixes")))
-        self.not_findings = self.stems(self.listed("not_findings"))
         self.trie: dict[str, Any] = {}
         self.findings: dict[str, Finding] = {}
         self.anatomy: dict[str, Anatomy] = {}
@@ -398,7 +383,6 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
     build = _Builder(_with_needs(("general", *names)))
     answers = build.answers()
     none_of = answers.pop("none_of", ())
-    grammar = build.grammar()
     groups, mains, pairs = build.table("groups"), build.table("mains"), build.pairs()
     _check(build.findings, build.anatomy, groups, mains, pairs, set(build.table("states")), names)
     return Lexicon(
@@ -413,15 +397,16 @@ def load(names: tuple[str, ...] = DEFAULT_PACKS) -> Lexicon:
         many_organs=frozenset(f for f, count in Counter(pairs.values()).items() if count >= 4),
         related=build.related(),
         stem=lru_cache(maxsize=32768)(partial(stem, irregular=build.irregular)),
-        sort_of=lru_cache(maxsize=32768)(partial(_sort_of, build=build, verbs=grammar["predicates"])),
         abbreviations=build.table("abbreviations"),
         headings=build.headings(),
         things=frozenset(organ.id for organ in build.anatomy.values() if organ.inside or organ.finding),
         organ_words=build.organ_words(),
         answers=tuple(answers.items()),
         none_of=tuple(" ".join(words) for template in none_of for words in expand(template)),
-        grammar=grammar,
+        grammar=build.grammar(),
         open_states=build.listed("open_states"),
+        open_suffixes=tuple(sorted(build.listed("open_suffixes"))),
+        not_findings=build.stems(build.listed("not_findings")),
         abnormal_states=build.stems(build.listed("abnormal_states")),
     )
 

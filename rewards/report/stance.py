@@ -26,10 +26,7 @@ class Span(NamedTuple):
 
 
 def holds(spans: Sequence[Span], i: int) -> bool:
-    for begin, end in spans:
-        if begin <= i < end:
-            return True
-    return False
+    return any(begin <= i < end for begin, end in spans)
 
 
 class Reach(NamedTuple):

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from rewards.report.lexicon import ORDINALS, TERMS, Lexicon
+from rewards.report.lexicon import TERMS, Lexicon
 
 _ORDINAL = re.compile(r"(\d{1,2})(?:st|nd|rd|th)$")
 _UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0, "cms": 10.0, "mms": 1.0}
-_ORDINAL_WORDS = {word: str(i) for i, word in enumerate(ORDINALS, start=1)}
+_LEVEL = re.compile(r"[ctls]\d{1,2}$")
+_ORDINAL_WORDS = {
+    word: str(i)
+    for i, word in enumerate(
+        tuple("first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()),
+        start=1,
+    )
+}
 
 
 class Mention(NamedTuple):
@@ -65,7 +73,7 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
     marks = Marks(words, lexicon)
     lists = {"finding": marks.heads, "anatomy": marks.organs, "state": marks.states, "cue": marks.cues}
     lists |= {"normal": marks.normals, "abnormal": marks.abnormals}
-    trie, sort_of, ahead = lexicon.trie, lexicon.sort_of, (*words, None)
+    trie, ahead = lexicon.trie, (*words, None)
     end = 0
     for i, word in enumerate(words):
         if i < end:
@@ -86,7 +94,7 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
                     _inner_sides(marks, i, end, kind, value)
             else:
                 marks.modifiers.append(Modifier(i, end, kind, value))
-        if not meanings and (sort := sort_of(word)):
+        if not meanings and (sort := _sort_of(word, lexicon)):
             _mark_word(marks, i, word, sort)
     if len(marks.organs) > 1 or "of" in words:
         vague = {
@@ -116,8 +124,22 @@ def _inner_sides(marks: Marks, begin: int, end: int, kind: str, name: str) -> No
                 marks.modifiers.append(Modifier(i, i + 1, "side", marks.words[i]))
 
 
+@lru_cache(maxsize=32768)
+def _sort_of(word: str, lexicon: Lexicon) -> str:
+    """Of a word that ends no term: verb, number, level, disease, begin (of a term) or ""."""
+    if word in lexicon.grammar["predicates"]:
+        return "verb"
+    if word[0].isdigit() or word[0] == "." or word in _ORDINAL_WORDS:
+        return "number"
+    if _LEVEL.match(word):
+        return "level"
+    if len(word) > 6 and word.endswith(lexicon.open_suffixes) and word not in lexicon.not_findings and word.isascii():
+        return "disease"
+    return "begin" if word in lexicon.trie else ""
+
+
 def _mark_word(marks: Marks, i: int, word: str, sort: str) -> None:
-    """A word that is no term, by its sort (see `lexicon.sort_of`)."""
+    """A word that is no term, by its sort (see `_sort_of`)."""
     if sort == "verb":
         marks.verbs.append(i)
     elif whole := _elided(marks.words, i, marks.lexicon.trie):
