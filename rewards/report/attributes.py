@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 from rewards.report.frame import Frame
@@ -14,53 +13,40 @@ from rewards.report.terms import Modifier
 def attach(frame: Frame, heads: list[Head], reach: Reach) -> None:
     """Give every modifier and place to one finding: of its phrase, else the one before, else the one after."""
     own = [h for h in heads if not h.group]
+    if not own:
+        return
     things = list(frame.modifiers)
     things += [Modifier(o.begin, o.end, "place", o.name) for o in frame.organs if o not in frame.used]
-    if not own or not (things or any(head.side or head.places for head in own)):
+    if not (things or any(head.side or head.places for head in own)):
         return
     spoken_for = {frame.seg(h.begin) for h in heads if h.group}
-    phrases = _phrases(frame, own)
+    phrases: dict[int, list[Head]] = {}
+    for head in own:
+        phrases.setdefault(frame.seg(head.begin), []).append(head)
     # "large mass, 3 cm": what is said between the words of a term already belongs to the term.
     if len(things) > 1:
         things.sort(key=lambda t: (t.begin, t.end, t.kind, str(t.value)))
     for thing in things:
-        phrase = phrases[frame.seg(thing.begin)]
-        if not phrase.heads and phrase.number in spoken_for and thing.kind in ("side", "place"):
+        number = frame.seg(thing.begin)
+        near = phrases.get(number)
+        if not near and number in spoken_for and thing.kind in ("side", "place"):
             continue  # "clear right lung and opacified left lung": the right belongs to what is clear
-        head, late = _within(frame, thing, phrase) if phrase.heads else _across(frame, thing, phrase, own)
+        head, late = _within(frame, thing, near) if near else _across(frame, thing, number, own)
         # "without tension", "on the left, not on the right": what is denied of a finding is no part of it.
-        if any(span.holds(thing.begin) and not span.holds(head.begin) for span in reach.denied):
+        if reach.denied and any(span.holds(thing.begin) and not span.holds(head.begin) for span in reach.denied):
             continue
-        give(head, thing, late, frame.lexicon, phrase.number)
+        give(head, thing, late, frame.lexicon, number)
     for head in own:
         _specialise_by_place(frame, head)
-    _share_late_side(frame, own)
-    _share_cause(frame, own)
+    if len(own) > 1:
+        _share_late_side(frame, own)
+        _share_cause(frame, own)
 
 
-@dataclass
-class _Phrase:
-    """The words between two borders of a list. `begin`: its first word, the border itself but for the first one."""
-
-    number: int
-    begin: int
-    heads: list[Head] = field(default_factory=list)
-
-
-def _phrases(frame: Frame, own: list[Head]) -> dict[int, _Phrase]:
-    phrases: dict[int, _Phrase] = {}
-    for offset, number in enumerate(frame.segment):
-        if number not in phrases:
-            phrases[number] = _Phrase(number, frame.lo + offset)
-    for head in own:
-        phrases[frame.seg(head.begin)].heads.append(head)
-    return phrases
-
-
-def _within(frame: Frame, thing: Modifier, phrase: _Phrase) -> tuple[Head, bool]:
+def _within(frame: Frame, thing: Modifier, near: list[Head]) -> tuple[Head, bool]:
     """(the finding of its own phrase, whether it is said behind it)"""
-    before = [h for h in phrase.heads if h.begin <= thing.begin]
-    after = [h for h in phrase.heads if h.begin > thing.begin]
+    before = [h for h in near if h.begin <= thing.begin]
+    after = [h for h in near if h.begin > thing.begin]
     if before and after:
         behind = thing.kind == "size" or frame.marks.says_where(before[-1].end, thing.begin)
         head = before[-1] if behind else after[0]
@@ -69,14 +55,15 @@ def _within(frame: Frame, thing: Modifier, phrase: _Phrase) -> tuple[Head, bool]
     return head, head.begin < thing.begin and frame.marks.says_where(head.end, thing.begin)
 
 
-def _across(frame: Frame, thing: Modifier, phrase: _Phrase, own: list[Head]) -> tuple[Head, bool]:
+def _across(frame: Frame, thing: Modifier, phrase: int, own: list[Head]) -> tuple[Head, bool]:
     """(the finding of a phrase before or behind its own, whether it is one before)"""
     before = [h for h in own if h.begin < thing.begin]
     after = [h for h in own if h.begin > thing.begin]
-    border = frame.words[phrase.begin]
+    begin = frame.seg_begin(phrase)
+    border = frame.words[begin]
     if border == "," and before and thing.kind in ("size", "severity", "change", "qualifier"):
         after = []
-    head = _choose(frame, before, after, border, thing.begin, phrase.begin)
+    head = _choose(frame, before, after, border, thing.begin, begin)
     return head, head.begin < thing.begin
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 
 from rewards.report.attributes import attach
@@ -21,14 +20,13 @@ from rewards.report.sites import (
     share_noun,
     specialise,
 )
-from rewards.report.stance import Reach, reaches
+from rewards.report.stance import NOTHING, Reach, holds, reaches
 from rewards.report.systems import say_abnormal, say_normal
 from rewards.report.terms import Marks, Mention
 
 # In this order: each step leaves the frame to the next.
 SITE_STEPS: tuple[Callable[[Frame], None], ...] = (
     place_things,
-    drop_attributes,
     share_noun,
     pair_states,
     share_adjective,
@@ -41,20 +39,25 @@ def read_clause(marks: Marks, subject: Mention | None, lexicon: Lexicon, lo: int
     """The findings of words[lo:hi]. `subject`: the organ spoken of before, for a clause that names none."""
     words = marks.words
     frame = Frame(marks, subject, lexicon, lo, hi)
-    for step in SITE_STEPS:
-        step(frame)
+    drop_attributes(frame)
+    if frame.organs or frame.states:
+        for step in SITE_STEPS:
+            step(frame)
     reach = reaches(marks, lo, hi)
-    say_normal(frame)
-    say_abnormal(frame, reach)
-    say_things(frame)
-    heads = sorted(frame.heads, key=lambda h: (h.begin, h.end, h.finding))
+    if frame.normals:
+        say_normal(frame)
+    if frame.abnormals:
+        say_abnormal(frame, reach)
+    if frame.organs:
+        say_things(frame)
+    heads = sorted(frame.heads, key=_order) if len(frame.heads) > 1 else frame.heads
     if not heads:
         return []
     attach(frame, heads, reach)
-    either_or = _either_or(marks, heads)
-    entities = []
+    either_or = _either_or(marks, heads) if "or" in words else []
+    entities: list[Entity] = []
     for head in heads:
-        if any(span.holds(head.begin) for span in reach.unasserted):
+        if reach is not NOTHING and holds(reach.unasserted, head.begin):
             continue
         assertion = _assertion(head, frame, reach, doubted=head in either_or)
         for part in parts(head):
@@ -62,24 +65,30 @@ def read_clause(marks: Marks, subject: Mention | None, lexicon: Lexicon, lo: int
     return entities
 
 
+def _order(head: Head) -> tuple[int, int, str]:
+    return head.begin, head.end, head.finding
+
+
 def _assertion(head: Head, frame: Frame, reach: Reach, doubted: bool) -> str:
-    denied = any(span.holds(head.begin) for span in reach.denied)
+    denied = bool(reach.denied) and holds(reach.denied, head.begin)
     if head.group:
         # A normal organ is an absent group; "not clear" makes it present.
         return "absent" if (head in frame.normal_heads) != denied else "present"
     if denied:
         return "absent"
-    return "uncertain" if doubted or any(span.holds(head.begin) for span in reach.doubted) else "present"
+    return "uncertain" if doubted or holds(reach.doubted, head.begin) else "present"
 
 
 def _as_said(entity: Entity, lexicon: Lexicon) -> list[Entity]:
     """The finding by its size, or the findings that its word stands for; denied, the word speaks of the first."""
-    known = lexicon.finding(entity.finding)
+    known = lexicon.findings.get(entity.finding)
+    if known is None:
+        return [entity]
     for grown, size in known.grows.items():
         if (entity.size_mm or 0.0) >= size:
-            entity = replace(entity, finding=grown)
+            entity = entity._replace(finding=grown)
     meant = known.means[:1] if entity.assertion == "absent" else known.means
-    return [replace(entity, finding=part) for part in meant] if meant else [entity]
+    return [entity._replace(finding=part) for part in meant] if meant else [entity]
 
 
 def _either_or(marks: Marks, heads: list[Head]) -> list[Head]:
@@ -88,8 +97,6 @@ def _either_or(marks: Marks, heads: list[Head]) -> list[Head]:
     After "no change in" and before "have not changed" the "or" only lists.
     """
     words, apart = marks.words, marks.lexicon.grammar["apart"]
-    if len(heads) < 2 or "or" not in words:
-        return []
     unchanged = min(
         (
             m.begin if m.begin - 1 not in marks.verbs else 0

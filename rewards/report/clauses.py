@@ -4,22 +4,30 @@ predicate."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from rewards.report.terms import Marks
 
 _NOUN_ENDS = ("ing", "ment", "ion", "ence", "ity", "sia")  # of states: "blunting", "enlargement"
 _LOOK_AHEAD = 14  # words; a clause's own predicate is not further away
-_BORDERS = (",", "and")
+_BORDERS = frozenset((",", "and"))
 _GOES_ON = ("or", "nor", "which", "that", "who")  # after a comma: still the clause before it
 
 
 def clause_starts(marks: Marks, lines: Sequence[int]) -> list[int]:
     """Word positions at which a new clause begins, 0 first. `lines`: positions where a new line of the text began."""
-    count = len(marks.words)
-    starts = {0, *_contrasts(marks), *_statements(marks), *_finished_lines(marks, lines)}
-    starts.update(_new_subjects(marks, starts))
-    return sorted(i for i in starts if i < count or i == 0)
+    words = marks.words
+    starts = {0}
+    if marks.cues:
+        starts.update(_contrasts(marks))
+    if lines:
+        starts.update(_finished_lines(marks, lines))
+    if not _BORDERS.isdisjoint(words):
+        borders = [i for i, word in enumerate(words) if word in _BORDERS]
+        starts.update(_statements(marks, borders))
+        starts.update(_new_subjects(marks, starts, borders))
+    return sorted(i for i in starts if i < len(words)) if len(starts) > 1 else [0]
 
 
 def _contrasts(marks: Marks) -> Iterator[int]:
@@ -33,13 +41,12 @@ def _contrasts(marks: Marks) -> Iterator[int]:
             yield next((i for i in range(cue.end, len(words)) if words[i] == ","), len(words)) + 1
 
 
-def _statements(marks: Marks) -> Iterator[int]:
+def _statements(marks: Marks, borders: Sequence[int]) -> Iterator[int]:
     """ "... and positive for", "... and shows", "..., none": words that begin a statement of their own."""
-    words, asserting = marks.words, marks.lexicon.grammar["asserting"]
-    for i in range(1, len(words)):
-        after_comma = words[i - 1] == "," and words[i] in ("none", "positive")
-        if after_comma or (words[i - 1] == "and" and words[i] in asserting):
-            yield i
+    for i in borders:
+        own = ("none", "positive") if marks.words[i] == "," else marks.lexicon.grammar["asserting"]
+        if i + 1 < len(marks.words) and marks.words[i + 1] in own:
+            yield i + 1
 
 
 def _finished_lines(marks: Marks, lines: Sequence[int]) -> Iterator[int]:
@@ -50,8 +57,7 @@ def _finished_lines(marks: Marks, lines: Sequence[int]) -> Iterator[int]:
     return (i for i in lines if 0 < i < len(marks.words) and marks.words[i] not in joins and i in ends)
 
 
-@dataclass(frozen=True)
-class _Roles:
+class _Roles(NamedTuple):
     """What the words at these positions do."""
 
     verbs: set[int]
@@ -61,7 +67,7 @@ class _Roles:
     denials: set[int]
     organs: dict[int, int]  # begin -> end
     sides: dict[int, int]
-    organ_ends: set[int] = field(default_factory=set)
+    organ_ends: set[int]
 
 
 def _roles(marks: Marks) -> _Roles:
@@ -176,15 +182,12 @@ _Rule = Callable[[Marks, _Roles, _Behind, _Ahead], "bool | None"]
 _RULES: tuple[_Rule, ...] = (_opens_with_article, _shares_a_noun, _organ_has_a_predicate, _second_verb, _otherwise)
 
 
-def _new_subjects(marks: Marks, starts: set[int]) -> list[int]:
+def _new_subjects(marks: Marks, starts: set[int], borders: Sequence[int]) -> list[int]:
     words = marks.words
-    last = next((i for i in range(len(words) - 1, -1, -1) if words[i] in _BORDERS), -1)
-    if last < 0:
-        return []
     roles = _roles(marks)
     found: list[int] = []
     behind = _Behind()
-    for i, word in enumerate(words[: last + 1]):
+    for i, word in enumerate(words[: borders[-1] + 1]):
         behind.take(i, roles)
         if word not in _BORDERS or (i and words[i - 1] == ","):
             continue

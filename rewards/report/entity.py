@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 ROOT_GROUP = "any"
 
 
-@dataclass(frozen=True)
-class Entity:
+class Entity(NamedTuple):
     """One finding as a report states it.
 
     `group`: the finding is a whole organ system ("the lungs are clear" denies the group lung). `severity`: lowest and
@@ -26,8 +26,8 @@ class Entity:
     qualifiers: tuple[tuple[str, str], ...] = ()
     group: bool = False
     text: str = ""
-    sites: frozenset[str] = field(default=frozenset(), compare=False)  # organ systems of all places said, wide ones too
-    said: frozenset[int] = field(default=frozenset(), compare=False)
+    sites: frozenset[str] = frozenset()  # organ systems of all places said, wide ones too
+    said: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

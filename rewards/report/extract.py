@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -34,7 +33,7 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
         words = sentence.words
         total += len(words)
         if len(set(words)) < len(words):
-            repeated += sum(a == b and a.isalpha() for a, b in pairwise(words))
+            repeated += sum(a.isalpha() for a, b in pairwise(words) if a == b)
         key = (sentence.section, words)
         seen[key] = seen.get(key, 0) + 1
         if seen[key] > 1:
@@ -66,7 +65,7 @@ def _add(sentence: Sentence, number: int, found: list[Found], lexicon: Lexicon) 
         entities = (other,) if other is not None else ()
     for entity in entities:
         if sentence.question and entity.assertion == "present":
-            entity = replace(entity, assertion="uncertain")
+            entity = entity._replace(assertion="uncertain")
         found.append((sentence.section, (number,), entity))
 
 
@@ -80,7 +79,7 @@ def _read_sentence(words: tuple[str, ...], lines: tuple[int, ...], lexicon: Lexi
     starts = clause_starts(marks, lines)
     results: list[Entity] = []
     for lo, hi in zip(starts, [*starts[1:], len(words)], strict=True):
-        subject = next((organ for organ in reversed(marks.organs) if organ.end <= lo), None)
+        subject = next((organ for organ in reversed(marks.organs) if organ.end <= lo), None) if lo else None
         entities = read_clause(marks, subject, lexicon, lo, hi)
         if not entities and results:
             other = _other_side(words[lo:hi], lexicon, results[-1])
@@ -104,8 +103,7 @@ def _continued(words: Sequence[str], lexicon: Lexicon, last: Entity) -> Entity |
     denied = any(cue.name.startswith("negate") for cue in marks.cues)
     doubted = any(cue.name.startswith("doubt") for cue in marks.cues)
     assertion = "absent" if denied else "uncertain" if doubted and last.assertion == "present" else last.assertion
-    return replace(
-        last,
+    return last._replace(
         assertion=assertion,
         side=more.side or last.side,
         severity=more.severity or last.severity,
@@ -135,7 +133,7 @@ def _other_side(words: Sequence[str], lexicon: Lexicon, last: Entity) -> Entity 
 def _merge(found: Iterable[Found]) -> tuple[tuple[Entity, ...], tuple[tuple[str, int], ...]]:
     """Join mentions of one finding that do not disagree; count those beyond two in one section."""
     kept: list[Entity] = []
-    said: list[list[int]] = []
+    said: list[tuple[int, ...]] = []
     by_finding: dict[tuple[str, str], list[int]] = {}
     counts: dict[tuple[int, str, str, str], int] = {}
     for section, numbers, entity in found:
@@ -151,15 +149,15 @@ def _merge(found: Iterable[Found]) -> tuple[tuple[Entity, ...], tuple[tuple[str,
         else:
             slots.append(len(kept))
             kept.append(entity)
-            said.append([*numbers])
+            said.append(numbers)
     # A finding both stated and suspected is stated; the suspicion adds nothing.
     final = []
     for entity, sentences in zip(kept, said, strict=True):
         if entity.assertion == "uncertain":
             stated = by_finding.get((entity.finding, "present"), ())[-_MAX_ALIKE:]
-            if any(_joined(kept[slot], replace(entity, assertion="present")) for slot in stated):
+            if any(_joined(kept[slot], entity._replace(assertion="present")) for slot in stated):
                 continue
-        final.append(replace(entity, said=frozenset(sentences)))
+        final.append(entity._replace(said=frozenset(sentences)))
     extra: dict[str, int] = {}
     for (_, finding, assertion, _), count in counts.items():
         if count > 2 and assertion != "absent":
@@ -202,4 +200,4 @@ def _joined(a: Entity, b: Entity) -> Entity | None:
         "sites": a.sites | b.sites,
     }
     more = {name: value for name, value in joined.items() if value != getattr(a, name)}
-    return replace(a, **more) if more else a
+    return a._replace(**more) if more else a

@@ -38,10 +38,13 @@ def _patterns(answers: tuple[tuple[str, tuple[str, ...]], ...], none_of: tuple[s
     bare = "|".join(re.escape(listed[0]) for listed in lists.values())
     ends = r"(?=[\"']?[ \t]*(?:[,;.|}\]]|\n|$))"
     apart = r"(?:[:=|?→]|->|=>|\.{2,}|[-–—]+(?=[ \t]))"
+    begins = "".join(
+        sorted({re.escape(listed[0][0]) for listed in lists.values()})
+    )  # a look at one sign rules most out
     beside = rf"{apart}[ \t]*[\"'*]*({answer})(?![\w/]){ends}[\"']?[*]*"
     return _Patterns(
-        re.compile(rf"(?:{beside}|\([ \t]*({answer})[ \t]*\))", re.IGNORECASE),
-        re.compile(rf"\b({bare})(?=[ \t]*(?:[,;.]|\n|$))", re.IGNORECASE),
+        re.compile(rf"(?=[:=|?→.(–—-])(?:{beside}|\([ \t]*({answer})[ \t]*\))", re.IGNORECASE),
+        re.compile(rf"(?=[{begins}])\b({bare})(?=[ \t]*(?:[,;.]|\n|$))", re.IGNORECASE),
         re.compile(
             rf"(?:^|(?<=[.\n;]))([ \t*_-]*)(?:{'|'.join(map(re.escape, none_of)) or '(?!)'})[*_]*[ \t]*:([^\n.]*)",
             re.IGNORECASE,

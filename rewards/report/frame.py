@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import TypeVar
 
 from rewards.report.head import Head
 from rewards.report.lexicon import Anatomy, Lexicon
-from rewards.report.terms import Marks, Mention, Modifier
-
-_Placed = TypeVar("_Placed", Mention, Modifier)
-
-
-def within(mentions: list[_Placed], lo: int, hi: int) -> list[_Placed]:
-    """Those that begin in words[lo:hi]."""
-    return [mention for mention in mentions if lo <= mention.begin < hi] if mentions else []
+from rewards.report.terms import Marks, Mention
 
 
 class Frame:
@@ -22,13 +14,11 @@ class Frame:
 
     def __init__(self, marks: Marks, subject: Mention | None, lexicon: Lexicon, lo: int, hi: int) -> None:
         self.marks, self.words, self.lexicon, self.lo, self.hi = marks, marks.words, lexicon, lo, hi
-        self.separators = lexicon.grammar["separators"]
-        self.heads = [Head(m.begin, m.end, m.name) for m in within(marks.heads, lo, hi)]
-        self.organs = within(marks.organs, lo, hi)
-        self.states = within(marks.states, lo, hi)
-        self.normals = within(marks.normals, lo, hi)
-        self.abnormals = within(marks.abnormals, lo, hi)
-        self.modifiers = within(marks.modifiers, lo, hi)
+        self.separators, self.listing = lexicon.grammar["separators"], lexicon.grammar["listing"]
+        own = marks.part(lo, hi)
+        self.heads = [Head(*mention) for mention in own.heads]
+        self.organs, self.states, self.modifiers = own.organs, own.states, own.modifiers
+        self.normals, self.abnormals, self.verbs = own.normals, own.abnormals, own.verbs
         if (
             subject
             and (self.states or self.normals)
@@ -36,17 +26,17 @@ class Frame:
             and marks.words[lo] != "otherwise"
         ):
             self.organs = [Mention(lo, lo, subject.name)]
-        self.verbs = [v for v in marks.verbs if lo <= v < hi]
-        self.cue_starts = {c.begin: c.name for c in marks.cues if lo <= c.begin < hi}
+        self.cue_starts = {cue.begin: cue.name for cue in own.cues}
         self.used: set[Mention] = set()  # organs that are part of a finding, so no place of it
         self.where: set[Mention] = set()  # organs that only say where a thing is
-        self.listing = lexicon.grammar["listing"]
         self.normal_heads: list[Head] = []
         self.paired: list[Head] = []
-        self.segment = [0] * (hi - lo + 1)
+        self.segment: list[int] = []  # of each word the number of its phrase; empty where all are one
         if self.cue_starts or not self.separators.isdisjoint(self.words[lo:hi]):
-            borders = [self.words[i] in self.separators or i in self.cue_starts for i in range(lo, hi)]
-            self.segment = list(accumulate((*borders, False), initial=0))[1:]
+            borders = [*map(self.separators.__contains__, self.words[lo:hi]), False]
+            for begin in self.cue_starts:
+                borders[begin - lo] = True
+            self.segment = list(accumulate(borders))
 
     def known(self, organ: Mention) -> Anatomy:
         return self.lexicon.organ(organ.name)
@@ -55,7 +45,11 @@ class Frame:
         return any(m.begin <= i < m.end for m in self.modifiers)
 
     def seg(self, i: int) -> int:
-        return self.segment[(i if i < self.hi else self.hi) - self.lo if i > self.lo else 0]
+        return self.segment[(i if i < self.hi else self.hi) - self.lo if i > self.lo else 0] if self.segment else 0
+
+    def seg_begin(self, number: int) -> int:
+        """The first word of a phrase: the border itself but for the first one."""
+        return self.lo + (self.segment.index(number) if self.segment else 0)
 
     def pair_for(self, organ: str, head: str) -> str | None:
         """The finding that this organ, or a place that holds it, makes of a state or of a general finding."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
 
 from rewards.report.entity import Entity
 from rewards.report.lexicon import Lexicon
@@ -20,14 +22,10 @@ class Spot:
     grades: list[float] = field(default_factory=list)
 
 
-@dataclass(eq=False)
 class Head:
-    """A finding while its attributes are collected; positions are word indices."""
+    """A finding while its attributes are collected; positions are word indices. Most findings have few attributes, so
+    only those given are set."""
 
-    begin: int
-    end: int
-    finding: str
-    group: bool = False
     side: tuple[str, ...] = ()
     own_side_late: bool = False  # the side came after a preposition: "... on the left"
     places: tuple[str, ...] = ()
@@ -36,8 +34,17 @@ class Head:
     sizes: tuple[float, ...] = ()
     qualifiers: tuple[tuple[str, str], ...] = ()
     levels: tuple[str, ...] = ()
-    spots: list[Spot] = field(default_factory=list)
+    spots: tuple[Spot, ...] = ()
     sites: frozenset[str] = frozenset()
+
+    def __init__(self, begin: int, end: int, finding: str, group: bool = False) -> None:
+        self.begin, self.end, self.finding, self.group = begin, end, finding, group
+
+    def but(self, **changes: Any) -> Head:
+        """The same with these attributes."""
+        other = copy(self)
+        vars(other).update(changes)
+        return other
 
 
 def parts(head: Head) -> list[Head]:
@@ -55,8 +62,7 @@ def parts(head: Head) -> list[Head]:
     if not placed and not graded:
         return [head]
     return [
-        replace(
-            head,
+        head.but(
             side=(spot.sides[0],),
             places=tuple(spot.places) if placed else head.places,
             grades=tuple(spot.grades) if graded else head.grades,
@@ -102,33 +108,47 @@ def _spot(head: Head, phrase: int) -> Spot:
     for spot in head.spots:
         if spot.phrase == phrase:
             return spot
-    head.spots.append(Spot(phrase))
-    return head.spots[-1]
+    spot = Spot(phrase)
+    head.spots = (*head.spots, spot)
+    return spot
 
 
 def entity_of(head: Head, assertion: str, words: Sequence[str], lexicon: Lexicon | None = None) -> Entity:
-    sides = set(head.side)
-    side = "bilateral" if "bilateral" in sides or len(sides) > 1 else next(iter(sides), "")
-    unsided = lexicon is not None and not head.group and not lexicon.finding(head.finding).sided
-    if unsided and assertion != "absent":
-        side = ""  # "no emphysema on the left" still denies one side only
-    qualifiers: dict[str, str] = {}
-    for family, value in sorted(set(head.qualifiers)):
-        qualifiers[family] = f"{qualifiers[family]}|{value}" if family in qualifiers else value
-    changes = sorted(set(head.changes))
-    places = set(head.places)
-    if "rib" in head.finding or "rib" in places:
-        places = (places - {"rib"}) | {f"rib {level}" for level in head.levels} if head.levels else places
+    side = ""
+    if head.side:
+        side = head.side[0] if len(set(head.side)) == 1 else "bilateral"
+        unsided = lexicon is not None and not head.group and not lexicon.finding(head.finding).sided
+        if unsided and assertion != "absent":
+            side = ""  # "no emphysema on the left" still denies one side only
+    places = head.places
+    if places or head.levels:
+        places = _numbered(head)
     return Entity(
-        finding=head.finding,
-        assertion=assertion,
-        side=side,
-        places=tuple(sorted(places)),
-        severity=(min(head.grades), max(head.grades)) if head.grades else None,
-        change="|".join(changes),
-        size_mm=max(head.sizes) if head.sizes else None,
-        qualifiers=tuple(qualifiers.items()),
-        group=head.group,
-        sites=head.sites,
-        text=" ".join(words[max(0, head.begin - 4) : head.end + 4]),
+        head.finding,
+        assertion,
+        side,
+        places,
+        (min(head.grades), max(head.grades)) if head.grades else None,
+        "|".join(sorted(set(head.changes))),
+        max(head.sizes) if head.sizes else None,
+        _joined(head.qualifiers) if head.qualifiers else (),
+        head.group,
+        " ".join(words[max(0, head.begin - 4) : head.end + 4]),
+        head.sites,
     )
+
+
+def _numbered(head: Head) -> tuple[str, ...]:
+    """The places of a finding; a level beside a rib is that of the rib."""
+    places = set(head.places)
+    if head.levels and ("rib" in head.finding or "rib" in places):
+        places = (places - {"rib"}) | {f"rib {level}" for level in head.levels}
+    return tuple(sorted(places))
+
+
+def _joined(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Each family once, its values joined."""
+    qualifiers: dict[str, str] = {}
+    for family, value in sorted(set(pairs)):
+        qualifiers[family] = f"{qualifiers[family]}|{value}" if family in qualifiers else value
+    return tuple(qualifiers.items())

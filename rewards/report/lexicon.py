@@ -128,7 +128,7 @@ class Lexicon:
 
     def finding(self, id: str) -> Finding:
         """The finding of this id; one met by its suffix or by an organ's state alone weighs a little less."""
-        return self.findings.get(id) or Finding(id, weight=0.8)
+        return self.findings.get(id) or _unlisted(id)
 
     def organ(self, id: str) -> Anatomy:
         """The organ of this id; a vertebral level is one of its own."""
@@ -166,6 +166,11 @@ class Lexicon:
             known = self.anatomy.get(place)
             place = (known.parent or "") if known else _SPINE.get(place[:1], "") if place[1:].isdigit() else ""
             seen += 1
+
+
+@lru_cache(maxsize=512)
+def _unlisted(id: str) -> Finding:
+    return Finding(id, weight=0.8)
 
 
 def _regular_stem(word: str) -> str:

@@ -7,6 +7,8 @@ along: the words that were read are aligned with those of the completion.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
+from operator import itemgetter
 
 from rewards.report.lexicon import Lexicon
 from rewards.report.sentences import TOKEN
@@ -22,14 +24,17 @@ def locate(sentences: Sequence[Sequence[str]], completion: str, lexicon: Lexicon
     """
     from rapidfuzz.distance import LCSseq  # only here: `import rewards` stays light
 
-    stem = lexicon.stem
     words = list(TOKEN.finditer(completion))[::-1]
-    read = [(word, number) for number, sentence in enumerate(sentences) for word in sentence][::-1]
-    pairs = LCSseq.editops([stem(match[0].lower()) for match in words], [word for word, _ in read])
-    places: list[Place | None] = [None] * len(sentences)
-    for block in pairs.as_matching_blocks():
-        at, begin, length = block.a, block.b, block.size
-        for match, (_, number) in zip(words[at : at + length], read[begin : begin + length], strict=True):
-            known = places[number]
-            places[number] = (match.start(), known[1] if known else match.end())
+    stems = list(map(lexicon.stem, map(str.lower, map(itemgetter(0), words))))
+    read = list(chain.from_iterable(sentences))[::-1]
+    at = [-1] * len(read)  # of each word read its place in `words`
+    for block in LCSseq.editops(stems, read).as_matching_blocks():
+        at[block.b : block.b + block.size] = range(block.a, block.a + block.size)
+    places: list[Place | None] = []
+    end = len(read)
+    for sentence in sentences:
+        begin = end - len(sentence)
+        found = list(filter((-1).__lt__, at[begin:end]))
+        end = begin
+        places.append((words[found[-1]].start(), words[found[0]].end()) if found else None)
     return places

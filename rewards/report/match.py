@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.report.entity import ROOT_GROUP, Entity
@@ -285,7 +285,7 @@ def _split_bilateral(ours: list[Entity], theirs: list[Entity]) -> list[tuple[Ent
     out: list[tuple[Entity, float]] = []
     for entity in ours:
         if entity.side == "bilateral" and entity.finding in both:
-            out += [(replace(entity, side="left"), 0.5), (replace(entity, side="right"), 0.5)]
+            out += [(entity._replace(side="left"), 0.5), (entity._replace(side="right"), 0.5)]
         else:
             out.append((entity, 1.0))
     return out
@@ -326,7 +326,7 @@ def compare(gold: Sequence[Entity], said: Sequence[Entity], extra: Mapping[str, 
     rows = _judge_missed(ours, theirs, said_denials, tally) + _judge_said(ours, theirs, clash, gold_denials, tally)
     false = [e for e, partner in zip(theirs.entities, theirs.partner, strict=True) if partner < 0]
     firm = sum(w for e, w in zip(ours.entities, ours.weights, strict=True) if not _borderline(e))
-    nearly_normal = [replace(e, assertion="absent", severity=None) for e in said_positive if _borderline(e)]
+    nearly_normal = [e._replace(assertion="absent", severity=None) for e in said_positive if _borderline(e)]
     total, earned, negative_rows = _negatives(gold_absent, [*said_absent, *nearly_normal], false, lexicon)
     value, precision, recall = _pay(tally, firm, any(w >= MAJOR for w in ours.weights), total, earned)
     rows += negative_rows
@@ -351,10 +351,10 @@ def _nearly_normal(
     """A borderline finding that the completion calls normal is a denial to agree with."""
     named = {e.finding for e in stated}
     borderline = [e for e in positive if _borderline(e) and e.finding not in named]
-    normal = [e for e in borderline if said.strength(replace(e, severity=None))]
+    normal = [e for e in borderline if said.strength(e._replace(severity=None))]
     if not normal:
         return positive, absent
-    denied = [replace(e, assertion="absent", severity=None) for e in normal]
+    denied = [e._replace(assertion="absent", severity=None) for e in normal]
     return [e for e in positive if e not in normal], sorted([*absent, *denied], key=_key)
 
 

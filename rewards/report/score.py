@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,6 +15,7 @@ from rewards.report.lexicon import DEFAULT_PACKS, load
 from rewards.report.locate import Place, locate
 from rewards.report.match import compare
 from rewards.report.sentences import MAX_WORDS
+from rewards.text import Folded
 
 _NOT_ABLE = (
     r"can\s?not|can['’]t|could not|unable to|not able to|do not have|don['’]t have|am not (?:able|qualified) to"
@@ -25,11 +25,10 @@ _DECLINED = (
     r"interpret|analy[sz]e|view|read|provide|diagnose|assist|help|access|process|ability|capability|open|comply"
     r"|the image"
 )
-_REFUSAL = re.compile(
+_REFUSAL = Folded(
     r"\b(?:i|we)(?:\s+am|['’]m|\s+are|['’]re)?\s+"
     rf"(?:(?:really |very |so )?sorry\b|apologi[sz]e\b|(?:{_NOT_ABLE})\s+(?:\w+\s+){{0,3}}?(?:{_DECLINED})\b)"
-    r"|\bas an? (?:ai|artificial|language|large language)\b|\bunable to (?:interpret|analy[sz]e|view|process|assist)\b",
-    re.IGNORECASE,
+    r"|\bas an? (?:ai|artificial|language|large language)\b|\bunable to (?:interpret|analy[sz]e|view|process|assist)\b"
 )
 
 

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from rewards.report.fields import spell_out
 from rewards.report.lexicon import Lexicon
@@ -17,7 +18,7 @@ MAX_WORDS = 1500  # with punctuation; a long whole-body CT report has about 1,40
 MAX_CHARS = 12_000
 MAX_SENTENCE = 100  # words; a longer run is cut, which bounds the work on text without full stops
 
-TOKEN = re.compile(r"\d+(?:st|nd|rd|th)\b|\d+(?:\.\d+)?|(?<![\w.])\.\d+|[^\W\d_]+\d*|[.;:,!?/|]")
+TOKEN = re.compile(r"[^\W\d_]+\d*|\d+(?:st|nd|rd|th)\b|\d+(?:\.\d+)?|(?<![\w.])\.\d+|[.;:,!?/|]")
 _NOT = re.compile(r"\b(can|ca|wo|\w{1,12})n't\b")
 _INVISIBLE = re.compile(  # the category Cf
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
@@ -42,8 +43,7 @@ _GOES_ON = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Sentence:
+class Sentence(NamedTuple):
     """`words`: stems, "," and ":" kept. `lines`: positions where a new line began. `section`: counts the headings."""
 
     words: tuple[str, ...]
@@ -119,7 +119,7 @@ class _Splitter:
         lowered = text.lower()
         self.short = any(short in lowered for short in self.lexicon.abbreviations)
         for line, starts in _lines(text, self.shouted):
-            tokens = [self.lexicon.stem(word) for word in TOKEN.findall(self.plain(line))]
+            tokens = list(map(self.lexicon.stem, TOKEN.findall(self.plain(line))))
             if starts:
                 self.close()
             elif self.words:
@@ -127,12 +127,13 @@ class _Splitter:
             self.count += len(tokens)
             if self.count > MAX_WORDS:
                 break
-            last, words = len(tokens) - 1, self.words
+            begin, last = 0, len(tokens) - 1
             for i, token in enumerate(tokens):
-                if token[0] not in _SIGNS and len(words) < MAX_SENTENCE:
-                    words.append(token)
-                else:
+                if token[0] in _SIGNS:
+                    self.extend(tokens[begin:i])
                     self.add(token, last=i == last)
+                    begin = i + 1
+            self.extend(tokens[begin:])
         self.close()
 
     def plain(self, line: str) -> str:
@@ -166,9 +167,15 @@ class _Splitter:
         elif token in ("/", "|"):
             words.append(",")
         elif token[0] != "x" or not _REDACTED.match(token):
-            if len(words) >= MAX_SENTENCE:
-                self.close()
-            words.append(token)
+            self.extend([token])
+
+    def extend(self, tokens: list[str]) -> None:
+        room = max(0, MAX_SENTENCE - len(self.words))
+        while len(tokens) > room:
+            self.words += tokens[:room]
+            self.close()
+            tokens, room = tokens[room:], MAX_SENTENCE
+        self.words += tokens
 
     def close(self, question: bool = False) -> None:
         words = self.words

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from rewards.report.entity import ROOT_GROUP
 from rewards.report.frame import Frame
@@ -216,14 +215,14 @@ def _spread(frame: Frame, head: Head, organ: Mention, general: str) -> None:
         finding = frame.pair_for(other.name, general)
         if finding and finding not in made:
             made.add(finding)
-            frame.heads.append(replace(head, finding=finding))
+            frame.heads.append(head.but(finding=finding))
             frame.used.add(other)
     for other in reversed([o for o in frame.organs if o.end <= organ.begin]):
         finding = frame.pair_for(other.name, general)
         if not finding or finding in made or not frame.is_list(other.end, organ.begin):
             break
         made.add(finding)
-        frame.heads.append(replace(head, finding=finding))
+        frame.heads.append(head.but(finding=finding))
         frame.used.add(other)
 
 

@@ -25,8 +25,11 @@ class Span(NamedTuple):
         return self.begin <= i < self.end
 
 
-@dataclass(frozen=True)
-class Reach:
+def holds(spans: Sequence[Span], i: int) -> bool:
+    return any(begin <= i < end for begin, end in spans)
+
+
+class Reach(NamedTuple):
     """Word ranges of a clause. Doubt inside a denial is part of it: "no evidence of possible pneumonia" denies."""
 
     denied: tuple[Span, ...] = ()
@@ -52,8 +55,7 @@ class _Clause:
     unasserted: list[Span]
 
 
-@dataclass(frozen=True)
-class _Cue:
+class _Cue(NamedTuple):
     begin: int
     end: int
     role: str
@@ -64,10 +66,13 @@ class _Cue:
 
 def reaches(marks: Marks, lo: int, hi: int) -> Reach:
     """What the cues of the clause words[lo:hi] deny, doubt and leave unasserted."""
-    clause = _Clause(marks, lo, hi, [c for c in marks.cues if lo <= c.begin < hi], [], [], [], [], [])
-    if clause.cues:
+    cues = marks.part(lo, hi).cues
+    if not cues and not marks.normals:
+        return NOTHING
+    clause = _Clause(marks, lo, hi, cues, [], [], [], [], [])
+    if cues:
         targets = (*marks.heads, *marks.states, *marks.normals, *marks.abnormals)
-        clause.targets = sorted(Span(t.begin, t.end) for t in targets if lo <= t.begin < hi)
+        clause.targets = sorted([Span(t[0], t[1]) for t in targets if lo <= t[0] < hi])
     for number, cue in enumerate(clause.cues):
         before = [t for t in clause.targets if t.end <= cue.begin]
         after = [t for t in clause.targets if t.begin >= cue.end]
@@ -159,9 +164,11 @@ def _within_limits(clause: _Clause) -> None:
     """ "vascular engorgement appears within normal limits" denies the finding it is said of."""
     marks = clause.marks
     for normal in marks.normals:
+        if "limit" not in marks.words[normal.begin : normal.end]:
+            continue
         verb = max((v for v in marks.verbs if clause.lo <= v < normal.begin), default=-1)
         said_of = [t.begin for t in (*marks.heads, *marks.states) if t.end == verb]
-        if said_of and "limit" in marks.words[normal.begin : normal.end]:
+        if said_of:
             clause.denied.append(Span(max(said_of), verb))
 
 

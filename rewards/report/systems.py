@@ -12,9 +12,7 @@ from rewards.report.terms import Mention
 def say_normal(frame: Frame) -> None:
     """ "the heart and mediastinum are normal", "clear lungs": organs called normal are absent groups."""
     groups = [o for o in frame.organs if frame.known(o).group is not None and o not in frame.where]
-    borders = sorted(
-        [s.begin for s in frame.states] + [n.begin for n in frame.normals] + [h.begin for h in frame.heads]
-    )
+    borders = [mention.begin for mention in (*frame.states, *frame.normals)] + [head.begin for head in frame.heads]
     for mention in frame.normals:
         begin, end = mention.begin, mention.end
         following = [o for o in groups if o.begin >= end and o not in frame.used]

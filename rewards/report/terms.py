@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from rewards.report.lexicon import TERMS, Lexicon
 
-_LEVEL = re.compile(r"[ctls]\d{1,2}$")
-_NUMBER_STARTS = frozenset("0123456789.")
 _ORDINAL = re.compile(r"(\d{1,2})(?:st|nd|rd|th)$")
 _UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0, "cms": 10.0, "mms": 1.0}
+_LEVEL = re.compile(r"[ctls]\d{1,2}$")
 _ORDINAL_WORDS = {
     word: str(i)
     for i, word in enumerate(
@@ -39,20 +38,29 @@ class Modifier(NamedTuple):
     value: object
 
 
-@dataclass
 class Marks:
     """The mentions of one sentence by kind; positions are word indices, ends exclusive."""
 
-    words: Sequence[str]
-    lexicon: Lexicon
-    heads: list[Mention] = field(default_factory=list)  # findings
-    organs: list[Mention] = field(default_factory=list)
-    states: list[Mention] = field(default_factory=list)
-    normals: list[Mention] = field(default_factory=list)
-    abnormals: list[Mention] = field(default_factory=list)
-    modifiers: list[Modifier] = field(default_factory=list)
-    cues: list[Mention] = field(default_factory=list)
-    verbs: list[int] = field(default_factory=list)
+    def __init__(self, words: Sequence[str], lexicon: Lexicon) -> None:
+        self.words, self.lexicon = words, lexicon
+        self.heads: list[Mention] = []  # findings
+        self.organs: list[Mention] = []
+        self.states: list[Mention] = []
+        self.normals: list[Mention] = []
+        self.abnormals: list[Mention] = []
+        self.modifiers: list[Modifier] = []
+        self.cues: list[Mention] = []
+        self.verbs: list[int] = []
+
+    def part(self, lo: int, hi: int) -> Marks:
+        """What begins in words[lo:hi], of the same words."""
+        if lo == 0 and hi == len(self.words):
+            return self
+        part = Marks(self.words, self.lexicon)
+        for kind in ("heads", "organs", "states", "normals", "abnormals", "modifiers", "cues"):
+            setattr(part, kind, [mention for mention in getattr(self, kind) if lo <= mention.begin < hi])
+        part.verbs = [verb for verb in self.verbs if lo <= verb < hi]
+        return part
 
     def says_where(self, lo: int, hi: int) -> bool:
         """Whether a preposition stands in words[lo:hi]: what follows it places the finding before it."""
@@ -65,10 +73,20 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
     marks = Marks(words, lexicon)
     lists = {"finding": marks.heads, "anatomy": marks.organs, "state": marks.states, "cue": marks.cues}
     lists |= {"normal": marks.normals, "abnormal": marks.abnormals}
-    i, count = 0, len(words)
-    while i < count:
-        node = lexicon.trie.get(words[i])
-        end, meanings = _longest_term(words, i, node) if node is not None else (i + 1, ())
+    trie, ahead = lexicon.trie, (*words, None)
+    end = 0
+    for i, word in enumerate(words):
+        if i < end:
+            continue
+        node = trie.get(word)
+        meanings: tuple[tuple[str, Any], ...] = ()
+        end = behind = i + 1
+        while node is not None:
+            longer = node.get(TERMS)
+            if longer:
+                meanings, end = longer, behind
+            node = node.get(ahead[behind])
+            behind += 1
         for kind, value in meanings:
             if kind in lists:
                 lists[kind].append(Mention(i, end, value))
@@ -76,10 +94,9 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
                     _inner_sides(marks, i, end, kind, value)
             else:
                 marks.modifiers.append(Modifier(i, end, kind, value))
-        if not meanings:
-            _mark_word(marks, i, words[i])
-        i = end
-    if marks.organs:
+        if not meanings and (sort := _sort_of(word, lexicon)):
+            _mark_word(marks, i, word, sort)
+    if len(marks.organs) > 1 or "of" in words:
         vague = {
             _held_by(organ, marks) or _measured(organ, marks) for organ in marks.organs
         }  # and None, which no organ is
@@ -87,42 +104,10 @@ def find(words: Sequence[str], lexicon: Lexicon) -> Marks:
     return marks
 
 
-def _longest_term(
-    words: Sequence[str], i: int, node: Mapping[str, Any] | None
-) -> tuple[int, tuple[tuple[str, Any], ...]]:
-    """(its end, its meanings) of the longest term at i, of which `node` is the first word; (i + 1, nothing) for
-    none."""
-    best, meanings = i + 1, ()
-    j, count = i + 1, len(words)
-    while node is not None:
-        ends = node.get(TERMS)
-        if ends:
-            best, meanings = j, ends
-        if j >= count:
-            break
-        node = node.get(words[j])
-        j += 1
-    return best, meanings
-
-
-def _mark_word(marks: Marks, i: int, word: str) -> None:
-    """A word that begins no term: a shared noun left out, a verb, a number, a level or the name of a disease."""
-    if word in marks.lexicon.grammar["predicates"]:
-        marks.verbs.append(i)
-    elif word in marks.lexicon.trie:
-        whole = _elided(marks.words, i, marks.lexicon.trie) if i + 3 < len(marks.words) else None
-        if whole is not None:
-            marks.organs.append(Mention(i, i + 1, whole))
-        else:
-            _other_word(marks, i, word, marks.lexicon)
-    elif word[0] in _NUMBER_STARTS or word in _ORDINAL_WORDS or word[0] in "ctls" or len(word) > 6:
-        _other_word(marks, i, word, marks.lexicon)
-
-
 def _elided(words: Sequence[str], i: int, root: Mapping[str, Any]) -> str | None:
     """The place that "upper" is in "upper and right lower lobe": the last word of a later term is shared."""
     node = root.get(words[i])
-    if node is None or words[i + 1] not in ("and", "or", ",", "to"):
+    if node is None or i + 3 >= len(words) or words[i + 1] not in ("and", "or", ",", "to"):
         return None
     for j in range(i + 2, min(i + 6, len(words))):
         ends = node.get(words[j], {}).get(TERMS, ())
@@ -139,26 +124,47 @@ def _inner_sides(marks: Marks, begin: int, end: int, kind: str, name: str) -> No
                 marks.modifiers.append(Modifier(i, i + 1, "side", marks.words[i]))
 
 
-def _other_word(marks: Marks, i: int, word: str, lexicon: Lexicon) -> None:
-    words = marks.words
-    if word[0].isdigit() or word[0] == ".":
-        ordinal = _ORDINAL.match(word)
-        if ordinal:
-            marks.modifiers.append(Modifier(i, i + 1, "level", ordinal[1]))
-            return
-        for j in range(i + 1, min(i + 5, len(words))):
-            scale = _UNITS.get(words[j])
-            if scale is not None:
-                marks.modifiers.append(Modifier(i, i + 1, "size", float(word) * scale * _bound(marks, i)))
-                return
-            if words[j] not in ("x", "by", "to", ",") and not words[j][0].isdigit():
-                return
-    elif word in _ORDINAL_WORDS:
-        marks.modifiers.append(Modifier(i, i + 1, "level", _ORDINAL_WORDS[word]))
-    elif _LEVEL.match(word):
+@lru_cache(maxsize=32768)
+def _sort_of(word: str, lexicon: Lexicon) -> str:
+    """Of a word that ends no term: verb, number, level, disease, begin (of a term) or ""."""
+    if word in lexicon.grammar["predicates"]:
+        return "verb"
+    if word[0].isdigit() or word[0] == "." or word in _ORDINAL_WORDS:
+        return "number"
+    if _LEVEL.match(word):
+        return "level"
+    if len(word) > 6 and word.endswith(lexicon.open_suffixes) and word not in lexicon.not_findings and word.isascii():
+        return "disease"
+    return "begin" if word in lexicon.trie else ""
+
+
+def _mark_word(marks: Marks, i: int, word: str, sort: str) -> None:
+    """A word that is no term, by its sort (see `_sort_of`)."""
+    if sort == "verb":
+        marks.verbs.append(i)
+    elif whole := _elided(marks.words, i, marks.lexicon.trie):
+        marks.organs.append(Mention(i, i + 1, whole))
+    elif sort == "number":
+        _mark_number(marks, i, word)
+    elif sort == "level":
         marks.organs.append(Mention(i, i + 1, word))
-    elif len(word) > 6 and word.endswith(lexicon.open_suffixes) and word not in lexicon.not_findings and word.isascii():
+    elif sort == "disease":
         marks.heads.append(Mention(i, i + 1, word))
+
+
+def _mark_number(marks: Marks, i: int, word: str) -> None:
+    ordinal = _ORDINAL.match(word)
+    if ordinal or word in _ORDINAL_WORDS:
+        marks.modifiers.append(Modifier(i, i + 1, "level", ordinal[1] if ordinal else _ORDINAL_WORDS[word]))
+        return
+    words = marks.words
+    for j in range(i + 1, min(i + 5, len(words))):
+        scale = _UNITS.get(words[j])
+        if scale is not None:
+            marks.modifiers.append(Modifier(i, i + 1, "size", float(word) * scale * _bound(marks, i)))
+            return
+        if words[j] not in ("x", "by", "to", ",") and not words[j][0].isdigit():
+            return
 
 
 def _measured(organ: Mention, marks: Marks) -> Mention | None:

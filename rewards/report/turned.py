@@ -13,15 +13,24 @@ _CHANGES = ("increased", "decreased")
 def turn(marks: Marks) -> None:
     """Take such cues out of a sentence's marks; some are the change of a finding instead."""
     denials = [cue for cue in marks.cues if cue.name.startswith("negate")]
-    verdicts = [[change for rule in RULES if (change := rule(marks, cue)) is not None] for cue in denials]
-    for cue, (change, *_) in ((cue, changes) for cue, changes in zip(denials, verdicts, strict=True) if changes):
+    for cue, change in [(cue, change) for cue in denials if (change := _turned(marks, cue))]:
         marks.cues.remove(cue)
         marks.modifiers = [m for m in marks.modifiers if not change.begin <= m.begin < change.end]
         marks.modifiers += [change] if change.value else []
 
 
+def _turned(marks: Marks, cue: Mention) -> Modifier | None:
+    for rule in RULES:
+        change = rule(marks, cue)
+        if change is not None:
+            return change
+    return None
+
+
 def _way_of_the_study(marks: Marks, cue: Mention) -> Modifier | None:
     """ "without oral or intravenous contrast": how it was done, not what was found."""
+    if marks.lexicon.grammar["technique"].isdisjoint(marks.words[cue.end : cue.end + _NEAR]):
+        return None
     named = (*marks.heads, *marks.states, *marks.abnormals)
     for i in range(cue.end, min(cue.end + _NEAR, len(marks.words))):
         if marks.words[i] in marks.lexicon.grammar["technique"]:
