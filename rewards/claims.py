@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -87,7 +87,8 @@ class _Stances:
         self.another = Folded(rf"\b(?:according to|in the (?:opinion|view) of) {role('others')}")
         self.disowns = Folded(rf"{role('doubts')}|{role('denies')}|n['’]t\b|{says}")
         start = (
-            r"(?:^|(?<=[.,;:!?)(—–\n-])|(?<=[.,;:!?)(—–\n-] )|(?<=[。！？，、])|(?<=\bbut )|(?<=\band ))"
+            r"(?:^|(?<=[.,;:!?)(—–\n-])|(?<=[.,;:!?)(—–\n-] )|(?<=[。！？，、])|(?<=\bbut )|(?<=\band )"
+            r"|(?<=\s)(?=(?:but|yet|however|(?:al)?though)\b))"
             r"[\s\"'(*_-]{0,6}+(?=\w)"
         )
         self.takes_back = Folded(
@@ -115,7 +116,7 @@ class _Stances:
         self.says = Folded(rf"\b(?:{'|'.join(word_table()['verbs'])})\b")
         self.undecided = Folded(
             rf"{role('alternatives')}[^.;!?\n]{{0,80}}?{role('undecided')}"
-            rf"|{role('undecided')} (?:between|whether|which|if)\b[^,;.\n]{{0,120}}[.!]?\s*$"
+            rf"|{role('seeming')}|{role('undecided')} (?:between|whether|which|if)\b[^,;.\n]{{0,120}}[.!]?\s*$"
         )
 
 
@@ -350,7 +351,7 @@ def heard(completion: str, read: str = PROSE, truncated: bool = False) -> Answer
     read: "prose" takes every channel; "closed" only a tag, a box, a JSON answer, or a line that is the whole
     completion.
     """
-    answer = extract(completion)
+    answer = _standing(extract(completion))
     if truncated and not answer.closed:
         return Answer("truncated", reason="cut at the length limit before a closed answer")
     if read == PROSE or answer.status != "ok" or answer.closed:
@@ -358,6 +359,36 @@ def heard(completion: str, read: str = PROSE, truncated: bool = False) -> Answer
     if answer.channel == "bare" and "\n" not in answer.body:
         return extract(f"<answer>{answer.body}</answer>")
     return Answer("unparsed", reason="no tag, box or JSON answer, and more than an answer is said")
+
+
+def _standing(answer: Answer) -> Answer:
+    """The answer without all that stands before a sentence that only takes it back, where another is given behind."""
+    end = withdrawn = 0
+    for place in sorted((*answer.candidates, *answer.lower), key=lambda place: place.lead):
+        if _takes_all_back(answer.rest[end : place.lead]):
+            withdrawn = place.lead
+        end = max(end, place.end)
+    if not withdrawn:
+        return answer
+    kept = [place for place in (*answer.candidates, *answer.lower) if place.lead >= withdrawn]
+    deciding = tuple(place for place in kept if place.channel == kept[0].channel)
+    return replace(
+        answer,
+        channel=kept[0].channel,
+        texts=tuple(place.text for place in deciding),
+        candidates=deciding,
+        lower=tuple(kept[len(deciding) :]),
+        rest=" " * withdrawn + answer.rest[withdrawn:],
+    )
+
+
+def _takes_all_back(text: str) -> bool:
+    """Whether one of the sentences that end here takes back what is before them and says nothing else."""
+    ended = text[: max(map(text.rfind, ".!:\n")) + 1].strip()
+    if not ended or stances().takes_back.search(ended) is None:
+        return False
+    last = [claims_of(ended[start:end], begun=True)[-1] for start, end in sentence_spans(ended)]
+    return any(claim.takes_back == RETRACTS and not claim.text.strip(_JOINTS + ".!*") for claim in last)
 
 
 def verdicts(answer: Answer) -> Iterable[list[Claim]]:

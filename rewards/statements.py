@@ -23,6 +23,7 @@ _SPLIT = re.compile(
     r"\b(that|because|so|therefore|thus|hence|but|while|whereas|though|although|and|or|since|only)\b|[,;:—]",
     re.IGNORECASE,
 )
+_CONCEDES = re.compile(r"\W*(?:while|whereas|(?:al)?though)\b", re.IGNORECASE)
 # "The diagnosis", not "the previous diagnosis": an unknown adjective may make it another one.
 _OTHER_KIND = re.compile(r"\w\s+$")
 _LOWER_LETTER = re.compile(r"\W*[a-z]\W*$")
@@ -209,6 +210,8 @@ def _subject(text: str, phrases: Phrases) -> Iterator[Reading]:
     text = text[-_LONGEST_LINE:]
     whole = phrases.read(text)
     splits = list(_SPLIT.finditer(text))
+    if _CONCEDES.match(text) is not None and len(splits) == 1:
+        return  # "While A seems right, it is not."
     if whole.status == "conflict" or whole.exact:
         yield whole
     elif splits and not _is_denied_clause(text, splits) and not (not whole.value and words().negator.match(text)):
