@@ -83,8 +83,8 @@ _SPELT_OUT = tuple(
         (r"\bcan (?:\w+ly )?be (?=seen|identified|noted|observed|found|detected|visuali[sz]ed)", "is "),
         # What the image is, not that it shows something.
         (
-            r"^((?:this|it|the (?:image|picture|study|scan|film))(?: (?:is|was)(?: not)?)?(?: an? | (?:(?<=is )|(?<=was )|"
-            r"(?<=not )))(?:[\w-]+ ){0,2}?)(?:x[- ]?ray|radiograph|plain film)\b",
+            r"^((?:this|it|the (?:image|picture|study|scan|film))(?: (?:is|was)(?: not)?(?: an?)?| an?) (?:[\w-]+ ){0,2}?)"
+            r"(?:x[- ]?ray|radiograph|plain film)\b",
             r"\1plainfilm",
         ),
     )
