@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-from rewards.text import first_sentence_end, normalise, strip_markup, table, unwrap_latex
+from rewards.text import blanked, first_sentence_end, normalise, strip_markup, table, unwrap_latex
 
 CLOSED_CHANNELS = ("tag", "boxed", "json")
 
@@ -160,11 +160,11 @@ def extract(completion: str) -> Answer:
             if problem:
                 return Answer("unparsed", channel="tag", body=body, rest=rest, reason=problem)
         found += candidates
-        rest = _blank(rest, spans)
+        rest = blanked(rest, spans)
         if spans and find is _json_answers:
             rest = _EMPTY_OBJECT.sub(lambda match: " " * len(match.group()), rest)
     cells, header = _table_cells(rest)
-    found = _formulas_last([*found, *_cues(_blank(rest, header)), *cells])
+    found = _formulas_last([*found, *_cues(blanked(rest, header)), *cells])
 
     if not found:
         last = body.rsplit("\n", 1)[-1].strip()
@@ -377,18 +377,6 @@ def _json_text(value: Any, depth: int) -> str:
 
 
 _CHANNEL_OF = {_tags: "tag", _boxes: "boxed", _json_answers: "json"}
-
-
-def _blank(text: str, spans: list[tuple[int, int]]) -> str:
-    """`text` with the spans replaced by spaces of the same length, so that offsets stay valid."""
-    if not spans:
-        return text
-    parts: list[str] = []
-    position = 0
-    for start, end in spans:
-        parts += [text[position:start], " " * (end - start)]
-        position = end
-    return "".join([*parts, text[position:]])
 
 
 @cache

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from rewards.answer import Answer, Candidate, extract
-from rewards.text import Folded, Patterns, sentence_spans, table
+from rewards.text import Folded, Patterns, blanked, sentence_spans, table
 from rewards.words import clean_phrase, may_be_conditional, strip_leads, words
 
 ASSERTED, ASKED, CONDITIONAL, DISOWNED, OPEN = "asserted", "asked", "conditional", "disowned", "open"
@@ -320,7 +320,7 @@ def _standing(answer: Answer) -> Answer:
         texts=tuple(place.text for place in deciding),
         candidates=deciding,
         lower=tuple(kept[len(deciding) :]),
-        rest=" " * withdrawn + answer.rest[withdrawn:],
+        rest=blanked(answer.rest, [(0, withdrawn)]),
     )
 
 

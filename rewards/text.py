@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import resources
 from typing import Any, cast
@@ -16,6 +16,7 @@ _INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
     "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
 )
+_NOT_NEWLINE = re.compile(r"[^\n]")
 _NEWLINE = re.compile("\r\n?|\x85|\u2028|\u2029")
 # NFKC would turn 10⁹ into 109 and 2½ into 21/2: keep the power and the space apart before it runs.
 _SUPERSCRIPT = re.compile("(?<=[0-9])([⁺⁻]?[⁰¹²³⁴-⁹]+)")
@@ -173,6 +174,18 @@ def strip_quotes(text: str) -> str:
         else:
             break
     return text
+
+
+def blanked(text: str, spans: Iterable[tuple[int, int]], fill: str = " ") -> str:
+    """`text` with the spans filled but for their line breaks: offsets and lines stay what they are."""
+    parts: list[str] = []
+    position = 0
+    for start, end in sorted(spans):
+        start = max(start, position)
+        if end > start:
+            parts += [text[position:start], _NOT_NEWLINE.sub(fill, text[start:end])]
+            position = end
+    return "".join([*parts, text[position:]])
 
 
 def text_key(text: str) -> str:
