@@ -163,8 +163,11 @@ def extract(completion: str) -> Answer:
         rest = blanked(rest, spans)
         if spans and find is _json_answers:
             rest = _EMPTY_OBJECT.sub(lambda match: " " * len(match.group()), rest)
-    cells, header = _table_cells(rest)
-    found = _formulas_last([*found, *_cues(blanked(rest, header)), *cells])
+        if not rest.strip():
+            break
+    else:
+        cells, header = _table_cells(rest)
+        found = _formulas_last([*found, *_cues(blanked(rest, header)), *cells])
 
     if not found:
         last = body.rsplit("\n", 1)[-1].strip()

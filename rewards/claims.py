@@ -305,6 +305,8 @@ def heard(completion: str, read: str = PROSE, truncated: bool = False) -> Answer
 
 def _standing(answer: Answer) -> Answer:
     """The answer without all that stands before a sentence that only takes it back, where another is given behind."""
+    if not answer.candidates or not answer.rest.strip():
+        return answer
     end = withdrawn = 0
     for place in sorted((*answer.candidates, *answer.lower), key=lambda place: place.lead):
         if _takes_all_back(answer.rest[end : place.lead]):

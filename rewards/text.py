@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from importlib import resources
 from typing import Any, cast
@@ -176,8 +176,10 @@ def strip_quotes(text: str) -> str:
     return text
 
 
-def blanked(text: str, spans: Iterable[tuple[int, int]], fill: str = " ") -> str:
+def blanked(text: str, spans: Collection[tuple[int, int]], fill: str = " ") -> str:
     """`text` with the spans filled but for their line breaks: offsets and lines stay what they are."""
+    if not spans:
+        return text
     parts: list[str] = []
     position = 0
     for start, end in sorted(spans):

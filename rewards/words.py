@@ -31,7 +31,7 @@ _MOST_LEADS = 6
 def may_be_conditional(text: str) -> bool:
     """A cheap test before the pattern `conditional`."""
     lowered = text.lower()
-    return any(hint in lowered for hint in _conditional_hints(text.isascii()))
+    return any(map(lowered.__contains__, _conditional_hints(text.isascii())))
 
 
 def clean_phrase(phrase: str) -> str:
