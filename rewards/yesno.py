@@ -126,7 +126,7 @@ _YES_NO = {
 def _read(text: str, question: Question) -> Said:
     """The word, or what a sentence says to the question; they must agree."""
     said = {word} if (word := read_yes_no(text)) else set()
-    if question.asked and len(text) <= _LONGEST_PROSE:
+    if question.asked and " " in text and len(text) <= _LONGEST_PROSE:
         sentences = [text[start:end] for start, end in sentence_spans(text)]
         said |= {verdict for sentence in sentences if (verdict := _restated(sentence, question))}
         if word == "yes" and any(question.may_deny(stances().sure.sub(" ", sentence)) for sentence in sentences):
