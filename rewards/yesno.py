@@ -101,7 +101,9 @@ def _said_in(text: str, start: int, end: int) -> set[str]:
     said: set[str] = set()
     for match in _TOKEN.finditer(text, start, end):
         word = single.get(match.group().casefold())
-        if word is None or not _AFTER.match(text, match.end(), end):
+        if word is None or (word in said and _OR_ELSE.match(text, match.end(), end) is None):
+            continue
+        if not _AFTER.match(text, match.end(), end):
             continue
         if not _BEFORE.search(text[max(start, match.start() - 24) : match.start()]):
             continue
