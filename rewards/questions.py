@@ -72,7 +72,10 @@ _SPELT_OUT = tuple(
         ),
         (r",?\s+(?:rather than|instead of|as opposed to)\b", ", not"),
         (r"(?<=\w) ones?(?=\W*$)", ""),
-        (r"\b(?:on|in|at) both sides\b|\bbilaterally\b", "bilateral"),
+        (r"\b(?:on|in|at) both sides\b", "bilateral"),
+        (r"\bat this level\b", ""),
+        (r"\bsize (is|are|was|were) within normal limits\b", r"\1 unenlarged"),
+        (r"\b(?:of )?normal(?: in |[ -])sized?\b|\bwithin normal size limits\b", "unenlarged"),
         (r"\b(?:free of|negative for|(?:absence|lack) of)\b", "without"),
         (r"n['’]t\b", " not"),
         (r"\bi['’]m\b", "i am"),
@@ -302,7 +305,13 @@ class Question:
 
 def _may_end(rest: Sequence[str]) -> bool:
     """Whether words behind the last of those that are asked leave it what it is: they begin no longer name."""
-    return not rest or is_neutral(rest[0]) or _is_degree(rest[0]) or _QUALIFIES.fullmatch(rest[0]) is not None
+    return (
+        not rest
+        or rest[0] == "bilateral"
+        or is_neutral(rest[0])
+        or _is_degree(rest[0])
+        or _QUALIFIES.fullmatch(rest[0]) is not None
+    )
 
 
 def _root(word: str) -> str:
