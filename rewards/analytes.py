@@ -7,39 +7,10 @@ from collections.abc import Mapping
 from functools import cache, lru_cache
 from importlib import resources
 
+from rewards.text import table
 from rewards.units import Unit
 
-# IUPAC abridged standard atomic weights, 2021.
-ATOMIC_WEIGHTS = {
-    "H": 1.008,
-    "C": 12.011,
-    "N": 14.007,
-    "O": 15.999,
-    "F": 18.998,
-    "Na": 22.990,
-    "Mg": 24.305,
-    "Al": 26.982,
-    "P": 30.974,
-    "S": 32.06,
-    "Cl": 35.45,
-    "K": 39.098,
-    "Ca": 40.078,
-    "Cr": 51.996,
-    "Mn": 54.938,
-    "Fe": 55.845,
-    "Co": 58.933,
-    "Ni": 58.693,
-    "Cu": 63.546,
-    "Zn": 65.38,
-    "As": 74.922,
-    "Se": 78.971,
-    "Cd": 112.41,
-    "I": 126.90,
-    "Li": 6.94,
-    "Hg": 200.59,
-    "Pb": 207.2,
-    "Bi": 208.98,
-}
+ATOMIC_WEIGHTS: dict[str, float] = table("numbers")["atomic_weights"]
 _ELEMENT = re.compile(r"([A-Z][a-z]?)(\d*)")
 _SETTING = re.compile(
     r"\([^()]*\)|\b(?:serum|plasma|blood|urine|urinary|csf|capillary|venous|arterial|total|free|fasting|random|ionized"

@@ -10,10 +10,9 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any, NamedTuple
 
-from rewards.text import first_sentence_end, normalise, strip_markup, unwrap_latex
+from rewards.text import blanked, first_sentence_end, normalise, strip_markup, table, unwrap_latex
 
 CLOSED_CHANNELS = ("tag", "boxed", "json")
 
@@ -161,11 +160,14 @@ def extract(completion: str) -> Answer:
             if problem:
                 return Answer("unparsed", channel="tag", body=body, rest=rest, reason=problem)
         found += candidates
-        rest = _blank(rest, spans)
+        rest = blanked(rest, spans)
         if spans and find is _json_answers:
             rest = _EMPTY_OBJECT.sub(lambda match: " " * len(match.group()), rest)
-    cells, header = _table_cells(rest)
-    found = _formulas_last([*found, *_cues(_blank(rest, header)), *cells])
+        if not rest.strip():
+            break
+    else:
+        cells, header = _table_cells(rest)
+        found = _formulas_last([*found, *_cues(blanked(rest, header)), *cells])
 
     if not found:
         last = body.rsplit("\n", 1)[-1].strip()
@@ -380,31 +382,11 @@ def _json_text(value: Any, depth: int) -> str:
 _CHANNEL_OF = {_tags: "tag", _boxes: "boxed", _json_answers: "json"}
 
 
-def _blank(text: str, spans: list[tuple[int, int]]) -> str:
-    """`text` with the spans replaced by spaces of the same length, so that offsets stay valid."""
-    if not spans:
-        return text
-    parts: list[str] = []
-    position = 0
-    for start, end in spans:
-        parts += [text[position:start], " " * (end - start)]
-        position = end
-    return "".join([*parts, text[position:]])
-
-
-@cache
-def _cue_table() -> dict[str, Any]:
-    """The table of cue phrases, normalised as completions are; languages are the keys without an underscore."""
-    source = resources.files("rewards") / "data" / "cues.json"
-    table: dict[str, Any] = json.loads(normalise(source.read_text(encoding="utf-8")))
-    return table
-
-
 @cache
 def _cue_patterns(ascii_only: bool) -> list[tuple[tuple[str, ...], re.Pattern[str]]]:
     return [
         (hints, re.compile(f"(?:{'|'.join(entry['answer'])}){_CUE_TAIL}", 0 if ascii_only else re.IGNORECASE))
-        for language, entry in _cue_table().items()
+        for language, entry in table("cues").items()
         if not language.startswith("_")
         and (hints := tuple(hint for hint in entry["hints"] if hint.isascii() or not ascii_only))
     ]
@@ -412,7 +394,7 @@ def _cue_patterns(ascii_only: bool) -> list[tuple[tuple[str, ...], re.Pattern[st
 
 @cache
 def _cue_lead() -> re.Pattern[str]:
-    leads = "|".join(sorted(_cue_table()["_leads"], key=len, reverse=True))
+    leads = "|".join(sorted(table("cues")["_leads"], key=len, reverse=True))
     return re.compile(rf"(?<!\w)(?:(?:{leads})\s{{0,2}})+$", re.IGNORECASE)
 
 

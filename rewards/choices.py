@@ -10,7 +10,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from rewards.fuzzy import nearest_option, negators
-from rewards.text import ARTICLE, drop_article, key_of_normalised, normalise
+from rewards.text import ARTICLE, drop_article, key_of_normalised, normalise, table
 from rewards.words import may_be_conditional, words
 
 
@@ -218,27 +218,6 @@ def choice_head(text: str, options: OptionSet) -> tuple[str, int] | None:
     return text_head(text, options)
 
 
-# As whole words of an option's text; both forms are compared spelt out.
-_ABBREVIATIONS = {
-    "iv": "intravenous",
-    "im": "intramuscular",
-    "sc": "subcutaneous",
-    "po": "oral",
-    "ct": "computed tomography",
-    "mri": "magnetic resonance imaging",
-    "ecg": "electrocardiogram",
-    "ekg": "electrocardiogram",
-    "us": "ultrasound",
-    "cxr": "chest radiograph",
-    "tb": "tuberculosis",
-    "mi": "myocardial infarction",
-    "pe": "pulmonary embolism",
-    "dvt": "deep vein thrombosis",
-    "uti": "urinary tract infection",
-    "chf": "congestive heart failure",
-}
-
-
 def is_form_of(letter: str, key: str, options: OptionSet) -> bool:
     """Whether a text key is a shorter or longer form of the letter's own text, and of no other option's."""
     own = _spelt_out(key_of_normalised(options.text_of(letter)))
@@ -266,4 +245,4 @@ def is_form_of(letter: str, key: str, options: OptionSet) -> bool:
 
 
 def _spelt_out(key: str) -> list[str]:
-    return [word for part in key.split() for word in _ABBREVIATIONS.get(part, part).split()]
+    return [word for part in key.split() for word in table("answers")["abbreviations"].get(part, part).split()]

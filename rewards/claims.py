@@ -7,17 +7,14 @@ agree. The words are data (data/stances.json).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
 from typing import Any, NamedTuple
 
 from rewards.answer import Answer, Candidate, extract
-from rewards.text import Folded, normalise, sentence_spans
-from rewards.wording import word_table
+from rewards.text import Folded, Patterns, blanked, sentence_spans, table
 from rewards.words import clean_phrase, may_be_conditional, strip_leads, words
 
 ASSERTED, ASKED, CONDITIONAL, DISOWNED, OPEN = "asserted", "asked", "conditional", "disowned", "open"
@@ -67,66 +64,9 @@ NOTHING = Said()
 # ---------------------------------------------------------------------------------------------------------- cue words
 
 
-class _Stances:
-    """The roles of data/stances.json, compiled over all languages."""
-
-    def __init__(self) -> None:
-        source = resources.files("rewards") / "data" / "stances.json"
-        table: dict[str, Any] = json.loads(normalise(source.read_text(encoding="utf-8")))
-
-        def role(name: str) -> str:
-            entries = sorted((entry for words in table[name].values() for entry in words), key=len, reverse=True)
-            spaced = [entry for entry in entries if not _glued(entry)]
-            glued = [entry for entry in entries if _glued(entry)]
-            return "(?:" + "|".join([rf"(?<!\w)(?:{'|'.join(spaced)})(?!\w)", *glued]) + ")"
-
-        says = rf"{role('others')} (?:\w+ ){{0,3}}{role('says')}"
-        self.sure = re.compile(role("sure"), re.IGNORECASE)
-        self.doubts = Folded(rf"{role('doubts')}|{says}")
-        # The sentence begins with the one whose view it is, clauses before the answer included.
-        self.another = Folded(rf"\b(?:according to|in the (?:opinion|view) of) {role('others')}")
-        self.disowns = Folded(rf"{role('doubts')}|{role('denies')}|n['’]t\b|{says}")
-        start = (
-            r"(?:^|(?<=[.,;:!?)(—–\n-])|(?<=[.,;:!?)(—–\n-] )|(?<=[。！？，、])|(?<=\bbut )|(?<=\band ))"
-            r"[\s\"'(*_-]{0,6}+(?=\w)"
-        )
-        self.takes_back = Folded(
-            rf"{start}(?:(?P<retracts>{role('retracts')})|(?P<reconsiders>{role('reconsiders')})"
-            rf"|(?P<disputes>{role('disputes')})"
-            rf"|(?P<offers>{role('offers')}))"
-            r"[\s,:.!…—–-]*"
-        )
-        self.ends = tuple(
-            Folded(pattern)
-            for pattern in (
-                rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$",
-                rf"(?:\s*[,;(—–-]\s*|\s+){role('instead')}\s[^,;.]{{1,60}}[).!\s]*$",
-                rf"(?:\s*[,(—–-]\s*|\s+){role('hedges')}[\s).!]*$",
-                rf"\s*{role('verdicts')}[\s).!]*$",
-            )
-        )
-        self.verdict = Folded(rf"\s{role('verdicts')}[\s).!]*$")
-        self.preferred = Folded(
-            rf"\s(?:{role('verdicts')}|{role('rivals')}|(?:[,(] ?)?{role('instead')}\s[^,;.]{{1,60}})[\s).!?]*$"
-        )
-        self.opener = Folded(rf"(?:(?P<strong>{role('openers')})|{role('joins')})[\s,:;.!—–-]*")
-        self.reason = Folded(rf"[\s,;(—–-]{{1,4}}{role('reasons')}(?s:.*)$")
-        self.alternative = Folded(role("alternatives"))
-        self.says = Folded(rf"\b(?:{'|'.join(word_table()['verbs'])})\b")
-        self.undecided = Folded(
-            rf"{role('alternatives')}[^.;!?\n]{{0,80}}?{role('undecided')}"
-            rf"|{role('undecided')} (?:between|whether|which|if)\b[^,;.\n]{{0,120}}[.!]?\s*$"
-        )
-
-
-def _glued(entry: str) -> bool:
-    """Whether an entry is of a script that is written without spaces."""
-    return re.search("[\u0600-\u06ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]", entry) is not None
-
-
 @cache
-def stances() -> _Stances:
-    return _Stances()
+def stances() -> Patterns:
+    return Patterns("stances")
 
 
 _CLAUSE_BREAK = re.compile(
@@ -169,9 +109,10 @@ def core(text: str) -> str:
 def without_ends(phrase: str) -> str:
     """A cleaned phrase without what is said about it: a reason, a verdict, what it is preferred to ("not Y but X")."""
     phrase = _NOT_BUT.sub("", phrase)
+    roles = stances()
     for _ in range(3):
         shorter = phrase
-        for end in stances().ends:
+        for end in (roles.reason, roles.behind_instead, roles.behind_hedge, roles.behind_verdict):
             shorter = _without(end, shorter)
         if shorter == phrase:
             break
@@ -325,7 +266,9 @@ def _offer(sentence: str, takes_back: str, is_offered: bool = False) -> Claim | 
         or is_conditional(rest)
     ):
         return None
-    says_more = stances().says.search(rest) is not None  # "In fact, the film is clear."
+    says_more = any(
+        word in table("answers")["verbs"] for word in re.findall(r"\w+", rest.lower())
+    )  # "In fact, the film is clear."
     return None if says_more or is_disowned(rest) else Claim(rest, ASSERTED, takes_back)
 
 
@@ -350,7 +293,7 @@ def heard(completion: str, read: str = PROSE, truncated: bool = False) -> Answer
     read: "prose" takes every channel; "closed" only a tag, a box, a JSON answer, or a line that is the whole
     completion.
     """
-    answer = extract(completion)
+    answer = _standing(extract(completion))
     if truncated and not answer.closed:
         return Answer("truncated", reason="cut at the length limit before a closed answer")
     if read == PROSE or answer.status != "ok" or answer.closed:
@@ -358,6 +301,38 @@ def heard(completion: str, read: str = PROSE, truncated: bool = False) -> Answer
     if answer.channel == "bare" and "\n" not in answer.body:
         return extract(f"<answer>{answer.body}</answer>")
     return Answer("unparsed", reason="no tag, box or JSON answer, and more than an answer is said")
+
+
+def _standing(answer: Answer) -> Answer:
+    """The answer without all that stands before a sentence that only takes it back, where another is given behind."""
+    if not answer.candidates or not answer.rest.strip():
+        return answer
+    end = withdrawn = 0
+    for place in sorted((*answer.candidates, *answer.lower), key=lambda place: place.lead):
+        if _takes_all_back(answer.rest[end : place.lead]):
+            withdrawn = place.lead
+        end = max(end, place.end)
+    if not withdrawn:
+        return answer
+    kept = [place for place in (*answer.candidates, *answer.lower) if place.lead >= withdrawn]
+    deciding = tuple(place for place in kept if place.channel == kept[0].channel)
+    return replace(
+        answer,
+        channel=kept[0].channel,
+        texts=tuple(place.text for place in deciding),
+        candidates=deciding,
+        lower=tuple(kept[len(deciding) :]),
+        rest=blanked(answer.rest, [(0, withdrawn)]),
+    )
+
+
+def _takes_all_back(text: str) -> bool:
+    """Whether one of the sentences that end here takes back what is before them and says nothing else."""
+    ended = text[: max(map(text.rfind, ".!:\n")) + 1].strip()
+    if not ended or stances().takes_back.search(ended) is None:
+        return False
+    last = [claims_of(ended[start:end], begun=True)[-1] for start, end in sentence_spans(ended)]
+    return any(claim.takes_back == RETRACTS and not claim.text.strip(_JOINTS + ".!*") for claim in last)
 
 
 def verdicts(answer: Answer) -> Iterable[list[Claim]]:

@@ -6,28 +6,9 @@ import datetime
 import re
 
 from rewards.numbers import clean
+from rewards.text import table
 
-_MONTHS = {
-    name: number
-    for number, names in enumerate(
-        (
-            "january jan enero janvier januar jänner janeiro gennaio januari января",
-            "february feb febrero février fevrier februar fevereiro febbraio februari февраля",
-            "march mar marzo mars märz março marco maret марта",
-            "april apr abril avril aprile апреля",
-            "may mayo mai maio maggio mei мая",
-            "june jun junio juin juni junho giugno июня",
-            "july jul julio juillet juli julho luglio июля",
-            "august aug agosto août aout agustus августа",
-            "september sep sept septiembre septembre setembro settembre сентября",
-            "october oct octubre octobre oktober outubro ottobre oktober октября",
-            "november nov noviembre novembre novembro ноября",
-            "december dec diciembre décembre decembre dezember dezembro dicembre desember декабря",
-        ),
-        start=1,
-    )
-    for name in names.split()
-}
+_MONTHS = {name: number for number, names in enumerate(table("numbers")["months"], start=1) for name in names}
 _MONTH = "|".join(sorted(_MONTHS, key=len, reverse=True))
 _NAMED = rf"(?P<name>{_MONTH})\b"
 _END = r"(?![\d/-]|[.,]\d)"

@@ -5,21 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-SIDES = {
-    *("left", "right", "bilateral", "unilateral", "upper", "lower", "middle", "mid", "anterior", "posterior"),
-    *("superior", "inferior", "medial", "lateral", "proximal", "distal", "dorsal", "ventral", "apical", "basal"),
-    *("central", "peripheral", "internal", "external", "deep", "superficial", "ipsilateral", "contralateral"),
-    *("anteroposterior", "posteroanterior", "ap", "pa"),
-}
-_NEGATORS = {
-    *("no", "not", "non", "none", "without", "absent", "absence", "negative", "neither", "never", "normal", "abnormal"),
-    *("except", "false", "un", "free"),
-}
-_PREFIXES = (
-    *("hypo", "hyper", "intra", "inter", "extra", "infra", "supra", "sub", "super", "micro", "macro", "brady", "tachy"),
-    *("endo", "exo", "epi", "hemi", "mono", "bi", "tri", "poly", "oligo", "ante", "anti", "antero", "postero", "pre"),
-    *("post", "para", "peri", "pro", "anis", "iso", "homo", "hetero", "ab", "ad", "an", "un", "in", "im", "dys", "eu"),
-)
+from rewards.text import table
+
+SIDES = frozenset(table("answers")["sides"])
+_NEGATORS = frozenset(table("answers")["negators"])
 _DIGITS = re.compile(r"\d+(?:\.\d+)?|[+<>=%-]|\b[ivx]+\b")
 
 
@@ -58,5 +47,5 @@ def _guarded(text: str) -> tuple[list[str], list[str], list[str], list[str]]:
         sorted(_DIGITS.findall(text)),
         sorted(token for token in tokens if token in SIDES),
         negators(text),
-        sorted(prefix for token in tokens for prefix in _PREFIXES if token.startswith(prefix)),
+        sorted(prefix for token in tokens for prefix in table("answers")["prefixes"] if token.startswith(prefix)),
     )

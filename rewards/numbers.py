@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from rewards.text import normalise
+from rewards.text import normalise, table
 
 MAX_EXPONENT = 400
 
@@ -57,73 +57,7 @@ _LATEX_PAIR = re.compile(r"\\(?:SI|qty)\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
 _LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{([^{}]*)\}\s?\{([^{}]*)\}|(\d)\s?(\d)(?!\d))")
 _LATEX_DEGREE = re.compile(r"\^\s?\{?\s?\\(?:circ|degree)(?![A-Za-z])\s?\}?|\\(?:degree|textdegree|circ)(?![A-Za-z])")
 _LATEX_COMMAND = re.compile(r"\\([A-Za-z]+|.)\s?", re.S)
-_LATEX = {
-    "times": "×",
-    "cdot": "·",
-    "div": "/",
-    "pm": "±",
-    "le": "≤",
-    "leq": "≤",
-    "leqslant": "≤",
-    "ge": "≥",
-    "geq": "≥",
-    "geqslant": "≥",
-    "lt": "<",
-    "gt": ">",
-    "approx": "≈",
-    "simeq": "≈",
-    "cong": "≈",
-    "sim": "~",
-    "mu": "μ",
-    "micro": "μ",
-    "upmu": "μ",
-    "textmu": "μ",
-    "milli": "m",
-    "kilo": "k",
-    "nano": "n",
-    "pico": "p",
-    "deci": "d",
-    "centi": "c",
-    "gram": "g",
-    "litre": "L",
-    "liter": "L",
-    "metre": "m",
-    "meter": "m",
-    "second": "s",
-    "minute": "min",
-    "hour": "h",
-    "day": "d",
-    "mole": "mol",
-    "per": "/",
-    "percent": "%",
-    "celsius": "°C",
-    "degreeCelsius": "°C",
-    "to": "→",
-    "rightarrow": "→",
-    "Rightarrow": "→",
-    "implies": "→",
-    "sqrt": "√",
-    "Omega": "Ω",
-    "!": "",
-    "%": "%",
-    "quad": " ",
-    "qquad": " ",
-    ",": " ",
-    ";": " ",
-    ":": " ",
-    " ": " ",
-    "(": "",
-    ")": "",
-    "[": "",
-    "]": "",
-    "{": "",
-    "}": "",
-    "\\": " ",
-    "$": "",
-    "&": " ",
-    "_": "_",
-    "#": "#",
-}
+_TABLE = table("numbers")
 
 _RUN = re.compile(r"\d+(?:[.,]\d+|'\d{3}(?!\d))*|\.\d+")
 _SPACED_GROUPS = re.compile(r"\d{1,3}(?: \d{3})+(?!\d)(?:[.,]\d+)?(?![.,']?\d)")
@@ -192,7 +126,7 @@ def _without_latex(text: str) -> str:
         if unwrapped == text:
             break
         text = re.sub(r"(?<![\^_\w}])\{([^{}]*)\}", r"\1", unwrapped)
-    text = _LATEX_COMMAND.sub(lambda match: _LATEX.get(match.group(1), f" {match.group(1)} "), text)
+    text = _LATEX_COMMAND.sub(lambda match: _TABLE["latex"].get(match.group(1), f" {match.group(1)} "), text)
     return text.replace("$", "").replace("{", "").replace("}", "")
 
 
@@ -277,38 +211,8 @@ def _powered(value: float, power: re.Match[str], text: str) -> Literal | None:
     return Literal(scaled, power.end(), exponent)
 
 
-_ONES = {
-    "zero": 0,
-    "one": 1,
-    "two": 2,
-    "three": 3,
-    "four": 4,
-    "five": 5,
-    "six": 6,
-    "seven": 7,
-    "eight": 8,
-    "nine": 9,
-    "ten": 10,
-    "eleven": 11,
-    "twelve": 12,
-    "thirteen": 13,
-    "fourteen": 14,
-    "fifteen": 15,
-    "sixteen": 16,
-    "seventeen": 17,
-    "eighteen": 18,
-    "nineteen": 19,
-}
-_TENS = {
-    "twenty": 20,
-    "thirty": 30,
-    "forty": 40,
-    "fifty": 50,
-    "sixty": 60,
-    "seventy": 70,
-    "eighty": 80,
-    "ninety": 90,
-}
+_ONES = {word: value for value, word in enumerate(_TABLE["ones"])}
+_TENS = {word: value for value, word in zip(range(20, 100, 10), _TABLE["tens"], strict=True)}
 _WORDS = "|".join([*_TENS, *sorted(_ONES, key=len, reverse=True)])
 _WORD_RUN = re.compile(
     rf"\b(?:{_WORDS})(?:(?:[ -]|(?<=hundred) and )(?:{_WORDS}|hundred|thousand))*\b",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rewards.analytes import bridges, convert_analyte
@@ -85,7 +85,9 @@ class NumericUnits(ShortAnswer):
             return _said(text, label)
 
         said = settle(answer, Reader(read, _last_line, lambda answer: _beside(answer, read), raw=_raw))
-        return said if said.reason or said.status != "ok" else replace(said, reason=f"read from {answer.channel}")
+        if said.reason or said.status != "ok":
+            return said
+        return Said(said.value, said.parsed, reason=f"read from {answer.channel}")
 
     def judged(self, said: Said, label: Label) -> RewardResult:
         return RewardResult(float(said.value), "ok", said.parsed, said.reason)

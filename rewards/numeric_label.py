@@ -107,8 +107,8 @@ def read_label(gold: Any, meta: Mapping[str, Any], tolerance: Mapping[str, Any],
     label = _quantity_label(gold, kind, unit)
     if label.kind == "date":
         return label
-    label = replace(label, policy=policy, analyte=analyte)
-    label = replace(label, tolerance=_tolerance(meta.get("tolerance"), label, tolerance))
+    bounds = _tolerance(meta.get("tolerance"), label, tolerance)
+    label = replace(label, policy=policy, analyte=analyte, tolerance=bounds)
     _check(label)
     return label
 

@@ -131,8 +131,8 @@ def _options_problem(options: tuple[str, ...]) -> str | None:
 def _texts(sample: RewardInput) -> tuple[str, ...]:
     """The options in the order of their letters. Raises ValueError for what is no list of 2 to 26 different texts."""
     given: Any = sample.options
-    if isinstance(given, Mapping):
-        given = by_letter(given)
+    if not isinstance(given, tuple | list):
+        given = by_letter(given) if isinstance(given, Mapping) else given
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ValueError(f"options are a list of texts, or texts by letter, got {type(given).__name__} {given!r}")
     texts = tuple(given)

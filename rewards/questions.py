@@ -21,6 +21,10 @@ _ASKS = re.compile(
     r"|will)\s+([^?\n]{2,200})\?",
     re.IGNORECASE,
 )
+_SHORT_FOR_IS_THERE = re.compile(
+    r"^\s*(?:is any|(?:do you |can you )?(?:notice|appreciate)(?: any)?|any|evidence of)(?= [^?\n]{2,200}\?)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _ASKS_WITHOUT_MARK = re.compile(
     r"^\s*(is|are|was|were|does|has|have|had|can)\s+([^?.\n]{2,200})\s*$", re.IGNORECASE | re.MULTILINE
 )
@@ -50,32 +54,54 @@ _PICTURE_SHOWS = re.compile(
     r"|indicat|confirm|contain|ha[sd]|is|was))",
     re.IGNORECASE,
 )
-_SPELT_OUT = (
-    (re.compile(r"\([^()]*\)"), " "),
-    (re.compile(r"\b(?:free of|negative for|(?:absence|lack) of)\b", re.IGNORECASE), "without"),
-    (re.compile(r"n['’]t\b", re.IGNORECASE), " not"),
-    (re.compile(r"\bi['’]m\b", re.IGNORECASE), "I am"),
-    (re.compile(r"\b(there|it|that)['’]s\b", re.IGNORECASE), r"\1 is"),
-    (re.compile(r",\s*(?:also |commonly )?(?:known|referred to) as [^,.;]{1,60},", re.IGNORECASE), " "),
-    (re.compile(r"\bother than\b", re.IGNORECASE), "except"),
-    (re.compile(r"\bin view\b", re.IGNORECASE), "visible"),
-    (
-        re.compile(
-            r"\bcan (?:\w+ly )?be (?=seen|identified|noted|observed|found|detected|visuali[sz]ed)", re.IGNORECASE
+_SIDE_LETTER = re.compile(r"\b(?:L|R)\b")
+# In small letters.
+_SPELT_OUT = tuple(
+    (re.compile(said), plain)
+    for said, plain in (
+        (r"\([^()]*\)", " "),
+        (r"\bi(?:['’]m| am) looking at\b", "this is"),
+        (r"\b(?:i|we|you) (?:can |do )?(?:\w+ly )?(?:see|observe|identify|notice|note)\b", "there is"),
+        (r"\b(gall|hyper|hypo|mid|hemi|pneumo) (?=\w{3})", r"\1"),
+        (r"\b(?:any|some)thing\b", "there"),
+        (r"\bnothing\b", "not there"),
+        (
+            r"\bneither ([^.;]{1,60}?) nor (?=[^.;]{1,60}? (?:is|are|was|were) (?:seen|present|visible|identified|noted"
+            r"|evident|observed|detected|found)\b)",
+            r"no \1 or ",
         ),
-        "is ",
-    ),
+        (r",?\s+(?:rather than|instead of|as opposed to)\b", ", not"),
+        (r"(?<=\w) ones?(?=\W*$)", ""),
+        (r"\b(?:on|in|at) both sides\b", "bilateral"),
+        (r"\bat this level\b", ""),
+        (r"\bsize (is|are|was|were) within normal limits\b", r"\1 unenlarged"),
+        (r"\b(?:of )?normal(?: in |[ -])sized?\b|\bwithin normal size limits\b", "unenlarged"),
+        (r"\b(?:free of|negative for|(?:absence|lack) of)\b", "without"),
+        (r"n['’]t\b", " not"),
+        (r"\bi['’]m\b", "i am"),
+        (r"\b(there|it|that)['’]s\b", r"\1 is"),
+        (r",\s*(?:also |commonly )?(?:known|referred to) as [^,.;]{1,60},", " "),
+        (r"\bother than\b", "except"),
+        (r"\bin view\b", "visible"),
+        (r"\bcan (?:\w+ly )?be (?=seen|identified|noted|observed|found|detected|visuali[sz]ed)", "is "),
+        # What the image is, not that it shows something.
+        (
+            r"^((?:this|it|the (?:image|picture|study|scan|film))(?: (?:is|was)(?: not)?(?: an?)?| an?) (?:[\w-]+ ){0,2}?)"
+            r"(?:x[- ]?ray|radiograph|plain film)\b",
+            r"\1plainfilm",
+        ),
+    )
 )
 _ANSWER_WORD = re.compile(r"^\W*(?:yes|no)\s*,\s+", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"\s*(?:[;:]|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b"
+    r"\s*(?:[;:]|,\s*(?=not\b)|,?\s*\b(?:such as|including|namely|for example)\b|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b"
     r"|,\s*as\b(?! well)|,?\s*\b(?:but|however"
     r"|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
     re.IGNORECASE,
 )
 _JOIN = re.compile(r",\s+(?:and\s+)?|\s+and\s+", re.IGNORECASE)
 _QUALIFIES = re.compile(
-    r"\w+(?:ly|ed|ing|wise)|and|under|above|below|behind|near|along|through|between|around|over|into|which|that|due"
+    r"\w+(?:ly|ed|ing|wise)|relative|compared|and|under|above|below|behind|near|along|through|between|around|over|into|which|that|due"
     r"|images?|ct|mri|ultrasound"
 )
 _MEMBER = re.compile(r"\s*,\s*(?:(?:or|and|nor)\s+)?|\s+(?:or|and|nor)\s+", re.IGNORECASE)
@@ -85,7 +111,8 @@ _TWO_SUBJECTS = re.compile(
 )
 _ALTERNATIVE = re.compile(r"(?<!\w)or(?!\w)", re.IGNORECASE)
 _PRONOUN = re.compile(r"(?:this|that|it|these|those)\b(?! \w+ (?:is|are|was|were)\b)", re.IGNORECASE)
-_JOINT = re.compile(r"\b(?:and|than|by|to|from|for)\b", re.IGNORECASE)
+_NEGATIVE = re.compile(r"\bnon[- ]?(?=\w{4})|\bfree of\b", re.IGNORECASE)
+_JOINT = re.compile(r"\b(?:and|or|than|by|to|from|for)\b", re.IGNORECASE)
 _THERE = re.compile(r"(?:there|any)\b", re.IGNORECASE)
 _ENDING = re.compile(r"(?<=\w{4})(?:ifi(?:ed|cation)|at(?:ed|ion)|e?ment|osity|ous|ity|ing|ed|ion|e)$")
 _MEANS = re.compile(
@@ -123,7 +150,8 @@ class Question:
     which a sentence may say them ("fracture of the clavicle", "clavicle fracture"). exists: it asks whether something
     is there, so that a narrower thing is a yes. by_do: it asks with "does", so that an answer may have any verb ("The
     lesion enhances."). roots: from the root of an asked word to the word. plain: from the word without "ab" or "un".
-    unsure: words that leave a sentence open.
+    unsure: words that leave a sentence open. negative: it asks for what is not so ("non-enlarged"), and the other words
+    are of what would be so.
     """
 
     words: frozenset[str] = frozenset()
@@ -135,6 +163,7 @@ class Question:
     roots: Mapping[str, str] = field(default_factory=dict)
     plain: Mapping[str, str] = field(default_factory=dict)
     unsure: frozenset[str] = frozenset()
+    negative: bool = False
 
     @cached_property
     def shared(self) -> frozenset[str]:
@@ -160,10 +189,14 @@ class Question:
         if not self.asked or len(sentence) > _LONGEST_SENTENCE or sentence.rstrip(" \"'*)").endswith("?"):
             return ""
         denied = _DENIES_IT.fullmatch(sentence) is not None
+        sentence = _spelt_out(_ANSWER_WORD.sub("", sentence.strip()))
         if not denied and not any(self._plain(word) in self.asked for word in self._words(sentence)):
             return ""
         clauses = [form for clause in _clauses(sentence) for form in _forms(clause)]
-        found = {said for clause in clauses if (said := self._of_clause(clause))} | ({"no"} if denied else set())
+        found = {said for clause in clauses if (said := self._of_clause(clause))}
+        if self.negative:
+            found = {"no" if said == "yes" else "yes" for said in found}
+        found |= {"no"} if denied else set()
         return found.pop() if len(found) == 1 and not _TURNS.search(sentence) else ""
 
     def may_deny(self, sentence: str) -> bool:
@@ -179,9 +212,10 @@ class Question:
             clause = f"it {clause[picture.end() :]}"
         told = self.words.difference(self.asked) if _PICTURE.search(clause) else frozenset()
         said = [word for word in self._words(clause) if word not in told or is_neutral(word)]
-        if not self.unsure.isdisjoint(said):
-            return ""
         turned = [self._plain(word) for word in said]
+        both = any(plain != word and plain in said for word, plain in zip(said, turned, strict=True))
+        if both or said[-1:] == ["only"] or not self.unsure.isdisjoint(said):
+            return ""
         negators = [word for word in said if word in role_words("denying")]
         if turned != said or not negators:
             return ("yes" if turned == said else "no") if not negators and self._is_affirmed(clause, turned) else ""
@@ -239,7 +273,7 @@ class Question:
         """Whether a clause denies what is asked, or something wider, perhaps as one of a list."""
         members = [
             [word for word in self._words(part) if word not in told or is_neutral(word)]
-            for part in ([clause] if "and" in self.asked else _MEMBER.split(clause))
+            for part in ([clause] if {"and", "or"} & set(self.asked) else _MEMBER.split(clause))
         ]
         first = next((index for index, member in enumerate(members) if negator in member), -1)
         if first < 0:
@@ -265,12 +299,19 @@ class Question:
         def counts(at: int) -> bool:
             return said[at] in self.asked or self.exists or at > last or not self._narrows(said, at)
 
-        return [word for at, word in enumerate(said) if counts(at) and not is_neutral(word)]
+        named = [word for at, word in enumerate(said) if counts(at) and self._counts(word)]
+        return [word for word in named if word in self.asked or word not in role_words("whole")]  # "intact without ..."
 
 
 def _may_end(rest: Sequence[str]) -> bool:
     """Whether words behind the last of those that are asked leave it what it is: they begin no longer name."""
-    return not rest or is_neutral(rest[0]) or _is_degree(rest[0]) or _QUALIFIES.fullmatch(rest[0]) is not None
+    return (
+        not rest
+        or rest[0] == "bilateral"
+        or is_neutral(rest[0])
+        or _is_degree(rest[0])
+        or _QUALIFIES.fullmatch(rest[0]) is not None
+    )
 
 
 def _root(word: str) -> str:
@@ -308,14 +349,14 @@ def _without_place(place: re.Match[str]) -> str:
 
 
 def _spelt_out(text: str) -> str:
+    text = _SIDE_LETTER.sub(lambda letter: "left" if letter.group() == "L" else "right", text).lower()
     for said, plain in _SPELT_OUT:
         text = said.sub(plain, text)
     return text
 
 
 def _clauses(sentence: str) -> list[str]:
-    sentence = _ANSWER_WORD.sub("", sentence.strip())
-    sentence = _ON_THE_IMAGE.sub(_without_place, _spelt_out(sentence))
+    sentence = _ON_THE_IMAGE.sub(_without_place, sentence)
     found: list[str] = []
     for part in _CLAUSE.split(sentence):
         pieces = _JOIN.split(part)
@@ -394,19 +435,27 @@ def question_of(prompt: str) -> Question:
         if word == "or":  # "left or right?": either is an answer, not the question's own word
             left_out |= {*words[max(0, index - 2) : index], *words[index + 1 : index + 3]}
     shared = frozenset(words) - left_out - role_words("denying") - role_words("unsure")
+    text = _SHORT_FOR_IS_THERE.sub("is there any", text)
     asks = _ASKS.findall(text) or _ASKS_WITHOUT_MARK.findall(text)
-    if len(asks) != 1 or _ALTERNATIVE.search(asks[0][1]) or role_words("denying").intersection(as_said(asks[0][1])):
+    if len(asks) != 1:
         return Question(shared)
+    negative = _NEGATIVE.search(asks[0][1])
     by_do = asks[0][0].lower() in ("do", "does", "did", "can")
-    body = _spelt_out(_ON_THE_IMAGE.sub(" ", asks[0][1])).strip()
+    body = _spelt_out(_NEGATIVE.sub("", _ON_THE_IMAGE.sub(" ", asks[0][1]))).strip()
+    is_either = _ALTERNATIVE.search(body) and not _THERE.match(body)
+    if is_either or role_words("denying").intersection(as_said(body)):
+        return Question(shared)
     asked = tuple(_content(body))
     is_there = _THERE.match(body) or role_words("seen").intersection(as_said(body)) or _shows(body, by_do)
     roots = {_root(word): word for word in asked} if len(asked) > 1 else {}
     plain = {_OPPOSITE.sub("", word, count=1): word for word in asked}
-    plain |= {other: word for pair in word_table()["opposites"] for word, other in (pair, pair[::-1]) if word in asked}
+    for group in word_table()["opposites"] if not is_there else ():
+        plain |= {other: word for word in group if word in asked for other in group if other != word}
     head = frozenset(_content(_name(body)))
     unsure = role_words("unsure").difference(as_said(" ".join(asks[0])))  # "can" answers "can"
-    return Question(shared, asked, head, _orders(body), bool(is_there), by_do, roots, plain, unsure)
+    return Question(
+        shared, asked, head, _orders(body), bool(is_there), by_do, roots, plain, unsure, negative is not None
+    )
 
 
 def _shows(body: str, by_do: bool) -> bool:

@@ -14,7 +14,7 @@ from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, named_first, text_head
 from rewards.claims import asks, fold, is_disowned, sentence_claims
 from rewards.phrases import MAX_PHRASE, Phrases, Reading, chosen, conflict, denied_later
-from rewards.text import key_of_normalised, sentence_spans, strip_markup, text_key, unwrap_latex
+from rewards.text import blanked, key_of_normalised, sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import may_be_conditional, words
 
 Statement = tuple[int, Reading]  # where it begins, what it says
@@ -23,6 +23,7 @@ _SPLIT = re.compile(
     r"\b(that|because|so|therefore|thus|hence|but|while|whereas|though|although|and|or|since|only)\b|[,;:—]",
     re.IGNORECASE,
 )
+_CONCEDES = re.compile(r"\W*(?:while|whereas|(?:al)?though)\b", re.IGNORECASE)
 # "The diagnosis", not "the previous diagnosis": an unknown adjective may make it another one.
 _OTHER_KIND = re.compile(r"\w\s+$")
 _LOWER_LETTER = re.compile(r"\W*[a-z]\W*$")
@@ -115,7 +116,7 @@ def statements(answer: Answer, phrases: Phrases) -> Iterator[Statement]:
             is_announced = is_announced or bool(reading.value)
             yield start, reading if reading.firm else replace(reading, firm=True)
     blocks = [(cue.start, cue.end) for cue in cues] if phrases.multi else []
-    bare = list(_bare_lines(_blanked(rest, blocks), phrases))
+    bare = list(_bare_lines(blanked(rest, blocks), phrases))
     if spans and not phrases.multi and LETTER_ALONE.fullmatch(last := rest[slice(*spans[-1])]) and last.isupper():
         bare.append((spans[-1][0], phrases.read(last)))
     yield from (
@@ -140,17 +141,6 @@ def _before_cues(rest: str, cues: Sequence[Candidate], phrases: Phrases) -> Iter
             choice = phrases.read(ahead)
             if choice.exact or (choice.status == "conflict" and choice.firm):
                 yield start, choice
-
-
-def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
-    parts: list[str] = []
-    position = 0
-    for start, end in sorted(spans):
-        start = max(start, position)
-        if end > start:
-            parts += [text[position:start], re.sub(r"[^\n]", " ", text[start:end])]
-            position = end
-    return "".join([*parts, text[position:]])
 
 
 def _with_following_lines(rest: str, candidate: Candidate) -> Candidate:
@@ -209,6 +199,8 @@ def _subject(text: str, phrases: Phrases) -> Iterator[Reading]:
     text = text[-_LONGEST_LINE:]
     whole = phrases.read(text)
     splits = list(_SPLIT.finditer(text))
+    if _CONCEDES.match(text) is not None and len(splits) == 1:
+        return  # "While A seems right, it is not."
     if whole.status == "conflict" or whole.exact:
         yield whole
     elif splits and not _is_denied_clause(text, splits) and not (not whole.value and words().negator.match(text)):
@@ -332,8 +324,7 @@ def _without_echo(rest: str, options: OptionSet) -> str:
     echo = re.search(rf"{labelled}|(?m:^){listed}", rest, re.IGNORECASE)
     if echo is None or not rest[echo.end() :].strip():
         return rest
-    blank = re.sub(r"[^\n]", " ", echo.group())
-    return rest[: echo.start()] + blank + rest[echo.end() :]
+    return blanked(rest, [echo.span()])
 
 
 def _without_headings(rest: str, options: OptionSet) -> str:
@@ -359,12 +350,7 @@ def _without_headings(rest: str, options: OptionSet) -> str:
     letters = [letter for letter, _, _ in found]
     if len(letters) < 2 or sorted(set(letters)) != letters:
         return rest
-    parts: list[str] = []
-    position = 0
-    for _, start, end in found:
-        parts += [rest[position:start], _BLANK * (end - start)]
-        position = end
-    return "".join([*parts, rest[position:]])
+    return blanked(rest, [(start, end) for _, start, end in found], _BLANK)
 
 
 def _heading(line: str, options: OptionSet) -> tuple[str, int] | None:

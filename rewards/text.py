@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import cache
+from importlib import resources
+from typing import Any, cast
 
 # Characters that show nothing: soft hyphen, joiners, bidi controls, fillers, variation selectors, tag characters, C0/C1
 # controls other than tab and newline.
@@ -12,6 +16,7 @@ _INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
     "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
 )
+_NOT_NEWLINE = re.compile(r"[^\n]")
 _NEWLINE = re.compile("\r\n?|\x85|\u2028|\u2029")
 # NFKC would turn 10⁹ into 109 and 2½ into 21/2: keep the power and the space apart before it runs.
 _SUPERSCRIPT = re.compile("(?<=[0-9])([⁺⁻]?[⁰¹²³⁴-⁹]+)")
@@ -47,6 +52,10 @@ _NEXT_SUBJECT = re.compile(
 ARTICLE = re.compile(r"(?:a|(?i:an|the)|A(?! [A-Z][a-z])) +")
 
 
+# Scripts that are written without spaces.
+_SPACELESS = re.compile("[\u0600-\u06ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
+
+
 class Folded:
     """A pattern in small letters that takes capitals for the same: on ASCII several times as fast as IGNORECASE.
 
@@ -68,6 +77,49 @@ class Folded:
 
     def finditer(self, text: str) -> Iterator[re.Match[str]]:
         return self._small.finditer(text.lower()) if text.isascii() else self._any.finditer(text)
+
+    def sub(self, new: str, text: str) -> str:
+        return self._any.sub(new, text)
+
+
+@cache
+def table(name: str) -> dict[str, Any]:
+    """The words of data/NAME.json, normalised as completions are."""
+    source = resources.files("rewards") / "data" / f"{name}.json"
+    found: dict[str, Any] = json.loads(normalise(source.read_text(encoding="utf-8")))
+    return found
+
+
+class Patterns:
+    """The patterns of a table of words, each compiled when it is first asked for.
+
+    In a pattern {a+b} is one of the words of a, as a whole word, or one of the marks of b, which may touch other words;
+    {*a} is one of the entries of a as they are. A role may hold its entries by language.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._table = table(name)
+
+    def __getattr__(self, name: str) -> Folded:
+        template = self._table["patterns"][name]
+        pattern = re.sub(r"\{([*a-z_+]+)\}", lambda role: self._role(role.group(1)), template)
+        # What tells capitals apart says so.
+        found = re.compile(pattern) if pattern.startswith("(?-i:") else Folded(pattern)
+        setattr(self, name, found)
+        return cast(Folded, found)
+
+    def _role(self, name: str) -> str:
+        if name.startswith("*"):
+            return "|".join(self._entries(name[1:]))
+        words, _, marks = name.partition("+")
+        whole = [entry for entry in self._entries(words) if not _SPACELESS.search(entry)]
+        touching = [entry for entry in self._entries(words) if _SPACELESS.search(entry)] + self._entries(marks)
+        return "(?:" + "|".join([rf"(?<!\w)(?:{'|'.join(whole)})(?!\w)", *touching]) + ")"
+
+    def _entries(self, name: str) -> list[str]:
+        given = self._table[name] if name else []
+        entries = [entry for words in given.values() for entry in words] if isinstance(given, dict) else given
+        return sorted(entries, key=len, reverse=True)
 
 
 def normalise(text: str) -> str:
@@ -122,6 +174,20 @@ def strip_quotes(text: str) -> str:
         else:
             break
     return text
+
+
+def blanked(text: str, spans: Collection[tuple[int, int]], fill: str = " ") -> str:
+    """`text` with the spans filled but for their line breaks: offsets and lines stay what they are."""
+    if not spans:
+        return text
+    parts: list[str] = []
+    position = 0
+    for start, end in sorted(spans):
+        start = max(start, position)
+        if end > start:
+            parts += [text[position:start], _NOT_NEWLINE.sub(fill, text[start:end])]
+            position = end
+    return "".join([*parts, text[position:]])
 
 
 def text_key(text: str) -> str:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from rewards.numbers import Literal, match_number
+from rewards.text import table
 from rewards.units import Unit, match_unit
 
 
@@ -32,39 +33,8 @@ class Token:
         return -self.literal.value if self.negative else self.literal.value
 
 
-_AT_LEAST = (
-    r"at least|(?:no|not) (?:less|fewer|lower|younger|smaller|shorter) than|not (?:under|below)"
-    r"|equal to or (?:greater|more|higher|above)(?: than)?|(?:greater|more|higher|larger|older"
-    r"|longer) than or equal(?: to)?|(?:a )?min(?:imum)?(?: of|(?= \d))"
-)
-_AT_MOST = (
-    r"at most|(?:no|not) (?:more|greater|higher|older|larger|longer) than|not (?:over|above|exceeding|to exceed|exceed)"
-    r"|equal to or (?:less|lower|fewer|below)(?: than)?"
-    r"|(?:less|lower|fewer|smaller|younger|shorter) than or equal(?: to)?|up to|(?:a )?max(?:imum)?(?: of|(?= \d))"
-)
-_ABOVE = r"(?:more|greater|higher|older|larger|longer|later) than|over|above|exceed(?:s|ing)|in excess of|beyond"
-_BELOW = r"(?:less|lower|fewer|smaller|younger|shorter|earlier) than|under|below"
-_AFTER_MORE = r"(?:or|and) (?:more|older|greater|above|higher|over|up|upwards?|longer|later|beyond|larger)"
-_AFTER_LESS = r"(?:or|and) (?:less|younger|below|lower|under|fewer|shorter|earlier|smaller)"
-_NEGATIVE = (
-    r"not|never|neither|nor|without|excluding|except|rather than|instead of|other than|no|cannot"
-    r"|(?:is|are|was|were|do|does|did|ca|could|should|would|wo|has|have|had)n't"
-)
-_CALCULATION = (
-    r"(?:sqrt|square root|cube root|log|ln|lg|exp|half|twice|double|triple|a third|a quarter)(?: of)?"
-    r"(?= (?:the )?[-+]?\d)"
-    r"|and (?:a|one) (?:half|quarter|third)|dozens?"
-)
-_PREMISE = r"based|given|using|for|with|assuming|because|since|from|calculated|in|at|after|every|when|as|q"
 _PHRASE = re.compile(
-    rf"(?P<ge>{_AT_LEAST})|(?P<le>{_AT_MOST})|(?P<gt>{_ABOVE})|(?P<lt>{_BELOW})"
-    rf"|(?P<more>{_AFTER_MORE})|(?P<less>{_AFTER_LESS})"
-    rf"|(?P<call>{_CALCULATION})|(?P<not>{_NEGATIVE})|(?P<reset>but|instead|(?<=[,;] )(?:it's|it is|rather(?! than)))"
-    rf"|(?P<wrong>incorrect|wrong|false)|(?P<between>between)|(?P<to>to|through"
-    r"|until)|(?P<of>out of(?: a| the)?(?: (?:possible|maximum|total)){0,2}(?: of)?|of)|(?P<and>and)|(?P<minus>minus"
-    r"|negative)|(?P<plus>plus)"
-    rf"|(?P<so>so|therefore|thus|hence|giving)|(?P<is>is|are|was|equals)|(?P<lead>{_PREMISE})",
-    re.I,
+    "|".join(rf"(?P<{kind}>{'|'.join(said)})" for kind, said in table("numbers")["phrases"].items()), re.IGNORECASE
 )
 _WORD = re.compile(r"[^\W\d_]\w*(?:[-'^]\w+)*")
 _COMPARISON = re.compile(r"<\s?=|=\s?<|>\s?=|[<>]\s?or\s?(?:equal to|=)|[≤≥<>]")
@@ -82,18 +52,7 @@ _COMMENT = re.compile(
 _COMPARED = re.compile(r"\(\s?\d[\d.,]*\s?(?:-|to)\s?\d[\d.,]*(?:\s?[^()\d\n]{1,20})?\)")
 _NOUN_END = re.compile(r"\s?(?:$|[^\w\s]|\n|(\w+))")
 # After a number these words are no unit and no counted thing: the number simply has no unit.
-_FUNCTION_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "is are was were be been being am can could may might should would will shall must has have had do "
-        "does did because since so as if then thus hence therefore and or nor but yet for from by with "
-        "without within in on at of to into onto over under above below between per than that which who whom "
-        "whose where when while after before during until given based using according assuming via about "
-        "around approximately roughly nearly almost it its this these those the a an not no i we he she they "
-        "you indicates indicating suggests suggesting means meaning only total each daily once twice today "
-        "ago respectively overall now exactly again long old out x",
-    )
-)
+_FUNCTION_WORDS = frozenset(table("numbers")["function_words"])
 FOOT = 0.3048
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from importlib import resources
 from typing import Any
 
-from rewards.text import normalise, text_key
+from rewards.text import table, text_key
 
 # "a" is a letter of a name at its end and behind words such as "hepatitis"; "A" is one anywhere but at the start.
 _ARTICLE = re.compile(
@@ -25,11 +23,8 @@ _BESIDE_GREEK = re.compile(rf"(?<=[a-z0-9])(?=[{''.join(_GREEK)}])|(?<=[{''.join
 _ACCENT = re.compile("(?<=[A-Za-z])[\u0300-\u036f]+")
 
 
-@cache
 def word_table() -> dict[str, Any]:
-    source = resources.files("rewards") / "data" / "answers.json"
-    table: dict[str, Any] = json.loads(normalise(source.read_text(encoding="utf-8")))
-    return table
+    return table("answers")
 
 
 @lru_cache(maxsize=16384)
@@ -53,9 +48,9 @@ def words_of(text: str) -> list[str]:
 
 @lru_cache(maxsize=16384)
 def _word(token: str) -> str:
-    table = word_table()
-    token = _singular(_spelt(table["numbers"].get(token, token)), table["plurals"])
-    adjectives: dict[str, str] = table["adjectives"]
+    words = word_table()
+    token = _singular(_spelt(words["numbers"].get(token, token)), words["plurals"])
+    adjectives: dict[str, str] = words["adjectives"]
     return adjectives.get(token, token)
 
 

@@ -101,7 +101,9 @@ def _said_in(text: str, start: int, end: int) -> set[str]:
     said: set[str] = set()
     for match in _TOKEN.finditer(text, start, end):
         word = single.get(match.group().casefold())
-        if word is None or not _AFTER.match(text, match.end(), end):
+        if word is None or (word in said and _OR_ELSE.match(text, match.end(), end) is None):
+            continue
+        if not _AFTER.match(text, match.end(), end):
             continue
         if not _BEFORE.search(text[max(start, match.start() - 24) : match.start()]):
             continue
@@ -126,7 +128,7 @@ _YES_NO = {
 def _read(text: str, question: Question) -> Said:
     """The word, or what a sentence says to the question; they must agree."""
     said = {word} if (word := read_yes_no(text)) else set()
-    if question.asked and len(text) <= _LONGEST_PROSE:
+    if question.asked and " " in text and len(text) <= _LONGEST_PROSE:
         sentences = [text[start:end] for start, end in sentence_spans(text)]
         said |= {verdict for sentence in sentences if (verdict := _restated(sentence, question))}
         if word == "yes" and any(question.may_deny(stances().sure.sub(" ", sentence)) for sentence in sentences):

@@ -36,6 +36,7 @@ TAKEN_BACK = {
     "called wrong": " That is wrong. The answer is {y}.",
     "should be": " That should be {y}.",
     "revised": "\nRevised answer: {y}.",
+    "no, the answer": "\nNo, the answer is {y}.",
     "mistaken": " I was wrong, it is {y}.",
     "called wrong, nothing else": "\nThat is wrong.",
     "scratch, nothing else": " Scratch that.",
@@ -150,6 +151,33 @@ EXPLAINED = (
     " The alternative was considered and rejected.",
     " I first thought of {y}, but the film shows {x}.",
 )
+# One sentence that names an answer and then says that it is none.
+CONCEDED = (
+    "{x} seems correct but is not.",
+    "{x} seems correct, but it is not.",
+    "{x} looks right but that is wrong.",
+    "{x} would be my guess, although it isn't.",
+    "{x} appears right, yet that's incorrect.",
+    "{x} is right, but this is not true.",
+    "{x} may look right; it is not.",
+    "{x} but that is wrong",
+    "{x}, although it isn't.",
+    "{x}, yet that's incorrect.",
+    "{x}, though this is false",
+    "{x}, but not really.",
+    "{x} seems right at first but isn't.",
+    "{x} might seem like the answer, however it is incorrect.",
+    "The answer seems to be {x} but is not.",
+    "It looks like {x} but it is not.",
+    "{x} (but that is wrong)",
+    "{x} seems plausible but is incorrect.",
+    "At first glance {x}, but no.",
+    "While {x} seems right, it is not.",
+    "Although {x} seems correct, it is wrong.",
+    "{x} only seems correct.",
+)
+# What takes the first answer back and gives another one: {0} and {1} are marked.
+REPLACED = ("Scratch that.", "Correction:", "I was wrong.", "Wait, no.", "That is incorrect.", "I made a mistake.")
 MARKS = ("tag", "tag with a full stop", "box", "json")
 KINDS = {
     "option": (OptionLetter(), {"options": ("left lung", "right lung", "both", "neither")}, [("A", "A"), ("D", "D")]),
@@ -196,6 +224,25 @@ def test_what_is_left_open_is_paid_under_no_label(kind, way):
 @pytest.mark.parametrize("then", BESIDE_A_MARK)
 def test_a_marked_answer_is_not_paid_where_another_is_named_behind_it(kind, then):
     assert [mark for mark in MARKS if values(kind, GIVEN[mark], then)[0] == 1.0] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wording", CONCEDED)
+def test_what_its_own_sentence_denies_is_not_paid(kind, wording):
+    assert values(kind, "<answer>{x}</answer>", "\n")[0] == 1.0
+    for text in (wording, f"<answer>{wording}</answer>"):
+        assert values(kind, text, "\n")[0] == 0.0, text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("between", REPLACED)
+@pytest.mark.parametrize("first", MARKS)
+@pytest.mark.parametrize("joint", [" ", "\n"])
+@pytest.mark.parametrize("second", ["<answer>{y}</answer>", r"\boxed{{{y}}}", "The answer is {y}."])
+def test_an_answer_that_is_taken_back_leaves_the_one_behind_it(kind, between, first, joint, second):
+    assert values(kind, GIVEN[first], f"{joint}{between} {second}")[0] == 0.0
+    if between != "Correction:" or "answer is" not in second:
+        assert values(kind, GIVEN[first], f"{joint}{between} {second}")[1] == 1.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
