@@ -56,6 +56,7 @@ GREY_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "Pixel
 SMALL_FRAME, RATIO = 16 << 20, 200
 # JPEG's markers: frame headers (all of C0 to CF but those of tables, and that of JPEG-LS), and the start of the pixels.
 SIZED, SCAN = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}), 0xDA
+CODE = re.compile(r"[A-Z0-9_ ]{1,16}")  # a code string of DICOM
 CENTIMETRES, TISSUE = 3, 1  # an ultrasound region's unit, and its spatial format "2D"
 
 
@@ -165,7 +166,7 @@ def _name_syntax(data: Any) -> None:
 def _check(file: Path, data: Any, options: ScanOptions) -> None:
     """Raises ScanError for a file that is no picture, or none that may or can be read."""
     if "PixelData" not in data:
-        raise ScanError(f"{file}: holds no picture ({data.get('Modality', 'no modality')})", "no_pixels")
+        raise ScanError(f"{file}: holds no picture ({_modality(data) or 'no modality'})", "no_pixels")
     if data.get("Modality") in ("SEG", "RTDOSE", "RTSTRUCT"):
         raise ScanError(f"{file}: a {data.Modality} object is no picture of a patient", "no_pixels")
     if str(data.get("BurnedInAnnotation", "")).upper() == "YES" and not options.burned_in:
@@ -176,6 +177,12 @@ def _check(file: Path, data: Any, options: ScanOptions) -> None:
             f"{file}: compressed as {syntax.name}, which no installed decoder reads: pip install 'lingshu-rl[dicom]'",
             "missing_codec",
         )
+
+
+def _modality(data: Any) -> str:
+    """Its code, or "": in a damaged file the value may be all that follows."""
+    modality = str(data.get("Modality", "") or "").strip()
+    return modality if CODE.fullmatch(modality) else ""
 
 
 def _decodable(syntax: Any) -> bool:
@@ -220,7 +227,7 @@ def dicom_facts(data: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         facts["patient_id"] = pseudonym(patient)
     if study := str(data.get("StudyInstanceUID", "") or ""):
         facts["study_id"] = pseudonym(study)
-    if modality := str(data.get("Modality", "") or ""):
+    if modality := _modality(data):
         facts["modality"] = MODALITIES.get(modality, modality)
     if part := fields.get("BodyPartExamined"):
         facts["organ"] = part.lower()

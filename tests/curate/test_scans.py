@@ -506,10 +506,25 @@ def aborting() -> bytes:
     return data[: codes - 8] + data[codes:]
 
 
+@pytest.mark.parametrize("pixels", [True, False])
+def test_what_a_damaged_header_holds_as_its_modality_is_not_told(tmp_path: Path, pixels: bool) -> None:
+    """Its length may be wrong, and the patient's name stand within it."""
+    data = pydicom.dcmread(get_testdata_file("MR_small.dcm", download=False))
+    data.Modality = "MR\x10\x00Doe^Jane" + "x" * 1_000
+    if not pixels:
+        del data.PixelData
+    data.save_as(tmp_path / "a.dcm")
+    try:
+        told = repr([picture.facts for picture in read_scan(tmp_path / "a.dcm", ScanOptions())])
+    except ScanError as error:
+        told = str(error)
+    assert "Doe" not in told and len(told) < 900 and ("no modality" in told) is not pixels
+
+
 def test_a_decoder_that_ends_its_process_ends_not_this_one(tmp_path: Path) -> None:
     """The next file is read by a new one."""
     whole = Path(get_testdata_file("SC_rgb_jpeg_gdcm.dcm", download=False))
-    decoder = Decoder()
+    decoder = Decoder(DECODER.module)
     expected = decoder.frame(whole, 0)
     process = decoder.process
     assert process is not None

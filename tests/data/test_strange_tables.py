@@ -134,6 +134,22 @@ def test_parquet_that_unfolds_beyond_memory_is_refused_and_not_unfolded(tmp_path
     assert pa.total_allocated_bytes() - before < 1 << 20
 
 
+def test_a_parquet_footer_that_ends_its_reader_ends_not_the_run(tmp_path):
+    """A column said to be never empty, beside counts of its empty values: pyarrow throws what nothing catches."""
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"id": ["a", "b"]}), file)
+    whole = file.read_bytes()
+    for stored, outcome in (
+        (whole.replace(b"%\x02\x18\x02id", b"%\x00\x18\x02id"), "the file is damaged"),
+        (whole, ""),  # the next is read by a new process
+    ):
+        file.write_bytes(stored)
+        try:
+            assert len(list(tables.parquet(file))) == 2 and not outcome
+        except tables.UnreadableSource as error:
+            assert outcome and outcome in str(error)
+
+
 def test_parquet_in_parts_of_every_type_is_what_was_written(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BATCH", 1000)
     table = pa.table(
