@@ -23,7 +23,7 @@ class Ended(Exception):
     """The process that was asked ended, or was stuck."""
 
 
-class Refused(Exception):
+class NoAnswer(Exception):
     """There is no answer; the text says why."""
 
 
@@ -36,7 +36,7 @@ class Apart:
         self.lock = threading.Lock()
 
     def ask(self, *request: Any) -> bytes:
-        """Raises Ended and Refused."""
+        """Raises Ended and NoAnswer."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
                 command = [sys.executable, "-m", self.module]
@@ -50,7 +50,7 @@ class Apart:
             finally:
                 limit.cancel()
         if told[:1] == b"E":
-            raise Refused(told[1:].decode())
+            raise NoAnswer(told[1:].decode())
         return told[1:]
 
     @staticmethod

@@ -15,7 +15,7 @@ from typing import Any
 from lingshu_rl.config import checked_sources, read_words
 from lingshu_rl.data.chats import images_of
 from lingshu_rl.data.columns import at_path, is_missing
-from lingshu_rl.data.load import DataError, Loaded, Refused, load
+from lingshu_rl.data.load import DataError, Loaded, RefusedRow, load
 from lingshu_rl.data.mapping import Mapper
 from lingshu_rl.data.sources import (
     PICTURES,
@@ -248,9 +248,9 @@ def counts(loaded: Loaded) -> Iterator[str]:
         yield f"pixels of an image, as the model gets it: {_spread(pixels)}"
 
 
-def refusals(refused: Sequence[Refused]) -> Iterator[str]:
+def refusals(refused: Sequence[RefusedRow]) -> Iterator[str]:
     """The reasons, most frequent first, with an example of each."""
-    by_reason: dict[str, list[Refused]] = {}
+    by_reason: dict[str, list[RefusedRow]] = {}
     for one in refused:
         by_reason.setdefault(re.sub(r"'[^']*'|\d+|/\S+", "...", one.reason), []).append(one)
     for same in sorted(by_reason.values(), key=len, reverse=True)[:REASONS]:

@@ -41,7 +41,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Variant:
+class LossVariant:
     """A loss of this library or, named as `loss.variant=module:NAME`, of another.
 
     surrogate: (r_t, s_t) for every token, of which the ratio goes to the metrics and to the KL.
@@ -204,25 +204,25 @@ def divergence_surrogate(terms: Terms, config: LossConfig) -> tuple[Tensor, Tens
     return ratio_T, -ratio_T * terms.advantage_T * inside_T
 
 
-VARIANTS: dict[str, Variant] = {
-    "grpo": Variant(clipped_surrogate),
-    "dr_grpo": Variant(clipped_surrogate, per="limit"),
-    "dapo": Variant(clipped_surrogate, per="token"),
-    "gspo": Variant(sequence_surrogate, by_token=False),
-    "cispo": Variant(cispo_surrogate, per="token", bounds=("high",)),
-    "gmpo": Variant(geometric_surrogate, by_token=False),
-    "sapo": Variant(soft_surrogate, bounds=()),
-    "dppo": Variant(divergence_surrogate, per="token", bounds=(), anchor="rollout"),
+VARIANTS: dict[str, LossVariant] = {
+    "grpo": LossVariant(clipped_surrogate),
+    "dr_grpo": LossVariant(clipped_surrogate, per="limit"),
+    "dapo": LossVariant(clipped_surrogate, per="token"),
+    "gspo": LossVariant(sequence_surrogate, by_token=False),
+    "cispo": LossVariant(cispo_surrogate, per="token", bounds=("high",)),
+    "gmpo": LossVariant(geometric_surrogate, by_token=False),
+    "sapo": LossVariant(soft_surrogate, bounds=()),
+    "dppo": LossVariant(divergence_surrogate, per="token", bounds=(), anchor="rollout"),
 }
 
 
 @cache
-def variant_of(name: str) -> Variant:
-    """By its name here, or by the import path of a `Variant`. Raises ValueError for a path that leads to none."""
+def variant_of(name: str) -> LossVariant:
+    """By its name here, or by the import path of a `LossVariant`. Raises ValueError for a path that leads to none."""
     if name in VARIANTS:
         return VARIANTS[name]
-    found = imported(name, Variant)
-    if not isinstance(found, Variant):
+    found = imported(name, LossVariant)
+    if not isinstance(found, LossVariant):
         raise ValueError(f"loss.variant={name} is a {type(found).__name__}, not a lingshu_rl.losses.Variant")
     return found
 

@@ -25,7 +25,9 @@ def _one_of(owner: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
 class LossConfig:
     """The policy loss; equations and papers stand in `lingshu_rl.losses`."""
 
-    variant: str = "grpo"  # grpo | dr_grpo | dapo | gspo | cispo | gmpo | sapo | dppo | module:NAME of a losses.Variant
+    variant: str = (
+        "grpo"  # grpo | dr_grpo | dapo | gspo | cispo | gmpo | sapo | dppo | module:NAME of a losses.LossVariant
+    )
     clip_low: float = 0.2  # the ratio is clipped from below at 1 - clip_low
     # and from above at 1 + clip_high (DAPO: 0.28; GSPO: 3e-4 and 4e-4; CISPO uses only this one; DPPO: of the
     # probability)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards import JudgeReward, OpenAnswer, RewardInput
-from rewards.judge import Question
+from rewards.judge import JudgeQuestion
 
 _TEXTS = re.compile(r"<<<(.*?)>>>", re.DOTALL)
 
@@ -32,7 +32,7 @@ _TEXTS = re.compile(r"<<<(.*?)>>>", re.DOTALL)
 class JudgeOfPicture(JudgeReward):
     """Names the picture in the question, so that an error is that of one row."""
 
-    def questions(self, sample: RewardInput) -> list[Question]:
+    def questions(self, sample: RewardInput) -> list[JudgeQuestion]:
         named = " ".join(Path(str(image)).name for image in sample.images)
         return super().questions(replace(sample, prompt=f"{sample.prompt}\n(about {named})"))
 

@@ -47,20 +47,20 @@ class CostReached(RuntimeError):
     """The answers so far cost what they may cost in all."""
 
 
-class Refused(RuntimeError):
+class RequestRefused(RuntimeError):
     """This request was refused; others may be answered. reason: in a phrase, under which such ones are counted."""
 
     reason = "request refused"
 
 
-class Unanswered(Refused):
+class Unanswered(RequestRefused):
     """The server is there and gave this request no answer, however often it was asked."""
 
     reason = "no answer"
 
 
 @dataclass(frozen=True)
-class Answer:
+class ChatAnswer:
     """text: with the model's reasoning in front as a think block where the server returns it apart."""
 
     text: str
@@ -90,8 +90,8 @@ class Attempts:
             yield self._wait_s
             self._wait_s = max(self._wait_s, min(LONGEST_WAIT_S, 0.5 * 2**attempt))
 
-    def read(self, outcome: httpx.Response | httpx.HTTPError) -> list[Answer] | None:
-        """The answers, or None to try again. Raises Refused or EndpointError where that is of no use."""
+    def read(self, outcome: httpx.Response | httpx.HTTPError) -> list[ChatAnswer] | None:
+        """The answers, or None to try again. Raises RequestRefused or EndpointError where that is of no use."""
         import httpx
 
         self._wait_s = 0.0
@@ -112,7 +112,7 @@ class Attempts:
         if outcome.status_code in NEVER:
             raise EndpointError(f"{self.shown} answers {self.trouble}; check the url, the model's name and the key")
         if outcome.status_code not in AGAIN:
-            raise Refused(self.trouble)
+            raise RequestRefused(self.trouble)
         self._wait_s = seconds_to_wait(outcome)
         return None
 
@@ -177,11 +177,11 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def _answers(response: httpx.Response) -> list[Answer]:
+def _answers(response: httpx.Response) -> list[ChatAnswer]:
     """Empty when the response is no chat completion."""
     try:
         choices: Sequence[Mapping[str, Any]] = response.json()["choices"]
-        return [Answer(_text(choice["message"]), str(choice.get("finish_reason") or "stop")) for choice in choices]
+        return [ChatAnswer(_text(choice["message"]), str(choice.get("finish_reason") or "stop")) for choice in choices]
     except (ValueError, KeyError, TypeError, AttributeError):
         return []
 
@@ -263,10 +263,10 @@ class Endpoint:
         """Of what was sent for so far, in the price's currency."""
         return self.spent + (self.tokens_in * self.price[0] + self.tokens_out * self.price[1]) / 1e6
 
-    def sample(self, body: Mapping[str, Any], n: int, seed: int) -> list[Answer]:
+    def sample(self, body: Mapping[str, Any], n: int, seed: int) -> list[ChatAnswer]:
         """n samples of one conversation. Servers that give fewer at a time are asked again, with another seed.
 
-        Raises Refused for a request that this server will never answer, EndpointError when it answers none,
+        Raises RequestRefused for a request that this server will never answer, EndpointError when it answers none,
         CostReached.
         """
         told = json.dumps([body, n, seed, *filter(None, [self.scope])], sort_keys=True)
@@ -275,8 +275,8 @@ class Endpoint:
             row = self.base.execute("SELECT answers FROM answers WHERE request = ?", (name,)).fetchone()
             if row is not None:
                 self.from_cache += 1
-                return [Answer(*pair) for pair in json.loads(row[0])]
-        found: list[Answer] = []
+                return [ChatAnswer(*pair) for pair in json.loads(row[0])]
+        found: list[ChatAnswer] = []
         while len(found) < n:
             found += self._post({**body, "n": n - len(found), "seed": seed + len(found)})
         found = found[:n]
@@ -286,7 +286,7 @@ class Endpoint:
             self.base.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (name, kept))
         return found
 
-    def _post(self, body: Mapping[str, Any]) -> list[Answer]:
+    def _post(self, body: Mapping[str, Any]) -> list[ChatAnswer]:
         import httpx
 
         if self.max_cost and self.cost >= self.max_cost:
@@ -322,7 +322,7 @@ class Endpoint:
         content = b"".join(parts)
         return httpx.Response(response.status_code, headers=response.headers, content=content, request=response.request)
 
-    def _count(self, body: Mapping[str, Any], answers: Sequence[Answer], usage: tuple[int, int] | None) -> None:
+    def _count(self, body: Mapping[str, Any], answers: Sequence[ChatAnswer], usage: tuple[int, int] | None) -> None:
         if usage is None:  # counted here where the server does not; images are left out
             asked = sum(count_tokens(_written(message["content"])) for message in body.get("messages", ()))
             usage = round(asked), round(sum(count_tokens(answer.text) for answer in answers))
@@ -341,16 +341,16 @@ class Endpoint:
                 f"{address(self.url)}/models names no model ({type(error).__name__}: {error}); give its name"
             ) from None
 
-    def each(self, things: Iterable[T], ask: Callable[[T], R]) -> Iterator[tuple[T, R | Refused]]:
+    def each(self, things: Iterable[T], ask: Callable[[T], R]) -> Iterator[tuple[T, R | RequestRefused]]:
         """(thing, ask(thing)) in order, `concurrency` at a time; a refusal comes back as the result."""
 
-        def one(thing: T) -> R | Refused:
+        def one(thing: T) -> R | RequestRefused:
             try:
                 return ask(thing)
-            except Refused as error:
+            except RequestRefused as error:
                 return error
 
-        waiting: deque[tuple[T, Future[R | Refused]]] = deque()
+        waiting: deque[tuple[T, Future[R | RequestRefused]]] = deque()
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
                 for thing in things:

@@ -11,7 +11,7 @@ from rewards.base import RewardInput, RewardResult
 from rewards.choices import OptionSet, by_letter, option_set
 from rewards.claims import PROSE, RETRACTS, Claim, Reader, Said, behind, claims_of, settle
 from rewards.fuzzy import nearest_option
-from rewards.phrases import Phrases, Reading, chosen, conflict, nothing
+from rewards.phrases import PhraseReading, Phrases, chosen, conflict, nothing
 from rewards.short import ShortAnswer
 from rewards.statements import prepared, statements
 from rewards.text import text_key
@@ -103,7 +103,7 @@ class _Choice:
             return chosen(self.options.keys[word])
         return (self._misspelt(text) if self.fuzzy else None) or reading
 
-    def _misspelt(self, text: str) -> Reading | None:
+    def _misspelt(self, text: str) -> PhraseReading | None:
         letter = nearest_option(text_key(clean_phrase(text)), self.options.keys)
         return chosen(letter) if letter is not None else None
 

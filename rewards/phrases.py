@@ -1,4 +1,4 @@
-"""Reading one phrase against a closed set of options: a letter, an option's text, both, a list, or a negation.
+"""PhraseReading one phrase against a closed set of options: a letter, an option's text, both, a list, or a negation.
 
 A phrase is what stands in an answer tag, after a cue, or alone on a line. Nothing is guessed: a phrase that is not
 wholly explained by the grammar below reads as nothing. What a letter or a text at its beginning means is judged by the
@@ -34,7 +34,7 @@ _MOST_KNOWN = 500  # phrases
 
 
 @dataclass(slots=True)
-class Reading(Said):
+class PhraseReading(Said):
     """What a phrase says: value is the set of letters that it chooses, denied those that it denies.
 
     A conflict is firm where it surely offers an option. exact: the phrase is the answer and nothing else. by_letter: a
@@ -45,20 +45,20 @@ class Reading(Said):
     by_letter: bool = False
 
 
-def chosen(letters: Iterable[str], exact: bool = False, by_letter: bool = False) -> Reading:
-    return Reading(frozenset(letters), "".join(sorted(letters)), exact=exact, by_letter=by_letter)
+def chosen(letters: Iterable[str], exact: bool = False, by_letter: bool = False) -> PhraseReading:
+    return PhraseReading(frozenset(letters), "".join(sorted(letters)), exact=exact, by_letter=by_letter)
 
 
-def conflict(reason: str, offered: str = "", firm: bool = False) -> Reading:
-    return Reading(frozenset(offered) or None, offered, "conflict", reason, firm=firm or bool(offered))
+def conflict(reason: str, offered: str = "", firm: bool = False) -> PhraseReading:
+    return PhraseReading(frozenset(offered) or None, offered, "conflict", reason, firm=firm or bool(offered))
 
 
-def nothing(reason: str = "") -> Reading:
-    return Reading(reason=reason)
+def nothing(reason: str = "") -> PhraseReading:
+    return PhraseReading(reason=reason)
 
 
-def rejected(letters: Iterable[str] = (), reason: str = "the choice is denied") -> Reading:
-    return Reading(reason=reason, denied=frozenset(letters))
+def rejected(letters: Iterable[str] = (), reason: str = "the choice is denied") -> PhraseReading:
+    return PhraseReading(reason=reason, denied=frozenset(letters))
 
 
 _TURKISH_SUFFIX = re.compile(r"(?<![A-Za-z])([A-Z])['’](?:dir|dır|dur|dür|tir|tır|yi|i|ı|e|a)(?!\w)")
@@ -112,11 +112,11 @@ class _Named(NamedTuple):
     closed: bool = False
 
     @property
-    def chosen(self) -> Reading:
+    def chosen(self) -> PhraseReading:
         return chosen(self.letter, by_letter=bool(self.raw))
 
     @property
-    def exact(self) -> Reading:
+    def exact(self) -> PhraseReading:
         return chosen(self.letter, exact=True, by_letter=bool(self.raw))
 
     @property
@@ -130,9 +130,9 @@ class Phrases:
     def __init__(self, options: OptionSet, multi: bool = False) -> None:
         self.options = options
         self.multi = multi
-        self._known: dict[str, Reading] = {}
+        self._known: dict[str, PhraseReading] = {}
 
-    def read(self, phrase: str) -> Reading:
+    def read(self, phrase: str) -> PhraseReading:
         reading = self._known.get(phrase)
         if reading is None:
             if len(self._known) >= _MOST_KNOWN:
@@ -140,7 +140,7 @@ class Phrases:
             reading = self._known[phrase] = self._phrase(phrase)
         return reading
 
-    def _phrase(self, phrase: str) -> Reading:
+    def _phrase(self, phrase: str) -> PhraseReading:
         if phrase in self.options.sure_letters:
             return chosen(phrase, exact=True, by_letter=True)
         if len(phrase) > MAX_PHRASE:
@@ -154,7 +154,7 @@ class Phrases:
         offered = self._read(text[: open_end.start()], 0)
         return conflict("an alternative is left open", offered.parsed) if offered.value else offered
 
-    def _read(self, text: str, depth: int) -> Reading:
+    def _read(self, text: str, depth: int) -> PhraseReading:
         """Take leading words off ("the answer is probably option"); the whole phrase may be the choice at every
         point."""
         for form in without_leads(text, self._text_end):
@@ -167,7 +167,7 @@ class Phrases:
         named = text_head(text, self.options)
         return named[1] if named is not None else 0
 
-    def _whole(self, text: str) -> Reading | None:
+    def _whole(self, text: str) -> PhraseReading | None:
         """The phrase is exactly an option's text, or exactly one letter."""
         key, keys = key_of_normalised(text), self.options.keys
         by_text = keys.get(key) or (
@@ -184,10 +184,10 @@ class Phrases:
             return self._outside(letter)
         return chosen(letter, exact=True, by_letter=True) if letter else None
 
-    def _outside(self, letter: str) -> Reading:
+    def _outside(self, letter: str) -> PhraseReading:
         return nothing(f"letter {letter} is outside the {len(self.options.texts)} options")
 
-    def _parse(self, text: str, depth: int) -> Reading:
+    def _parse(self, text: str, depth: int) -> PhraseReading:
         if not text or depth > _DEEPEST:
             return nothing()
         if _LOWER_LIST.fullmatch(text):
@@ -206,7 +206,7 @@ class Phrases:
         head = _TURKISH_SUFFIX.match(text) or head
         return nothing() if head is None else self._judge(_named(head, text, depth))
 
-    def _letter_like_text(self, by_text: str, head: re.Match[str], text: str, depth: int) -> Reading:
+    def _letter_like_text(self, by_text: str, head: re.Match[str], text: str, depth: int) -> PhraseReading:
         """Options such as blood groups: a letter that is also a text counts only where both readings meet."""
         named = _named(head, text, depth)
         pair = text_head(_after_mark(named.rest), self.options)
@@ -215,12 +215,12 @@ class Phrases:
             return reading
         return conflict(f"{named.letter} is both a letter and the text of option {by_text}")
 
-    def _run(self, run: str) -> Reading:
+    def _run(self, run: str) -> PhraseReading:
         if any(letter not in self.options.letters for letter in run) or len(set(run)) != len(run):
             return nothing(f"{run[:12]} is not a set of option letters")
         return chosen(run, exact=True, by_letter=True)
 
-    def _denied(self, rest: str, depth: int) -> Reading:
+    def _denied(self, rest: str, depth: int) -> PhraseReading:
         """After "not": only what a contrast word brings back counts ("not B, but C")."""
         if words().only.match(rest):
             return nothing()
@@ -235,7 +235,7 @@ class Phrases:
 
     # --------------------------------------------------------------------------------- what follows a letter or a text
 
-    def _judge(self, named: _Named) -> Reading:
+    def _judge(self, named: _Named) -> PhraseReading:
         if named.letter not in self.options.letters:
             return self._outside(named.letter)
         for rule in _AFTER_LETTER if named.raw else _AFTER_TEXT:
@@ -244,17 +244,17 @@ class Phrases:
                 return reading
         return nothing("more words follow the option's text")
 
-    def _asks(self, named: _Named) -> Reading | None:
+    def _asks(self, named: _Named) -> PhraseReading | None:
         stop = _CLAUSE_STOP.search(named.rest)
         return nothing("a question is no answer") if stop is not None and "?" in stop.group() else None
 
-    def _ends(self, named: _Named) -> Reading | None:
+    def _ends(self, named: _Named) -> PhraseReading | None:
         return named.exact if _PLAIN_END.fullmatch(named.rest) else None
 
-    def _closes(self, named: _Named) -> Reading | None:
+    def _closes(self, named: _Named) -> PhraseReading | None:
         return named.exact if words().closers_only.fullmatch(named.rest) else None
 
-    def _denied_behind(self, named: _Named) -> Reading | None:
+    def _denied_behind(self, named: _Named) -> PhraseReading | None:
         """A word behind it denies it; what follows may name the right one (Korean, Japanese, Turkish)."""
         denial = words().negated_after.match(named.rest)
         if denial is None:
@@ -265,7 +265,7 @@ class Phrases:
         kept = self._read(rest, named.depth + 1) if rest else nothing()
         return kept if kept.value or kept.status != "ok" else rejected()
 
-    def _preferred(self, named: _Named) -> Reading | None:
+    def _preferred(self, named: _Named) -> PhraseReading | None:
         return named.chosen if self._is_instead(named.rest) else None
 
     def _is_instead(self, rest: str) -> bool:
@@ -281,16 +281,16 @@ class Phrases:
             or re.match(r"(?:the )?(?:others?|rest|any)\b", tail)
         )
 
-    def _second_thought(self, named: _Named) -> Reading | None:
+    def _second_thought(self, named: _Named) -> PhraseReading | None:
         is_name = not named.raw or named.raw.isupper()
         return named.chosen if is_name and words().second_thought.match(named.rest) else None
 
-    def _rejects(self, named: _Named) -> Reading | None:
+    def _rejects(self, named: _Named) -> PhraseReading | None:
         if not words().bad_verdict.match(named.rest):
             return None
         return rejected(named.raw.upper(), f"option {named.letter} is rejected")
 
-    def _offers(self, named: _Named) -> Reading | None:
+    def _offers(self, named: _Named) -> PhraseReading | None:
         """The same sentence offers another option ("B, or maybe C")."""
         clause = _first_clause(named.rest)
         rivals = _letters_beside(clause) & set(self.options.letters)
@@ -306,16 +306,16 @@ class Phrases:
 
     # ------------------------------------------------------------------------------------------- behind a letter alone
 
-    def _portuguese(self, named: _Named) -> Reading | None:
+    def _portuguese(self, named: _Named) -> PhraseReading | None:
         """ "a C": the article."""
         article = _PORTUGUESE.fullmatch(named.rest) if named.raw == "a" and not named.closed else None
         return (self._whole(article.group(1)) or nothing()) if article is not None else None
 
-    def _listed(self, named: _Named) -> Reading | None:
+    def _listed(self, named: _Named) -> PhraseReading | None:
         pair = text_head(_after_mark(named.rest), self.options)
         return self._list(named) if pair is None or pair[0] != named.letter else None
 
-    def _paired(self, named: _Named) -> Reading | None:
+    def _paired(self, named: _Named) -> PhraseReading | None:
         """A letter and the text of an option."""
         behind = _after_mark(named.rest)
         pair = text_head(behind, self.options)
@@ -331,7 +331,7 @@ class Phrases:
         is_said = strong and VERB.match(after.rest) and not words().also_true.match(after.rest)
         return conflict(f"letter {named.letter} with the text of option {pair[0]}", firm=bool(is_said))
 
-    def _after_pair(self, named: _Named) -> Reading:
+    def _after_pair(self, named: _Named) -> PhraseReading:
         for rule in (Phrases._ends, Phrases._closes, Phrases._list, Phrases._offers):
             if (reading := rule(self, named)) is not None:
                 return reading
@@ -343,15 +343,15 @@ class Phrases:
             else named.chosen
         )
 
-    def _hedged_end(self, named: _Named) -> Reading | None:
+    def _hedged_end(self, named: _Named) -> PhraseReading | None:
         is_hedge = words().hedged_end.fullmatch(named.rest) or _CONFIDENCE_END.fullmatch(named.rest)
         return named.exact if is_hedge else None
 
-    def _called_right(self, named: _Named) -> Reading | None:
+    def _called_right(self, named: _Named) -> PhraseReading | None:
         at = 1 if named.rest.startswith(" ") else 0
         return named.chosen if words().predicate.match(named.rest, at) else None
 
-    def _foreign(self, named: _Named) -> Reading | None:
+    def _foreign(self, named: _Named) -> PhraseReading | None:
         """What follows is of a script that may touch the letter."""
         if named.rest.lstrip(" ")[:1].isascii():
             return None
@@ -361,7 +361,7 @@ class Phrases:
         glued = not named.closed and not words().closer.match(named.rest) and is_word
         return nothing() if glued else named.chosen
 
-    def _loose(self, named: _Named) -> Reading | None:
+    def _loose(self, named: _Named) -> PhraseReading | None:
         """No mark separates the letter from what follows."""
         if named.closed or _STRONG.match(named.rest) is not None:
             return None
@@ -369,7 +369,7 @@ class Phrases:
             return named.chosen if words().reason_behind.match(named.rest) else nothing()
         return named.chosen if words().because.match(named.rest) or words().verb.match(named.rest) else nothing()
 
-    def _marked(self, named: _Named) -> Reading | None:
+    def _marked(self, named: _Named) -> PhraseReading | None:
         """A mark separates the letter from what follows: a reason, a form of its text, or another text."""
         strong = _STRONG.match(named.rest)
         tail = named.rest[strong.end() :] if strong is not None else named.rest.lstrip()
@@ -390,7 +390,7 @@ class Phrases:
 
     # ------------------------------------------------------------------------------------------- behind a text alone
 
-    def _lettered(self, named: _Named) -> Reading | None:
+    def _lettered(self, named: _Named) -> PhraseReading | None:
         """A text and then a letter: "pneumonia (B)"."""
         head = LETTER_HEAD.match(_LABEL_BEHIND.sub("", named.rest, count=1)) or LETTER_HEAD.match(named.rest)
         if head is None or not head.group(1).isupper() or head.group(1) not in self.options.letters:
@@ -400,7 +400,7 @@ class Phrases:
             return chosen(named.letter, exact=ends, by_letter=True)
         return conflict(f"the text of option {named.letter} with letter {head.group(1)}")
 
-    def _joined(self, named: _Named) -> Reading | None:
+    def _joined(self, named: _Named) -> PhraseReading | None:
         """Another text follows as a member of a list."""
         rest = named.rest
         join = words().join_word.match(rest) or _JOIN.match(rest)
@@ -416,7 +416,7 @@ class Phrases:
                 return chosen(more.value | {named.letter}, exact=more.exact)
         return conflict("several options are named") if other is not None else None
 
-    def _new_clause(self, named: _Named) -> Reading | None:
+    def _new_clause(self, named: _Named) -> PhraseReading | None:
         clause = _NEW_CLAUSE.match(named.rest)
         if clause is not None:
             other = text_head(named.rest[clause.end() :], self.options)
@@ -428,7 +428,7 @@ class Phrases:
 
     # ------------------------------------------------------------------------------------------------- lists of letters
 
-    def _list(self, named: _Named) -> Reading | None:
+    def _list(self, named: _Named) -> PhraseReading | None:
         """A list of letters, each perhaps with its own text. None when the rest is no list."""
         rest = named.rest
         found, repeated, position = {named.letter}, False, 0
@@ -454,7 +454,7 @@ class Phrases:
             return None
         return self._after_list(frozenset(found), rest[position:], repeated and len(found) == 1)
 
-    def _after_list(self, found: frozenset[str], after: str, is_repeated: bool) -> Reading:
+    def _after_list(self, found: frozenset[str], after: str, is_repeated: bool) -> PhraseReading:
         stray = _STRAY.match(after)
         if stray is not None and stray.group(1) not in self.options.letters:
             return self._outside(stray.group(1))
@@ -513,7 +513,7 @@ class Phrases:
         return letter.upper(), head.end(), word is not None and bool(word.group("or"))
 
 
-_Rule = Callable[[Phrases, _Named], Reading | None]
+_Rule = Callable[[Phrases, _Named], PhraseReading | None]
 _P = Phrases
 _AFTER_LETTER: tuple[_Rule, ...] = (
     _P._asks,

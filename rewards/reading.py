@@ -29,7 +29,7 @@ _ONLY_A_NUMBER = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Quantities:
     """items: the asserted quantities in order. problem: why nothing may be read, else "". text: the cleaned text."""
 
     items: tuple[Quantity, ...] = ()
@@ -37,24 +37,24 @@ class Reading:
     text: str = ""
 
 
-def read(text: str) -> Reading:
+def read(text: str) -> Quantities:
     """Every quantity that `text` (raw model or label text) asserts. Linear in the length; never raises on text."""
     cleaned = clean(text[: MAX_LENGTH * 2])
     if len(cleaned) > MAX_LENGTH or len(text) > MAX_LENGTH * 2:
-        return Reading(problem="too long to be an answer", text=cleaned[:80])
+        return Quantities(problem="too long to be an answer", text=cleaned[:80])
     if not any(character.isdigit() for character in cleaned):
         # Number words count only where nothing else is said: "three", "a score of three", "three weeks and two days".
         spelled = spell_digits(cleaned)
         if spelled == cleaned or _ONLY_A_NUMBER.fullmatch(spelled) is None:
-            return Reading(problem="no number", text=cleaned)
+            return Quantities(problem="no number", text=cleaned)
         cleaned = spelled
     tokens = tokenise(cleaned)
     if tokens is None:
-        return Reading(problem="a malformed number", text=cleaned)
+        return Quantities(problem="a malformed number", text=cleaned)
     if any(token.kind == "wrong" for token in tokens):
-        return Reading(problem="the text calls a value wrong", text=cleaned)
+        return Quantities(problem="the text calls a value wrong", text=cleaned)
     items, problem = _asserted(tokens)
-    return Reading(tuple(items), problem or ("" if items else "no number"), cleaned)
+    return Quantities(tuple(items), problem or ("" if items else "no number"), cleaned)
 
 
 def unit_behind(text: str) -> str:

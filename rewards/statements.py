@@ -13,11 +13,11 @@ from dataclasses import replace
 from rewards.answer import Answer, Candidate
 from rewards.choices import LETTER_ALONE, OptionSet, named_first, text_head
 from rewards.claims import asks, fold, is_disowned, sentence_claims
-from rewards.phrases import MAX_PHRASE, Phrases, Reading, chosen, conflict, denied_later
+from rewards.phrases import MAX_PHRASE, PhraseReading, Phrases, chosen, conflict, denied_later
 from rewards.text import blanked, key_of_normalised, sentence_spans, strip_markup, text_key, unwrap_latex
 from rewards.words import may_be_conditional, words
 
-Statement = tuple[int, Reading]  # where it begins, what it says
+Statement = tuple[int, PhraseReading]  # where it begins, what it says
 
 _SPLIT = re.compile(
     r"\b(that|because|so|therefore|thus|hence|but|while|whereas|though|although|and|or|since|only)\b|[,;:—]",
@@ -150,7 +150,7 @@ def _with_following_lines(rest: str, candidate: Candidate) -> Candidate:
     return candidate._replace(text=text, end=candidate.start + len(block))
 
 
-def _in_sentence(sentence: str, phrases: Phrases) -> Iterator[Reading]:
+def _in_sentence(sentence: str, phrases: Phrases) -> Iterator[PhraseReading]:
     plain = strip_markup(unwrap_latex(sentence))
     predicate = words().ascii_predicate if plain.isascii() else words().predicate
     for match in predicate.finditer(plain):
@@ -171,7 +171,7 @@ def _is_phrase(text: str) -> bool:
     return len(text) <= _LONGEST_LINE and not _LOWER_LETTER.fullmatch(text)
 
 
-def _after_soft_cue(plain: str, cue: re.Match[str], phrases: Phrases) -> Iterator[Reading]:
+def _after_soft_cue(plain: str, cue: re.Match[str], phrases: Phrases) -> Iterator[PhraseReading]:
     ahead, phrase = plain[max(0, cue.start() - _LONGEST_LINE) : cue.start()], plain[cue.end() :]
     lead = ahead + "which" if cue.group()[:5].lower() == "which" else ahead
     if not _is_phrase(phrase) or words().negated_cue.search(ahead) or is_disowned(lead):
@@ -194,7 +194,7 @@ _COUNTERFACTUAL = re.compile(
 )
 
 
-def _subject(text: str, phrases: Phrases) -> Iterator[Reading]:
+def _subject(text: str, phrases: Phrases) -> Iterator[PhraseReading]:
     """What stands before "is correct": the whole subject, or its last clause."""
     text = text[-_LONGEST_LINE:]
     whole = phrases.read(text)
@@ -253,14 +253,14 @@ def _bare_lines(rest: str, phrases: Phrases) -> Iterator[Statement]:
         yield from loose
 
 
-def _line(plain: str, phrases: Phrases) -> Reading:
+def _line(plain: str, phrases: Phrases) -> PhraseReading:
     """What a line says when all that it takes back is heard ("Pneumonia. On second thought, sarcoidosis.")."""
     reading = phrases.read(plain)
     if reading.exact or not reading.value:
         return reading
     claims = sentence_claims(plain)
     said = fold(claims, phrases.read) if len(claims) > 1 else reading
-    return replace(said, exact=False) if isinstance(said, Reading) else conflict(said.reason, firm=True)
+    return replace(said, exact=False) if isinstance(said, PhraseReading) else conflict(said.reason, firm=True)
 
 
 def _may_choose(line: str, options: OptionSet) -> bool:
@@ -282,7 +282,7 @@ def _walks_through(lines: Sequence[str], options: OptionSet) -> bool:
     return len(letters - {""}) > 1
 
 
-def _only_sentence(sentence: str, phrases: Phrases) -> Reading | None:
+def _only_sentence(sentence: str, phrases: Phrases) -> PhraseReading | None:
     """ "The image shows pneumonia." as the only sentence: its predicate is exactly one option's text, undenied."""
     plain = _not_another(strip_markup(unwrap_latex(sentence)), phrases.options)
     if len(plain) > _LONGEST_LINE or words().negated.search(plain) or words().text_cue.search(plain):

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from rewards.chat import Answer, Attempts, EndpointError, Refused, Unanswered, Unreachable, api_url
+from rewards.chat import Attempts, ChatAnswer, EndpointError, RequestRefused, Unanswered, Unreachable, api_url
 
 URL = "http://127.0.0.1:8000/v1"
 
@@ -26,7 +26,7 @@ GOOD = reply(200, choices=[{"message": {"content": "a"}, "finish_reason": "lengt
 
 
 def test_waits_grow_and_a_server_may_ask_for_longer():
-    assert play([GOOD]) == ([Answer("a", "length")], [0.0])
+    assert play([GOOD]) == ([ChatAnswer("a", "length")], [0.0])
     assert play([reply(503), reply(500), GOOD])[1] == [0.0, 0.5, 1.0]
     assert play([reply(429, {"retry-after": "7"}), GOOD])[1] == [0.0, 7.0]
     assert play([reply(429, {"retry-after": "90000"}), GOOD])[1] == [0.0, 60.0]
@@ -36,13 +36,13 @@ def test_waits_grow_and_a_server_may_ask_for_longer():
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [null]}', b'{"choices": [{"message": 3}]}'])  # fmt: skip
 def test_what_is_no_completion_is_asked_again_and_shown(body):
     odd = httpx.Response(200, content=body)
-    assert play([odd, GOOD])[0] == [Answer("a", "length")]
+    assert play([odd, GOOD])[0] == [ChatAnswer("a", "length")]
     with pytest.raises(Unanswered, match=r"after 2 tries.*no chat completion"):
         play([odd, odd], retries=1)
 
 
 def test_who_is_to_blame_decides_what_is_raised():
-    with pytest.raises(Refused, match="400"):
+    with pytest.raises(RequestRefused, match="400"):
         play([reply(400)])
     with pytest.raises(EndpointError, match=r"HTTP 401.*the key"):
         play([reply(401)])

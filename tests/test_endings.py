@@ -24,7 +24,7 @@ from lingshu_rl.processes.workers import WorkerError
 from lingshu_rl.progress import Progress
 from lingshu_rl.reference.client import ReferenceRequestError
 from lingshu_rl.rewarding import Rewards
-from lingshu_rl.rollout.answers import Answer, Choice, Token, Tokens
+from lingshu_rl.rollout.answers import Choice, EngineAnswer, Token, Tokens
 from lingshu_rl.rollout.client import read_rollouts
 from lingshu_rl.rollout.sampler import RolloutError, Sampler
 from lingshu_rl.storage.checkpoints import fault as fault_of
@@ -72,7 +72,7 @@ class Engine(Sampler):
         draw = random.Random(f"{body['seed']}/{prompt.id}/{self.machine.weights}")
         chosen = [[draw.randrange(9) for _ in range(3)] for _ in range(body["n"])]
         choices = [Choice(i, ids, Tokens([Token(-0.5)] * 3), "stop") for i, ids in enumerate(chosen)]
-        return Answer([1, 2], choices), self.version
+        return EngineAnswer([1, 2], choices), self.version
 
     async def context_length(self):
         return 99

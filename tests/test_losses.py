@@ -137,10 +137,10 @@ def test_a_frequent_token_is_held_and_a_rare_one_is_not_by_dppo() -> None:
 
 def test_a_loss_of_ones_own(tmp_path, monkeypatch) -> None:
     (tmp_path / "own_loss.py").write_text(
-        "from lingshu_rl.losses import Variant\n\n"
+        "from lingshu_rl.losses import LossVariant\n\n"
         "def reinforce(terms, config):\n"
         "    return terms.log_ratio_T.exp(), -terms.advantage_T * terms.logprobs_T\n\n"
-        "PLAIN = Variant(reinforce, per='token', bounds=())\n"
+        "PLAIN = LossVariant(reinforce, per='token', bounds=())\n"
     )
     monkeypatch.chdir(tmp_path)
     tensors = batch()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from lingshu_rl.curate.items import Context, Dropped, Item, rank
 from lingshu_rl.imaging.files import UnreadablePicture
-from rewards.chat import KEY_ENV, Answer, Refused
+from rewards.chat import KEY_ENV, ChatAnswer, RequestRefused
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Difficulty:
         reward = build(self.rewards or DEFAULT_SPEC)
         endpoint = context.endpoint(self)
 
-        def ask(item: Item) -> list[Answer] | str | UnreadablePicture:
+        def ask(item: Item) -> list[ChatAnswer] | str | UnreadablePicture:
             """The rollouts, or why the label cannot be judged or a picture not be read."""
             prompt = row_to_prompt(item.row, instruction=self.instruction)
             if fault := reward.check_gold(prompt.reward_input()):
@@ -80,7 +80,7 @@ class Difficulty:
 
         try:
             for item, answers in endpoint.each(rows, ask):
-                if isinstance(answers, Refused):
+                if isinstance(answers, RequestRefused):
                     yield Dropped.item(item, "writer_failed", str(answers))
                 elif isinstance(answers, UnreadablePicture):
                     yield Dropped.item(item, "unreadable_image", str(answers))

@@ -50,7 +50,7 @@ CUT = 0.045  # share of a side that a one-sided cut takes in VARIANTS; half and 
 
 
 @dataclass(frozen=True)
-class Variant:
+class Change:
     """How a query is changed before it is hashed, so that its twin is near whichever way one of them was changed.
 
     turn: degrees. zoom: about the centre. cut: shares of (left, top, right, bottom) that the picture has lost against
@@ -88,11 +88,11 @@ def _cuts() -> Iterator[tuple[float, float, float, float]]:
 
 
 VARIANTS = (
-    *(Variant(turn) for turn in (0, -2, 2, -4, 4, -6, 6)),
-    *(Variant(0, zoom) for zoom in (0.95, 1.055, 0.91, 1.1)),
-    *(Variant(turn, zoom) for turn in (-3, 3) for zoom in (0.95, 1.055)),
-    *(Variant(turn, zoom) for turn in (-5, 5) for zoom in (0.92, 1.085)),
-    *(Variant(cut=cut) for cut in _cuts()),
+    *(Change(turn) for turn in (0, -2, 2, -4, 4, -6, 6)),
+    *(Change(0, zoom) for zoom in (0.95, 1.055, 0.91, 1.1)),
+    *(Change(turn, zoom) for turn in (-3, 3) for zoom in (0.95, 1.055)),
+    *(Change(turn, zoom) for turn in (-5, 5) for zoom in (0.92, 1.085)),
+    *(Change(cut=cut) for cut in _cuts()),
 )
 
 
@@ -268,7 +268,7 @@ def _fine(x: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur(x, (0, 0), 0.8) - cv2.GaussianBlur(x, (0, 0), 4)
 
 
-def _start(variant: Variant) -> Any:
+def _start(variant: Change) -> Any:
     """The affine map from a thumbnail to that of the query, as far as the variant tells it."""
     import cv2
 
@@ -282,7 +282,7 @@ def _start(variant: Variant) -> Any:
     return cv2.invertAffineTransform(turned)
 
 
-def _hashed_part(pixels: np.ndarray, variant: Variant) -> np.ndarray:
+def _hashed_part(pixels: np.ndarray, variant: Change) -> np.ndarray:
     """The centre of the picture after turning and enlarging it, or the window where a cut twin has its centre."""
     import cv2
 

@@ -17,8 +17,8 @@ from lingshu_rl.data.mapping import Mapper
 from lingshu_rl.data.rows import RowError, refusing, row_to_prompt
 from lingshu_rl.data.sources import (
     DATA_ENDINGS,
-    Reading,
     SourceError,
+    SourceSpec,
     check_mapping,
     is_row,
     layout_of,
@@ -39,8 +39,8 @@ Looked = Callable[[Path], object]
 
 
 @dataclass(frozen=True)
-class Source(Reading):
-    """One set of raw records, read as any source (`data.sources.Reading`), by the usual names where no `format` is
+class Source(SourceSpec):
+    """One set of raw records, read as any source (`data.sources.SourceSpec`), by the usual names where no `format` is
     given.
 
     trust: of two duplicates the one from the source with more trust stays. format: dicom and nifti too. scan: how these

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lingshu_rl.curate.items import Context, Dropped, Item, rank
-from rewards.chat import KEY_ENV, Answer, Refused
+from rewards.chat import KEY_ENV, ChatAnswer, RequestRefused
 
 INSTRUCTION = (
     "Rewrite the reply to a medical question as neutral, general information in the third person. Keep every medical "
@@ -74,7 +74,7 @@ class Rewrite:
     def run(self, rows: Iterable[Item], context: Context) -> Iterator[Item | Dropped]:
         endpoint = context.endpoint(self)
 
-        def ask(item: Item) -> Answer | None:
+        def ask(item: Item) -> ChatAnswer | None:
             answer = str(item.row["answer"])
             if item.row["kind"] not in self.kinds or (self.only_unsafe and not unsafe_parts(answer)):
                 return None
@@ -94,10 +94,10 @@ class Rewrite:
             context.notes.update(requests_sent=endpoint.sent, answers_from_cache=endpoint.from_cache)
             endpoint.close()
 
-    def judge(self, item: Item, reply: Answer | Refused | None, context: Context) -> Item | Dropped:
+    def judge(self, item: Item, reply: ChatAnswer | RequestRefused | None, context: Context) -> Item | Dropped:
         if reply is None:
             return item
-        if isinstance(reply, Refused):
+        if isinstance(reply, RequestRefused):
             return Dropped.item(item, "writer_failed", str(reply))
         text = re.sub(r"<think>.*?</think>", "", reply.text, flags=re.DOTALL).strip()
         if reply.truncated or not text:

@@ -36,7 +36,7 @@ Given = str | Path | Source | Head | Mapping[str, Any] | Sequence[Any] | Iterabl
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedRow:
     """A row that cannot be used. place: "line 7" or "row 7", counted from 1. id: None when there is none."""
 
     place: str
@@ -134,9 +134,9 @@ class Loaded:
     """
 
     prompts: Prompts
-    refused: tuple[Refused, ...]
+    refused: tuple[RefusedRow, ...]
     fingerprint: str
-    too_long: tuple[Refused, ...] = ()
+    too_long: tuple[RefusedRow, ...] = ()
     parts: tuple[Part, ...] = ()
 
     def source_of(self, name: str) -> str:
@@ -161,7 +161,7 @@ class Measure(Protocol):
 class DataError(LingshuError, ValueError):
     """A source that cannot be used. refused: every bad row, where rows are the matter."""
 
-    def __init__(self, message: str, refused: tuple[Refused, ...] = ()):
+    def __init__(self, message: str, refused: tuple[RefusedRow, ...] = ()):
         super().__init__(message)
         self.refused = refused
 
@@ -216,19 +216,19 @@ class Checked:
 
     ids: Mapping[str, int]
     total: int
-    bad: Sequence[tuple[int, Refused]]
-    long: Sequence[tuple[int, Refused]]
+    bad: Sequence[tuple[int, RefusedRow]]
+    long: Sequence[tuple[int, RefusedRow]]
     fingerprint: str
 
 
-def in_order(found: Iterable[tuple[int, Refused]]) -> tuple[Refused, ...]:
+def in_order(found: Iterable[tuple[int, RefusedRow]]) -> tuple[RefusedRow, ...]:
     return tuple(one for _, one in sorted(found, key=lambda pair: pair[0]))
 
 
 def _read(rows: Rows, make: Callable[[Any], Prompt], fault: Fault, lengths: Measure | None, name: str) -> Checked:
     ids: dict[str, int] = {}
-    bad: list[tuple[int, Refused]] = []
-    long: list[tuple[int, Refused]] = []
+    bad: list[tuple[int, RefusedRow]] = []
+    long: list[tuple[int, RefusedRow]] = []
     # Ids of rows with a bad image, or too long; another row with that id is a duplicate all the same.
     unusable: set[str] = set()
     headers = Faults(Picture.fault_in_header)
@@ -242,12 +242,12 @@ def _read(rows: Rows, make: Callable[[Any], Prompt], fault: Fault, lengths: Meas
             lengths.look([p for _, _, p in made if isinstance(p, Prompt) and not headers.of(p)])
         for number, row, prompt in made:
             if isinstance(prompt, RowError):
-                bad.append((number, Refused(rows.place(number), _row_id(row), str(prompt))))
+                bad.append((number, RefusedRow(rows.place(number), _row_id(row), str(prompt))))
             elif reason := headers.of(prompt):
-                bad.append((number, Refused(rows.place(number), prompt.id, reason)))
+                bad.append((number, RefusedRow(rows.place(number), prompt.id, reason)))
                 unusable.add(prompt.id)
             elif lengths is not None and (reason := lengths.of(prompt)):
-                long.append((number, Refused(rows.place(number), prompt.id, reason)))
+                long.append((number, RefusedRow(rows.place(number), prompt.id, reason)))
                 unusable.add(prompt.id)
             else:
                 hashed.update(_facts(prompt))
@@ -272,7 +272,7 @@ def parts_of(sources: Sequence[Source], rows: Rows, prompts: Prompts) -> tuple[P
     return tuple(Part(s.label, span, s.epochs, s.share) for s, span in zip(sources, spans, strict=True))
 
 
-def broken_rows(prompts: Prompts) -> Iterator[Refused]:
+def broken_rows(prompts: Prompts) -> Iterator[RefusedRow]:
     """Rows with an image that cannot be decoded, found one after another: decodes every image once, on a few threads.
 
     For a thread of its own beside the run; it reads files and takes no lock.
@@ -283,7 +283,7 @@ def broken_rows(prompts: Prompts) -> Iterator[Refused]:
         whole.look(image for prompt in batch for image in prompt.images)
         for prompt in batch:
             if reason := whole.of(prompt):
-                yield Refused(prompts.place(prompt.id), prompt.id, reason)
+                yield RefusedRow(prompts.place(prompt.id), prompt.id, reason)
         whole.forget_bytes()
 
 
@@ -337,7 +337,7 @@ def _facts(prompt: Prompt) -> bytes:
     return repr((told, [picture.content for picture in prompt.images])).encode()
 
 
-def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], skip_key: str, advice: str) -> None:
+def _judge(name: str, total: int, usable: int, refused: tuple[RefusedRow, ...], skip_key: str, advice: str) -> None:
     """skip_key: the setting that would go on, "" where it is set."""
     if not total:
         raise DataError(f"{name}: no rows: the source is empty")
@@ -356,7 +356,7 @@ def _judge(name: str, total: int, usable: int, refused: tuple[Refused, ...], ski
     log.warning("%s", message)
 
 
-def _tell_dropped(name: str, total: int, usable: int, long: tuple[Refused, ...]) -> None:
+def _tell_dropped(name: str, total: int, usable: int, long: tuple[RefusedRow, ...]) -> None:
     if not long:
         return
     message = "\n".join([f"{name}: {len(long)} of {total} rows are left out as too long:", *_listed(long)])
@@ -365,7 +365,7 @@ def _tell_dropped(name: str, total: int, usable: int, long: tuple[Refused, ...])
     log.warning("%s", message)
 
 
-def _listed(refused: Sequence[Refused]) -> Iterator[str]:
+def _listed(refused: Sequence[RefusedRow]) -> Iterator[str]:
     yield from (f"  {one}" for one in refused[:SHOWN])
     if len(refused) > SHOWN:
         yield f"  ... and {len(refused) - SHOWN} more"

@@ -57,7 +57,7 @@ class SourceError(LingshuError, ValueError):
 
 
 @dataclass(frozen=True)
-class Reading:
+class SourceSpec:
     """Where records lie, and how they become rows; alike for training and curation."""
 
     path: str  # demo:SPLIT | file | folder | pattern of files (data/*.parquet) | Hub id, each with :SPLIT
@@ -106,7 +106,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Source(Reading):
+class Source(SourceSpec):
     """What a run or a stage reads, and its part in a mixture."""
 
     epochs: float | None = None  # in a mixture: how often its rows come while all others come once
@@ -238,7 +238,7 @@ def _split(source: Source, key: str) -> Source:
     return replace(source, path=path, split=split)
 
 
-def layout_of(source: Reading) -> Layout:
+def layout_of(source: SourceSpec) -> Layout:
     """The preset's with what the source says over it."""
     base = presets()[source.format].layout if source.format in presets() else Layout()
     wheres = [w for w in (base.where, source.where) if w]
@@ -251,7 +251,7 @@ def layout_of(source: Reading) -> Layout:
     )
 
 
-def usual_layout(source: Reading) -> Layout:
+def usual_layout(source: SourceSpec) -> Layout:
     """The layout of a source that names no preset: the names that most sets use, but for columns that it uses itself.
 
     A field that has a constant is taken from the column of its own name alone.
@@ -364,7 +364,7 @@ def _path(image: Any, folder: Path) -> Any:
     return full_path(image, folder)
 
 
-def check_mapping(source: Reading, mapper: Mapper, records: int, rows: int) -> None:
+def check_mapping(source: SourceSpec, mapper: Mapper, records: int, rows: int) -> None:
     """Once all were read: `where` left something, and each field that the source itself maps was in some record."""
     if records and not rows:
         raise SourceError(f"{source.path}: `where: {mapper.layout.where}` keeps none of its {records} records")
@@ -379,7 +379,7 @@ def check_mapping(source: Reading, mapper: Mapper, records: int, rows: int) -> N
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def open_records(source: Reading) -> tuple[Rows, list[Path]]:
+def open_records(source: SourceSpec) -> tuple[Rows, list[Path]]:
     """A source's records as the publisher has them, and the folders its images' names may start from. Raises
     SourceError."""
     try:
@@ -415,7 +415,7 @@ def _ending(path: Path) -> str:
     return ending if ending in DATA_ENDINGS else ""
 
 
-def _file(path: Path, source: Reading) -> Rows:
+def _file(path: Path, source: SourceSpec) -> Rows:
     ending = _ending(path)
     preset = presets().get(source.format)
     if ending in (".jsonl", ".ndjson"):
@@ -434,7 +434,7 @@ def _file(path: Path, source: Reading) -> Rows:
     raise SourceError(f"{path}: a source is {FORMS}")
 
 
-def _chain(files: Sequence[Path], source: Reading, root: Path) -> Rows:
+def _chain(files: Sequence[Path], source: SourceSpec, root: Path) -> Rows:
     """Several files in order; what no reader takes is left out."""
     parts = [
         (str(f.relative_to(root)) if f.is_relative_to(root) else f.name, _file(f, source)) for f in files if _ending(f)
@@ -444,7 +444,7 @@ def _chain(files: Sequence[Path], source: Reading, root: Path) -> Rows:
     return parts[0][1] if len(parts) == 1 else Chain(parts)
 
 
-def _folder(path: Path, source: Reading) -> tuple[Rows, list[Path]]:
+def _folder(path: Path, source: SourceSpec) -> tuple[Rows, list[Path]]:
     """What a folder holds: a saved data set, an image folder with its table, files of one split, or pictures by
     class."""
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
@@ -464,7 +464,7 @@ def _folder(path: Path, source: Reading) -> tuple[Rows, list[Path]]:
     return RowList.of({"image": str(f.relative_to(inner)), "label": f.parent.name} for f in pictures), [inner]
 
 
-def _of_split(files: Sequence[Path], root: Path, source: Reading) -> list[Path]:
+def _of_split(files: Sequence[Path], root: Path, source: SourceSpec) -> list[Path]:
     """The files whose path names the split. Without one all are read, unless they are of several."""
 
     def names(file: Path, split: str) -> bool:
@@ -481,13 +481,13 @@ def _of_split(files: Sequence[Path], root: Path, source: Reading) -> list[Path]:
     return list(files)
 
 
-def _saved(path: Path, source: Reading) -> Rows:
+def _saved(path: Path, source: SourceSpec) -> Rows:
     import datasets
 
     return _dataset(partial(datasets.load_from_disk, str(path)), source)
 
 
-def _hub(source: Reading) -> Rows:
+def _hub(source: SourceSpec) -> Rows:
     import datasets
 
     return _dataset(
@@ -495,7 +495,7 @@ def _hub(source: Reading) -> Rows:
     )
 
 
-def _dataset(read: Callable[[], Any], source: Reading) -> Rows:
+def _dataset(read: Callable[[], Any], source: SourceSpec) -> Rows:
     import datasets
 
     told = f"{source.path}:{source.split}" if source.split else source.path

@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from lingshu_rl.apart import Apart, Ended, Refused
+from lingshu_rl.apart import Apart, Ended, NoAnswer
 from lingshu_rl.data.rows import RowError, refusing
 from rewards.sheets import DELIMITERS, UTF16, records
 
@@ -156,7 +156,7 @@ def _counted(path: Path) -> list[int]:
         return list(json.loads(COUNTER.ask(str(path.absolute()))))
     except Ended:
         raise ValueError("its footer ends whoever reads it column by column: the file is damaged") from None
-    except Refused as why:
+    except NoAnswer as why:
         raise ValueError(str(why)) from None
 
 

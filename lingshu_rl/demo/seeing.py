@@ -31,14 +31,14 @@ MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 
 
 
 @dataclass(frozen=True)
-class Picture:
+class SeenPicture:
     """An image of the training regions beyond the demo's own. told: what it shows, {"plane": "axial", ...}."""
 
     pixels: np.ndarray
     told: Mapping[str, str]
 
 
-def training_pool(draws: int, seed: int) -> list[Picture]:
+def training_pool(draws: int, seed: int) -> list[SeenPicture]:
     """`draws` times as many images as the demo's training questions use; one that several questions use is there as
     often.
 
@@ -50,7 +50,7 @@ def training_pool(draws: int, seed: int) -> list[Picture]:
         return [picture for part in parts for picture in part]
 
 
-def _draw(seed: int, held_out: np.ndarray) -> list[Picture]:
+def _draw(seed: int, held_out: np.ndarray) -> list[SeenPicture]:
     once = {"train": 1, "validation": 0, "test": 0}
     drawn = [
         *brain.slices(np.random.default_rng([seed, 1]), {s: n * brain.COUNTS["train"] for s, n in once.items()}),
@@ -59,7 +59,7 @@ def _draw(seed: int, held_out: np.ndarray) -> list[Picture]:
     kept = {f"images/{image.name}.png": image for image in drawn if apart(image.pixels, held_out)}
     rows = questions.make_rows(list(kept.values()), "train", np.random.default_rng([seed, 3]))
     asked = (kept[row["images"][0]] for row in rows)
-    return [Picture(image.pixels, told(image.facts)) for image in asked]
+    return [SeenPicture(image.pixels, told(image.facts)) for image in asked]
 
 
 def told(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -76,7 +76,7 @@ def told(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def pretrain(
     model: Qwen2_5_VLForConditionalGeneration,
-    pool: Sequence[Picture],
+    pool: Sequence[SeenPicture],
     *,
     steps: int,
     seed: int,

@@ -15,7 +15,7 @@ from lingshu_rl.data.tables import UnreadableSource, json_rows
 from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.processes.pulse import Counter, Pulse
 from lingshu_rl.types import Prompt
-from rewards.chat import Attempts, Refused, address, api_url, bearer
+from rewards.chat import Attempts, RequestRefused, address, api_url, bearer
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class ChatClient:
             try:
                 if answers := attempts.read(outcome):
                     return Reply(answers[0].text, answers[0].finish_reason)
-            except Refused as error:
+            except RequestRefused as error:
                 return Reply(error=str(error))
         if attempts.unreachable:
             raise attempts.gave_up()

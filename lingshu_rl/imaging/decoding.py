@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lingshu_rl.apart import Apart, Ended, Refused
+from lingshu_rl.apart import Apart, Ended, NoAnswer
 from lingshu_rl.imaging.pixels import ScanError
 
 
@@ -20,7 +20,7 @@ class Decoder(Apart):
             told = self.ask(str(file.absolute()), number)
         except Ended:
             raise ScanError(f"{file}: frame {number} ended its decoder: the file is damaged") from None
-        except Refused as why:
+        except NoAnswer as why:
             raise ScanError(f"{file}: frame {number} cannot be decoded: {why}") from None
         return np.load(io.BytesIO(told), allow_pickle=False)
 

@@ -23,7 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from lingshu_rl.model.families import STATEFUL, ModelSpec
 from lingshu_rl.model.forks import Forks, use_forks
-from lingshu_rl.model.packing import PackedRow, Span
+from lingshu_rl.model.packing import GroupSpan, PackedRow
 
 NAME = "shared_prefix"
 WINDOWS = "windows_as_flash"  # "flash" in the name makes Qwen-VL hand over all windows in one call
@@ -188,7 +188,7 @@ def _prompt_block(sight: Sight, prompt: Range, queries: Range) -> Block:
     return _masked(sight, queries, [(_reach(sight, prompt, queries[0]), ahead)])
 
 
-def _completion_ranges(span: Span, causal: bool) -> Iterator[Range]:
+def _completion_ranges(span: GroupSpan, causal: bool) -> Iterator[Range]:
     """Whole completions, about half as many tokens as the prompt has: they see each other's keys only to mask them.
 
     A long one stands alone. Longer than its prompt, it is cheaper as causal attention from the prompt on, without a

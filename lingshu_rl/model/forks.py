@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from lingshu_rl.model.packing import Span
+from lingshu_rl.model.packing import GroupSpan
 
 _CHUNK = 64  # tokens; kernels compute whole chunks, so that to fill up within one costs nothing
 _CACHES = ("cache_params", "past_key_values")  # what such layers call the cache
@@ -56,7 +56,7 @@ class Forks:
     order_S: Tensor
 
     @staticmethod
-    def of(spans: Sequence[Span], device: torch.device) -> Forks:
+    def of(spans: Sequence[GroupSpan], device: torch.device) -> Forks:
         prompts = [range(span.start, span.start + span.prompt) for span in spans]
         # Of one length: what fills up a prompt would get into the state that it ends in.
         alike = _together(prompts, len)
@@ -81,7 +81,7 @@ class Forks:
         return torch.cat([output.flatten(0, 1) for output in outputs]).index_select(0, self.order_S)[None]
 
 
-def _branches(span: Span) -> Iterator[range]:
+def _branches(span: GroupSpan) -> Iterator[range]:
     """Where the completions stand in the row, but those of no token there."""
     start = span.start + span.prompt
     for length in span.branches:

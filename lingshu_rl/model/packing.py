@@ -27,7 +27,7 @@ _PER_TOKEN = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_id
 
 
 @dataclass(frozen=True)
-class Span:
+class GroupSpan:
     """Where a prompt stands in a row: [start, start + prompt), then follow the branches. group: its index."""
 
     group: int
@@ -65,7 +65,7 @@ class PackedRow:
     row_T: Tensor
     target_T: Tensor
     members: tuple[tuple[int, int, int], ...]
-    spans: tuple[Span, ...]
+    spans: tuple[GroupSpan, ...]
     dense: bool
     features: Any = None
 
@@ -323,7 +323,7 @@ def _row(
             row_of += scored_at[completion]
             targets += completion
             members.append((part.group, member, len(completion)))
-        spans.append(Span(part.group, start, size, tuple(branches)))
+        spans.append(GroupSpan(part.group, start, size, tuple(branches)))
         group_of.append(torch.full((place - start,), n))
         start = place
     positions_1S = torch.cat(positions, dim=1)[:, None]

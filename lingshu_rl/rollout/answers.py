@@ -35,17 +35,17 @@ class Choice(msgspec.Struct, gc=False):
         return tuple([token.logprob for token in self.logprobs.content])
 
 
-class Answer(msgspec.Struct, gc=False):
+class EngineAnswer(msgspec.Struct, gc=False):
     """A chat completion with `return_token_ids`, as vLLM's server gives it."""
 
     prompt_token_ids: tuple[int, ...]
     choices: list[Choice]
 
 
-_DECODER = msgspec.json.Decoder(Answer)
+_DECODER = msgspec.json.Decoder(EngineAnswer)
 
 
-def read_answer(content: bytes, n: int) -> Answer:
+def read_answer(content: bytes, n: int) -> EngineAnswer:
     """The answer to a request for n completions, in the order of their indices. Raises BadAnswer for any other."""
     try:
         answer = _DECODER.decode(content)

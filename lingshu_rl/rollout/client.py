@@ -20,7 +20,7 @@ from lingshu_rl.imaging.images import data_uri
 from lingshu_rl.processes.pool import Examine, Pool, unwatched
 from lingshu_rl.processes.pulse import Counter
 from lingshu_rl.processes.token import TOKEN_ENV
-from lingshu_rl.rollout.answers import Answer, read_answer
+from lingshu_rl.rollout.answers import EngineAnswer, read_answer
 from lingshu_rl.rollout.sampler import RolloutError, Sampler
 from lingshu_rl.types import Prompt, Rollout
 from rewards.chat import bearer
@@ -80,7 +80,7 @@ class RolloutClient(Sampler):
     def weight_version(self) -> int:
         return max(server.version for server in self.pool.servers)
 
-    async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Answer, int]:
+    async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[EngineAnswer, int]:
         return await self.pool.post(
             "/v1/chat/completions",
             # The name of the weights when its turn has come: a request may outlive the server that it was made for.

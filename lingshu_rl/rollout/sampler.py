@@ -14,7 +14,7 @@ from typing import Any
 
 from lingshu_rl.failures import PromptRefused, RunStopped
 from lingshu_rl.processes.threads import in_thread
-from lingshu_rl.rollout.answers import Answer
+from lingshu_rl.rollout.answers import EngineAnswer
 from lingshu_rl.types import Prompt, Rollout
 
 
@@ -57,7 +57,7 @@ class Sampler(ABC):
         """Of the weights that it holds."""
 
     @abstractmethod
-    async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[Answer, int]:
+    async def _ask(self, body: Mapping[str, Any], prompt: Prompt) -> tuple[EngineAnswer, int]:
         """The answer (`read_answer`) to a request for body["n"] completions, and the version of the weights that gave
         it.
 
@@ -117,7 +117,7 @@ class Sampler(ABC):
             raise PromptRefused(_too_long(prompt.id, length, body["max_tokens"], room), prompt.id)
         return await in_thread(self._rollouts, prompt, answer, version)
 
-    def _rollouts(self, prompt: Prompt, answer: Answer, version: int) -> tuple[Rollout, ...]:
+    def _rollouts(self, prompt: Prompt, answer: EngineAnswer, version: int) -> tuple[Rollout, ...]:
         return tuple(
             Rollout(
                 prompt=prompt,

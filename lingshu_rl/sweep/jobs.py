@@ -11,7 +11,7 @@ from lingshu_rl.sweep.status import Status
 Job = Sequence[PlannedRun]  # runs that one device set does one after another
 
 
-class Source:
+class JobQueue:
     """Hands out jobs. `finished` hears of every run that reached a final state in this call."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:

@@ -26,7 +26,7 @@ from lingshu_rl.progress import Progress
 from lingshu_rl.report.text import duration
 from lingshu_rl.storage.folders import own
 from lingshu_rl.sweep import status as states
-from lingshu_rl.sweep.jobs import Source
+from lingshu_rl.sweep.jobs import JobQueue
 from lingshu_rl.sweep.plan import PlannedRun, Sweep, SweepError, select
 from lingshu_rl.sweep.search import SearchSource
 from lingshu_rl.sweep.status import Status
@@ -68,11 +68,11 @@ def run_sweep(
         if sweep.search:
             if only:
                 raise SweepError("--only does not go with search: a trial depends on the ones before it")
-            source: Source = SearchSource(sweep, retry_failed)
+            source: JobQueue = SearchSource(sweep, retry_failed)
             total = len(sweep.seeds) * (1 + sweep.search.trials)
         else:
             wanted = [r for r in select(sweep.runs(), only) if to_do(sweep, r, retry_failed)]
-            source, total = Source([[run] for run in wanted]), len(wanted)
+            source, total = JobQueue([[run] for run in wanted]), len(wanted)
         return _Pool(sweep, source, progress, stop, after_run, retry_failed).work(total)
 
 
@@ -132,7 +132,7 @@ class _Pool:
     def __init__(
         self,
         sweep: Sweep,
-        source: Source,
+        source: JobQueue,
         progress: Progress,
         stop: threading.Event,
         after_run: Callable[[], None],

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl.sweep import status as states
-from lingshu_rl.sweep.jobs import Job, Source
+from lingshu_rl.sweep.jobs import Job, JobQueue
 from lingshu_rl.sweep.plan import PlannedRun, SearchSpec, Sweep, SweepError, Variant, _label, check_settings
 from lingshu_rl.sweep.status import Status
 
 
-class SearchSource(Source):
+class SearchSource(JobQueue):
     """The baseline first, then one trial after another."""
 
     def __init__(self, sweep: Sweep, retry_failed: bool) -> None:

@@ -19,7 +19,7 @@ from lingshu_rl.synth.regions import Region, regions_of, with_boxes
 from lingshu_rl.synth.rows import Dropped, Kept, Outcome, Record, SynthError, provenance, training_row
 from lingshu_rl.synth.stances import is_place, states
 from lingshu_rl.synth.writer import Asker
-from rewards.chat import Refused
+from rewards.chat import RequestRefused
 
 QUESTIONS = ("Describe this {modality} image.", "What does this {modality} image show?")
 SHORTEST, LONGEST = 10, 1024  # words of a caption
@@ -95,7 +95,7 @@ class Captions:
             return [Dropped(name, "no facts", "give meta, labels, masks or boxes", record)]
         try:
             return [await self.write(record, writer, modality, facts, regions, images)]
-        except Refused as error:
+        except RequestRefused as error:
             return [Dropped(name, error.reason, str(error), record)]
 
     async def write(

@@ -17,7 +17,7 @@ from lingshu_rl.synth.captions import user
 from lingshu_rl.synth.rows import Dropped, Kept, Outcome, Record, as_prompt, provenance, training_row
 from lingshu_rl.synth.verify import Verifier, reason_of
 from lingshu_rl.synth.writer import Asker
-from rewards.chat import Refused
+from rewards.chat import RequestRefused
 
 ASK = (
     "Write {count} different exam questions about this {modality} image that can be answered by looking at it.{known}\n"
@@ -68,7 +68,7 @@ class Instruct:
             ]
             over = [Dropped(name, "more questions than asked for", str(item), record) for item in items[self.count :]]
             return made + over
-        except Refused as error:
+        except RequestRefused as error:
             return [Dropped(name, error.reason, str(error), record)]
 
     async def check(

@@ -52,7 +52,7 @@ SHARE_TOLERANCE = 0.1  # relative
 
 
 @dataclass(frozen=True)
-class Question:
+class TemplateQuestion:
     """values: label -> words, in the order of the label space. related: groups of labels of which one makes the others
     doubtful, so they are neither its wrong options nor denied beside it. none: the label that says "nothing found".
     """
@@ -121,7 +121,7 @@ def read_spec(path: Path) -> dict[str, Any]:
     if not isinstance(spec, dict) or not spec.get("source") or not spec.get("questions"):
         raise SynthError(f"{path}: a spec has source and questions")
     refuse_unknown(spec, ("source", "questions", "limit", "seed"), str(path))
-    known = tuple(Question.__dataclass_fields__)[1:]
+    known = tuple(TemplateQuestion.__dataclass_fields__)[1:]
     questions = []
     for name, fields in spec["questions"].items():
         refuse_unknown(fields, known, f"{path}: questions.{name}")
@@ -133,7 +133,7 @@ def read_spec(path: Path) -> dict[str, Any]:
         if fields.get("values"):
             fields["values"] = {str(k): str(v) for k, v in fields["values"].items()}
         try:
-            questions.append(Question(name, **fields))
+            questions.append(TemplateQuestion(name, **fields))
         except TypeError as error:
             raise SynthError(f"{path}: questions.{name}: {error}") from None
     return {**spec, "questions": questions}
@@ -197,7 +197,7 @@ def _box(text: str, where: str) -> dict[str, Any]:
 
 
 def template_rows(
-    records: Iterable[Record], questions: Sequence[Question], limit: int = 0, seed: int = 0
+    records: Iterable[Record], questions: Sequence[TemplateQuestion], limit: int = 0, seed: int = 0
 ) -> Iterator[Outcome]:
     """All questions about all records. Records with labels outside of a label space are dropped for that question."""
     cases: dict[str, dict[str, list[Case]]] = {q.name: defaultdict(list) for q in questions}
@@ -223,7 +223,7 @@ def template_rows(
         yield from drawn(question, cases[question.name], limit, random.Random(f"{seed}/{question.name}"))
 
 
-def label_cases(record: Record, question: Question) -> tuple[list[Case], str]:
+def label_cases(record: Record, question: TemplateQuestion) -> tuple[list[Case], str]:
     """What can be asked of the record's labels; and the labels that the question does not know."""
     name = question.about.partition(".")[2]
     if name not in (record.get("labels") or {}):
@@ -246,7 +246,7 @@ def label_cases(record: Record, question: Question) -> tuple[list[Case], str]:
     return [Case(record, words[label], wrong=wrong, truth=truth) for label in found] if wrong else [], ""
 
 
-def region_cases(record: Record, question: Question, regions: Sequence[Region]) -> list[Case]:
+def region_cases(record: Record, question: TemplateQuestion, regions: Sequence[Region]) -> list[Case]:
     what = question.about.partition(".")[2]
     by_name: dict[str, list[Region]] = defaultdict(list)
     for region in regions:
@@ -287,7 +287,9 @@ def region_cases(record: Record, question: Question, regions: Sequence[Region]) 
     return [Case(record, ranked[0].name, wrong=tuple(r.name for r in ranked[1:]), truth=truth)]
 
 
-def drawn(question: Question, cases: Mapping[str, list[Case]], limit: int, rng: random.Random) -> Iterator[Outcome]:
+def drawn(
+    question: TemplateQuestion, cases: Mapping[str, list[Case]], limit: int, rng: random.Random
+) -> Iterator[Outcome]:
     """Cases of every answer in turn. Yes/no takes as many of yes as of no for each thing asked about."""
     decks = {key: rng.sample(cases[key], len(cases[key])) for key in sorted(cases)}
     if question.form == "yesno":
@@ -312,7 +314,7 @@ def drawn(question: Question, cases: Mapping[str, list[Case]], limit: int, rng: 
 
 
 def question_row(
-    question: Question, case: Case, number: int, places: dict[int, list[int]], rng: random.Random
+    question: TemplateQuestion, case: Case, number: int, places: dict[int, list[int]], rng: random.Random
 ) -> dict[str, Any]:
     text = rng.choice(question.ask).replace("{name}", case.name)
     fields: dict[str, Any] = {"question": text, "kind": question.form, "answer": case.answer, **case.fields}

@@ -14,7 +14,7 @@ from lingshu_rl.synth.verify import Verifier, reason_of
 from lingshu_rl.synth.writer import Asker, Reply
 from lingshu_rl.types import Prompt
 from rewards.answer import extract
-from rewards.chat import Refused
+from rewards.chat import RequestRefused
 
 SHORTEST_CHAIN = 3  # words
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
@@ -46,7 +46,7 @@ class Thoughts:
                     seed=seed,
                     example=EXAMPLE,
                 )
-            except Refused as error:
+            except RequestRefused as error:
                 return [Dropped(name, error.reason, str(error), record)]
             outcome = self.decide(record, prompt, reply, seed)
             if isinstance(outcome, Kept):

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from lingshu_rl.imaging.images import data_uri, opened
 from lingshu_rl.storage.runfolder import write_text
-from rewards.chat import KEY_ENV, Answer, Attempts, EndpointError, Patience, api_url, bearer
+from rewards.chat import KEY_ENV, Attempts, ChatAnswer, EndpointError, Patience, api_url, bearer
 
 CHARACTERS_PER_TOKEN = 4  # of English; good for a cost estimate, not for a limit
 PIXELS_PER_IMAGE_TOKEN = 28 * 28  # Qwen2.5-VL; other families differ
@@ -49,7 +49,7 @@ class WriterConfig:
 
 
 @dataclass(frozen=True)
-class Reply(Answer):
+class Reply(ChatAnswer):
     """request: name of the cache file, the reply's provenance."""
 
     request: str
@@ -98,7 +98,7 @@ class Writer:
         write_text(cache_file(self.config.cache, name), json.dumps(asdict(answer), ensure_ascii=False))
         return Reply(answer.text, answer.finish_reason, name)
 
-    async def _post(self, body: dict[str, Any]) -> Answer:
+    async def _post(self, body: dict[str, Any]) -> ChatAnswer:
         import httpx
 
         attempts = Attempts(self.config.url, self.config.retries)

@@ -13,7 +13,7 @@ class Entity(NamedTuple):
 
     `group`: the finding is a whole organ system ("the lungs are clear" denies the group lung). `severity`: lowest and
     highest grade said, 0.5 borderline to 4 massive. `size_mm`: the largest measure given. `qualifiers`: sorted pairs.
-    `said`: the sentences that state it, as places in `Reading.sentences`.
+    `said`: the sentences that state it, as places in `ReportReading.sentences`.
     """
 
     finding: str
@@ -31,7 +31,7 @@ class Entity(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReportReading:
     """What a report says. `repeated`: share of words that only repeat. `extra`: mentions of a finding beyond two.
 
     `sentences`: the words of each, as stems.

@@ -9,7 +9,7 @@ from typing import Any
 
 from rewards.report.clause import read_clause
 from rewards.report.clauses import clause_starts
-from rewards.report.entity import Entity, Reading
+from rewards.report.entity import Entity, ReportReading
 from rewards.report.head import Head, entity_of, give
 from rewards.report.lexicon import Lexicon
 from rewards.report.sentences import Sentence, read
@@ -21,11 +21,11 @@ Found = tuple[int, tuple[int, ...], Entity]  # section, the sentences that say i
 _MAX_ALIKE = 16  # differing mentions of one finding that a new one is compared with
 
 
-def extract(text: str, lexicon: Lexicon) -> Reading:
+def extract(text: str, lexicon: Lexicon) -> ReportReading:
     """Read a whole report. Never raises on any text; the work is bounded by `sentences.MAX_WORDS`."""
     parsed = read(text, lexicon)
     if parsed.too_long:
-        return Reading((), sum(len(sentence.words) for sentence in parsed.sentences), too_long=True)
+        return ReportReading((), sum(len(sentence.words) for sentence in parsed.sentences), too_long=True)
     found: list[Found] = []
     seen: dict[tuple[int, tuple[str, ...]], int] = {}
     total = repeated = 0
@@ -44,7 +44,7 @@ def extract(text: str, lexicon: Lexicon) -> Reading:
     entities_only, extra = _merge(found)
     share = min(1.0, repeated / total) if total else 0.0
     sentences = tuple(sentence.words for sentence in parsed.sentences)
-    return Reading(entities_only, total, share, extra, parsed.too_long, sentences)
+    return ReportReading(entities_only, total, share, extra, parsed.too_long, sentences)
 
 
 def _add(sentence: Sentence, number: int, found: list[Found], lexicon: Lexicon) -> None:

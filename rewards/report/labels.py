@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from rewards.report.entity import Entity, Reading
+from rewards.report.entity import Entity, ReportReading
 from rewards.report.extract import extract
 from rewards.report.lexicon import DEFAULT_PACKS, Lexicon, load
 from rewards.report.match import covers
@@ -110,7 +110,7 @@ class ReportLabels:
     def read(self, text: str) -> dict[str, str]:
         return self.of(extract(text, self.lexicon))
 
-    def of(self, reading: Reading) -> dict[str, str]:
+    def of(self, reading: ReportReading) -> dict[str, str]:
         """The labels of a report that was read before."""
         found: dict[str, str] = {}
         for label in self.scheme.labels:

@@ -9,7 +9,7 @@ from typing import Any
 from rewards.answer import CLOSED_CHANNELS
 from rewards.answer import extract as find_answer
 from rewards.base import Reward, RewardInput, RewardResult, Span
-from rewards.report.entity import Reading
+from rewards.report.entity import ReportReading
 from rewards.report.extract import extract
 from rewards.report.lexicon import DEFAULT_PACKS, load
 from rewards.report.locate import Place, locate
@@ -33,7 +33,7 @@ _REFUSAL = Folded(
 
 
 @lru_cache(maxsize=4096)
-def _read_reference(text: str, packs: tuple[str, ...]) -> Reading:
+def _read_reference(text: str, packs: tuple[str, ...]) -> ReportReading:
     """A reference is read once for all members of its group."""
     return extract(text, load(packs))
 

@@ -15,7 +15,7 @@ _SEEN_CHANGES = ("stable", "decreased", "increased")
 _SMALL = 2.5  # grade; "no pneumothorax, small effusion" tells of the effusion
 
 
-class Span(NamedTuple):
+class WordSpan(NamedTuple):
     """words[begin:end]"""
 
     begin: int
@@ -25,16 +25,16 @@ class Span(NamedTuple):
         return self.begin <= i < self.end
 
 
-def holds(spans: Sequence[Span], i: int) -> bool:
+def holds(spans: Sequence[WordSpan], i: int) -> bool:
     return any(begin <= i < end for begin, end in spans)
 
 
 class Reach(NamedTuple):
     """Word ranges of a clause. Doubt inside a denial is part of it: "no evidence of possible pneumonia" denies."""
 
-    denied: tuple[Span, ...] = ()
-    doubted: tuple[Span, ...] = ()
-    unasserted: tuple[Span, ...] = ()
+    denied: tuple[WordSpan, ...] = ()
+    doubted: tuple[WordSpan, ...] = ()
+    unasserted: tuple[WordSpan, ...] = ()
 
 
 NOTHING = Reach()
@@ -48,19 +48,19 @@ class _Clause:
     lo: int
     hi: int
     cues: list[Mention]
-    targets: list[Span]  # findings, states and general words that a cue can act on
-    denied: list[Span]
-    doubted: list[Span]
-    reopened: list[Span]
-    unasserted: list[Span]
+    targets: list[WordSpan]  # findings, states and general words that a cue can act on
+    denied: list[WordSpan]
+    doubted: list[WordSpan]
+    reopened: list[WordSpan]
+    unasserted: list[WordSpan]
 
 
 class _Cue(NamedTuple):
     begin: int
     end: int
     role: str
-    before: Sequence[Span]
-    after: Sequence[Span]
+    before: Sequence[WordSpan]
+    after: Sequence[WordSpan]
     later: Sequence[Mention]  # the cues behind this one
 
 
@@ -72,7 +72,7 @@ def reaches(marks: Marks, lo: int, hi: int) -> Reach:
     clause = _Clause(marks, lo, hi, cues, [], [], [], [], [])
     if cues:
         targets = (*marks.heads, *marks.states, *marks.normals, *marks.abnormals)
-        clause.targets = sorted([Span(t[0], t[1]) for t in targets if lo <= t[0] < hi])
+        clause.targets = sorted([WordSpan(t[0], t[1]) for t in targets if lo <= t[0] < hi])
     for number, cue in enumerate(clause.cues):
         before = [t for t in clause.targets if t.end <= cue.begin]
         after = [t for t in clause.targets if t.begin >= cue.end]
@@ -103,7 +103,7 @@ def _act(clause: _Clause, cue: _Cue, role: str) -> None:
     """Mark what a cue acts on. A role is an act and a direction: negate_before stands before what it denies."""
     act, _, direction = role.partition("_")
     if act == "ignore":
-        whole = {"before": Span(cue.end, clause.hi), "after": Span(clause.lo, cue.begin)}
+        whole = {"before": WordSpan(cue.end, clause.hi), "after": WordSpan(clause.lo, cue.begin)}
         clause.unasserted.append(whole[direction])
         return
     spans = DIRECTIONS.get(direction)
@@ -113,45 +113,45 @@ def _act(clause: _Clause, cue: _Cue, role: str) -> None:
     chosen += spans(clause, cue, act)
 
 
-def _all_behind(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
-    return [Span(cue.end, _forward(clause, cue, act))]
+def _all_behind(clause: _Clause, cue: _Cue, act: str) -> list[WordSpan]:
+    return [WordSpan(cue.end, _forward(clause, cue, act))]
 
 
-def _next_behind(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
+def _next_behind(clause: _Clause, cue: _Cue, act: str) -> list[WordSpan]:
     """The next finding and those joined to it by "or"."""
     if not cue.after:
-        return [Span(cue.end, clause.hi)]
+        return [WordSpan(cue.end, clause.hi)]
     end = cue.after[0].end
     for target in cue.after[1:]:
         between = clause.marks.words[end : target.begin]
         if "or" not in between or "," in between or "with" in between:
             break
         end = target.end
-    return [Span(cue.end, end)]
+    return [WordSpan(cue.end, end)]
 
 
-def _all_before(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
+def _all_before(clause: _Clause, cue: _Cue, act: str) -> list[WordSpan]:
     """A doubt is that of the last item: "cavity, tuberculosis suspected" tells of the cavity."""
     begin = _backward(clause, cue.begin)
     words = clause.marks.words
     comma = max((i for i in range(begin, cue.begin) if words[i] == ","), default=-1)
     if act == "doubt" and comma >= 0 and {"and", "or"}.isdisjoint(words[comma : cue.begin]):
         begin = comma + 1 if any(t.begin > comma for t in cue.before) else begin
-    return [Span(begin, cue.begin)]
+    return [WordSpan(begin, cue.begin)]
 
 
-def _last_before(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
+def _last_before(clause: _Clause, cue: _Cue, act: str) -> list[WordSpan]:
     """ "pneumothorax after chest tube removal": the tube alone."""
-    return [Span(cue.before[-1].begin, cue.begin)] if cue.before else []
+    return [WordSpan(cue.before[-1].begin, cue.begin)] if cue.before else []
 
 
-def _neighbours(clause: _Clause, cue: _Cue, act: str) -> list[Span]:
+def _neighbours(clause: _Clause, cue: _Cue, act: str) -> list[WordSpan]:
     """ "atelectasis versus pneumonia" """
-    return [*_last_before(clause, cue, act), *(Span(cue.end, target.end) for target in cue.after[:1])]
+    return [*_last_before(clause, cue, act), *(WordSpan(cue.end, target.end) for target in cue.after[:1])]
 
 
 # What a cue acts on, by the second half of its role.
-DIRECTIONS: dict[str, Callable[[_Clause, _Cue, str], list[Span]]] = {
+DIRECTIONS: dict[str, Callable[[_Clause, _Cue, str], list[WordSpan]]] = {
     "before": _all_behind,
     "next": _next_behind,
     "after": _all_before,
@@ -169,7 +169,7 @@ def _within_limits(clause: _Clause) -> None:
         verb = max((v for v in marks.verbs if clause.lo <= v < normal.begin), default=-1)
         said_of = [t.begin for t in (*marks.heads, *marks.states) if t.end == verb]
         if said_of:
-            clause.denied.append(Span(max(said_of), verb))
+            clause.denied.append(WordSpan(max(said_of), verb))
 
 
 def _settle(clause: _Clause) -> Reach:
@@ -180,7 +180,7 @@ def _settle(clause: _Clause) -> Reach:
         parts = (
             part
             for n in denied
-            for part in (Span(n.begin, min(n.end, last.begin)), Span(max(n.begin, last.end), n.end))
+            for part in (WordSpan(n.begin, min(n.end, last.begin)), WordSpan(max(n.begin, last.end), n.end))
         )
         denied = [part for part in parts if part.begin < part.end]
     return Reach(tuple(denied), (*doubted, *clause.reopened), tuple(clause.unasserted))

@@ -14,7 +14,7 @@ from curate_helpers import png, question, texture
 
 from lingshu_rl.cli import main
 from lingshu_rl.curate.rewrite import unsafe_parts
-from rewards.chat import MOST_IN_A_ROW, Endpoint, EndpointError, Refused, Unanswered
+from rewards.chat import MOST_IN_A_ROW, Endpoint, EndpointError, RequestRefused, Unanswered
 
 
 class Scripted:
@@ -77,7 +77,7 @@ def test_a_busy_server_is_asked_again_a_refusal_is_not(scripted: Scripted, tmp_p
     endpoint = Endpoint(scripted.url, tmp_path / "a.sqlite")
     assert endpoint.sample({"model": "m"}, 1, 0)[0].text == "ok" and len(scripted.log) == 3
     scripted.answer = lambda body: 400
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRefused):
         endpoint.sample({"model": "m"}, 1, 1)
     assert len(scripted.log) == 4
     scripted.answer = lambda body: 500

@@ -17,7 +17,7 @@ from rewards.report.fields import spell_out
 from rewards.report.lexicon import DEFAULT_PACKS
 from rewards.report.sections import split
 from rewards.report.sentences import read
-from rewards.report.stance import Span, reaches
+from rewards.report.stance import WordSpan, reaches
 from rewards.report.terms import Mention, find
 
 LEXICON = load(DEFAULT_PACKS)
@@ -117,7 +117,7 @@ def test_clause_borders_alone():
 def test_stance_alone():
     marks = marks_of("No effusion, possible nodule.")
     reach = reaches(marks, 0, len(marks.words))
-    assert (reach.denied, reach.doubted, reach.unasserted) == ((Span(1, 3),), (Span(4, 5),), ())
+    assert (reach.denied, reach.doubted, reach.unasserted) == ((WordSpan(1, 3),), (WordSpan(4, 5),), ())
 
 
 def test_attributes_alone():

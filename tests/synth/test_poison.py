@@ -66,7 +66,7 @@ def test_a_server_that_answers_nobody_stops_the_command(tmp_path, capsys):
 
 
 def test_curation_drops_what_is_never_answered(tmp_path):
-    from rewards.chat import Endpoint, EndpointError, Refused
+    from rewards.chat import Endpoint, EndpointError, RequestRefused
 
     with ScriptedWriter(lambda body: 500 if "bad" in text_of(body) else "fine") as server:
         endpoint = Endpoint(server.url, tmp_path / "a.sqlite", retries=0, concurrency=1)
@@ -75,7 +75,7 @@ def test_curation_drops_what_is_never_answered(tmp_path):
             return endpoint.sample({"model": "w", "messages": [{"role": "user", "content": name}]}, 1, 0)
 
         found = dict(endpoint.each(["bad", "good", "bad too"], asked))
-        assert isinstance(found["bad"], Refused) and isinstance(found["bad too"], Refused)
+        assert isinstance(found["bad"], RequestRefused) and isinstance(found["bad too"], RequestRefused)
         assert found["good"][0].text == "fine"
         with pytest.raises(EndpointError, match="one after another"):
             list(endpoint.each([f"bad {n}" for n in range(MOST_IN_A_ROW)], asked))

@@ -14,7 +14,7 @@ from test_thoughts import read, synth
 from lingshu_rl.data.load import load
 from lingshu_rl.synth.regions import Region
 from lingshu_rl.synth.rows import SynthError
-from lingshu_rl.synth.template import Question, read_spec, template_rows
+from lingshu_rl.synth.template import TemplateQuestion, read_spec, template_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 NIH = ROOT / "recipes" / "synth" / "nih_chest_xray.yaml"
@@ -177,7 +177,7 @@ def question(**fields):
         "ask": ("Which?",),
         "values": {"a": "A", "b": "B", "c": "C"},
     }
-    return Question(**{**base, **fields})
+    return TemplateQuestion(**{**base, **fields})
 
 
 def made(labels, q):

@@ -14,7 +14,7 @@ from test_thoughts import corpus, read, scripted, synth
 from writer_server import ScriptedWriter
 
 from lingshu_rl.synth.writer import Estimator, Writer, WriterConfig
-from rewards.chat import EndpointError, Refused
+from rewards.chat import EndpointError, RequestRefused
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +56,7 @@ def test_busy_servers_are_tried_again_refusals_are_not_and_a_wrong_key_stops(tmp
         config = WriterConfig(server.url, "w", tmp_path, retries=3)
         (reply,), _ = ask(config, ["busy"])
         assert reply.text == "fine" and server.statuses == [429, 503, 200]
-        with pytest.raises(Refused, match="400"):
+        with pytest.raises(RequestRefused, match="400"):
             ask(config, ["bad"])
         with pytest.raises(EndpointError, match="check the url"):
             ask(config, ["key"])
