@@ -21,15 +21,15 @@ from typing import Any
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.compose import DEFAULT_SPEC, SpecError, build
 from rewards.executor import Executor, RewardFailure
+from rewards.judge import judge_of
 from rewards.kinds import find_or_plain
+from rewards.pace import TEMPLATE, Pace
 from rewards.rows import RowError, read_row, unchecked
+from rewards.trust import estimate, measure
 
-# The think block keeps a format gate open; a reward that reads other marks needs a template of its own.
-TEMPLATE = "<think>I compare the findings with the question.</think>\n<answer>{answer}</answer>"
 PROBED_ROWS = 1000  # rows of a kind on which undeserving answers are tried
 SHOWN = 20  # lines about bad rows in a text
 SLICE = 128  # completions between two looks at the clock
-PATIENCE_S = 10.0  # between two lines about how far it is
 TIMED = 17  # completions by which a reward's pace is known
 TRIES = 10  # of a row, about: its label and the undeserving answers
 
@@ -218,26 +218,6 @@ def seconds_each(samples: Sequence[RewardInput], executor: Executor) -> float:
     began = time.monotonic()
     executor.score(asked[1:], counted=False)
     return (time.monotonic() - began) / max(1, len(asked) - 1)
-
-
-class Pace:
-    """Says how far a slow trial has come. expected: completions in all, about. what: is tried, in words."""
-
-    def __init__(self, expected: int, say: Callable[[str], None], what: str = "the reward") -> None:
-        self.expected, self.say, self.what = expected, say, what
-        self.done = 0
-        self.began = self.told = time.monotonic()
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if now - self.told >= PATIENCE_S:
-            self.told, each = now, (now - self.began) / self.done
-            left = each * max(0, self.expected - self.done)
-            self.say(
-                f"trying {self.what}: {self.done:,} of about {max(self.done, self.expected):,} completions, "
-                f"{each:.3g} s each; about {left / 60:.1f} min left"
-            )
 
 
 @dataclass(frozen=True)
@@ -465,9 +445,6 @@ def main(argv: Sequence[str] | None = None, read: Callable[[str, Sequence[str]],
     )
     checking.add_argument("--rows", metavar="N", type=int, default=0, help="try N rows, evenly taken; default: all")
     checking.add_argument("--out", metavar="FILE", type=Path, help="write the whole report as JSON")
-    from rewards.judge import judge_of
-    from rewards.trust import estimate, measure
-
     arguments, settings = parser.parse_known_args(argv)
     if wrong := [word for word in settings if "=" not in word or word.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")

@@ -15,7 +15,7 @@ from typing import Any
 from rewards.base import Reward, RewardInput, RewardResult
 from rewards.judge import ORDERS, PAID, Judge, JudgeReward, judge_of, judges, rubric_of
 from rewards.kinds import find_or_plain
-from rewards.preflight import TEMPLATE, Pace
+from rewards.pace import TEMPLATE, Pace
 
 ROWS = 40
 Z95 = 1.959964

@@ -102,7 +102,6 @@ CIRCLES_LEFT = {  # each through an import inside a function; this list may only
     ("lingshu_rl.pipeline.rehearsal", "lingshu_rl.cli"),
     ("lingshu_rl.config", "lingshu_rl.planning.validation"),
     ("rewards.kinds", "rewards.compose"),
-    ("rewards.preflight", "rewards.trust"),
 }
 
 

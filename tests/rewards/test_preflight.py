@@ -303,7 +303,7 @@ class Slow(Tagged):
 
 
 def test_a_slow_reward_says_how_far_it_is_and_what_the_rest_takes(monkeypatch):
-    monkeypatch.setattr("rewards.preflight.PATIENCE_S", 0.05)
+    monkeypatch.setattr("rewards.pace.PATIENCE_S", 0.05)
     heard = []
     check(rows(), Slow(), say=heard.append)
     assert len(heard) >= 2 and all(re.fullmatch(r"trying the reward: [\d,]+ of about [\d,]+ completions, \S+ s each; about \S+ min left", line) for line in heard)  # fmt: skip
