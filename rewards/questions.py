@@ -86,7 +86,8 @@ _SPELT_OUT = tuple(
         (r"\bcan (?:\w+ly )?be (?=seen|identified|noted|observed|found|detected|visuali[sz]ed)", "is "),
         # What the image is, not that it shows something.
         (
-            r"^((?:this|it|the (?:image|picture|study|scan|film))(?: (?:is|was)(?: not)?(?: an?)?| an?) (?:[\w-]+ ){0,2}?)"
+            r"^((?:this|it|the (?:image|picture|study|scan|film))(?: (?:is|was)(?: not)?(?: an?)?| an?) "
+            r"(?:[\w-]+ ){0,2}?)"
             r"(?:x[- ]?ray|radiograph|plain film)\b",
             r"\1plainfilm",
         ),
@@ -94,15 +95,16 @@ _SPELT_OUT = tuple(
 )
 _ANSWER_WORD = re.compile(r"^\W*(?:yes|no)\s*,\s+", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"\s*(?:[;:]|,\s*(?=not\b)|,?\s*\b(?:such as|including|namely|for example)\b|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b"
-    r"|,\s*as\b(?! well)|,?\s*\b(?:but|however"
+    r"\s*(?:[;:]|,\s*(?=not\b)|,?\s*\b(?:such as|including|namely|for example)\b"
+    r"|,\s*\b(?:indicating|suggesting|implying|reflecting|with(?! the exception))\b|,\s*as\b(?! well)"
+    r"|,?\s*\b(?:but|however"
     r"|although|though|while|whereas|which|because|since|so|therefore)\b)\s*",
     re.IGNORECASE,
 )
 _JOIN = re.compile(r",\s+(?:and\s+)?|\s+and\s+", re.IGNORECASE)
 _QUALIFIES = re.compile(
-    r"\w+(?:ly|ed|ing|wise)|relative|compared|and|under|above|below|behind|near|along|through|between|around|over|into|which|that|due"
-    r"|images?|ct|mri|ultrasound"
+    r"\w+(?:ly|ed|ing|wise)|relative|compared|and|under|above|below|behind|near|along|through|between|around|over|into"
+    r"|which|that|due|images?|ct|mri|ultrasound"
 )
 _MEMBER = re.compile(r"\s*,\s*(?:(?:or|and|nor)\s+)?|\s+(?:or|and|nor)\s+", re.IGNORECASE)
 _OF = re.compile(r"(\w+) of (?:(?:the|an?) )?(\w+)(?= (?:is|are|was|were|appears?|looks?)\b)")

@@ -64,7 +64,7 @@ def settings_table() -> str:
 
 def source_table() -> str:
     rows = ["| key | what it is |", "|---|---|"]
-    told = {name: said for (owner, name), said in comments().items() if owner in ("Reading", "Source")}
+    told = {name: said for (owner, name), said in comments().items() if owner in ("SourceSpec", "Source")}
     rows += [f"| `{f.name}` | {_cell(told[f.name])} |" for f in fields(sources.Source)]
     return "\n".join(rows)
 

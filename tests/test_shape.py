@@ -19,7 +19,6 @@ LONG_FUNCTIONS = {
     "lingshu_rl/reference/server.py build_app",
     "lingshu_rl/run.py _connect",
     "lingshu_rl/run.py _open",
-    "rewards/words.py __init__",
 }
 BRANCHED = {"lingshu_rl/reference/server.py build_app", "lingshu_rl/run.py _open", "lingshu_rl/sweep/words.py words"}
 SHARE_OVER_10 = 0.01  # of all functions

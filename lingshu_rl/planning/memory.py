@@ -1,7 +1,7 @@
 """Bytes that one rank, engine or reference replica needs: arithmetic on a model's shape and the settings.
 
-Sources of the formulas stand beside them; tests/planning/test_plan.py measures what a CPU can: parameters, gradients and
-optimiser state to the byte, activations, and the peak once measured on an H100. GB are 2^30 bytes.
+Sources of the formulas stand beside them; tests/planning/test_plan.py measures what a CPU can: parameters, gradients
+and optimiser state to the byte, activations, and the peak once measured on an H100. GB are 2^30 bytes.
 """
 
 from __future__ import annotations
