@@ -18,13 +18,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from rewards.base import Reward, RewardInput, RewardResult, Span
 from rewards.imports import PathError, hint, imported
-from rewards.kinds import ELSEWHERE, ROUTE, KindError, own_reward
+from rewards.kinds import ELSEWHERE, ROUTE, KindError, find
 
 # Accuracy by kind is the whole pay. The think-answer format is watched, not paid: as an extra it would pay wrong
 # answers (0.5 x format + 1 x accuracy, as Lingshu-RL was trained, gives a third of the pay to any well-formed text), as
@@ -398,3 +399,22 @@ def _refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str, 
     for key in given:
         if key not in known:
             raise SpecError(f"{where}: unknown {what} {key!r}{hint(key, known)}; known: {', '.join(known) or 'none'}")
+
+
+@cache
+def own_reward(name: str) -> Reward:
+    """The reward of the kind's record. Raises KindError, and SpecError for a record whose reward cannot be built."""
+    return build(find(name).reward)
+
+
+def label_check(name: str) -> Callable[[RewardInput], str | None]:
+    """Why a label of this kind cannot be used, where no other reward is to judge it."""
+    return _is_text if find(name).imitated else own_reward(name).check_gold
+
+
+def _is_text(sample: RewardInput) -> str | None:
+    return (
+        None
+        if isinstance(sample.gold, str)
+        else f"an answer of kind {sample.kind!r} must be a text, got {sample.gold!r}"
+    )

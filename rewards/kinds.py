@@ -14,7 +14,7 @@ from functools import cache
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
-from rewards.base import Reward, RewardInput
+from rewards.base import RewardInput
 from rewards.imports import PathError, hint, imported
 
 Labels = Sequence[str]
@@ -282,27 +282,6 @@ def find_or_plain(name: str) -> Kind:
         return find(name)
     except KindError:
         return Kind(name, None, {})
-
-
-@cache
-def own_reward(name: str) -> Reward:
-    """The reward of the kind's record. Raises KindError, and SpecError for a record whose reward cannot be built."""
-    from rewards.compose import build
-
-    return build(find(name).reward)
-
-
-def label_check(name: str) -> Callable[[RewardInput], str | None]:
-    """Why a label of this kind cannot be used, where no other reward is to judge it."""
-    return _is_text if find(name).imitated else own_reward(name).check_gold
-
-
-def _is_text(sample: RewardInput) -> str | None:
-    return (
-        None
-        if isinstance(sample.gold, str)
-        else f"an answer of kind {sample.kind!r} must be a text, got {sample.gold!r}"
-    )
 
 
 def guess(answer: Any, options: Any = (), fields: Sequence[str] = ()) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 
 from rewards.base import Reward, RewardInput
 from rewards.choices import by_letter, own_labels, unlettered
+from rewards.compose import label_check
 from rewards.imports import hint
-from rewards.kinds import LETTERS, Kind, KindError, find, label_check
+from rewards.kinds import LETTERS, Kind, KindError, find
 
 FIELDS = ("id", "images", "question", "messages", "options", "answer", "kind", "unit", "tolerance", "meta")
 REQUIRED = ("id", "images", "answer", "kind")  # and one of question, messages
@@ -69,7 +70,7 @@ class Row:
 def read_row(row: Mapping[str, Any], check: LabelCheck | None = None) -> Row:
     """Check one row. Raises RowError with the first thing that is wrong. No image is opened.
 
-    check: the `check_gold` of the reward that will judge; by default `kinds.label_check` of the row's kind.
+    check: the `check_gold` of the reward that will judge; by default `compose.label_check` of the row's kind.
     """
     row = {key: plain(value) for key, value in row.items() if not _missing(value)}
     _check_fields(row)

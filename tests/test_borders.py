@@ -101,7 +101,6 @@ CIRCLES_LEFT = {  # each through an import inside a function; this list may only
     # a rehearsal reads a command's words with the command's own parser
     ("lingshu_rl.pipeline.rehearsal", "lingshu_rl.cli"),
     ("lingshu_rl.config", "lingshu_rl.planning.validation"),
-    ("rewards.kinds", "rewards.compose"),
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from rewards import LabelSet, NumericUnits, OptionLetter, ReportEntities, RewardInput
-from rewards.kinds import own_reward
+from rewards.compose import own_reward
 
 LENGTH = 5000  # characters, about a completion's longest
 # A hostile text may cost this many times what ordinary prose of its length does; 20 ms on an idle core.
