@@ -78,7 +78,11 @@ def serve(make: Callable[..., bytes]) -> None:
         try:
             told = b"P" + make(*json.loads(request))
         except Exception as error:  # libraries raise their own kinds
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:TOLD]
-            told = b"E" + why.encode("utf-8", "backslashreplace")
+            told = b"E" + in_a_line(error).encode("utf-8", "backslashreplace")
         answers.write(struct.pack("<Q", len(told)) + told)
         answers.flush()
+
+
+def in_a_line(error: Exception) -> str:
+    """The kind of a library's error and what it says, up to TOLD characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:TOLD]

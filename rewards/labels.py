@@ -16,8 +16,8 @@ from rewards.claims import FIRM_WORDS, PROSE, Reader, Said, claims_of, core, is_
 from rewards.open_answers import SEPARATOR, texts_of
 from rewards.questions import is_neutral, role_words
 from rewards.short import ShortAnswer
-from rewards.text import strip_markup, strip_quotes, text_key, unwrap_latex
-from rewards.wording import answer_key, as_said, word_table
+from rewards.text import strip_markup, strip_quotes, table, text_key, unwrap_latex
+from rewards.wording import answer_key, as_said
 
 NOTHING_FOUND = "no finding"  # what an empty set of labels says
 
@@ -156,7 +156,7 @@ def _label_texts(gold: Any) -> list[str] | None:
 
 
 def _says_nothing(text: str) -> bool:
-    return text_key(text) in word_table()["nothing"]
+    return text_key(text) in table("answers")["nothing"]
 
 
 def _read_labels(text: str, known: _Known) -> Said:
@@ -225,9 +225,9 @@ def _json_items(value: Any, depth: int = 0) -> Iterator[str]:
 @cache
 def _values() -> Mapping[str, bool]:
     """What stands behind a keyed label: whether it applies."""
-    table = word_table()
-    positive = [*table["yes"], *table["present"], "1", "1.0", "positive", "detected", "found"]
-    negative = [*table["no"], *table["absent"], "0", "0.0", "negative", "not detected", "not found", "ruled out"]
+    listed = table("answers")
+    positive = [*listed["yes"], *listed["present"], "1", "1.0", "positive", "detected", "found"]
+    negative = [*listed["no"], *listed["absent"], "0", "0.0", "negative", "not detected", "not found", "ruled out"]
     return dict.fromkeys(positive, True) | dict.fromkeys(negative, False)
 
 
@@ -271,4 +271,4 @@ def _without_neutral(words: list[str]) -> list[str]:
 
 
 def _is_negated(key: str) -> str:
-    return next((word for word in word_table()["negated"] if key.startswith(f"{word} ")), "")
+    return next((word for word in table("answers")["negated"] if key.startswith(f"{word} ")), "")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 
 from rewards.fuzzy import SIDES
-from rewards.text import normalise
-from rewards.wording import as_said, word_table
+from rewards.text import normalise, table
+from rewards.wording import as_said
 
 _LONGEST_SENTENCE = 300
 _ASKS = re.compile(
@@ -137,7 +137,7 @@ _OPPOSITE = re.compile(r"(?:ab|un|non|in|im|a)(?=\w{5})")
 @cache
 def role_words(name: str) -> frozenset[str]:
     """The keys of the words that play a role in a sentence (data/answers.json)."""
-    return frozenset(as_said(" ".join(word_table()[name])))
+    return frozenset(as_said(" ".join(table("answers")[name])))
 
 
 def is_neutral(word: str) -> bool:
@@ -451,7 +451,7 @@ def question_of(prompt: str) -> Question:
     is_there = _THERE.match(body) or role_words("seen").intersection(as_said(body)) or _shows(body, by_do)
     roots = {_root(word): word for word in asked} if len(asked) > 1 else {}
     plain = {_OPPOSITE.sub("", word, count=1): word for word in asked}
-    for group in word_table()["opposites"] if not is_there else ():
+    for group in table("answers")["opposites"] if not is_there else ():
         plain |= {other: word for word in group if word in asked for other in group if other != word}
     head = frozenset(_content(_name(body)))
     unsure = role_words("unsure").difference(as_said(" ".join(asks[0])))  # "can" answers "can"

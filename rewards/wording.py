@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from typing import Any
 
 from rewards.text import table, text_key
 
@@ -21,10 +20,6 @@ _GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "κ": "kapp
 _LONE_GREEK = re.compile(rf"(?<![\u0370-\u03ff])[{''.join(_GREEK)}](?![\u0370-\u03ff])")
 _BESIDE_GREEK = re.compile(rf"(?<=[a-z0-9])(?=[{''.join(_GREEK)}])|(?<=[{''.join(_GREEK)}])(?=[a-z0-9])")
 _ACCENT = re.compile("(?<=[A-Za-z])[\u0300-\u036f]+")
-
-
-def word_table() -> dict[str, Any]:
-    return table("answers")
 
 
 @lru_cache(maxsize=16384)
@@ -48,7 +43,7 @@ def words_of(text: str) -> list[str]:
 
 @lru_cache(maxsize=16384)
 def _word(token: str) -> str:
-    words = word_table()
+    words = table("answers")
     token = _singular(_spelt(words["numbers"].get(token, token)), words["plurals"])
     adjectives: dict[str, str] = words["adjectives"]
     return adjectives.get(token, token)
@@ -63,7 +58,7 @@ def as_said(text: str) -> tuple[str, ...]:
 def _synonyms() -> dict[str, str]:
     """From the key of each synonym to the key of the first of its group."""
     found: dict[str, str] = {}
-    for group in word_table()["synonyms"]:
+    for group in table("answers")["synonyms"]:
         keys = [" ".join(as_said(name)) for name in group]
         found |= dict.fromkeys(keys[1:], keys[0])
     return found
@@ -83,7 +78,7 @@ def synonyms_of(key: str) -> list[str]:
 
 
 def _spelt(token: str) -> str:
-    for british, american in word_table()["spelling"]:
+    for british, american in table("answers")["spelling"]:
         if british in token:
             token = token.replace(british, american)
     return token

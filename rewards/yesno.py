@@ -27,8 +27,8 @@ from rewards.claims import (
 )
 from rewards.questions import Question, question_of
 from rewards.short import ShortAnswer
-from rewards.text import key_of_normalised, sentence_spans, strip_markup, text_key
-from rewards.wording import as_said, word_table
+from rewards.text import key_of_normalised, sentence_spans, strip_markup, table, text_key
+from rewards.wording import as_said
 from rewards.words import clean_phrase, strip_leads, words
 
 _LONGEST_PHRASE = 80
@@ -57,9 +57,9 @@ _AFTER = re.compile(
 @cache
 def _yes_no_words() -> tuple[dict[str, str], dict[str, str]]:
     """(single words, whole phrases)."""
-    table = word_table()
-    single = {key_of_normalised(word): value for value in ("yes", "no") for word in table[value]}
-    return single, single | dict.fromkeys(table["present"], "yes") | dict.fromkeys(table["absent"], "no")
+    listed = table("answers")
+    single = {key_of_normalised(word): value for value in ("yes", "no") for word in listed[value]}
+    return single, single | dict.fromkeys(listed["present"], "yes") | dict.fromkeys(listed["absent"], "no")
 
 
 def read_yes_no(text: str) -> str:

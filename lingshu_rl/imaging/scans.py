@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from lingshu_rl.apart import in_a_line
 from lingshu_rl.imaging.dicom import read_dicom
 from lingshu_rl.imaging.nifti import read_nifti
 from lingshu_rl.imaging.pixels import ScanError, ScanOptions, ScanPicture, scan_kind
-
-TOLD = 500  # characters of a decoder's own words in a message
 
 
 def read_scan(file: Path, options: ScanOptions, place: str = "") -> Iterator[ScanPicture]:
@@ -24,5 +23,4 @@ def read_scan(file: Path, options: ScanOptions, place: str = "") -> Iterator[Sca
     except ScanError:
         raise
     except Exception as error:  # damage shows as errors of pydicom, nibabel, a decoder, zlib, numpy or Python itself
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ScanError(f"{file}: cannot be read: {told[:TOLD]}") from error
+        raise ScanError(f"{file}: cannot be read: {in_a_line(error)}") from error

@@ -24,8 +24,7 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.claims import is_conditional, is_disowned, stances
-from rewards.text import text_key
-from rewards.wording import word_table
+from rewards.text import table, text_key
 
 BOX_PLACE, POINT_PLACE, MASK_PLACE, ANY = "box", "point", "mask", "place"
 
@@ -324,7 +323,7 @@ def _is_none(value: Any) -> bool:
 
 
 def _says_nothing(text: str) -> bool:
-    return text_key(text.strip().rstrip(".")) in word_table()["nothing"]
+    return text_key(text.strip().rstrip(".")) in table("answers")["nothing"]
 
 
 def _short(value: Any) -> str:
