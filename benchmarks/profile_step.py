@@ -35,8 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from workload import SIZES, build_model, make_groups, time_in_turns, write
 
 from lingshu_rl import losses, policy
-from lingshu_rl.config import load_config
 from lingshu_rl.model import logprobs
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.types import TrainGroup
 
 TOWER, PROJECTOR, ATTENTION, MLP = "vision tower", "projector", "attention", "MLP"

@@ -137,9 +137,9 @@ def measure(count: int, side: int, group: int, tokens: int, slices: int) -> dict
     """One step of `count` prompts, in this process."""
     import httpx
 
-    from lingshu_rl.config import load_config
     from lingshu_rl.data.load import load
     from lingshu_rl.model.encoder import PromptEncoder
+    from lingshu_rl.planning.given import load_config
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -83,7 +83,7 @@ def make_data(folder: Path, rows: int) -> Path:
 
 
 def ours(model: Path, data: Path, run_dir: Path, *, prompts: int, group: int, steps: int) -> dict[str, Any]:
-    from lingshu_rl.config import load_config
+    from lingshu_rl.planning.given import load_config
     from lingshu_rl.train import train
 
     settings = [

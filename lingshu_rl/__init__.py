@@ -10,10 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lingshu_rl.config import Config, ConfigError, load_config
+    from lingshu_rl.config import Config
     from lingshu_rl.data.load import DataError, Loaded, load
-    from lingshu_rl.failures import LingshuError, RunStopped
+    from lingshu_rl.failures import ConfigError, LingshuError, RunStopped
     from lingshu_rl.notebook import train
+    from lingshu_rl.planning.given import load_config
     from lingshu_rl.types import Prompt, Rollout
 
 __version__ = "0.1.0"
@@ -32,10 +33,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "config": ("Config", "ConfigError", "load_config"),
+    "config": ("Config",),
     "data.load": ("DataError", "Loaded", "load"),
-    "failures": ("LingshuError", "RunStopped"),
+    "failures": ("ConfigError", "LingshuError", "RunStopped"),
     "notebook": ("train",),
+    "planning.given": ("load_config",),
     "types": ("Prompt", "Rollout"),
 }
 

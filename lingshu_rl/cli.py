@@ -166,9 +166,10 @@ def _sft_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sft(arguments: argparse.Namespace) -> int:
-    from lingshu_rl.config import ConfigError, to_yaml
     from lingshu_rl.data.load import DataError
+    from lingshu_rl.failures import ConfigError
     from lingshu_rl.pipeline.rehearsal import rehearsed
+    from lingshu_rl.settings import to_yaml
     from lingshu_rl.sft.settings import load_sft_config
     from lingshu_rl.sft.stages import run_sft
 
@@ -184,9 +185,8 @@ def _sft(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from lingshu_rl.config import ConfigError
     from lingshu_rl.data.load import DataError
-    from lingshu_rl.failures import RunStopped
+    from lingshu_rl.failures import ConfigError, RunStopped
     from lingshu_rl.look import run
 
     return exit_code(lambda: run(arguments), "the look", wrong=(ConfigError, DataError, RunStopped))
@@ -196,7 +196,7 @@ def _pipeline(arguments: argparse.Namespace) -> int:
     import signal
     from pathlib import Path
 
-    from lingshu_rl.config import ConfigError
+    from lingshu_rl.failures import ConfigError
     from lingshu_rl.pipeline.steps import Pipeline, PipelineError, load_pipeline
     from lingshu_rl.progress import Progress
 
@@ -229,8 +229,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from lingshu_rl.config import ConfigError, load_config, origins
+    from lingshu_rl.failures import ConfigError
     from lingshu_rl.pipeline.rehearsal import rehearsed
+    from lingshu_rl.planning.given import load_config, origins
 
     def work() -> int:
         config = load_config(arguments.config, arguments.settings)
@@ -243,11 +244,11 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _dry_run(config: Config, origins: Sequence[str]) -> int:
     """Print the settings and what a run would do with them; 1 when it would not start, or does not fit."""
-    from lingshu_rl.config import ConfigError, to_yaml
     from lingshu_rl.data.load import DataError
-    from lingshu_rl.failures import KNOWN_FAILURES
+    from lingshu_rl.failures import KNOWN_FAILURES, ConfigError
     from lingshu_rl.planning.plan import report
     from lingshu_rl.prompts import foreseen
+    from lingshu_rl.settings import to_yaml
 
     first = os.environ.get("RANK", "0") == "0"
     if not first:
@@ -269,8 +270,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     """Become the server process. The token and the transfer folder come from the environment, as the run's must."""
     from pathlib import Path
 
-    from lingshu_rl.config import ConfigError, load_config
+    from lingshu_rl.failures import ConfigError
     from lingshu_rl.model.loading import model_path
+    from lingshu_rl.planning.given import load_config
     from lingshu_rl.planning.plan import serving_devices
     from lingshu_rl.processes.locks import hold, release
     from lingshu_rl.processes.token import TOKEN_ENV
@@ -316,9 +318,8 @@ def run_training(config: Config) -> int:
 
     die_with_launcher()
     config = settle(config)
-    from lingshu_rl.config import ConfigError
     from lingshu_rl.data.load import DataError
-    from lingshu_rl.failures import KNOWN_FAILURES
+    from lingshu_rl.failures import KNOWN_FAILURES, ConfigError
     from lingshu_rl.processes.mainrank import Preempted
     from lingshu_rl.storage.disk import said
     from lingshu_rl.storage.folders import InUse

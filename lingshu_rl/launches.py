@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.config import Config
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model.families import model_spec
 from lingshu_rl.model.loading import model_path
 from lingshu_rl.model.shape import config_of

@@ -12,7 +12,6 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
-from lingshu_rl.config import checked_sources, read_words
 from lingshu_rl.data.chats import images_of
 from lingshu_rl.data.columns import at_path, is_missing
 from lingshu_rl.data.load import DataError, Loaded, RefusedRow, load
@@ -27,9 +26,11 @@ from lingshu_rl.data.sources import (
     open_records,
     open_rows,
     presets,
+    sources_of,
 )
 from lingshu_rl.data.tables import Head
 from lingshu_rl.rewarding import spread
+from lingshu_rl.settings import read_words
 from lingshu_rl.types import Prompt
 from rewards.kinds import LETTERS
 from rewards.rows import OTHER_NAMES
@@ -67,14 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Raises DataError and ConfigError."""
     told = {"path": arguments.path, "format": arguments.format, **read_words(arguments.settings)}
-    (source,) = checked_sources(told, "source")
+    (source,) = sources_of(told, "source")
     for line in look(source, arguments.rows, arguments.limit, arguments.model, arguments.instruction):
         print(line)
 
 
 def records_of(path: str, words: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Rows of a source with their places. words: its keys as key=value. Raises ConfigError and SourceError."""
-    (source,) = checked_sources({"path": path, **read_words(words)}, "source")
+    (source,) = sources_of({"path": path, **read_words(words)}, "source")
     rows = open_rows(source)
     for number, row in rows:
         yield rows.place(number), row

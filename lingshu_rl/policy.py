@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from lingshu_rl.checks.agreement import Agreement
-from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.config import Config
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model import weights
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.loading import load_model, resolve_dtype

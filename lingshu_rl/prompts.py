@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
-from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.config import Config
 from lingshu_rl.data.load import Loaded, load
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.lengths import Length, Lengths, Limit, PictureTokens
 from lingshu_rl.model.loading import has_tokenizer, model_context

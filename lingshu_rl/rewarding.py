@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.config import Config
 from lingshu_rl.data.rows import instruction_text
 from lingshu_rl.data.sources import is_demo
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model.loading import DEMO_MODEL
 from lingshu_rl.objective import Noise
 from lingshu_rl.processes.threads import in_thread

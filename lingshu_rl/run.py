@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from lingshu_rl.checks.agreement import Agreement, judge
-from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.config import Config
 from lingshu_rl.data.load import ById
-from lingshu_rl.failures import KNOWN_FAILURES, PromptRefused, RunStopped
+from lingshu_rl.failures import KNOWN_FAILURES, ConfigError, PromptRefused, RunStopped
 from lingshu_rl.launches import check_sight, launches, transfer_kind
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.lengths import Lengths

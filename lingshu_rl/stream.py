@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Generic, TypeVar
 
-from lingshu_rl.config import ConfigError
 from lingshu_rl.data.load import Prompts
 from lingshu_rl.data.mixing import Part, draws, epoch_order
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.types import Group, Prompt
 
 Item = TypeVar("Item")

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lingshu_rl import config, names, objective
-from lingshu_rl.config import REAL_RUN, Config
+from lingshu_rl.config import Config
 from lingshu_rl.data import sources
+from lingshu_rl.planning.given import REAL_RUN
 
 ROOT = Path(__file__).resolve().parent.parent
 

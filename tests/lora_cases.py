@@ -16,9 +16,9 @@ from accelerate.state import AcceleratorState
 from launching import TOKEN
 from policy_cases import make_groups
 
-from lingshu_rl.config import load_config
 from lingshu_rl.model.groups import group_logprobs
 from lingshu_rl.model.weights import gathered
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.policy import Policy
 from lingshu_rl.rollout.client import RolloutClient
 from lingshu_rl.rollout.transfer import make_transfer

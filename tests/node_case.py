@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lingshu_rl.config import load_config
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.policy import make_accelerator
 from lingshu_rl.processes.control import Control
 

@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 from policy_cases import make_groups
 
-from lingshu_rl.config import load_config
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.policy import Policy
 
 

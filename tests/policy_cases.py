@@ -24,11 +24,11 @@ from deepspeed.utils import safe_get_full_grad
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from lingshu_rl.checks.agreement import Agreement
-from lingshu_rl.config import load_config
 from lingshu_rl.data.load import load
 from lingshu_rl.model import logprobs
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.weights import model_tensors
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.policy import Policy
 from lingshu_rl.types import TokenGroup, TrainGroup
 

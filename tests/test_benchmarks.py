@@ -108,7 +108,7 @@ def test_parts_of_the_gpu_check_that_no_time_is_left_for_say_so(gpu_check, tmp_p
 
 def test_the_gpu_check_starts_runs_whose_settings_exist(gpu_check):
     """Contract: those runs need CUDA, so here only their settings are read."""
-    from lingshu_rl.config import load_config
+    from lingshu_rl.planning.given import load_config
 
     assert load_config(None, gpu_check.COLOCATED).rollout.placement == "colocate"
     assert load_config(None, gpu_check.NCCL).rollout.weight_transfer == "nccl"

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
         "lingshu_rl",
         "rewards",
         "lingshu_rl.config",
+        "lingshu_rl.planning.given",
         "lingshu_rl.data",
         "lingshu_rl.cli",
         "lingshu_rl.sweep.command",
@@ -100,7 +101,6 @@ def test_imports_run_downwards_only():
 CIRCLES_LEFT = {  # each through an import inside a function; this list may only get shorter
     # a rehearsal reads a command's words with the command's own parser
     ("lingshu_rl.pipeline.rehearsal", "lingshu_rl.cli"),
-    ("lingshu_rl.config", "lingshu_rl.planning.validation"),
 }
 
 

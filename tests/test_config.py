@@ -6,11 +6,14 @@ from machines import machine
 from omegaconf import OmegaConf
 
 from lingshu_rl.cli import train_main
-from lingshu_rl.config import REAL_RUN, Config, ConfigError, flat, load_config, read_config, to_yaml
+from lingshu_rl.config import Config
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.names import TRL, VERL
 from lingshu_rl.planning.engine_options import faults, vllm_options
+from lingshu_rl.planning.given import REAL_RUN, load_config
 from lingshu_rl.planning.validation import TRACKERS
 from lingshu_rl.processes.placement import parse_devices
+from lingshu_rl.settings import flat, read_config, to_yaml
 from lingshu_rl.sft.settings import load_sft_config
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -189,7 +192,7 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match="keys and values"):
         load_config(file)
     file.write_text("train: {lrr: 1}\n")
-    with pytest.raises(ConfigError, match=r"unknown key 'train.lrr' in .*bad\.yaml; did you mean 'train.lr'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'train.lrr' in .*bad\.yaml \(did you mean 'train.lr'"):
         load_config(file)
 
 

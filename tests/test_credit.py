@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lingshu_rl.advantages import Placed, group_advantages, span_credit
-from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.credit import placed, token_ranges
 from lingshu_rl.demo.reward import demo_spec
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.objective import AdvantageConfig
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.policy import check_choices
 from lingshu_rl.train import advantages_of, credit_of, mask_truncated
 from lingshu_rl.types import Group, Rollout, Scored

@@ -13,10 +13,10 @@ import torch
 
 from lingshu_rl import run as runs
 from lingshu_rl.checks.agreement import CheckError
-from lingshu_rl.config import load_config
 from lingshu_rl.failures import PromptRefused
 from lingshu_rl.imaging.files import UnreadablePicture
 from lingshu_rl.model.lengths import Length
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.processes.fleet import Fleet
 from lingshu_rl.processes.lease import Taken
 from lingshu_rl.processes.mainrank import Preempted

@@ -9,7 +9,7 @@ import yaml
 from launching import ROOT
 
 from lingshu_rl.cli import main, sft_main, train_main
-from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.storage.folders import own
 from lingshu_rl.storage.runfolder import RunFolder
 

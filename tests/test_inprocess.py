@@ -9,9 +9,10 @@ import pytest
 import torch
 from launching import TOKEN
 
-from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.data.load import load
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model.loading import model_path
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.processes.placement import DeviceSet
 from lingshu_rl.rollout.inprocess import InProcessEngine, InProcessTransfer
 

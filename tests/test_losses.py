@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.losses import KL, VARIANTS, policy_loss
 from lingshu_rl.objective import IMPORTANCE_LEVELS, IMPORTANCE_RULES, LossConfig
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.policy import check_choices
 
 LENGTHS = [3, 7, 1, 5]

@@ -13,9 +13,10 @@ import httpx
 import pytest
 import torch
 
-from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model.lengths import Length
 from lingshu_rl.overlap import Ahead
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.processes.fleet import Fleet
 from lingshu_rl.processes.mainrank import Preempted, Stop
 from lingshu_rl.processes.pool import Pool

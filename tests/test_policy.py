@@ -6,7 +6,8 @@ import os
 import pytest
 from launching import ROOT, launch
 
-from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.failures import ConfigError
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.policy import Policy, require_ranks, row_layout, share_rows
 
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from lingshu_rl.cli import train_main
-from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.data.load import DataError, load
-from lingshu_rl.failures import RunStopped
+from lingshu_rl.failures import ConfigError, RunStopped
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.lengths import Length, Lengths, PictureTokens
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.processes.placement import DeviceSet
 from lingshu_rl.processes.workers import free_port
 from lingshu_rl.prompts import awaited_context, count_prompts, engine_context, with_context

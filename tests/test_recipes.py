@@ -9,7 +9,7 @@ import sys
 import pytest
 from launching import ROOT
 
-from lingshu_rl.config import load_config
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.planning.plan import table
 from lingshu_rl.processes.placement import Machine, find_devices, place
 

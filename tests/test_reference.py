@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import save
 from starlette.testclient import TestClient
 
-from lingshu_rl.config import load_config
 from lingshu_rl.failures import PromptRefused
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.groups import group_logprobs
 from lingshu_rl.model.loading import load_model
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.processes.token import TOKEN_ENV
 from lingshu_rl.reference.client import ReferenceClient, ReferenceRequestError, progress_told
 from lingshu_rl.reference.server import ReferenceModel, body_limit, build_app

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.failures import ConfigError
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.state import RunState
 from lingshu_rl.stream import PromptStream
 from lingshu_rl.timeline import Timeline

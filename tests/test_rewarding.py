@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 from launching import ROOT
 
-from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.data.load import load
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.objective import Noise
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.rewarding import build_rewards, read_noise, read_of, reward_of, spread, try_judges
 from lingshu_rl.train import advantages_of
 from rewards import Reward, RewardInput, RewardResult

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from tiny_models import TEXT_FAMILIES, VISION_FAMILIES, build
 
 from lingshu_rl.cli import main
-from lingshu_rl.config import ConfigError
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.rows import row_to_prompt
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.progress import Progress
 from lingshu_rl.sft.examples import completion_fault, completion_of

@@ -5,7 +5,7 @@ import json
 import pytest
 from launching import ROOT
 
-from lingshu_rl.config import load_config
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.sweep.plan import SweepError, differences, load_sweep, parse_sweep, select
 
 GRID = {"name": "g", "seeds": [3, 5], "axes": {"loss.kl_coef": [0, 0.001], "train.group_size": [4, 8]}}
@@ -59,7 +59,7 @@ def test_settings_of_the_command_line_go_over_the_base(tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [
-    ({"axis": {}, "variants": {"a": None, "b": None}}, r"unknown key 'axis' in sweep file; did you mean 'axes'"),
+    ({"axis": {}, "variants": {"a": None, "b": None}}, r"unknown key 'axis' in sweep file .did you mean 'axes'"),
     ({}, "nothing to compare"),
     ({"axes": {"train.lr": [1e-5]}}, r"axes.train.lr needs at least two values"),
     ({"axes": {"train.lr": 3}}, r"axes.train.lr must be a list"),

@@ -14,7 +14,7 @@ import yaml
 from launching import ROOT
 from machines import machine
 
-from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.progress import Progress
 from lingshu_rl.storage.folders import InUse, own
 from lingshu_rl.sweep import status as states

@@ -10,8 +10,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from lingshu_rl.config import load_config
 from lingshu_rl.eval.engines import ChatClient
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.reference.client import ReferenceClient, ReferenceRequestError
 from lingshu_rl.reference.wire import decode_groups, encode_logprobs
 from lingshu_rl.rollout.client import VLLM_COUNTER, RolloutClient

@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.imaging.images import Picture
 from lingshu_rl.policy import available_trackers
 from lingshu_rl.report.samples import show_samples, shows_samples

@@ -16,7 +16,8 @@ import torch
 from launching import ROOT
 from stateful_engine import FAULTS, PARTS, Engine
 
-from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.failures import ConfigError
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.rollout import transfer as transfers
 from lingshu_rl.rollout.client import RolloutClient, RolloutError
 from lingshu_rl.rollout.transfer import (

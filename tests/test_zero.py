@@ -16,9 +16,9 @@ import torch
 from test_families import gradient_gap, make_groups, score, token_weights
 from tiny_models import build, group
 
-from lingshu_rl.config import load_config
 from lingshu_rl.model.logprobs import completion_logprobs
 from lingshu_rl.model.packing import pack
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.policy import deepspeed_settings, share_rows, skip_shared_memory_build
 
 

@@ -9,7 +9,6 @@ number of rows.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import shutil
@@ -20,13 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import ConfigError
+from omegaconf import OmegaConf
+
 from lingshu_rl.curate.burned import BurnedText
 from lingshu_rl.curate.difficulty import Difficulty
 from lingshu_rl.curate.funnel import draw_funnel, funnel_table, report_text
 from lingshu_rl.curate.image_index import FeatureStore, open_database
 from lingshu_rl.curate.items import REASONS, SPLIT_KEY, SPLITS, Context, Dropped, Item, Stage
-from lingshu_rl.curate.readers import Source, SourceError, image_folder, read_rows
+from lingshu_rl.curate.readers import Source, image_folder, read_rows
 from lingshu_rl.curate.rewrite import Rewrite
 from lingshu_rl.curate.shares import Balance, ShuffleOptions, Split
 from lingshu_rl.curate.steps import (
@@ -43,11 +43,14 @@ from lingshu_rl.curate.steps import (
 from lingshu_rl.curate.watch import Watch, digest
 from lingshu_rl.data.rows import row_to_prompt
 from lingshu_rl.exits import exit_code
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.imaging.pixels import pseudonym
 from lingshu_rl.progress import Progress
+from lingshu_rl.settings import read_yaml
 from lingshu_rl.storage.folders import own
 from lingshu_rl.storage.runfolder import write_text
 from rewards.chat import EndpointError
+from rewards.imports import hint
 
 VERSION = 2  # of the steps' behaviour: a change makes older stage files stale
 SAY_EVERY = 50_000  # rows between two lines of a step in a log
@@ -88,17 +91,8 @@ class Pipeline:
 
 def load_pipeline(path: str | Path, out: str | None = None) -> Pipeline:
     """Paths in the file start where the command runs. Raises ConfigError naming the key."""
-    from omegaconf import OmegaConf
-
-    try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except FileNotFoundError:
-        raise ConfigError(f"pipeline file {path} does not exist") from None
-    except Exception as error:  # YAML and interpolation errors share no base class
-        raise ConfigError(f"pipeline file {path} is not readable YAML: {error}") from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"pipeline file {path} must hold keys and values at its top level")
-    found = {str(key): value for key, value in loaded.items()} | ({"out": out} if out else {})
+    told: Any = OmegaConf.to_container(read_yaml(path, "pipeline file"), resolve=True)
+    found = told | ({"out": out} if out else {})
     try:
         return parse_pipeline(found)
     except ConfigError as error:
@@ -111,7 +105,7 @@ def parse_pipeline(found: Mapping[str, Any]) -> Pipeline:
         where = f"steps, number {number}"
         name, settings = (entry, {}) if isinstance(entry, str) else _only_pair(entry, where)
         if name not in STEPS:
-            raise ConfigError(f"{where}: unknown step {name!r}{_nearest(name, STEPS)}; there are {', '.join(STEPS)}")
+            raise ConfigError(f"{where}: unknown step {name!r}{hint(name, STEPS)}; there are {', '.join(STEPS)}")
         steps.append(_build(STEPS[name], settings or {}, f"{where} ({name})"))
     sources = found.get("sources") or []
     if not isinstance(sources, list) or not sources:
@@ -130,7 +124,7 @@ def parse_pipeline(found: Mapping[str, Any]) -> Pipeline:
 def _unknown(found: Mapping[str, Any]) -> str:
     """What stands in the file in place of its sources."""
     keys = [field.name for field in dataclasses.fields(Pipeline)]
-    other = [f"unknown key {key!r}{_nearest(str(key), keys)}" for key in found if key not in keys]
+    other = [f"unknown key {key!r}{hint(key, keys)}" for key in found if key not in keys]
     return ", ".join(other) or f"the file has {', '.join(map(str, found)) or 'nothing in it'}"
 
 
@@ -149,9 +143,7 @@ def _build(kind: Any, values: Any, where: str) -> Any:
     fields = [f.name for f in dataclasses.fields(kind)]
     for key in values:
         if key not in fields:
-            raise ConfigError(
-                f"{where}: unknown key {key!r}{_nearest(str(key), fields)}; there are {', '.join(fields)}"
-            )
+            raise ConfigError(f"{where}: unknown key {key!r}{hint(key, fields)}; there are {', '.join(fields)}")
     missing = [
         f.name
         for f in dataclasses.fields(kind)
@@ -167,10 +159,10 @@ def _build(kind: Any, values: Any, where: str) -> Any:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else _build(hint, value, where)  # type: ignore[arg-type]
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else _build(kind, value, where)  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} must be a list, got {value!r}")
@@ -179,16 +171,11 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be keys and values, got {value!r}")
         return {str(key): _typed(arguments[1], one, f"{where}.{key}") for key, one in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and hint in (str, int, float, bool) and type(value) is not hint:
-        raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}")
+    if isinstance(kind, type) and kind in (str, int, float, bool) and type(value) is not kind:
+        raise ConfigError(f"{where} must be {kind.__name__}, got {value!r}")
     return value
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -425,7 +412,7 @@ def main(path: str, *, out: str | None = None, dry_run: bool = False) -> int:
         files = [f"{Path(pipeline.out) / name}: {n:,} rows" for name, n in report["files"].items()]
         print(", ".join(files) or "no row is left")
 
-    return exit_code(curate, "curation", wrong=(ConfigError, SourceError), stops=(StepError, EndpointError, ValueError))
+    return exit_code(curate, "curation", wrong=(ConfigError,), stops=(StepError, EndpointError, ValueError))
 
 
 def describe(pipeline: Pipeline) -> str:

@@ -32,7 +32,7 @@ from lingshu_rl.data.tables import (
     parquet,
     table,
 )
-from lingshu_rl.failures import LingshuError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.imaging.files import full_path
 from lingshu_rl.imaging.volumes import FILES as VOLUME_FILES
 from lingshu_rl.imaging.volumes import as_volumes, is_volume
@@ -52,7 +52,7 @@ FORMS = (
 Check = Callable[[int, int], None]
 
 
-class SourceError(LingshuError, ValueError):
+class SourceError(ConfigError):
     """A source that cannot be named so, or not be read; the text says what to write."""
 
 

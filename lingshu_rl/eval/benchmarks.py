@@ -5,7 +5,6 @@ An entry is data: how its records are read is said by a preset, as for training.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 from lingshu_rl.data.rows import instruction_text
 from lingshu_rl.data.sources import Source
 from lingshu_rl.failures import LingshuError
+from rewards.imports import hint
 from rewards.kinds import KINDS, find
 
 
@@ -110,9 +110,8 @@ def choose(names: str) -> list[Benchmark]:
     chosen: list[Benchmark] = []
     for name in (part.strip() for part in names.split(",")):
         if name not in BENCHMARKS:
-            near = difflib.get_close_matches(name.lower().replace("-", "_"), BENCHMARKS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise EvalError(f"unknown benchmark {name!r}{hint} (`lingshu-rl eval --list` shows all {len(BENCHMARKS)})")
+            near = hint(name.lower().replace("-", "_"), BENCHMARKS)
+            raise EvalError(f"unknown benchmark {name!r}{near}; `lingshu-rl eval --list` shows all {len(BENCHMARKS)}")
         if name in {b.name for b in chosen}:
             raise EvalError(f"benchmark {name!r} is named twice")
         chosen.append(BENCHMARKS[name])

@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser):  # type: ignore[no-untyped-d
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from lingshu_rl.config import ConfigError
+    from lingshu_rl.failures import ConfigError
     from lingshu_rl.processes.workers import WorkerError
     from rewards.chat import EndpointError
 

@@ -23,7 +23,7 @@ def model_path(name: str) -> str:
 def reading_model(name: str) -> Iterator[None]:
     """Around what transformers reads of a model's files. Raises ConfigError where they are not there, not such files,
     or need a package that is not installed (num2words for SmolVLM)."""
-    from lingshu_rl.config import ConfigError  # here: what computes log-probs needs torch and transformers alone
+    from lingshu_rl.failures import ConfigError  # here: what computes log-probs needs torch and transformers alone
 
     try:
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -10,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import ConfigError
-from lingshu_rl.failures import LingshuError
+from lingshu_rl.failures import ConfigError, LingshuError
 from lingshu_rl.model.loading import loader_of, model_path
+from rewards.imports import hint
 
 
 class UnknownModelError(LingshuError, ValueError):
@@ -92,9 +91,8 @@ def _check_freeze(prefixes: Sequence[str], names: Sequence[str]) -> None:
     starts = sorted({".".join(name.split(".")[:n]) for name in names for n in (1, 2, 3)})
     for prefix in prefixes:
         if not prefix or not any(name.startswith(prefix) for name in names):
-            near = difflib.get_close_matches(prefix, starts, n=1, cutoff=0.4)
-            told = f"did you mean {near[0]!r}?" if near else f"they begin with {', '.join(starts[:4])}"
-            raise ConfigError(f"train.freeze: no parameter's name begins with {prefix!r}; {told}")
+            near = hint(prefix, starts) or f"; they begin with {', '.join(starts[:4])}"
+            raise ConfigError(f"train.freeze: no parameter's name begins with {prefix!r}{near}")
     if prefixes and all(name.startswith(tuple(prefixes)) for name in names):
         raise ConfigError(f"train.freeze={list(prefixes)} leaves nothing to train")
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import checked_sources, load_config
-from lingshu_rl.data.sources import DATA_ENDINGS
+from lingshu_rl.data.sources import DATA_ENDINGS, sources_of
+from lingshu_rl.planning.given import load_config
 
 Promised = Callable[[Path], bool]  # whether an earlier step leaves a file or folder there
 Entry = Callable[[Sequence[str]], argparse.Namespace]
@@ -191,7 +191,7 @@ CHECKS: Mapping[str, Callable[[Any, Promised], Iterable[str]]] = {
 
 
 def _sources(given: Any, key: str, promised: Promised) -> Iterator[str]:
-    for source in checked_sources(given, key) if given else ():
+    for source in sources_of(given, key) if given else ():
         yield from _absent(source.path, key, promised)
 
 

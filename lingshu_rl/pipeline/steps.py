@@ -33,11 +33,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import ConfigError, read_config
 from lingshu_rl.data.tables import json_rows
-from lingshu_rl.failures import LingshuError
+from lingshu_rl.failures import ConfigError, LingshuError
 from lingshu_rl.pipeline import rehearsal
 from lingshu_rl.progress import Progress
+from lingshu_rl.settings import read_config
 from lingshu_rl.storage.fingerprint import LENGTH, Fingerprints, text_hash
 from lingshu_rl.storage.folders import own
 from lingshu_rl.storage.runfolder import write_text

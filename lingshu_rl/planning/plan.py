@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lingshu_rl.config import Config, ConfigError, load_config
+from lingshu_rl.config import Config
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model.shape import Shape, UnknownModelError, read_shape
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.planning.memory import (
     LEAST_ROW,
     EngineMemory,

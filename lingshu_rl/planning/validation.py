@@ -5,7 +5,6 @@ Rules of one key are tables; rules between keys are pairs of a condition and wha
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,11 +14,14 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from lingshu_rl.config import Config, checked_sources, flat, more_than_adapters
+from lingshu_rl.config import Config, more_than_adapters
+from lingshu_rl.data.sources import sources_of
 from lingshu_rl.failures import ConfigError
 from lingshu_rl.model.optimizers import Place, check_optimizer
 from lingshu_rl.planning import engine_options
+from lingshu_rl.settings import flat
 from lingshu_rl.text.hiding import HIDDEN, is_secret, url_fault
+from rewards.imports import hint
 
 Rule = tuple[Any, str]  # whether it is broken, and what to tell then
 
@@ -90,9 +92,7 @@ def _values(c: Config) -> Iterator[Rule]:
 
 def _not_among(key: str, value: Any, allowed: Iterable[Any]) -> Rule:
     words = [str(one).lower() if isinstance(one, bool) else str(one) for one in allowed]
-    near = difflib.get_close_matches(str(value), words, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return value not in allowed, f"{key}={value!r} is not one of {', '.join(words)}{hint}"
+    return value not in allowed, f"{key}={value!r} is not one of {', '.join(words)}{hint(value, words)}"
 
 
 def _train(c: Config) -> Iterator[Rule]:
@@ -128,7 +128,7 @@ def _data(c: Config) -> Iterator[Rule]:
     )
     drawn = c.data.curriculum != "none"
     weighed = {
-        key: any(source.epochs or source.share for source in checked_sources(given, f"data.{key}"))
+        key: any(source.epochs or source.share for source in sources_of(given, f"data.{key}"))
         for key, given in (("train", c.data.train), ("test", c.data.test))
     }
     yield (

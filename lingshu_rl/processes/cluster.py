@@ -119,7 +119,7 @@ class RayWorker(Worker):
 
 def join_cluster() -> None:
     """Connect to the cluster of RAY_ADDRESS, or to the one that runs on this machine. Raises ConfigError."""
-    from lingshu_rl.config import ConfigError
+    from lingshu_rl.failures import ConfigError
 
     try:
         import ray

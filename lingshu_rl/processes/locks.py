@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.processes.placement import DeviceSet, Gpu
 from lingshu_rl.storage.folders import InUse, take
 

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.config import Config
+from lingshu_rl.failures import ConfigError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 GIB = 2**30

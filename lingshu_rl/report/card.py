@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import Config, flat, to_yaml
+from lingshu_rl.config import Config
 from lingshu_rl.data.sources import paths_in
 from lingshu_rl.failures import LingshuError
 from lingshu_rl.report.html import RunData, load_run
 from lingshu_rl.report.text import duration
+from lingshu_rl.settings import flat, to_yaml
 from lingshu_rl.storage.runfolder import RunFolder
 
 CONTROLS = {

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.config import Config
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.processes.placement import DeviceSet
 from lingshu_rl.processes.token import RequireToken
 from lingshu_rl.rollout.client import RolloutClient

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from lingshu_rl.config import Config, ConfigError, more_than_adapters
+from lingshu_rl.config import Config, more_than_adapters
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.policy import Policy
 from lingshu_rl.processes.pool import Pool, Server
 from lingshu_rl.processes.workers import address_towards, free_port

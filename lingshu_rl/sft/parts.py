@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.sft.settings import PARTS
 
 # Names of modules in transformers' vision-language models. The projector often lies inside the vision tower, so it is

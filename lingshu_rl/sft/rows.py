@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lingshu_rl.config import ConfigError, checked_sources
-from lingshu_rl.data.sources import paths_in
+from lingshu_rl.data.sources import paths_in, sources_of
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.rewarding import reward_of
 from lingshu_rl.sft.examples import ExampleLengths, Examples, completion_fault
 from lingshu_rl.sft.settings import SftConfig, StageConfig
@@ -36,7 +36,7 @@ def stage_examples(
             return None
         return encoder.fault(prompt) or completion_fault(encoder, prompt, stage.target)
 
-    sources = checked_sources(stage.data, f"stages.{name}.data")
+    sources = sources_of(stage.data, f"stages.{name}.data")
     loaded = []
     for source in sources:
         lengths = ExampleLengths(pictures, limit, stage.kinds, stage.target)

@@ -9,8 +9,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from lingshu_rl.config import ConfigError, checked_sources, read_config
+from lingshu_rl.data.sources import sources_of
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.imaging.images import MAX_PIXELS, MIN_PIXELS, Budget
+from lingshu_rl.settings import read_config
 from lingshu_rl.sft.examples import TARGETS
 
 PARTS = ("vision", "projector", "language")
@@ -109,7 +111,7 @@ def load_sft_config(path: str | Path | None, overrides: Sequence[str] = ()) -> S
             f"parts names {', '.join(sorted(set(config.parts) - set(PARTS)))}; parts are {', '.join(PARTS)}"
         )
     if config.test.data:
-        checked_sources(config.test.data, "test.data")
+        sources_of(config.test.data, "test.data")
     for name, stage in config.stages.items():
         _check_stage(name, stage, {**config.trainer, **stage.trainer})
     return config
@@ -119,7 +121,7 @@ def _check_stage(name: str, stage: StageConfig, trainer: Mapping[str, Any]) -> N
     where = f"stages.{name}"
     if name == START or not name.replace("-", "_").isidentifier():
         raise ConfigError(f"{where}: a stage's name is letters, digits, - and _, and not {START!r}")
-    checked_sources(stage.data, f"{where}.data")
+    sources_of(stage.data, f"{where}.data")
     if not stage.lr:
         raise ConfigError(f"{where}.lr is empty, so nothing would be trained: give e.g. lr: {{projector: 1.0e-5}}")
     for part, lr in stage.lr.items():

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import ConfigError, to_yaml
 from lingshu_rl.data.sources import Source, is_demo, layout_of, sources_of
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.progress import Progress
+from lingshu_rl.settings import to_yaml
 from lingshu_rl.sft.held_out import measure, summarise, table
 from lingshu_rl.sft.rows import blank, stage_examples, test_prompts
 from lingshu_rl.sft.settings import START, SftConfig, StageConfig

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model.optimizers import Place, build_optimizer, check_optimizer
 from lingshu_rl.progress import Progress
 from lingshu_rl.sft.examples import Examples

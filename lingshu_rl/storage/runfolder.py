@@ -28,9 +28,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import Config, ConfigError, flat, to_yaml
-from lingshu_rl.failures import RunStopped
+from lingshu_rl.config import Config
+from lingshu_rl.failures import ConfigError, RunStopped
 from lingshu_rl.imaging.images import Picture
+from lingshu_rl.settings import flat, to_yaml
 from lingshu_rl.state import RunState
 from lingshu_rl.storage import checkpoints
 from lingshu_rl.storage.disk import is_full, said

@@ -306,7 +306,7 @@ def _grade_alike(members: Sequence[Member], base: Sequence[Member]) -> tuple[lis
 
 def regrade(data: RunData, config: Mapping[str, Any]) -> Values:
     """A run's held-out answers by the rewards of another run's config. Raises when its test set cannot be loaded."""
-    from lingshu_rl.config import load_config
+    from lingshu_rl.planning.given import load_config
     from lingshu_rl.rewarding import instruction_of, read_of, reward_of
 
     theirs = load_config(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.progress import Progress, Terminal
 from lingshu_rl.report.text import duration, signed
 from lingshu_rl.sweep import status as states
@@ -44,7 +44,7 @@ def sweep_main(
             after_run=lambda: tables.write(sweep),
         )
         answer = write_answers(sweep)
-    except (SweepError, ConfigError) as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     show_answer(answer, console)

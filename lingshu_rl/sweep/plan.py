@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import itertools
 import json
@@ -14,8 +13,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lingshu_rl.config import ConfigError, load_config
-from lingshu_rl.failures import LingshuError
+from lingshu_rl.failures import ConfigError
+from lingshu_rl.planning.given import load_config
+from lingshu_rl.settings import read_words, read_yaml
+from rewards.imports import hint
 
 Settings = dict[str, Any]  # dotted key -> value
 
@@ -29,7 +30,7 @@ METHODS = ("random", "tpe")
 SET_BY_SWEEP = {"seed": "list them under `seeds`", "run.dir": "every run gets its folder inside the sweep's `dir`"}
 
 
-class SweepError(LingshuError, ValueError):
+class SweepError(ConfigError):
     """The sweep file cannot be used; the message names the key and what to write."""
 
 
@@ -125,26 +126,10 @@ class Sweep:
 
 def load_sweep(path: str | Path, settings: Sequence[str] = ()) -> Sweep:
     """Read and check a sweep file; `settings` (key=value) go over its base. Raises SweepError, naming the key."""
-    path = Path(path)
-    try:
-        raw = OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError:
-        raise SweepError(f"sweep file {path} does not exist") from None
-    except Exception as error:
-        raise SweepError(f"sweep file {path} is not readable YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise SweepError(f"sweep file {path} must hold keys and values at its top level")
-    content = {str(k): v for k, v in raw.items()}
-    over: dict[str, Any] = {}
-    for word in settings:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise SweepError(f"{word!r} is not of the form key=value, for example train.steps=5")
-        over[key] = OmegaConf.from_dotlist([f"x={value}"])["x"]
-    over = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in over.items()}
-    if over:
+    content: Any = OmegaConf.to_container(read_yaml(path, "sweep file"))
+    if over := read_words(settings):
         content["base"] = {**flat(_mapping("base", content.get("base"))), **flat(over)}
-    return parse_sweep(content, default_name=path.stem)
+    return parse_sweep(content, default_name=Path(path).stem)
 
 
 def reread(folder: Path) -> Sweep:
@@ -381,11 +366,7 @@ def _mapping(where: str, value: Any) -> dict[str, Any]:
 def _known(where: str, given: Mapping[str, Any], keys: Sequence[str]) -> None:
     for key in given:
         if key not in keys:
-            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-            raise SweepError(
-                f"unknown key {key!r} in {where}"
-                + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(keys)}")
-            )
+            raise SweepError(f"unknown key {key!r} in {where}{hint(key, keys)}; known are {', '.join(keys)}")
 
 
 def _refuse_own(where: str, settings: Settings) -> None:

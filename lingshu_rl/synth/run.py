@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lingshu_rl.config import checked_sources, read_words
-from lingshu_rl.data.sources import Source
+from lingshu_rl.data.sources import Source, sources_of
 from lingshu_rl.exits import exit_code
+from lingshu_rl.settings import read_words
 from lingshu_rl.synth.rows import Dropped, Outcome, Record, SynthError, Tally, image_fault, read_records, write_outcomes
 from lingshu_rl.synth.writer import Asker, Estimator, Writer, WriterConfig
 from rewards.chat import KEY_ENV, EndpointError
@@ -158,7 +158,7 @@ def records_of(arguments: argparse.Namespace) -> Iterator[Record]:
 def source_of(arguments: argparse.Namespace) -> Source:
     """Raises ConfigError."""
     told = {"path": str(arguments.records), "format": arguments.format, **read_words(arguments.settings)}
-    return checked_sources(told, "records")[0]
+    return sources_of(told, "records")[0]
 
 
 def make_step(arguments: argparse.Namespace) -> Step:

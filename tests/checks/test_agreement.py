@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lingshu_rl.checks.agreement import Agreement, CheckError, judge
-from lingshu_rl.config import load_config
+from lingshu_rl.planning.given import load_config
 
 TOKENS = 200
 

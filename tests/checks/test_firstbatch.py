@@ -20,7 +20,7 @@ from lingshu_rl.checks.firstbatch import (
     measure,
 )
 from lingshu_rl.checks.gap import Gap
-from lingshu_rl.config import load_config
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.state import RunState
 from lingshu_rl.types import TokenGroup, TrainGroup
 

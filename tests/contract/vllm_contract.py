@@ -27,8 +27,9 @@ import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 from tiny_models import build  # noqa: E402
 
-from lingshu_rl.config import LORA_RANKS, load_config, more_than_adapters  # noqa: E402
+from lingshu_rl.config import LORA_RANKS, more_than_adapters  # noqa: E402
 from lingshu_rl.model import weights  # noqa: E402
+from lingshu_rl.planning.given import load_config  # noqa: E402
 from lingshu_rl.processes.placement import DeviceSet  # noqa: E402
 from lingshu_rl.processes.workers import free_port  # noqa: E402
 from lingshu_rl.rollout import vllm_plugin  # noqa: E402

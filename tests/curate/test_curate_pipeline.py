@@ -21,9 +21,9 @@ from curate_helpers import jpeg, png, question, read_rows, texture, write_rows
 from PIL import Image
 
 from lingshu_rl.cli import main
-from lingshu_rl.config import ConfigError
 from lingshu_rl.curate.pipeline import STEPS, load_pipeline, parse_pipeline, run_pipeline
 from lingshu_rl.data.load import load
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.imaging.pixels import PSEUDONYM_KEY_ENV
 from lingshu_rl.progress import Progress
 from lingshu_rl.storage.folders import LOCK
@@ -391,7 +391,7 @@ def test_vqa_rad_nih_and_open_i_with_planted_duplicates(shared_data: Path, tmp_p
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("out: x\nsource: [{path: a.jsonl}]\n", "unknown key 'source'; did you mean 'sources'"),
+        ("out: x\nsource: [{path: a.jsonl}]\n", "unknown key 'source' .did you mean 'sources'"),
         ("out: x\nsources: {path: a.jsonl}\n", "it is a list, one source an entry beginning with -"),
         ("out: x\nsteps: [quality]\n", "the file has out, steps"),
     ],

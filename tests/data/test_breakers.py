@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.curate.readers import Source, read_rows
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.rows import RowError, row_to_prompt
 from lingshu_rl.data.sources import SourceError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model.shape import read_shape
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.storage.folders import own
 from rewards import RewardResult
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lingshu_rl.config import load_config
 from lingshu_rl.curate.readers import Source, read_rows
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.eval.benchmarks import EvalError
 from lingshu_rl.eval.rescore import rescore
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.report.html import findings
 from lingshu_rl.rewarding import reward_of
 from rewards.preflight import main

@@ -9,9 +9,10 @@ import types
 import pytest
 from PIL import Image
 
-from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.data.load import DataError, load
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.imaging.images import Budget
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.report.html import findings
 from lingshu_rl.sft.examples import completion_of
 from rewards import default_reward

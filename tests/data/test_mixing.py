@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from launching import ROOT
 
-from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.mixing import Part, draws, epoch_order
 from lingshu_rl.data.sources import sources_of
+from lingshu_rl.failures import ConfigError
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.results import by_source
 from lingshu_rl.stream import MixedStream, make_stream
 from lingshu_rl.types import Group, Prompt, Scored

@@ -11,9 +11,9 @@ import pytest
 from pyarrow import parquet
 
 from lingshu_rl import look
-from lingshu_rl.config import ConfigError
 from lingshu_rl.data import tables
 from lingshu_rl.data.load import DataError, load
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.sft.rows import _load
 from lingshu_rl.sft.settings import SftConfig, load_sft_config
 

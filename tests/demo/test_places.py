@@ -77,8 +77,8 @@ def test_a_mask_in_cells():
 
 
 def test_the_recipes_settings_are_those_of_a_tuning_and_a_run(monkeypatch, tmp_path):
-    from lingshu_rl.config import load_config
     from lingshu_rl.pipeline.steps import load_pipeline
+    from lingshu_rl.planning.given import load_config
     from lingshu_rl.sft.settings import load_sft_config
 
     monkeypatch.chdir(ROOT)

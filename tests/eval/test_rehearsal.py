@@ -42,7 +42,7 @@ WRONG = [
         "--samples 4": ("--samples 0", "steps.thoughts: --samples must be at least 1"),
         "stages.shallow.data": ("stages.shalow.data", "steps.sft: "),
         "data.curriculum=pass_rate": ("data.curriculum=pass_rates", "steps.rl: data.curriculum='pass_rates' is not one of"),
-        "path_vqa,": ("pathvqa,", "steps.evaluate: unknown benchmark 'pathvqa'; did you mean 'path_vqa'"),
+        "path_vqa,": ("pathvqa,", "steps.evaluate: unknown benchmark 'pathvqa' (did you mean 'path_vqa'"),
     },
     {
         "inputs: [\"{curation}\", \"{data}\"]": ("inputs: [\"{curation}\", \"{data}\", more.csv]", "steps.curate.inputs: more.csv: no such file"),

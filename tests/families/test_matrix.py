@@ -15,8 +15,9 @@ import pytest
 import torch
 from folders import FAMILIES, make
 
-from lingshu_rl.config import Config, ConfigError
+from lingshu_rl.config import Config
 from lingshu_rl.data.load import load
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.launches import check_sight
 from lingshu_rl.model.encoder import PromptEncoder
 from lingshu_rl.model.families import cpu_options, model_spec

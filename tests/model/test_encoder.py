@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from lingshu_rl.config import ConfigError
 from lingshu_rl.data.load import DataError, load
 from lingshu_rl.data.rows import RowError, row_to_prompt
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model.encoder import PromptEncoder, TemplateError
 from lingshu_rl.model.loading import empty_model, load_model, model_path
 from lingshu_rl.processes.threads import in_thread

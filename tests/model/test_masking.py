@@ -1,4 +1,4 @@
-from lingshu_rl.config import load_config
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.train import advantages_of, mask_truncated
 from lingshu_rl.types import Group, Prompt, Rollout, Scored
 from rewards.base import RewardResult

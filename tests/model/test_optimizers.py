@@ -9,10 +9,11 @@ import torch
 from launching import ROOT, launch
 from tiny_models import build
 
-from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model.loading import load_model
 from lingshu_rl.model.optimizers import OPTIMIZERS, Place, build_optimizer, hidden_matrices
 from lingshu_rl.model.weights import add_adapters
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.policy import Policy, make_optimizer
 from lingshu_rl.sft.settings import load_sft_config
 

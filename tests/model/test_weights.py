@@ -11,7 +11,7 @@ from tiny_models import build, publish
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter, revert_weight_conversion
 
-from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.model import weights
 from lingshu_rl.model.loading import load_model
 

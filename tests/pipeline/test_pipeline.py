@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lingshu_rl.cli import main
-from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.pipeline.steps import Pipeline, load_pipeline
 from lingshu_rl.progress import Progress
 from lingshu_rl.storage.folders import InUse, own

@@ -12,8 +12,8 @@ from launching import ROOT, launch
 from machines import machine
 
 from lingshu_rl.cli import train_main
-from lingshu_rl.config import load_config
 from lingshu_rl.model.shape import Stack, UnknownModelError, published, read_shape
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.planning.memory import PolicyMemory, vocabulary_bytes
 from lingshu_rl.planning.plan import (
     OFFLOAD,

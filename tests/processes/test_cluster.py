@@ -10,7 +10,8 @@ import pytest
 from launching import ROOT, launch_command
 from machines import machine
 
-from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.failures import ConfigError
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.processes.placement import place
 from lingshu_rl.processes.workers import Supervisor, WorkerError, stop_all
 

@@ -8,8 +8,8 @@ import time
 import pytest
 from test_workers import SERVER
 
-from lingshu_rl.config import load_config
 from lingshu_rl.launches import launches
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.processes.fleet import JUDGE, ROLLOUT, Fleet, Launch
 from lingshu_rl.processes.placement import Machine, place
 from lingshu_rl.processes.workers import PORT, python

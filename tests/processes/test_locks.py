@@ -8,7 +8,7 @@ import pytest
 from launching import ROOT
 from machines import machine
 
-from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.processes import locks
 from lingshu_rl.processes.locks import hold, release, unheld
 from lingshu_rl.processes.placement import DeviceSet

@@ -6,7 +6,8 @@ import pytest
 from launching import ROOT
 from machines import machine, numbers
 
-from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.failures import ConfigError
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.processes import placement
 from lingshu_rl.processes.placement import DeviceSet, Machine, find_devices, narrow, parse_devices, place
 
@@ -206,7 +207,7 @@ import os, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from machines import machine
 from lingshu_rl import cli
-from lingshu_rl.config import load_config
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.processes import locks, placement
 seen = []
 real = placement.narrow

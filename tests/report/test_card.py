@@ -9,8 +9,9 @@ import re
 import pytest
 import yaml
 
-from lingshu_rl.config import load_config, to_yaml
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.report.card import CardError, main, push, write_card
+from lingshu_rl.settings import to_yaml
 from lingshu_rl.storage import checkpoints
 
 

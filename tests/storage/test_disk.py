@@ -11,7 +11,8 @@ import sys
 import pytest
 from launching import ROOT
 
-from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.failures import ConfigError
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.storage.disk import said
 from lingshu_rl.storage.runfolder import RunFolder, RunFolderError
 
@@ -20,7 +21,8 @@ WRITES = """
 import os, sys
 from pathlib import Path
 import torch
-from lingshu_rl.config import ConfigError, load_config
+from lingshu_rl.failures import ConfigError
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.storage.disk import DiskError
 from lingshu_rl.storage.folders import own
 from lingshu_rl.rollout.transfer import FileTransfer

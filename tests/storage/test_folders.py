@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lingshu_rl.config import ConfigError
+from lingshu_rl.failures import ConfigError
 from lingshu_rl.storage import folders
 from lingshu_rl.storage.folders import InUse, own
 from lingshu_rl.synth.rows import write_outcomes

@@ -7,8 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from lingshu_rl.config import ConfigError, load_config
 from lingshu_rl.data.load import load
+from lingshu_rl.failures import ConfigError
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.state import RunState, data_changes, seen
 from lingshu_rl.storage.folders import own
 from lingshu_rl.storage.runfolder import RunFolder, RunFolderError, write_text
@@ -194,7 +195,7 @@ import resource, signal, sys
 sys.path.insert(0, sys.argv[2])
 from lingshu_rl.storage.runfolder import RunFolder, RunFolderError
 from lingshu_rl.state import data_changes, seen
-from lingshu_rl.config import load_config
+from lingshu_rl.planning.given import load_config
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = RunFolder(sys.argv[1])
 folder.begin(load_config(None, ["run.dir=" + sys.argv[1]]), 0)

@@ -7,10 +7,12 @@ import sys
 import pytest
 from launching import ROOT
 
-from lingshu_rl.config import ConfigError, load_config, to_yaml
+from lingshu_rl.failures import ConfigError
+from lingshu_rl.planning.given import load_config
 from lingshu_rl.processes.pool import Pool
 from lingshu_rl.report import write_report
 from lingshu_rl.rollout.client import served_context
+from lingshu_rl.settings import to_yaml
 from lingshu_rl.storage.runfolder import RunFolder
 from lingshu_rl.text.hiding import HIDDEN, is_secret, setting_shown, shown, url_fault, without_secrets
 
