@@ -39,10 +39,13 @@ def read_words(words: Sequence[str]) -> dict[str, Any]:
     return dict(found)
 
 
-def read_yaml(path: str | Path, what: str) -> DictConfig:
-    """The keys and values of a file. what: the file, as a message calls it. Raises ConfigError."""
+def read_yaml(path: str | Path, what: str, resolved: bool = False) -> DictConfig:
+    """The keys and values of a file. what: the file, as a message calls it. resolved: with what its ${...} name in
+    their place. Raises ConfigError."""
     try:
         loaded = OmegaConf.load(path)
+        if resolved:
+            OmegaConf.resolve(loaded)
     except FileNotFoundError:
         raise ConfigError(f"{what} {path} does not exist") from None
     except Exception as error:  # YAML's errors, the file system's and OmegaConf's share no base class
@@ -153,8 +156,8 @@ def _nearest(key: str, config: DictConfig) -> str:
     known = list(_keys(config))
     section, _, leaf = key.lower().rpartition(".")
     meant = f"{section}.{OTHER_WORDS.get(leaf, leaf)}".strip(".")
-    elsewhere = [name for name in known if name.rpartition(".")[2] == leaf][:1]  # lr for train.lr
-    return hint(meant, known) or hint(leaf, elsewhere, cutoff=0) or "; see `lingshu-rl train --help`"
+    elsewhere = next((name for name in known if name.rpartition(".")[2] == leaf), "")  # train.lr for lr
+    return hint(meant, known) or hint(elsewhere, known) or "; see `lingshu-rl train --help`"
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Any:

@@ -51,7 +51,7 @@ def _of_type(module: Any, wanted: type) -> list[str]:
     ]
 
 
-def hint(word: Any, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """ " (did you mean 'x'?)", or "" where nothing known is near. cutoff: how alike, of 1."""
-    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
+def hint(word: Any, known: Iterable[str]) -> str:
+    """ " (did you mean 'x'?)", or "" where nothing known is near."""
+    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""

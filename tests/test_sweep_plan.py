@@ -58,8 +58,16 @@ def test_settings_of_the_command_line_go_over_the_base(tmp_path):
     assert load_config(None, sweep.runs()[1].overrides).train.steps == 5
 
 
+def test_a_setting_inside_a_mapping_leaves_the_rest_of_it(tmp_path):
+    file = tmp_path / "short.yaml"
+    file.write_text("base: {deepspeed: {gradient_clipping: 0.5}}\naxes:\n  train.lr: [1e-5, 2e-5]\n")
+    sweep = load_sweep(file, ["deepspeed.zero_optimization.stage=1"])
+    held = load_config(None, sweep.runs()[0].overrides).deepspeed
+    assert held["gradient_clipping"] == 0.5 and held["zero_optimization"]["stage"] == 1
+
+
 @pytest.mark.parametrize("content, words", [
-    ({"axis": {}, "variants": {"a": None, "b": None}}, r"unknown key 'axis' in sweep file .did you mean 'axes'"),
+    ({"axis": {}, "variants": {"a": None, "b": None}}, r"unknown key 'axis' in sweep file \(did you mean 'axes'"),
     ({}, "nothing to compare"),
     ({"axes": {"train.lr": [1e-5]}}, r"axes.train.lr needs at least two values"),
     ({"axes": {"train.lr": 3}}, r"axes.train.lr must be a list"),

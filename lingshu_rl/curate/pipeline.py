@@ -91,7 +91,7 @@ class Pipeline:
 
 def load_pipeline(path: str | Path, out: str | None = None) -> Pipeline:
     """Paths in the file start where the command runs. Raises ConfigError naming the key."""
-    told: Any = OmegaConf.to_container(read_yaml(path, "pipeline file"), resolve=True)
+    told: Any = OmegaConf.to_container(read_yaml(path, "pipeline file", resolved=True))
     found = told | ({"out": out} if out else {})
     try:
         return parse_pipeline(found)
@@ -151,10 +151,9 @@ def _build(kind: Any, values: Any, where: str) -> Any:
     ]
     if missing:
         raise ConfigError(f"{where}: {missing[0]!r} is missing")
+    typed = {key: _typed(hints[key], value, f"{where}: {key}") for key, value in values.items()}
     try:
-        return kind(**{key: _typed(hints[key], value, f"{where}: {key}") for key, value in values.items()})
-    except ConfigError:
-        raise
+        return kind(**typed)
     except ValueError as error:  # the classes check themselves when built
         raise ConfigError(f"{where}: {error}") from None
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from lingshu_rl.failures import ConfigError
 from lingshu_rl.planning.given import load_config
-from lingshu_rl.settings import read_words, read_yaml
+from lingshu_rl.settings import changes_in, read_yaml
 from rewards.imports import hint
 
 Settings = dict[str, Any]  # dotted key -> value
@@ -126,8 +126,15 @@ class Sweep:
 
 def load_sweep(path: str | Path, settings: Sequence[str] = ()) -> Sweep:
     """Read and check a sweep file; `settings` (key=value) go over its base. Raises SweepError, naming the key."""
-    content: Any = OmegaConf.to_container(read_yaml(path, "sweep file"))
-    if over := read_words(settings):
+    try:
+        content: Any = OmegaConf.to_container(read_yaml(path, "sweep file"))
+        changes = changes_in(None, settings)
+    except ConfigError as error:
+        raise SweepError(str(error)) from None
+    keys = [word.partition("=")[0] for word in settings]  # as given: what base has beside one in a mapping stays
+    given = zip(keys, changes, strict=True)
+    over: Any = OmegaConf.to_container(OmegaConf.create({k: OmegaConf.select(change.values, k) for k, change in given}))
+    if over:
         content["base"] = {**flat(_mapping("base", content.get("base"))), **flat(over)}
     return parse_sweep(content, default_name=Path(path).stem)
 

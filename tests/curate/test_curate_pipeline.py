@@ -391,7 +391,9 @@ def test_vqa_rad_nih_and_open_i_with_planted_duplicates(shared_data: Path, tmp_p
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("out: x\nsource: [{path: a.jsonl}]\n", "unknown key 'source' .did you mean 'sources'"),
+        ("out: x\nsources: [{path: a.jsonl, format: lava}]\n", "sources, number 1: format: no preset 'lava'"),
+        ("out: ${nowhere}\nsources: [{path: a.jsonl}]\n", "is not readable YAML"),
+        ("out: x\nsource: [{path: a.jsonl}]\n", r"unknown key 'source' \(did you mean 'sources'"),
         ("out: x\nsources: {path: a.jsonl}\n", "it is a list, one source an entry beginning with -"),
         ("out: x\nsteps: [quality]\n", "the file has out, steps"),
     ],
