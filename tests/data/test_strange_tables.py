@@ -179,7 +179,7 @@ def looked(path, *words):
     parser = argparse.ArgumentParser()
     look.add_arguments(parser)
     arguments = parser.parse_args(["look", str(path), *words])
-    (source,) = look.checked_sources({"path": str(path)}, "source")
+    (source,) = look.sources_of({"path": str(path)}, "source")
     return list(look.look(source, arguments.rows, arguments.limit, "", "full"))
 
 
